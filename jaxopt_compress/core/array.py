@@ -1,0 +1,131 @@
+"""The noun: a leaf that stands for an array.
+
+A `CompressedArray` sits in a parameter tree where an array was. Its *meaning*
+is `materialize()`; everything else in this library is a faster way to get the
+same result (`core/lift.py`), or a way to make such leaves.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class CompressedArray:
+  """Base of every leaf that stands for an array.
+
+  A subclass is a frozen dataclass registered as a pytree, final, and defines
+  `shape`, `dtype` and `materialize`:
+
+      @jax.tree_util.register_dataclass
+      @dataclasses.dataclass(frozen=True, eq=False)
+      class Negated(CompressedArray):
+        x: jax.Array
+        note: str = dataclasses.field(default='', metadata={'static': True})
+
+        shape = property(lambda self: self.x.shape)
+        dtype = property(lambda self: self.x.dtype)
+
+        def materialize(self):
+          return -self.x
+
+  Two promises let `scan`, `vmap`, stacking and sharding slice a leaf as they
+  slice an array: `shape` follows from the shapes of the array children, and
+  static fields count axes from the end (-1, -2), so that they keep their meaning
+  when a leading axis comes or goes.
+  """
+
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    if CompressedArray not in cls.__bases__:
+      raise TypeError(
+          f'{cls.__name__} derives from a concrete leaf type. Leaf types are'
+          ' final, so that a rule registered for one means one layout: derive'
+          ' from CompressedArray, and hold the other leaf as a field.'
+      )
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the array that this leaf stands for."""
+    raise NotImplementedError
+
+  @property
+  def dtype(self):
+    """The dtype of the array that this leaf stands for."""
+    raise NotImplementedError
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    size = 1
+    for n in self.shape:
+      size *= n
+    return size
+
+  def materialize(self) -> jax.Array:
+    """The array that this leaf stands for: `shape`, `dtype`."""
+    raise NotImplementedError
+
+  def freeze(self):
+    """What is stored of this leaf when training is over; itself by default."""
+    return self
+
+  def describe(self) -> str:
+    """The format in a few words, for tables."""
+    return type(self).__name__
+
+
+def is_compressed(x: Any) -> bool:
+  """Whether `x` is a leaf that stands for an array."""
+  return isinstance(x, CompressedArray)
+
+
+def materialize(tree: Any) -> Any:
+  """`tree` with every compressed leaf replaced by the array it stands for."""
+  return jax.tree.map(
+      lambda x: x.materialize() if is_compressed(x) else x,
+      tree,
+      is_leaf=is_compressed,
+  )
+
+
+def nbytes(tree: Any) -> int:
+  """Bytes that the arrays of `tree` really occupy.
+
+  Counts what is stored, not what is stood for: a packed int4 leaf counts its
+  uint8 payload and its scales. Works on abstract arrays too.
+
+  >>> nbytes({'w': jnp.zeros((3, 4)), 'b': jnp.zeros(4, jnp.bfloat16)})
+  56
+  """
+  return sum(_leaf_nbytes(x) for x in jax.tree.leaves(tree))
+
+
+def _leaf_nbytes(x) -> int:
+  if not hasattr(x, 'dtype'):
+    return 0
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.eval_shape(jax.random.key_data, x)
+  size = 1
+  for n in x.shape:
+    size *= n
+  return size * jnp.dtype(x.dtype).itemsize
+
+
+def abstract(leaf: CompressedArray) -> jax.ShapeDtypeStruct:
+  """The shape and dtype that `leaf` stands for."""
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def children(leaf: CompressedArray) -> list[Any]:
+  """The arrays that `leaf` is made of, nested leaves included."""
+  return jax.tree.leaves(leaf)
+
+
+def replace(leaf, **changes):
+  """`dataclasses.replace`, under the name that reads well at a call."""
+  return dataclasses.replace(leaf, **changes)

@@ -1,0 +1,160 @@
+"""The clock: what happens to parameters while they are trained.
+
+    state  = comp.init(params)
+    cparams = comp.apply(params, state)     # some leaves compressed, differentiable
+    state  = comp.update(state, params, Info(step, grads))   # after each step
+
+optax's shape, one level up. The parameters themselves stay plain; masks, ranges
+and counters live in `state`. What is *learned* beside the weights (step sizes,
+gates) is wrapped in `Learned` inside the state; `split_learned` takes it out as
+a pytree of its own, which gets gradients and an optimizer, and `merge_learned`
+puts it back.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+
+Params = Any
+State = Any
+
+
+class Info(NamedTuple):
+  """What an update may look at. `step` counts finished optimizer steps."""
+
+  step: jax.Array | int
+  grads: Params | None = None
+  statistics: Any = None
+
+
+class Compression(NamedTuple):
+  """A pure description of how parameters are compressed while they train."""
+
+  init: Callable[[Params], State]
+  apply: Callable[[Params, State], Params]
+  update: Callable[[State, Params, Info], State]
+
+
+def identity() -> Compression:
+  """Leaves the parameters as they are."""
+  return Compression(
+      init=lambda params: (),
+      apply=lambda params, state: params,
+      update=lambda state, params, info: state,
+  )
+
+
+def chain(*compressions: Compression) -> Compression:
+  """Applies compressions in order; leaves nest: FakeQuant(Masked(w)).
+
+  Every `update` sees the plain parameters.
+  """
+
+  def apply(params, states):
+    for c, state in zip(compressions, states, strict=True):
+      params = c.apply(params, state)
+    return params
+
+  def update(states, params, info):
+    return tuple(
+        c.update(state, params, info)
+        for c, state in zip(compressions, states, strict=True)
+    )
+
+  return Compression(
+      init=lambda params: tuple(c.init(params) for c in compressions),
+      apply=apply,
+      update=update,
+  )
+
+
+def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
+  """Gives each leaf the compression of the first rule that matches its path.
+
+  A compression sees its share of the tree as `{path: leaf}`, so that its own
+  rules, if it has any, match the same paths. `None` leaves leaves alone.
+  """
+  used = [i for i, (_, c) in enumerate(rules) if c is not None]
+
+  def split(tree):
+    numbered = [(pattern, i) for i, (pattern, _) in enumerate(rules)]
+    owners = rules_lib.match(numbered, tree)
+    leaves = dict(rules_lib.named_leaves(tree))
+    return {
+        i: {p: leaves[p] for p, owner in owners.items() if owner == i}
+        for i in used
+    }
+
+  def init(params):
+    parts = split(params)
+    return {str(i): rules[i][1].init(parts[i]) for i in used}
+
+  def apply(params, state):
+    parts = split(params)
+    changed = {}
+    for i in used:
+      changed.update(rules[i][1].apply(parts[i], state[str(i)]))
+    return rules_lib.map_named(lambda path, x: changed.get(path, x), params)
+
+  def update(state, params, info):
+    parts = split(params)
+    grads = {} if info.grads is None else split(info.grads)
+    return {
+        str(i): rules[i][1].update(
+            state[str(i)], parts[i], info._replace(grads=grads.get(i))
+        )
+        for i in used
+    }
+
+  return Compression(init, apply, update)
+
+
+def freeze(tree: Params) -> Params:
+  """Turns training leaves into storage leaves: FakeQuant(w) -> QArray."""
+  return jax.tree.map(
+      lambda x: x.freeze() if array.is_compressed(x) else x,
+      tree,
+      is_leaf=array.is_compressed,
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+  """Marks what is learned beside the weights, inside a compression's state."""
+
+  value: Any
+
+
+def _is_learned(x):
+  return isinstance(x, Learned)
+
+
+def split_learned(state: State) -> tuple[Any, State]:
+  """Splits a state into (what is learned, the rest).
+
+  The first is a `{path: value}` dict; the second has `Learned(None)` in its
+  place.
+  """
+  named = rules_lib.named_leaves(state, is_leaf=_is_learned)
+  learned = {path: x.value for path, x in named if _is_learned(x)}
+  rest = jax.tree.map(
+      lambda x: Learned(None) if _is_learned(x) else x,
+      state,
+      is_leaf=_is_learned,
+  )
+  return learned, rest
+
+
+def merge_learned(learned: Any, rest: State) -> State:
+  """The inverse of `split_learned`."""
+  return rules_lib.map_named(
+      lambda path, x: Learned(learned[path]) if _is_learned(x) else x,
+      rest,
+      is_leaf=_is_learned,
+  )

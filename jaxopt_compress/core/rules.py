@@ -1,0 +1,164 @@
+"""The map: where. An ordered list of (regex, value) over the paths of a tree.
+
+The first pattern that matches the whole path wins. Every leaf must be covered
+and every pattern must be used; anything else is an error that lists the paths
+and guesses the typo. An explicit `(r'.*', None)` covers the rest.
+"""
+
+from collections.abc import Callable, Sequence
+import difflib
+import re
+from typing import Any
+
+import jax
+
+from jaxopt_compress.core import array
+
+Rules = Sequence[tuple[str, Any]]
+
+
+def _key_name(key) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def _is_value_of_variable(keys) -> bool:
+  """Flax NNX keeps the array of a Variable under an attribute `value`."""
+  return (
+      len(keys) > 1
+      and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+      and keys[-1].name == 'value'
+  )
+
+
+def named_leaves(
+    tree: Any, is_leaf: Callable[[Any], bool] = array.is_compressed
+) -> list[tuple[str, Any]]:
+  """The leaves of a tree with their path names, in the order of the tree.
+
+  Works on dicts, FrozenDict, `nnx.State` (the trailing `.value` of a Variable is
+  dropped), dataclasses, tuples and lists. Compressed leaves count as one.
+
+  >>> named_leaves({'a': {'kernel': 1}, 'b': (2, 3)})
+  [('a/kernel', 1), ('b/0', 2), ('b/1', 3)]
+  """
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+  siblings = {}
+  for keys, _ in flat:
+    siblings[keys[:-1]] = siblings.get(keys[:-1], 0) + 1
+  named = []
+  for keys, leaf in flat:
+    if _is_value_of_variable(keys) and siblings[keys[:-1]] == 1:
+      keys = keys[:-1]
+    named.append(('/'.join(_key_name(k) for k in keys), leaf))
+  return named
+
+
+def map_named(
+    f: Callable[..., Any],
+    tree: Any,
+    *rest: Any,
+    is_leaf: Callable[[Any], bool] = array.is_compressed,
+) -> Any:
+  """`jax.tree.map` of `f(path, leaf, ...)` over path names."""
+  treedef = jax.tree.structure(tree, is_leaf=is_leaf)
+  others = [treedef.flatten_up_to(r) for r in rest]
+  named = named_leaves(tree, is_leaf)
+  leaves = [
+      f(path, leaf, *other)
+      for (path, leaf), *other in zip(named, *others, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def match(rules: Rules, tree: Any) -> dict[str, Any]:
+  """The value of the first rule that matches each leaf's whole path.
+
+  Args:
+    rules: ordered `(regex, value)` pairs.
+    tree: any pytree; compressed leaves count as one.
+
+  Returns:
+    `{path: value}` for every leaf of `tree`, in the order of the tree.
+
+  Raises:
+    ValueError: a leaf that no rule covers, a rule that matches nothing (or only
+      what earlier rules took), or a pattern that is no regular expression.
+
+  >>> match([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
+  {'a/bias': None, 'a/kernel': 8}
+  """
+  compiled = _compile(rules)
+  paths = [path for path, _ in named_leaves(tree)]
+  values, hits = {}, [0] * len(compiled)
+  uncovered = []
+  for path in paths:
+    for i, (pattern, value) in enumerate(compiled):
+      if pattern.fullmatch(path):
+        values[path] = value
+        hits[i] += 1
+        break
+    else:
+      uncovered.append(path)
+  patterns = [p.pattern for p, _ in compiled]
+  if uncovered:
+    raise ValueError(
+        f'No rule covers {_listed(uncovered)}. Rules: {patterns}. Add'
+        f' (r"{re.escape(uncovered[0])}", None) to leave that leaf as it is, or'
+        ' a last (r".*", None) to leave all the rest.'
+    )
+  for i, (pattern, value) in enumerate(compiled):
+    if hits[i] or _covers_the_rest(pattern, value):
+      continue
+    taken = [p for p in paths if pattern.fullmatch(p)]
+    if taken:
+      raise ValueError(
+          f'The rule {pattern.pattern!r} is never used: earlier rules take all'
+          f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
+      )
+    raise ValueError(
+        f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
+        f' Paths: {_listed(paths, 20)}.'
+    )
+  return values
+
+
+def _compile(rules):
+  if isinstance(rules, dict):
+    rules = list(rules.items())
+  compiled = []
+  for rule in rules:
+    if not isinstance(rule, (tuple, list)) or len(rule) != 2:
+      raise ValueError(f'A rule is a pair (regex, value), not {rule!r}.')
+    pattern, value = rule
+    try:
+      compiled.append((re.compile(pattern), value))
+    except (re.error, TypeError) as e:
+      raise ValueError(f'{pattern!r} is not a regular expression: {e}') from e
+  return compiled
+
+
+def _covers_the_rest(pattern, value) -> bool:
+  return pattern.pattern == '.*' and value is None
+
+
+def _listed(paths, most=8) -> str:
+  shown = ', '.join(paths[:most])
+  more = len(paths) - most
+  return f'{shown} and {more} more' if more > 0 else shown
+
+
+def _guess(pattern, paths) -> str:
+  literal = re.sub(r'\\(.)', r'\1', pattern.pattern)
+  close = difflib.get_close_matches(literal, paths, n=1, cutoff=0.6)
+  if close:
+    return f' Did you mean {close[0]!r}?'
+  words = sorted({word for path in paths for word in path.split('/')})
+  for part in re.findall(r'\w+', literal):
+    if part not in words:
+      close = difflib.get_close_matches(part, words, n=1, cutoff=0.6)
+      if close:
+        return f' Did you mean {close[0]!r} where it says {part!r}?'
+  return ''
