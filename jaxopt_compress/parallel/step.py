@@ -1,0 +1,161 @@
+"""One train step for many devices, in three ways that give the same result.
+
+    step = data_parallel(per_replica_step, 'shard_map', mesh)
+    state, metrics = step(state, batch)
+
+`per_replica_step(state, batch, replicas, *frozen)` is written for the part of the
+batch that one replica sees. It keeps sums and counts, averages both over the
+replicas, and divides at the end:
+
+    loss = mean_r(sum_r) / mean_r(count_r) = sum over all / count over all
+
+so padding that falls on one replica more than on another changes nothing.
+
+Why `check_vma=False`. With the default `check_vma=True`, `jax.grad` with respect to
+parameters that are the same on every device already sums over the devices (the
+transpose of the implicit broadcast is a psum). The idiom of pmap,
+`pmean(grad(loss)(params))`, then returns the *sum*: N times too large on N devices,
+with no error, and hidden by Adam. With `check_vma=False` a gradient is the local
+one, as in pmap, and the mean below is the only collective.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from jaxopt_compress.parallel import mesh as mesh_lib
+
+MODES = ('shard_map', 'pmap', 'jit')
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+  """What a per-replica step may know about the others.
+
+  `axis` is None where the program sees the whole batch (jit): then there is one
+  replica, and the mean over replicas is the identity.
+  """
+
+  axis: str | None = None
+
+  def __call__(self, tree: Any) -> Any:
+    """The mean of `tree` over the replicas."""
+    if self.axis is None:
+      return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, self.axis), tree)
+
+  def fold_in(self, key: jax.Array) -> jax.Array:
+    """A key of this replica's own, so that no two drop the same units."""
+    index = 0 if self.axis is None else jax.lax.axis_index(self.axis)
+    return jax.random.fold_in(key, index)
+
+
+def data_parallel(
+  per_replica_step: Callable[..., tuple[Any, Any]],
+  mode: str = 'shard_map',
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[..., tuple[Any, Any]]:
+  """Runs a step written for one replica on all devices of a mesh.
+
+  The three modes give the same parameters as one device does on the whole batch
+  (tests/parallel/step_test.py). Two things differ by design: with 'jit' there is
+  one replica, so batch statistics are those of the global batch and there is one
+  dropout key, where the others have one of each for every device.
+
+  Args:
+    per_replica_step: `(state, batch, replicas, *frozen) -> (state, metrics)`; both
+      results must be equal on all replicas, so average with `replicas(tree)`.
+    mode: 'shard_map' (we own the collectives), 'pmap' (the same through the older
+      API), or 'jit' (arrays are sharded, the compiler inserts the collectives).
+    mesh: from `mesh.data_mesh`; all devices by default.
+
+  Returns:
+    `step(state, batch, *frozen)`, where `batch` comes from `mesh.shard` (or is a
+    tree of host arrays if there is one process) and the rest is replicated.
+    `step.jitted` is the compiled function, for its cache and its cost analysis.
+  """
+  mesh = mesh or mesh_lib.data_mesh()
+  if mode not in MODES:
+    raise ValueError(
+      f'Mode {mode!r} is not a way to run a data-parallel step. Choose one of'
+      f' {MODES}.'
+    )
+  build = {'shard_map': _shard_map, 'pmap': _pmap, 'jit': _jit}[mode]
+  jitted, place = build(per_replica_step, mesh)
+
+  def step(state, batch, *frozen):
+    return jitted(state, place(batch), frozen)
+
+  step.jitted = jitted
+  return step
+
+
+def _shard_map(per_replica_step, mesh):
+  everywhere, split = PartitionSpec(), PartitionSpec(mesh_lib.AXIS)
+
+  def body(state, batch, frozen):
+    return per_replica_step(state, batch, Replicas(mesh_lib.AXIS), *frozen)
+
+  mapped = jax.shard_map(
+    body,
+    mesh=mesh,
+    in_specs=(everywhere, split, everywhere),
+    out_specs=everywhere,
+    check_vma=False,
+  )
+  return _jit_on(mapped, mesh)
+
+
+def _jit(per_replica_step, mesh):
+  def body(state, batch, frozen):
+    return per_replica_step(state, batch, Replicas(), *frozen)
+
+  return _jit_on(body, mesh)
+
+
+def _jit_on(body, mesh):
+  everywhere = mesh_lib.replicated(mesh)
+  jitted = jax.jit(
+    body,
+    in_shardings=(everywhere, mesh_lib.sharded(mesh), everywhere),
+    out_shardings=everywhere,
+    # A CPU array may share its memory with a checkpoint that is being written.
+    donate_argnums=() if jax.default_backend() == 'cpu' else 0,
+  )
+  return jitted, functools.partial(mesh_lib.shard, mesh=mesh)
+
+
+def _pmap(per_replica_step, mesh):
+  def body(state, batch, frozen):
+    return per_replica_step(state, batch, Replicas(mesh_lib.AXIS), *frozen)
+
+  mapped = jax.pmap(
+    body,
+    axis_name=mesh_lib.AXIS,
+    in_axes=(None, 0, None),
+    out_axes=None,
+    devices=None if jax.process_count() > 1 else list(mesh.devices.flat),
+  )
+  return mapped, functools.partial(_stack, n=len(mesh.local_devices))
+
+
+def _stack(batch, n):
+  """[b, ...] -> [n, b / n, ...] on the host, as pmap wants it."""
+
+  def stack(x):
+    if isinstance(x, jax.Array):
+      x = np.concatenate([s.data for s in x.addressable_shards])
+    x = np.asarray(x)
+    if x.shape[0] % n:
+      raise ValueError(
+        f'A batch of {x.shape[0]} does not divide over {n} devices. Use a'
+        f' multiple of {n}, or pad it and mask the padding.'
+      )
+    return x.reshape((n, x.shape[0] // n) + x.shape[1:])
+
+  return jax.tree.map(stack, batch)
