@@ -1,0 +1,254 @@
+"""Checkpoints: whole or absent, of this config or refused.
+
+A checkpoint is a directory that Orbax writes under a temporary name and renames
+when it is complete, so a save that fails or is killed leaves the last one as it was.
+Beside the arrays we store a manifest: the config they were made under, and the
+shape, dtype and CRC-32 of every leaf. Orbax checks its index but not the payload: a
+flipped bit in an array loads without a word, and the CRC is what notices.
+
+Trees are stored flat, as `{path: array}`, so a compressed leaf is its arrays and
+restoring never depends on how a node type pickles. The structure comes from the
+template.
+"""
+
+from typing import Any
+import zlib
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxopt_compress.core import rules as rules_lib
+
+Config = dict[str, Any]  # flat: {'stage.teacher.steps': 600}; JSON values
+
+
+class CorruptCheckpoint(ValueError):
+  """What is on disk is not what was saved."""
+
+
+class Checkpoints:
+  """The checkpoints of one training run, by step.
+
+  Args:
+    directory: where they are; made if it is missing.
+    config: flat dict of what the run depends on.
+    keep: how many of the latest to keep.
+  """
+
+  def __init__(self, directory, *, config: Config, keep: int = 2):
+    self._config = _jsonable(config)
+    policies = ocp.training.preservation_policies
+    self._checkpointer = ocp.training.Checkpointer(
+      epath.Path(directory),
+      preservation_policy=policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+    self._pending = None
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps that have a complete checkpoint, in order."""
+    return [c.step for c in self._checkpointer.checkpoints]
+
+  def save(self, step: int, tree: Any) -> None:
+    """Starts saving `tree`; returns once the arrays may change.
+
+    The write goes on in the background. The next call, or `wait`, raises what went
+    wrong with it.
+    """
+    self.wait()
+    arrays = _flatten(tree)
+    self._pending = self._checkpointer.save_async(
+      step,
+      arrays,
+      force=True,
+      overwrite=True,  # only ever of one that could not be restored
+      custom_metadata=_manifest(arrays, self._config),
+    )
+
+  def wait(self) -> None:
+    """Blocks until nothing is being written."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def restore(self, template: Any) -> tuple[int, Any] | None:
+    """The newest checkpoint that is whole, as (step, tree); None if there is none.
+
+    Args:
+      template: a tree of `jax.ShapeDtypeStruct` (or arrays), with the shardings that
+        the restored arrays shall have.
+
+    Raises:
+      ValueError: it was made under another config, or has other leaves.
+      CorruptCheckpoint: there are checkpoints, and none of them is whole.
+    """
+    broken = []
+    for step in reversed(self.steps):
+      path = self._checkpointer.directory / str(step)
+      try:
+        return step, _load(path, template, self._config)
+      except CorruptCheckpoint as e:
+        logging.error('%s Falling back to the checkpoint before it.', e)
+        broken.append(str(e))
+    if broken:
+      raise CorruptCheckpoint(
+        f'No checkpoint in {self._checkpointer.directory} is whole:'
+        f' {" ".join(broken)} Remove that directory to start again.'
+      )
+    return None
+
+  def close(self) -> None:
+    self.wait()
+    self._checkpointer.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_exc):
+    self.close()
+
+
+def save(path, tree: Any, config: Config) -> None:
+  """Writes one checkpoint at `path`, and waits for it."""
+  arrays = _flatten(tree)
+  ocp.save(
+    epath.Path(path),
+    arrays,
+    overwrite=True,
+    custom_metadata=_manifest(arrays, _jsonable(config)),
+  )
+
+
+def restore(path, template: Any, config: Config) -> Any:
+  """Reads what `save` wrote, onto the structure and shardings of `template`.
+
+  Raises:
+    ValueError: another config, or other leaves.
+    CorruptCheckpoint: it is not whole.
+  """
+  return _load(epath.Path(path), template, _jsonable(config))
+
+
+def check_config(saved: Config, config: Config, where: str) -> None:
+  """Raises a ValueError that names the keys in which two configs differ."""
+  config = _jsonable(config)
+  differ = [
+    f'{key} was {saved.get(key, "absent")!r}, is {config.get(key, "absent")!r}'
+    for key in sorted(saved.keys() | config.keys())
+    if saved.get(key, 'absent') != config.get(key, 'absent')
+  ]
+  if differ:
+    raise ValueError(
+      f'{where} was made under another config: {"; ".join(differ)}. Use another'
+      ' workdir, or put the config back.'
+    )
+
+
+def _load(path, template, config):
+  manifest = _read_manifest(path)
+  check_config(manifest['config'], config, f'The checkpoint {path}')
+  names = [name for name, _ in _named(template)]
+  wanted = {name: _abstract(x) for name, x in _named(template)}
+  _check_leaves(path, manifest['leaves'], wanted)
+  stored = {n: x for n, x in wanted.items() if x.size}
+  try:
+    arrays = ocp.load(path, stored)
+  except Exception as e:  # Orbax has many kinds; all mean the same to us.
+    raise CorruptCheckpoint(
+      f'The checkpoint {path} cannot be read ({type(e).__name__}).'
+    ) from e
+  for name, x in arrays.items():
+    crc = manifest['leaves'][name][2]
+    if crc is not None and crc != _crc(x):
+      raise CorruptCheckpoint(
+        f'The checkpoint {path} is damaged: {name} is not what was saved.'
+      )
+  for name, x in wanted.items():
+    if not x.size:  # Orbax stores no empty arrays.
+      arrays[name] = jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
+  return jax.tree.unflatten(
+    jax.tree.structure(template), [arrays[name] for name in names]
+  )
+
+
+def _read_manifest(path):
+  try:
+    manifest = ocp.metadata(path).custom_metadata
+    return {'config': manifest['config'], 'leaves': manifest['leaves']}
+  except Exception as e:
+    raise CorruptCheckpoint(
+      f'The checkpoint {path} has no readable manifest ({type(e).__name__}).'
+    ) from e
+
+
+def _check_leaves(path, saved, wanted):
+  problems = [
+    f'{n} is missing' for n in wanted if n not in saved and wanted[n].size
+  ]
+  problems += [f'{n} is not expected' for n in saved if n not in wanted]
+  for name in saved.keys() & wanted.keys():
+    shape, dtype, _ = saved[name]
+    x = wanted[name]
+    if (tuple(shape), dtype) != (x.shape, str(x.dtype)):
+      problems.append(
+        f'{name} is {dtype}{list(shape)}, expected {x.dtype}{list(x.shape)}'
+      )
+  if problems:
+    more = f' and {len(problems) - 8} more' if len(problems) > 8 else ''
+    raise ValueError(
+      f'The checkpoint {path} is of another model:'
+      f' {"; ".join(sorted(problems)[:8])}{more}. Use another workdir.'
+    )
+
+
+def _named(tree):
+  return rules_lib.named_leaves(tree, is_leaf=lambda x: False)
+
+
+def _flatten(tree):
+  arrays = {
+    name: x if isinstance(x, jax.Array) else jnp.array(x)
+    for name, x in _named(tree)
+  }
+  return {name: x for name, x in arrays.items() if x.size}
+
+
+def _abstract(x):
+  sharding = getattr(x, 'sharding', None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _manifest(arrays, config):
+  return {
+    'config': config,
+    'leaves': {
+      name: [list(x.shape), str(x.dtype), _crc(x)] for name, x in arrays.items()
+    },
+  }
+
+
+def _crc(x) -> int | None:
+  """CRC-32 of the bytes of an array; None if they are not all on this host."""
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  if x.is_fully_replicated:
+    x = x.addressable_data(0)
+  elif not x.is_fully_addressable:
+    return None
+  return zlib.crc32(np.ascontiguousarray(x).tobytes())
+
+
+def _jsonable(config):
+  """Tuples become lists, as JSON will make them."""
+
+  def plain(x):
+    return [plain(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+  return {key: plain(value) for key, value in config.items()}
