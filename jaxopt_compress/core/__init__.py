@@ -1,0 +1,1 @@
+"""The noun, the verb, the clock, the map. Imports jax only."""

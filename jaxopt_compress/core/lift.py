@@ -1,0 +1,174 @@
+"""The verb: any leaf of any argument of a lifted function may be compressed.
+
+    lift(f)(p, x) == f(materialize(p), x)
+
+`lift` traces `f` to a jaxpr on the shapes that the leaves stand for and evaluates
+it equation by equation (`core/jaxprs.py`). A leaf type says what it does better
+than the dense array by registering rules:
+
+    @lift.rule(lax.dot_general_p, QArray)
+    def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
+      ...   # an array, a compressed leaf, or Dense('why not')
+
+A missing rule is slow, never wrong.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import rules as rules_lib
+
+Dense = jaxprs.Dense
+Met = jaxprs.Met
+
+_RULES: dict[tuple[Any, type], Callable] = {}
+
+
+def rule(primitive: Any, *leaf_types: type) -> Callable[[Callable], Callable]:
+  """Registers what leaves of a type do under a first-order primitive.
+
+  The rule is called as the primitive is bound: `rule(*operands, **params)`. The
+  operand of the leaf's type is the leaf, the others are dense. It returns what
+  the primitive returns, of the same shape and dtype, where each result may be a
+  compressed leaf again, or `Dense(reason)` to decline.
+  """
+
+  def register(f):
+    for leaf_type in leaf_types:
+      _RULES[primitive, leaf_type] = f
+    return f
+
+  return register
+
+
+def _rule_for(primitive, leaf_type):
+  return _RULES.get((primitive, leaf_type))
+
+
+def lift(fun: Callable, strict: bool = False) -> Callable:
+  """Lets any array argument of `fun` be a compressed leaf.
+
+  Without compressed leaves among the arguments, `fun` is called as it is. With
+  them it is traced, so Python control flow on array values needs what it needs
+  under `jax.jit`; each call traces anew, so wrap the result in `jax.jit`.
+
+  Args:
+    fun: a function of pytrees of arrays.
+    strict: refuse to materialise a leaf: raise instead.
+
+  Returns:
+    A function with the same arguments; its result is dense.
+
+  Raises:
+    ValueError: with `strict`, where an operation has no rule for a leaf; names
+      the leaf, the primitive, why, and the line of the model.
+
+  >>> import jax.numpy as jnp
+  >>> lift(lambda w, x: x @ w)(jnp.eye(2), jnp.ones((1, 2)))
+  Array([[1., 1.]], dtype=float32)
+  """
+
+  @functools.wraps(fun)
+  def lifted(*args, **kwargs):
+    leaves = jax.tree.leaves((args, kwargs), is_leaf=array.is_compressed)
+    if not any(map(array.is_compressed, leaves)):
+      return fun(*args, **kwargs)
+    record = _refuse if strict else None
+    ctx = jaxprs.Context(_rule_for, record, inline=strict)
+    return run(ctx, fun, args, kwargs)
+
+  return lifted
+
+
+def _refuse(met: Met):
+  if not met.native:
+    raise ValueError(
+        f'{met.path} would become dense: {met.primitive} at {met.source}'
+        f' ({met.reason}). Leave this leaf dense, use a format that has a rule'
+        ' for it, or lift without strict=True.'
+    )
+
+
+def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
+  """Evaluates `fun` over arguments with compressed leaves, under `ctx`."""
+  named = rules_lib.named_leaves((args, kwargs))
+  treedef = jax.tree.structure((args, kwargs), is_leaf=array.is_compressed)
+  leaves = [x for _, x in named]
+  traced = [i for i, x in enumerate(leaves) if _is_array(x)]
+
+  def flat_fun(*values):
+    filled = list(leaves)
+    for i, value in zip(traced, values, strict=True):
+      filled[i] = value
+    args, kwargs = jax.tree.unflatten(treedef, filled)
+    return fun(*args, **kwargs)
+
+  closed, out_tree = jaxprs.trace(
+      flat_fun, *(_stands_for(leaves[i]) for i in traced)
+  )
+  outs = jaxprs.evaluate(
+      ctx,
+      closed,
+      [leaves[i] for i in traced],
+      [_within_argument(named[i][0]) for i in traced],
+  )
+  return jax.tree.unflatten(out_tree, array.materialize(outs))
+
+
+def _is_array(x) -> bool:
+  # Python scalars stay what they are, so that flags keep working.
+  return array.is_compressed(x) or isinstance(x, (jax.Array, np.ndarray))
+
+
+def _stands_for(x):
+  if not array.is_compressed(x):
+    return x
+  types = [jax.typeof(c) for c in array.children(x)]
+  if any(getattr(t, 'vma', None) for t in types):
+    return jax.eval_shape(x.materialize)
+  return array.abstract(x)
+
+
+def _within_argument(path: str) -> str:
+  """Drops the leading `0/<argument number>` of a path in (args, kwargs)."""
+  parts = path.split('/')
+  return '/'.join(parts[2:]) or '/'.join(parts[1:])
+
+
+def explain(fun: Callable) -> Callable[..., list[Met]]:
+  """For each compressed leaf, every operation it met and how that ran.
+
+  `explain(f)(params, *args)` traces `f` abstractly, computes nothing, and
+  returns a `Met` (path, primitive, native, reason, source) for every meeting of
+  a compressed leaf with an operation, in program order. `f` is the function that
+  one would lift.
+  """
+
+  def explained(*args, **kwargs):
+    met = []
+    ctx = jaxprs.Context(_rule_for, met.append, inline=True)
+    analyse(ctx, fun, args, kwargs)
+    return list(dict.fromkeys(met))
+
+  return explained
+
+
+def analyse(ctx, fun, args, kwargs, prepare=lambda args: args) -> None:
+  """Runs `fun` abstractly under `ctx`, for what `ctx` records."""
+  leaves, treedef = jax.tree.flatten((args, kwargs))
+  arrays = [i for i, x in enumerate(leaves) if hasattr(x, 'shape')]
+
+  def abstract_fun(values):
+    filled = list(leaves)
+    for i, value in zip(arrays, values, strict=True):
+      filled[i] = value
+    args, kwargs = jax.tree.unflatten(treedef, filled)
+    return run(ctx, fun, prepare(args), kwargs)
+
+  jax.eval_shape(abstract_fun, [leaves[i] for i in arrays])

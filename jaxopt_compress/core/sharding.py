@@ -1,0 +1,101 @@
+"""How the parts of a compressed leaf are cut when the array it stands for is.
+
+A part of the same rank as the leaf follows the leaf's spec on every axis that it
+really has, and is replicated on the axes where it has size 1 (a scale shared
+along them). A part of lower rank is replicated.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxopt_compress.core import array
+
+
+def _cuts(entry, mesh) -> int:
+  if entry is None:
+    return 1
+  axes = entry if isinstance(entry, tuple) else (entry,)
+  return math.prod(mesh.shape[a] for a in axes)
+
+
+def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
+  """The spec of one part, or None where it cannot be cut evenly."""
+  if len(shape) != leaf_ndim:
+    return PartitionSpec()
+  entries = list(spec) + [None] * (leaf_ndim - len(spec))
+  out = []
+  for n, entry in zip(shape, entries, strict=True):
+    cuts = _cuts(entry, mesh)
+    if n == 1 and cuts > 1:
+      entry = None
+    elif n % cuts:
+      return None
+    out.append(entry)
+  return PartitionSpec(*out)
+
+
+def leaf_specs(
+    leaf: array.CompressedArray, spec: PartitionSpec, mesh, local_shape
+) -> Any:
+  """A leaf of specs for the parts of `leaf`, or None where none fits.
+
+  Args:
+    leaf: the compressed leaf, whole.
+    spec: how the array that it stands for is cut.
+    mesh: a Mesh or AbstractMesh.
+    local_shape: the shape that the cut leaf must stand for.
+  """
+  parts, treedef = jax.tree.flatten(leaf)
+  specs = [part_spec(p.shape, leaf.ndim, spec, mesh) for p in parts]
+  if any(s is None for s in specs):
+    return None
+  local = []
+  for p, s in zip(parts, specs, strict=True):
+    entries = list(s) + [None] * (len(p.shape) - len(s))
+    cut = [n // _cuts(e, mesh) for n, e in zip(p.shape, entries, strict=True)]
+    local.append(jax.ShapeDtypeStruct(tuple(cut), p.dtype))
+  # Packing and groups may not survive the cut: ask the leaf itself.
+  if jax.tree.unflatten(treedef, local).shape != tuple(local_shape):
+    return None
+  return jax.tree.unflatten(treedef, specs)
+
+
+def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
+  """Places a tree with compressed leaves as its dense form would be placed.
+
+  Args:
+    tree: arrays and compressed leaves.
+    mesh: the devices.
+    specs: one PartitionSpec for each leaf (a compressed leaf counts as one), or
+      a single one for all.
+
+  Raises:
+    ValueError: a compressed leaf whose parts cannot be cut that way.
+  """
+
+  def place(x, spec):
+    if not array.is_compressed(x):
+      return jax.device_put(x, NamedSharding(mesh, spec))
+    entries = list(spec) + [None] * (x.ndim - len(spec))
+    local = tuple(
+        n // _cuts(e, mesh) for n, e in zip(x.shape, entries, strict=True)
+    )
+    parts = leaf_specs(x, spec, mesh, local)
+    if parts is None:
+      raise ValueError(
+          f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
+          f' {dict(mesh.shape)}: its parts are'
+          f' {[p.shape for p in array.children(x)]}. Cut an axis that all parts'
+          ' share, or replicate the leaf.'
+      )
+    return jax.tree.map(
+        lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), x, parts
+    )
+
+  if isinstance(specs, PartitionSpec):
+    one = specs
+    specs = jax.tree.map(lambda x: one, tree, is_leaf=array.is_compressed)
+  return jax.tree.map(place, tree, specs, is_leaf=array.is_compressed)

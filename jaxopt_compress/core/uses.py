@@ -1,0 +1,329 @@
+"""Every weight knows the operations it is used in.
+
+`uses(apply)(params, x)` follows each leaf through the program, through reshape,
+transpose, convert, slice, squeeze, jit, scan and remat, and tells which
+primitives it reaches and which of its axes are contracted there. So a "channel"
+is what is not contracted: for Dense, DenseGeneral, attention, convolutions,
+embeddings and layers nobody has heard of, with no table of layer names.
+
+It is `lift` over one more leaf type: a `Probe` stands for a parameter and carries
+the names of its axes.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules as rules_lib
+
+
+class Use(NamedTuple):
+  """One operation that a leaf reaches.
+
+  Attributes:
+    primitive: name of the JAX primitive.
+    contracted: axes of the leaf, counted from the end, that are summed over
+      (dot, convolution), or that make up one row (gather); () elsewhere.
+    stacked: axes that were sliced away before, by a scan or by indexing.
+    source: file, line and function of the model.
+  """
+
+  primitive: str
+  contracted: tuple[int, ...]
+  stacked: tuple[int, ...]
+  source: str
+
+
+class Axes(NamedTuple):
+  """What the axes of a leaf are, each counted from the end."""
+
+  contracted: tuple[int, ...]
+  stacked: tuple[int, ...]
+  free: tuple[int, ...]
+
+
+# An axis of a probe is a tuple of pieces (axis of the leaf, size), major first.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe(array.CompressedArray):
+  """Stands for a parameter; `axes[-i]` names the pieces of axis -i."""
+
+  value: jax.Array
+  axes: tuple = dataclasses.field(metadata={'static': True})
+  origin: int = dataclasses.field(metadata={'static': True})  # rank of the leaf
+
+  shape = property(lambda self: self.value.shape)
+  dtype = property(lambda self: self.value.dtype)
+
+  def materialize(self):
+    return self.value
+
+  @property
+  def pieces(self) -> list[tuple[tuple[int, int], ...]]:
+    """The pieces of each present axis, their sizes as they are here."""
+    axes = self.axes[len(self.axes) - self.ndim :]
+    return [
+        _fit(pieces, n) for pieces, n in zip(axes, self.shape, strict=True)
+    ]
+
+
+def _fit(pieces, n):
+  """Rescales the major piece where the axis was cut into shards."""
+  size = math.prod(s for _, s in pieces)
+  if pieces and size != n and (n * pieces[0][1]) % size == 0:
+    (axis, first), *rest = pieces
+    return ((axis, first * n // size), *rest)
+  return pieces
+
+
+def _probe(x) -> Any:
+  if not hasattr(x, 'shape'):
+    return x
+  axes = tuple(((i - x.ndim, n),) for i, n in enumerate(x.shape))
+  return Probe(x, axes, x.ndim)
+
+
+def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
+  """For each leaf of the first argument, the operations it reaches.
+
+  Args:
+    fun: a function of parameters and further arguments.
+
+  Returns:
+    A function of the same arguments that returns `{path: (Use, ...)}`, in the
+    order of the tree; a leaf that the program never reads has an empty tuple.
+    Nothing is computed: arguments may be abstract.
+
+  >>> import jax.numpy as jnp
+  >>> f = lambda p, x: x @ p['w'] + p['b']
+  >>> params = {'w': jnp.ones((3, 4)), 'b': jnp.ones((1, 4))}
+  >>> [(u.primitive, u.contracted) for u in uses(f)(params, jnp.ones((2, 3)))['w']]
+  [('dot_general', (-2,))]
+  """
+
+  def used(params, *args, **kwargs):
+    found = {path: [] for path, _ in rules_lib.named_leaves(params)}
+
+    def record(met: lift.Met):
+      if met.native or met.primitive in _LOOPS or met.path not in found:
+        return
+      contracted, stacked = met.detail or ((), ())
+      found[met.path].append(
+          Use(met.primitive, contracted, stacked, met.source)
+      )
+
+    ctx = jaxprs.Context(_rule_for, record, inline=True)
+    lift.analyse(ctx, fun, (params, *args), kwargs, _probes)
+    return {path: tuple(dict.fromkeys(u)) for path, u in found.items()}
+
+  return used
+
+
+_LOOPS = ('scan', 'while', 'cond', 'shard_map')
+
+
+def _probes(args):
+  params, *rest = args
+  return (jax.tree.map(_probe, array.materialize(params)), *rest)
+
+
+def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
+  """The contracted, stacked and free axes of a leaf.
+
+  With `uses`, from the program: an axis contracted anywhere counts as
+  contracted. Without, by Flax's convention (the last axis is the output), for
+  what it settles: a matrix that is not an embedding, and a convolution with a
+  square odd window.
+
+  Args:
+    path: name of the leaf.
+    leaf: anything with a shape.
+    uses: what `uses(apply)(params, x)` returned, or None.
+
+  Raises:
+    ValueError: the axes cannot be told, or no operation contracts the leaf.
+  """
+  ndim = len(leaf.shape)
+  if uses is None:
+    return _by_convention(path, tuple(leaf.shape))
+  if path not in uses:
+    raise ValueError(
+        f'uses has no entry for {path}: it was made for another tree, with'
+        f' leaves {list(uses)[:8]}. Call jc.uses(apply)(params, x) on this one.'
+    )
+  found = [u for u in uses[path] if u.contracted]
+  if not found:
+    met = sorted({f'{u.primitive} at {u.source}' for u in uses[path]})
+    where = '; '.join(met) if met else 'no operation at all'
+    raise ValueError(
+        f'{path} reaches no dot, convolution or gather, only {where}. Leave it'
+        f' as it is: put (r"{path}", None) before the rule that takes it.'
+    )
+  contracted = set().union(*(u.contracted for u in found))
+  stacked = set().union(*(u.stacked for u in found)) - contracted
+  free = set(range(-ndim, 0)) - contracted - stacked
+  return Axes(*(tuple(sorted(a)) for a in (contracted, stacked, free)))
+
+
+def _by_convention(path, shape) -> Axes:
+  name = path.split('/')[-1]
+  square_window = len(shape) == 4 and shape[0] == shape[1] and shape[0] % 2
+  if len(shape) == 2 and 'embedding' not in name:
+    return Axes((-2,), (), (-1,))
+  if square_window and shape[0] <= 11:
+    return Axes((-4, -3, -2), (), (-1,))
+  raise ValueError(
+      f'Which axes of {path}, shape {shape}, are contracted? Without uses only'
+      ' matrices [in, out] and convolutions with a square odd window [h, w, in,'
+      ' out] are clear; embeddings, stacked layers and attention projections'
+      ' are not. Pass uses=jc.uses(apply)(params, x).'
+  )
+
+
+# ------------------------------------------------------------ rules of a probe
+
+_RULES: dict[str, Callable] = {}
+
+
+def _rule_for(primitive, leaf_type):
+  if leaf_type is Probe:
+    return _RULES.get(primitive.name)
+  return lift._rule_for(primitive, leaf_type)
+
+
+def _rule(*names):
+  def register(f):
+    for name in names:
+      _RULES[name] = f
+    return f
+
+  return register
+
+
+def _found(probe: Probe, contracted_axes) -> lift.Dense:
+  contracted = {a for i in contracted_axes for a, _ in probe.pieces[i]}
+  present = {a for pieces in probe.pieces for a, _ in pieces}
+  stacked = set(range(-probe.origin, 0)) - present
+  return lift.Dense(
+      'a use', (tuple(sorted(contracted)), tuple(sorted(stacked)))
+  )
+
+
+def _moved(probe: Probe, value, pieces) -> Probe:
+  return dataclasses.replace(probe, value=value, axes=tuple(pieces))
+
+
+@_rule('dot_general')
+def _(lhs, rhs, *, dimension_numbers, **_):
+  (lhs_axes, rhs_axes), _ = dimension_numbers
+  if isinstance(lhs, Probe):
+    return _found(lhs, lhs_axes)
+  return _found(rhs, rhs_axes)
+
+
+@_rule('conv_general_dilated')
+def _(lhs, rhs, *, dimension_numbers, **_):
+  if isinstance(rhs, Probe):
+    out, *rest = dimension_numbers.rhs_spec
+    return _found(rhs, rest)
+  return _found(lhs, dimension_numbers.lhs_spec[1:])
+
+
+@_rule('gather')
+def _(operand, indices, *, dimension_numbers, slice_sizes, **_):
+  if not isinstance(operand, Probe):
+    return _found(indices, ())
+  row = [
+      i
+      for i, n in enumerate(slice_sizes)
+      if n == operand.shape[i] and i not in dimension_numbers.start_index_map
+  ]
+  return _found(operand, row)
+
+
+@_rule('ragged_dot_general')
+def _(lhs, rhs, group_sizes, *, ragged_dot_dimension_numbers, **_):
+  (lhs_axes, rhs_axes), _ = ragged_dot_dimension_numbers.dot_dimension_numbers
+  if isinstance(lhs, Probe):
+    return _found(lhs, lhs_axes)
+  return _found(rhs, rhs_axes)
+
+
+@_rule('transpose')
+def _(x, *, permutation):
+  pieces = [x.pieces[i] for i in permutation]
+  return _moved(x, lax.transpose(x.value, permutation), pieces)
+
+
+@_rule('convert_element_type', 'reduce_precision', 'copy')
+def _(x, *, new_dtype=None, **_):
+  value = x.value if new_dtype is None else x.value.astype(new_dtype)
+  return dataclasses.replace(x, value=value)
+
+
+@_rule('squeeze')
+def _(x, *, dimensions):
+  pieces = [p for i, p in enumerate(x.pieces) if i not in dimensions]
+  return _moved(x, lax.squeeze(x.value, dimensions), pieces)
+
+
+@_rule('reshape')
+def _(x, *, new_sizes, dimensions, **_):
+  if dimensions is not None:
+    return lift.Dense('reshape with a permutation')
+  flat = [p for pieces in x.pieces for p in pieces]
+  pieces = split_pieces(flat, new_sizes)
+  if pieces is None:
+    return lift.Dense('a reshape that mixes axes')
+  return _moved(x, lax.reshape(x.value, new_sizes), pieces)
+
+
+@_rule('slice')
+def _(x, *, start_indices, limit_indices, strides):
+  value = lax.slice(x.value, start_indices, limit_indices, strides)
+  return _cut(x, value)
+
+
+@_rule('dynamic_slice')
+def _(x, *starts, slice_sizes, **_):
+  if not isinstance(x, Probe):
+    return lift.Dense('an index')
+  return _cut(x, lax.dynamic_slice(x.value, starts, slice_sizes))
+
+
+def _cut(x, value):
+  pieces = [
+      p if n == m else ((p[0][0], n),) if len(p) == 1 and n > 1 else ()
+      for p, m, n in zip(x.pieces, x.shape, value.shape, strict=True)
+  ]
+  return _moved(x, value, pieces)
+
+
+def split_pieces(flat, new_sizes):
+  """Deals pieces (axis, size), major first, to axes of new sizes, or None."""
+  flat = [p for p in flat if p[1] != 1]
+  out = []
+  for n in new_sizes:
+    axis_pieces = []
+    while n > 1:
+      if not flat:
+        return None
+      axis, size = flat.pop(0)
+      if n % size == 0:
+        axis_pieces.append((axis, size))
+        n //= size
+      elif size % n == 0:
+        axis_pieces.append((axis, n))
+        flat.insert(0, (axis, size // n))
+        n = 1
+      else:
+        return None
+    out.append(tuple(axis_pieces))
+  return out
