@@ -1,0 +1,54 @@
+"""Small Flax NNX models, each called as `model(x, *, train, rngs) -> (y, out)`.
+
+`out` names what happened on the way ('stem', 'block0', ..., 'features'), for
+losses that look inside. `functional` makes any of them a pure function of plain
+dicts.
+"""
+
+from typing import Any
+
+from flax import nnx
+
+from jaxopt_compress.models import mlp, resnet
+from jaxopt_compress.models.functional import Functional, functional
+
+__all__ = ['Functional', 'abstract', 'build', 'functional', 'mlp', 'resnet']
+
+
+def build(name: str, *, seed: int = 0, **kwargs: Any) -> nnx.Module:
+  """The model `name` of this package: `build('mlp')` is `mlp.MLP(...)`.
+
+  Args:
+    name: a module of this package; its class is the one named like it.
+    seed: of the initial weights.
+    **kwargs: of the class.
+
+  >>> type(build('mlp', in_features=4, classes=2)).__name__
+  'MLP'
+  """
+  return _class(name)(**kwargs, rngs=nnx.Rngs(seed))
+
+
+def abstract(name: str, **kwargs: Any) -> Functional:
+  """`functional(build(name, ...))` with shapes where the arrays would be.
+
+  >>> abstract('mlp', in_features=4, classes=2).params['head']['kernel'].shape
+  (128, 2)
+  """
+  return functional(nnx.eval_shape(lambda: build(name, **kwargs)))
+
+
+def _class(name: str) -> type[nnx.Module]:
+  classes = {
+    file: found
+    for file, module in globals().items()
+    for word, found in getattr(module, '__dict__', {}).items()
+    if isinstance(found, type)
+    and issubclass(found, nnx.Module)
+    and word.lower() == file
+  }
+  if name not in classes:
+    raise ValueError(
+      f'No model is called {name!r}; there are {sorted(classes)}.'
+    )
+  return classes[name]
