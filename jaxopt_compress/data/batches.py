@@ -1,13 +1,17 @@
 """Batches by number: `batches(...)[step]` is the batch of that step.
 
-A shuffled, endless stream that is a pure function of (seed, step): a run that
-resumes at step 1000 asks for batch 1000 and has no iterator to restore.
-Shuffling and repetition are grain's, https://google-grain.readthedocs.io.
+    epoch e is a permutation that depends on (seed, e) only; end to end they
+    are one endless row of examples, and batch s is its s-th stretch
+
+A run that resumes at step 1000 asks for batch 1000 and has no iterator to
+restore. The permutations are elements of a grain `MapDataset`,
+https://google-grain.readthedocs.io. Whole epochs are drawn, because grain's
+`shuffle` costs some 40 us for each example, more than a small model's step.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+import functools
 
 import grain
 import numpy as np
@@ -21,12 +25,13 @@ class Batches:
   """An endless sequence of batches. Index it by the step."""
 
   arrays: Arrays
-  rows: Any  # rows[step]: [batch] int, the examples of that step.
+  batch_size: int
   seed: int
+  order: Callable[[int], np.ndarray]  # epoch -> a permutation, [n] int.
   transform: Callable[[Batch, np.random.Generator], Batch] | None
 
   def __getitem__(self, step: int) -> Batch:
-    rows = self.rows[int(step)]
+    rows = self.rows(int(step))
     batch = {name: x[rows] for name, x in self.arrays.items()}
     if self.transform is None:
       return batch
@@ -37,6 +42,18 @@ class Batches:
     while True:
       yield self[step]
       step += 1
+
+  def rows(self, step: int) -> np.ndarray:
+    """The examples of a step, [batch_size] int."""
+    if step < 0:
+      raise IndexError(f'Batches are numbered from 0; this is {step}.')
+    n = len(next(iter(self.arrays.values())))
+    begin = step * self.batch_size
+    epoch, place = divmod(begin, n)
+    # A batch is no larger than the data, so that it meets two epochs at most.
+    last = (begin + self.batch_size - 1) // n
+    rows = np.concatenate([self.order(e) for e in range(epoch, last + 1)])
+    return rows[place : place + self.batch_size]
 
 
 def batches(
@@ -73,8 +90,14 @@ def batches(
       f'batch_size is {batch_size}, and there are {n} examples. Choose a batch'
       f' size from 1 to {n}.'
     )
-  rows = grain.MapDataset.source(np.arange(n)).seed(seed).shuffle().repeat()
-  return Batches(dict(arrays), rows.batch(batch_size), seed, transform)
+  orders = (
+    grain.MapDataset.source([n])
+    .repeat()
+    .seed(seed)
+    .random_map(lambda n, rng: rng.permutation(n))
+  )
+  order = functools.lru_cache(maxsize=2)(orders.__getitem__)
+  return Batches(dict(arrays), batch_size, seed, order, transform)
 
 
 def eval_batches(arrays: Arrays, batch_size: int) -> list[Batch]:
