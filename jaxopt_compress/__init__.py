@@ -1,0 +1,35 @@
+"""Quantise, prune, distil and distribute JAX networks.
+
+    import jaxopt_compress as jc
+
+    qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
+    y = jax.jit(jc.lift(apply))(qparams, x)
+"""
+
+from jaxopt_compress.core.array import CompressedArray as CompressedArray
+from jaxopt_compress.core.array import is_compressed as is_compressed
+from jaxopt_compress.core.array import materialize as materialize
+from jaxopt_compress.core.array import nbytes as nbytes
+from jaxopt_compress.core.compression import by_path as by_path
+from jaxopt_compress.core.compression import chain as chain
+from jaxopt_compress.core.compression import Compression as Compression
+from jaxopt_compress.core.compression import freeze as freeze
+from jaxopt_compress.core.compression import Info as Info
+from jaxopt_compress.core.compression import Learned as Learned
+from jaxopt_compress.core.compression import merge_learned as merge_learned
+from jaxopt_compress.core.compression import split_learned as split_learned
+from jaxopt_compress.core.lift import explain as explain
+from jaxopt_compress.core.lift import lift as lift
+from jaxopt_compress.core.lift import rule as rule
+from jaxopt_compress.core.rules import map_named as map_named
+from jaxopt_compress.core.rules import match as match
+from jaxopt_compress.core.sharding import device_put as device_put
+from jaxopt_compress.core.uses import uses as uses
+from jaxopt_compress.quantization import fake_quantize as fake_quantize
+from jaxopt_compress.quantization import QArray as QArray
+from jaxopt_compress.quantization import QDotArray as QDotArray
+from jaxopt_compress.quantization import quantize as quantize
+from jaxopt_compress.quantization import Scheme as Scheme
+from jaxopt_compress.quantization import W4A16 as W4A16
+from jaxopt_compress.quantization import W8A16 as W8A16
+from jaxopt_compress.quantization import W8A8 as W8A8

@@ -5,7 +5,6 @@ is `materialize()`; everything else in this library is a faster way to get the
 same result (`core/lift.py`), or a way to make such leaves.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -45,15 +44,8 @@ class CompressedArray:
           ' from CompressedArray, and hold the other leaf as a field.'
       )
 
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """The shape of the array that this leaf stands for."""
-    raise NotImplementedError
-
-  @property
-  def dtype(self):
-    """The dtype of the array that this leaf stands for."""
-    raise NotImplementedError
+  shape: tuple[int, ...]  # of the array that this leaf stands for
+  dtype: Any
 
   @property
   def ndim(self) -> int:
@@ -124,8 +116,3 @@ def abstract(leaf: CompressedArray) -> jax.ShapeDtypeStruct:
 def children(leaf: CompressedArray) -> list[Any]:
   """The arrays that `leaf` is made of, nested leaves included."""
   return jax.tree.leaves(leaf)
-
-
-def replace(leaf, **changes):
-  """`dataclasses.replace`, under the name that reads well at a call."""
-  return dataclasses.replace(leaf, **changes)

@@ -13,6 +13,7 @@ and the only one that imports `jax.extend`.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -71,19 +72,43 @@ class Context:
     inline: evaluate jitted bodies in place instead of under `jax.jit`, so that
       each call of a shared body is recorded.
     jits: jitted evaluations of shared bodies, by the identity of their jaxpr.
+    calls: the lines of the structural equations being evaluated, outermost
+      first.
   """
 
   rule_for: Callable[[Any, type], Callable | None]
   record: Callable[[Met], None] | None = None
   inline: bool = False
-  jits: dict[int, tuple[Any, Callable]] = dataclasses.field(default_factory=dict)
+  jits: dict[int, tuple[Any, Callable]] = dataclasses.field(
+      default_factory=dict
+  )
+  calls: list[str] = dataclasses.field(default_factory=list)
 
   def note(self, eqn, name, native, reason='', detail=None):
     if self.record is not None:
-      source = source_info_util.summarize(eqn.source_info)
       self.record(
-          Met(name, eqn.primitive.name, native, reason, source, detail)
+          Met(
+              name,
+              eqn.primitive.name,
+              native,
+              reason,
+              self._source(eqn),
+              detail,
+          )
       )
+
+  def _source(self, eqn) -> str:
+    # Bodies of JAX's own jitted functions have no line of the user's; the call
+    # around them has.
+    here = source_info_util.summarize(eqn.source_info)
+    return here or (self.calls[-1] if self.calls else '')
+
+  @contextlib.contextmanager
+  def entering(self, eqn):
+    """Remembers where the body that is evaluated meanwhile was called."""
+    self.calls.append(self._source(eqn) if self.record else '')
+    yield
+    self.calls.pop()
 
 
 def trace(fun: Callable, *args) -> tuple[Any, Any]:
@@ -204,7 +229,8 @@ def _treat(ctx, eqn, operands):
   ):
     structural = _STRUCTURAL.get(eqn.primitive.name)
     if structural is not None:
-      outs = structural(ctx, eqn, operands)
+      with ctx.entering(eqn):
+        outs = structural(ctx, eqn, operands)
       if outs is not NotImplemented:
         return outs
       return [(x, None) for x in _dense(ctx, eqn, operands)]

@@ -47,7 +47,7 @@ def rule(primitive: Any, *leaf_types: type) -> Callable[[Callable], Callable]:
   return register
 
 
-def _rule_for(primitive, leaf_type):
+def rule_for(primitive, leaf_type):
   return _RULES.get((primitive, leaf_type))
 
 
@@ -80,7 +80,7 @@ def lift(fun: Callable, strict: bool = False) -> Callable:
     if not any(map(array.is_compressed, leaves)):
       return fun(*args, **kwargs)
     record = _refuse if strict else None
-    ctx = jaxprs.Context(_rule_for, record, inline=strict)
+    ctx = jaxprs.Context(rule_for, record, inline=strict)
     return run(ctx, fun, args, kwargs)
 
   return lifted
@@ -152,7 +152,7 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
 
   def explained(*args, **kwargs):
     met = []
-    ctx = jaxprs.Context(_rule_for, met.append, inline=True)
+    ctx = jaxprs.Context(rule_for, met.append, inline=True)
     analyse(ctx, fun, args, kwargs)
     return list(dict.fromkeys(met))
 

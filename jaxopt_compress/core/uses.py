@@ -195,7 +195,7 @@ _RULES: dict[str, Callable] = {}
 def _rule_for(primitive, leaf_type):
   if leaf_type is Probe:
     return _RULES.get(primitive.name)
-  return lift._rule_for(primitive, leaf_type)
+  return lift.rule_for(primitive, leaf_type)
 
 
 def _rule(*names):

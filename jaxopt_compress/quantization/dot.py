@@ -1,0 +1,265 @@
+"""What a QArray does in products: dot_general, convolution, row gather.
+
+    weight only:   y = (x . codes) * scale               scale not contracted
+                   y = x . (codes * scale)               otherwise (groups)
+    int8 x int8:   y = (codes_x . codes_w : int32) * scale_x * scale_w
+
+`codes_x` are made at run time, one scale for each token: an entry of x's free
+axes (dot), an example (convolution).
+"""
+
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.quantization import numerics
+from jaxopt_compress.quantization import qarray
+
+# Up to so many products of two int8 codes cannot overflow an int32 sum.
+_MOST_PRODUCTS = (2**31 - 1) // (128 * 128)
+
+
+def _shared_along(q: qarray.QArray, axes) -> bool:
+  return all(q.scale.shape[a] == 1 for a in axes) and not (
+      q.group and q.axis % q.ndim in [a % q.ndim for a in axes]
+  )
+
+
+def _is_float(x) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def quantize_operand(x: jax.Array, axes: tuple[int, ...], act: str):
+  """Codes and scale of an activation, one scale for what `axes` span."""
+  fmt = numerics.FORMATS[act]
+  scale = numerics.absmax_scale(x, fmt, axes)
+  return numerics.encode(x, scale, fmt), scale
+
+
+# ------------------------------------------------------------------------ dot
+
+
+def _in_result(x, side, dimension_numbers, other_ndim):
+  """Lays out a per-operand factor, 1 on contracted axes, like the result."""
+  contracting, batch = dimension_numbers
+  free = [
+      i for i in range(x.ndim) if i not in contracting[side] + batch[side]
+  ]
+  n_other = other_ndim - len(contracting[1 - side]) - len(batch[1 - side])
+  order = (*batch[side], *free, *contracting[side])
+  shape = [x.shape[i] for i in batch[side]]
+  if side == 1:
+    shape += [1] * n_other
+  shape += [x.shape[i] for i in free]
+  if side == 0:
+    shape += [1] * n_other
+  return lax.transpose(x, order).reshape(shape)
+
+
+def _as_tuples(dimension_numbers):
+  return tuple(tuple(tuple(a) for a in pair) for pair in dimension_numbers)
+
+
+@lift.rule(lax.dot_general_p, qarray.QArray)
+def dot_weight_only(
+    lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
+):
+  side = int(isinstance(rhs, qarray.QArray))
+  q, x = (rhs, lhs) if side else (lhs, rhs)
+  numbers = _as_tuples(dimension_numbers)
+  if not _is_float(x):
+    return lift.Dense(f'the other operand is {x.dtype}')
+  params['precision'] = precision
+  out_dtype = _result_dtype(preferred_element_type, x, q)
+
+  def dot(w, preferred):
+    return lax.dot_general_p.bind(
+        *((x, w) if side else (w, x)),
+        dimension_numbers=dimension_numbers,
+        preferred_element_type=preferred,
+        **params,
+    )
+
+  if not _shared_along(q, numbers[0][side]):
+    return dot(q.materialize(), preferred_element_type)
+  sums = jnp.promote_types(out_dtype, jnp.float32)
+  y = dot(q.codes.astype(x.dtype), sums)
+  y = y * _in_result(q.scale.astype(sums), side, numbers, x.ndim)
+  return y.astype(out_dtype)
+
+
+def _result_dtype(preferred, x, q):
+  return preferred if preferred is not None else jnp.result_type(x, q.dtype)
+
+
+@lift.rule(lax.dot_general_p, qarray.QDotArray)
+def dot_integer(
+    lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
+):
+  side = int(isinstance(rhs, qarray.QDotArray))
+  leaf, x = (rhs, lhs) if side else (lhs, rhs)
+  q = leaf.weight
+  numbers = _as_tuples(dimension_numbers)
+  if not _is_float(x):
+    return lift.Dense(f'the other operand is {x.dtype}')
+  codes, x_scale = quantize_operand(x, numbers[0][1 - side], leaf.act)
+  products = math.prod(x.shape[a] for a in numbers[0][1 - side])
+  if products > _MOST_PRODUCTS or not _shared_along(q, numbers[0][side]):
+    # The same numbers, in floating point: scales inside the sum, or a sum that
+    # int32 cannot hold.
+    x_hat = (codes.astype(jnp.float32) * x_scale).astype(x.dtype)
+    return dot_weight_only(
+        *((x_hat, q) if side else (q, x_hat)),
+        dimension_numbers=dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **params,
+    )
+  y = lax.dot_general_p.bind(
+      *((codes, q.codes) if side else (q.codes, codes)),
+      dimension_numbers=dimension_numbers,
+      precision=None,
+      preferred_element_type=jnp.dtype(jnp.int32),
+      **params,
+  )
+  y = y.astype(jnp.float32) * _in_result(x_scale, 1 - side, numbers, q.ndim)
+  y = y * _in_result(q.scale.astype(jnp.float32), side, numbers, x.ndim)
+  return y.astype(_result_dtype(preferred_element_type, x, q))
+
+
+# ---------------------------------------------------------------- convolution
+
+
+@lift.rule(lax.conv_general_dilated_p, qarray.QArray)
+def conv_weight_only(lhs, rhs, **params):
+  declined = _declines_conv(lhs, rhs, params, qarray.QArray)
+  if declined:
+    return declined
+  preferred = params['preferred_element_type']
+  out_dtype = _result_dtype(preferred, lhs, rhs)
+  if not _conv_scale_is_per_output(rhs, params):
+    w = rhs.materialize()
+    return lax.conv_general_dilated_p.bind(lhs, w, **params).astype(out_dtype)
+  sums = jnp.promote_types(out_dtype, jnp.float32)
+  w = rhs.codes.astype(lhs.dtype)
+  y = lax.conv_general_dilated_p.bind(
+      lhs, w, **{**params, 'preferred_element_type': sums}
+  )
+  return (y * _per_output(rhs.scale, params)).astype(out_dtype)
+
+
+@lift.rule(lax.conv_general_dilated_p, qarray.QDotArray)
+def conv_integer(lhs, rhs, **params):
+  declined = _declines_conv(lhs, rhs, params, qarray.QDotArray)
+  if declined:
+    return declined
+  q = rhs.weight
+  codes, x_scale = quantize_operand(lhs, conv_token_axes(lhs, params), rhs.act)
+  products = math.prod(q.shape) // q.shape[params['dimension_numbers'][1][0]]
+  if products > _MOST_PRODUCTS or not _conv_scale_is_per_output(q, params):
+    x_hat = (codes.astype(jnp.float32) * x_scale).astype(lhs.dtype)
+    return conv_weight_only(x_hat, q, **params)
+  y = lax.conv_general_dilated_p.bind(
+      codes,
+      q.codes,
+      **{
+          **params,
+          'precision': None,
+          'preferred_element_type': jnp.dtype(jnp.int32),
+      },
+  )
+  batch_in, batch_out = (
+      params['dimension_numbers'].lhs_spec[0],
+      params['dimension_numbers'].out_spec[0],
+  )
+  x_scale = jnp.moveaxis(x_scale, batch_in, batch_out)
+  y = y.astype(jnp.float32) * x_scale * _per_output(q.scale, params)
+  preferred = params['preferred_element_type']
+  return y.astype(_result_dtype(preferred, lhs, q))
+
+
+def conv_token_axes(x, params) -> tuple[int, ...]:
+  """All axes of an image but the batch: one scale for each example."""
+  batch = params['dimension_numbers'].lhs_spec[0]
+  return tuple(i for i in range(x.ndim) if i != batch)
+
+
+def _declines_conv(lhs, rhs, params, leaf_type):
+  if not isinstance(rhs, leaf_type):
+    return lift.Dense('it is the image of a convolution, not the kernel')
+  if params['batch_group_count'] != 1:
+    return lift.Dense('a convolution grouped over the batch')
+  if not _is_float(lhs):
+    return lift.Dense(f'the other operand is {lhs.dtype}')
+  return None
+
+
+def _conv_scale_is_per_output(q, params) -> bool:
+  return _shared_along(q, params['dimension_numbers'].rhs_spec[1:])
+
+
+def _per_output(scale, params):
+  """Moves scales of the output features to where the result has them."""
+  numbers = params['dimension_numbers']
+  shape = [1] * scale.ndim
+  shape[numbers.out_spec[1]] = scale.shape[numbers.rhs_spec[0]]
+  return scale.astype(jnp.float32).reshape(shape)
+
+
+# --------------------------------------------------------------------- gather
+
+
+@lift.rule(lax.gather_p, qarray.QArray)
+def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
+  """Rows of a table: the codes and the scales of just those rows."""
+  if not isinstance(operand, qarray.QArray):
+    return lift.Dense('it is an index')
+  q = operand
+  picked = set(dimension_numbers.start_index_map)
+  whole = all(
+      slice_sizes[i] == (1 if i in picked else q.shape[i])
+      for i in range(q.ndim)
+  )
+  if not whole or dimension_numbers.operand_batching_dims:
+    return lift.Dense('a gather of something other than whole rows')
+  if q.axis % q.ndim in picked:
+    return lift.Dense('codes are packed or grouped along the gathered axis')
+  if not picked <= set(dimension_numbers.collapsed_slice_dims):
+    return lift.Dense('a gather that keeps the gathered axis')
+  fill = params.pop('fill_value')
+  if fill is not None and fill == fill:
+    return lift.Dense(f'a gather that fills with {fill}')
+
+  def rows(part, fill=None):
+    shape = list(part.shape)
+    for i in picked:
+      shape[i] = q.shape[i]
+    part = jnp.broadcast_to(part, shape)
+    sizes = tuple(1 if i in picked else n for i, n in enumerate(part.shape))
+    return lax.gather_p.bind(
+        part,
+        indices,
+        dimension_numbers=dimension_numbers,
+        slice_sizes=sizes,
+        fill_value=fill,
+        **params,
+    )
+
+  offsets = dimension_numbers.offset_dims
+  kept = [i for i in range(q.ndim) if i not in picked]
+  out = rows(q.qvalue)
+  axis = offsets[kept.index(q.axis % q.ndim)] - out.ndim
+  taken = qarray.QArray(
+      out, rows(q.scale, fill), q.format, axis, q.group, q.odd, q.dtype
+  )
+  return taken.materialize()
+
+
+@lift.rule(lax.gather_p, qarray.QDotArray)
+def _(operand, indices, **params):
+  if not isinstance(operand, qarray.QDotArray):
+    return lift.Dense('it is an index')
+  return gather_rows(operand.weight, indices, **params)
