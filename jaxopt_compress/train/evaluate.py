@@ -1,0 +1,108 @@
+"""What a model is worth on held-out examples, and how far it is from another.
+
+loss       mean of -log p(label)                         nats
+accuracy   fraction with argmax = label
+agreement  fraction with argmax = argmax of the reference
+kl         mean of KL(reference || model)                nats
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import lift
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The numbers above; the last two are None without a reference.
+
+  `logits` holds the model's outputs, batch by batch as they were given, to be a
+  reference for others or to be compared with a reloaded program's.
+  """
+
+  loss: float
+  accuracy: float
+  count: int
+  agreement: float | None = None
+  kl: float | None = None
+  logits: Sequence[jax.Array] = ()
+
+
+def forward(apply: Callable) -> Callable[[Any, Any, jax.Array], jax.Array]:
+  """`(params, variables, x) -> y`, jitted; leaves may be compressed.
+
+  Make it once for each model: it compiles anew for each structure of params.
+  """
+
+  @jax.jit
+  def forward_fn(params, variables, x):
+    return lift.lift(lambda p, v, x: apply(p, v, x))(params, variables, x)[0]
+
+  return forward_fn
+
+
+def evaluate(
+  forward_fn: Callable[[Any, Any, jax.Array], jax.Array],
+  params: Any,
+  variables: Any,
+  batches: Sequence[dict[str, np.ndarray]],
+  *,
+  inputs: str,
+  targets: str,
+  reference: Sequence[jax.Array] | None = None,
+) -> Evaluation:
+  """Runs over padded batches once.
+
+  Args:
+    forward_fn: from `forward`.
+    params, variables: of the model.
+    batches: dicts with `inputs`, `targets` [b, ...] int and `mask` [b] bool.
+    inputs, targets: names in a batch.
+    reference: logits for each batch, from the `logits` of another evaluation.
+  """
+  sums, logits = np.zeros(5), []
+  for i, batch in enumerate(batches):
+    y = forward_fn(params, variables, batch[inputs])
+    other = y if reference is None else reference[i]
+    sums += np.asarray(_sums(y, batch[targets], batch['mask'], other), float)
+    logits.append(y)
+  count, loss, accuracy, agreement, kl = sums
+  return Evaluation(
+    loss=loss / count,
+    accuracy=accuracy / count,
+    count=int(count),
+    agreement=None if reference is None else agreement / count,
+    kl=None if reference is None else kl / count,
+    logits=logits,
+  )
+
+
+@jax.jit
+def _sums(y, labels, mask, reference):
+  """Sums over the examples that count: [count, loss, accuracy, agreement, kl].
+
+  Args:
+    y, reference: [b, ..., classes] logits.
+    labels: [b, ...] int.
+    mask: [b] bool.
+  """
+  mask = jnp.broadcast_to(
+    mask.reshape(mask.shape + (1,) * (labels.ndim - 1)), labels.shape
+  )
+  log_p = jax.nn.log_softmax(y.astype(jnp.float32))
+  log_q = jax.nn.log_softmax(reference.astype(jnp.float32))
+  answer = y.argmax(-1)
+  picked = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+  each = (
+    jnp.ones(labels.shape),
+    -picked,
+    answer == labels,
+    answer == reference.argmax(-1),
+    (jnp.exp(log_q) * (log_q - log_p)).sum(-1),
+  )
+  return jnp.stack([jnp.where(mask, e, 0).sum() for e in each])

@@ -1,0 +1,186 @@
+"""What a training run is at one step, and how one step follows another.
+
+    cparams   = compression.apply(params, comp_state)        masks, rounding
+    (sum, n)  = loss(lift(apply)(cparams, variables, x), batch, teacher(x))
+    g         = d sum / d (params, learned), averaged over replicas, / mean n
+    params    = optimizer(params, g)
+    comp_state = compression.update(comp_state, params, Info(step + 1, g))
+
+The parameters stay plain: optimizers, shardings and checkpoints never meet a mask.
+All randomness comes from `rng` and `step`, so a run that resumes draws what it
+would have drawn.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxopt_compress.core import compression as compression_lib
+from jaxopt_compress.core import lift
+
+Loss = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that a step reads and writes; a pytree of arrays.
+
+  Attributes:
+    step: scalar int32, how many optimizer steps are done.
+    params: plain parameters, as the model has them.
+    variables: what else the model keeps (batch statistics).
+    opt_state: of the optimizer of `params`.
+    comp_state: of the compression, without what is learned.
+    learned: `{path: value}`, what is learned beside the weights.
+    learned_opt_state: of the optimizer of `learned`.
+    rng: a key that never changes; step i uses `fold_in(rng, i)`.
+  """
+
+  step: jax.Array
+  params: Any
+  variables: Any
+  opt_state: Any
+  comp_state: Any
+  learned: Any
+  learned_opt_state: Any
+  rng: jax.Array
+
+
+def create(
+  params: Any,
+  variables: Any,
+  rng: jax.Array,
+  optimizer: optax.GradientTransformation,
+  *,
+  compression: compression_lib.Compression | None = None,
+  learned_optimizer: optax.GradientTransformation | None = None,
+) -> TrainState:
+  """The state before the first step. Works under `jax.eval_shape`."""
+  compression = compression or compression_lib.identity()
+  learned, comp_state = compression_lib.split_learned(compression.init(params))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    variables=variables,
+    opt_state=optimizer.init(params),
+    comp_state=comp_state,
+    learned=learned,
+    learned_opt_state=(learned_optimizer or optimizer).init(learned),
+    rng=rng,
+  )
+
+
+def compressed(
+  state: TrainState, compression: compression_lib.Compression
+) -> Any:
+  """The parameters as the forward pass of `state` sees them."""
+  full = compression_lib.merge_learned(state.learned, state.comp_state)
+  return compression.apply(state.params, full)
+
+
+def train_step(
+  apply: Callable[..., tuple[jax.Array, Any, Any]],
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  *,
+  inputs: str,
+  compression: compression_lib.Compression | None = None,
+  learned_optimizer: optax.GradientTransformation | None = None,
+  teacher: Callable[..., tuple[jax.Array, Any, Any]] | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """A step for one replica, to be run by `parallel.data_parallel`.
+
+  Args:
+    apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
+    loss: `(y, batch, teacher_y) -> (sum, count)` over the examples that count;
+      `teacher_y` is None without a teacher.
+    optimizer: of the parameters.
+    inputs: the name of the model's input in a batch.
+    compression: what happens to the parameters meanwhile.
+    learned_optimizer: of what the compression learns; the same by default.
+    teacher: apply of a frozen teacher, or None. Its weights are an *argument* of
+      the step, never a constant of the program, and see no gradient.
+
+  Returns:
+    `(state, batch, replicas[, (params, variables) of the teacher])
+    -> (state, metrics)`, metrics being `loss` and `grad_norm`.
+  """
+  compression = compression or compression_lib.identity()
+  learned_optimizer = learned_optimizer or optimizer
+
+  def step(state, batch, replicas, frozen=None):
+    x = batch[inputs]
+    key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
+    teacher_y = None
+    if teacher is not None:
+      teacher_y = jax.lax.stop_gradient(lift.lift(teacher)(*frozen, x)[0])
+
+    def total_loss(params, learned):
+      full = compression_lib.merge_learned(learned, state.comp_state)
+      cparams = compression.apply(params, full)
+      forward = lift.lift(lambda p, v, x: apply(p, v, x, train=True, rngs=key))
+      y, _, variables = forward(cparams, state.variables, x)
+      total, count = loss(y, batch, teacher_y)
+      return total, (count.astype(total.dtype), variables)
+
+    (total, (count, variables)), grads = jax.value_and_grad(
+      total_loss, argnums=(0, 1), has_aux=True
+    )(state.params, state.learned)
+    total, count, grads = replicas((total, count, grads))
+    variables = _mean_of_floats(replicas, variables)
+    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+
+    params, opt_state = _descend(
+      optimizer, grads[0], state.opt_state, state.params
+    )
+    learned, learned_opt_state = _descend(
+      learned_optimizer, grads[1], state.learned_opt_state, state.learned
+    )
+    full = compression.update(
+      compression_lib.merge_learned(learned, state.comp_state),
+      params,
+      compression_lib.Info(step=state.step + 1, grads=grads[0]),
+    )
+    learned, comp_state = compression_lib.split_learned(full)
+    state = TrainState(
+      step=state.step + 1,
+      params=params,
+      variables=variables,
+      opt_state=opt_state,
+      comp_state=comp_state,
+      learned=learned,
+      learned_opt_state=learned_opt_state,
+      rng=state.rng,
+    )
+    metrics = {'loss': total / count, 'grad_norm': optax.tree.norm(grads)}
+    return state, metrics
+
+  return step
+
+
+def _mean_of_floats(replicas, variables):
+  """Batch statistics are averaged; counters are the same everywhere."""
+  return jax.tree.map(
+    lambda x: replicas(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+    variables,
+  )
+
+
+def _descend(optimizer, grads, opt_state, params):
+  updates, opt_state = optimizer.update(grads, opt_state, params)
+  return optax.apply_updates(params, updates), opt_state
+
+
+@jax.jit
+def is_finite(tree: Any) -> jax.Array:
+  """Whether every floating number of `tree` is finite: scalar bool."""
+  finite = jnp.bool_(True)
+  for x in jax.tree.leaves(tree):
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+      finite &= jnp.isfinite(x).all()
+  return finite

@@ -1,0 +1,51 @@
+"""Numbers of an evaluation, against numpy."""
+
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from jaxopt_compress.train import evaluate
+
+
+def _apply(params, variables, x, *, train=False, rngs=None):
+  return x @ params, {}, variables
+
+
+class EvaluateTest(parameterized.TestCase):
+  @parameterized.parameters(((),), ((3,),))
+  def test_against_numpy(self, middle):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, *middle, 4)).astype(np.float32)
+    labels = rng.integers(0, 5, (12, *middle)).astype(np.int32)
+    w, v = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    batches = [
+      {'x': x[:8], 'label': labels[:8], 'mask': np.ones(8, bool)},
+      {'x': x[4:], 'label': labels[4:], 'mask': np.arange(8) >= 4},
+    ]
+    forward = evaluate.forward(_apply)
+    names = dict(inputs='x', targets='label')
+    teacher = evaluate.evaluate(forward, jnp.asarray(v), {}, batches, **names)
+    got = evaluate.evaluate(
+      forward,
+      jnp.asarray(w),
+      {},
+      batches,
+      **names,
+      reference=teacher.logits,
+    )
+    log_p = special.log_softmax(x.astype(float) @ w, -1)
+    log_q = special.log_softmax(x.astype(float) @ v, -1)
+    picked = np.take_along_axis(log_p, labels[..., None], -1)
+    kl = (np.exp(log_q) * (log_q - log_p)).sum(-1)
+    self.assertEqual(got.count, labels.size)
+    self.assertAlmostEqual(got.loss, -picked.mean(), places=5)
+    self.assertAlmostEqual(
+      got.accuracy, (log_p.argmax(-1) == labels).mean(), places=6
+    )
+    self.assertAlmostEqual(
+      got.agreement, (log_p.argmax(-1) == log_q.argmax(-1)).mean(), places=6
+    )
+    self.assertAlmostEqual(got.kl, kl.mean(), places=5)
+    self.assertIsNone(teacher.agreement)
+    self.assertIsNone(teacher.kl)

@@ -1,0 +1,192 @@
+"""One step follows another: losses, gradients, compression, teachers, replicas."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxopt_compress.core import compression as compression_lib
+from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import state as state_lib
+
+
+def _apply(params, variables, x, *, train=False, rngs=None):
+  """A linear model that counts its training calls and adds noise if it is told."""
+  y = x @ params['w'] + params['b'][None]
+  if train:
+    variables = {
+      'calls': variables['calls'] + 1,
+      'mean': 0.5 * variables['mean'] + 0.5 * x.mean(),
+    }
+  return y, {}, variables
+
+
+def _squared(y, batch, teacher_y):
+  target = batch['y'] if teacher_y is None else teacher_y
+  error = jnp.square(y - target).sum(-1)
+  return jnp.where(batch['mask'], error, 0).sum(), batch['mask'].sum()
+
+
+def _scaled():
+  """w is multiplied by a learned gain and halved after two steps."""
+
+  def apply(params, state):
+    gain = state['gain'].value * jnp.where(state['late'], 0.5, 1.0)
+    return params | {'w': params['w'] * gain}
+
+  return compression_lib.Compression(
+    init=lambda params: {
+      'gain': compression_lib.Learned(jnp.float32(2.0)),
+      'late': jnp.bool_(False),
+    },
+    apply=apply,
+    update=lambda state, params, info: state | {'late': info.step >= 2},
+  )
+
+
+def _params(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'w': jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+    'b': jnp.zeros((3,), jnp.float32),
+  }
+
+
+def _variables():
+  return {'calls': jnp.int32(0), 'mean': jnp.float32(0)}
+
+
+def _batch(i, size=8):
+  rng = np.random.default_rng(50 + i)
+  return {
+    'x': rng.normal(size=(size, 4)).astype(np.float32),
+    'y': rng.normal(size=(size, 3)).astype(np.float32),
+    'mask': np.arange(size) < size - 3,
+  }
+
+
+def _run(mode, devices, steps, *, frozen=(), **kwargs):
+  optimizer = optax.sgd(0.05)
+  mesh = mesh_lib.data_mesh(devices)
+  state = state_lib.create(
+    _params(),
+    _variables(),
+    jax.random.key(0),
+    optimizer,
+    compression=kwargs.get('compression'),
+  )
+  traces = []
+  body = state_lib.train_step(_apply, _squared, optimizer, inputs='x', **kwargs)
+
+  def counted(*args):
+    traces.append(1)
+    return body(*args)
+
+  step = step_lib.data_parallel(counted, mode, mesh)
+  state = mesh_lib.replicate(state, mesh)
+  losses = []
+  for i in range(steps):
+    state, metrics = jax.block_until_ready(step(state, _batch(i), *frozen))
+    losses.append(float(metrics['loss']))
+  return state, losses, len(traces)
+
+
+class StepTest(parameterized.TestCase):
+  @parameterized.product(mode=step_lib.MODES, devices=(1, 4))
+  def test_modes_equal_numpy(self, mode, devices):
+    state, losses, traces = _run(mode, devices, 20)
+    w, b = (np.asarray(_params()[k], np.float64) for k in 'wb')
+    for i in range(20):
+      batch = _batch(i)
+      x, y = batch['x'][:5].astype(float), batch['y'][:5].astype(float)
+      error = x @ w + b - y
+      self.assertAlmostEqual(losses[i], (error**2).sum(-1).mean(), places=4)
+      w = w - 0.05 * 2 * x.T @ error / 5
+      b = b - 0.05 * 2 * error.sum(0) / 5
+    np.testing.assert_allclose(state.params['w'], w, atol=1e-5)
+    np.testing.assert_allclose(state.params['b'], b, atol=1e-5)
+    self.assertEqual(traces, 1)
+    self.assertEqual(int(state.step), 20)
+    self.assertEqual(int(state.variables['calls']), 20)
+
+  def test_statistics_are_those_of_all_replicas(self):
+    state, _, _ = _run('shard_map', 4, 1)
+    np.testing.assert_allclose(
+      state.variables['mean'], 0.5 * _batch(0)['x'].mean(), atol=1e-6
+    )
+
+  @parameterized.parameters(*step_lib.MODES)
+  def test_compression_learns_and_keeps_time(self, mode):
+    state, _, traces = _run(mode, 2, 3, compression=_scaled())
+    w, gain, b = np.asarray(_params()['w'], np.float64), 2.0, 0.0
+    for i in range(3):
+      batch, late = _batch(i), 0.5 if i >= 2 else 1.0
+      x, y = batch['x'][:5].astype(float), batch['y'][:5].astype(float)
+      error = x @ (w * gain * late) + b - y
+      grad = 2 * x.T @ error / 5 * late
+      w, gain = w - 0.05 * grad * gain, gain - 0.05 * (grad * w).sum()
+      b = b - 0.05 * 2 * error.sum(0) / 5
+    np.testing.assert_allclose(state.params['w'], w, atol=1e-5)
+    np.testing.assert_allclose(state.learned['gain'], gain, atol=1e-5)
+    self.assertTrue(bool(state.comp_state['late']))
+    self.assertEqual(traces, 1)
+    seen = state_lib.compressed(state, _scaled())
+    np.testing.assert_allclose(
+      seen['w'], state.params['w'] * state.learned['gain'] * 0.5, rtol=1e-6
+    )
+
+  def test_teacher_is_an_argument_and_is_not_a_constant(self):
+    teacher = (_params(1), _variables())
+    _, losses, _ = _run('shard_map', 2, 30, teacher=_apply, frozen=(teacher,))
+    self.assertLess(losses[-1], 0.2 * losses[0])
+    optimizer = optax.sgd(0.1)
+    body = state_lib.train_step(
+      _apply, _squared, optimizer, inputs='x', teacher=_apply
+    )
+    state = state_lib.create(
+      _params(), _variables(), jax.random.key(0), optimizer
+    )
+    jaxpr = jax.make_jaxpr(body, static_argnums=2)(
+      state, _batch(0), step_lib.Replicas(), teacher
+    )
+    self.assertEmpty([c for c in jaxpr.consts if np.size(c) > 1])
+
+  def test_keys_depend_on_the_step_alone(self):
+    def noisy(params, variables, x, *, train=False, rngs=None):
+      noise = jax.random.normal(rngs, (1, 3)) if train else 0.0
+      return x @ params['w'] + params['b'][None] + noise, {}, variables
+
+    optimizer = optax.sgd(0.1)
+    body = jax.jit(
+      state_lib.train_step(noisy, _squared, optimizer, inputs='x'),
+      static_argnums=2,
+    )
+    state = state_lib.create(
+      _params(), _variables(), jax.random.key(0), optimizer
+    )
+    batch, alone = _batch(0), step_lib.Replicas()
+    first = body(state, batch, alone)[1]['loss']
+    again = body(state, batch, alone)[1]['loss']
+    later = body(body(state, batch, alone)[0], batch, alone)[1]['loss']
+    self.assertEqual(float(first), float(again))
+    self.assertNotEqual(float(first), float(later))
+
+  def test_create_is_abstract(self):
+    state = jax.eval_shape(
+      lambda: state_lib.create(
+        _params(),
+        _variables(),
+        jax.random.key(0),
+        optax.adam(1e-3),
+        compression=_scaled(),
+      )
+    )
+    self.assertEqual(state.opt_state[0].mu['w'].shape, (4, 3))
+    self.assertEqual(list(state.learned), ['gain'])
+
+  @parameterized.parameters((1.0, True), (np.nan, False), (np.inf, False))
+  def test_is_finite(self, value, expected):
+    tree = {'a': jnp.float32(value), 'b': jnp.int32(3), 'c': jnp.ones((2,))}
+    self.assertEqual(bool(state_lib.is_finite(tree)), expected)
