@@ -1,0 +1,144 @@
+"""What a reader should know beside the tables, computed from the records.
+
+Compression that saves bytes is easily taken for compression that saves time. So
+a stage that was measured gets a sentence that says which of the two it is, on
+the machine where it ran.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+
+from jaxopt_compress.report import records
+
+# Two programs nearer than this are called equal, whatever their quartiles say.
+_SAME = 0.05
+_MANY_ZEROS = 0.2
+_NOISY_DB = 10.0
+
+
+def remarks(
+  stages: Sequence[records.StageRecord],
+  coverage: Mapping[str, Sequence[records.LeafRecord]] | None = None,
+  backend: str = 'unknown backend',
+) -> list[str]:
+  """Sentences on speed, zeros, densified leaves and doubtful numbers.
+
+  Args:
+    stages: rows of the first table.
+    coverage: `{stage name: rows of its coverage table}`.
+    backend: where latencies were measured, such as 'cpu'.
+  """
+  by_name = {s.name: s for s in stages}
+  said = []
+  for stage in stages:
+    leaves = (coverage or {}).get(stage.name, ())
+    said += _speed(stage, by_name, backend)
+    said += _native(stage.name, leaves)
+    said += _doubtful(stage, leaves)
+  return said
+
+
+def verdict(timing: records.Timing) -> str:
+  """'faster', 'slower' or 'same', than the program it ran against.
+
+  The middle half of the rounds has to agree, and by more than 5%.
+  """
+  low = timing.speed_low if timing.speed_low is not None else timing.speed
+  high = timing.speed_high if timing.speed_high is not None else timing.speed
+  if low > 1 and timing.speed > 1 + _SAME:
+    return 'faster'
+  if high < 1 and timing.speed < 1 - _SAME:
+    return 'slower'
+  return 'same'
+
+
+def _speed(stage, by_name, backend):
+  timed = {
+    batch: t
+    for batch, t in sorted(stage.latency.items())
+    if t.speed is not None
+    and math.isfinite(t.speed)
+    and t.against != stage.name
+  }
+  if not timed:
+    return []
+  against = next(iter(timed.values())).against
+  measured = ', '.join(f'{t.speed:.2g}x at batch {b}' for b, t in timed.items())
+  return [
+    f'{stage.name}: {measured}, relative to the speed of {against} on this'
+    f' backend ({backend}). {_conclusion(timed)}'
+    + _bytes(stage, by_name.get(against))
+    + _zeros(stage, by_name.get(against), timed)
+  ]
+
+
+def _conclusion(timed) -> str:
+  verdicts = {batch: verdict(t) for batch, t in timed.items()}
+  faster = [str(b) for b, v in verdicts.items() if v == 'faster']
+  if len(faster) == len(timed):
+    return 'It is faster.'
+  if faster:
+    return f'It is faster at batch {", ".join(faster)} only.'
+  if 'slower' in verdicts.values():
+    return 'No speed-up: it is slower here.'
+  return 'No speed-up: the difference is within the noise.'
+
+
+def _bytes(stage, other) -> str:
+  if other is None or not stage.bytes_memory or not other.bytes_memory:
+    return ''
+  ratio = other.bytes_memory / stage.bytes_memory
+  if ratio > 1 + _SAME:
+    return f' It occupies {ratio:.3g} times fewer bytes in memory.'
+  if ratio < 1 - _SAME:
+    return f' It occupies {1 / ratio:.3g} times more bytes in memory.'
+  return ' It occupies as many bytes in memory.'
+
+
+def _zeros(stage, other, timed) -> str:
+  before = (other.sparsity if other else None) or 0.0
+  if stage.sparsity is None or stage.sparsity < before + _MANY_ZEROS:
+    return ''
+  if all(verdict(t) == 'faster' for t in timed.values()):
+    return ''
+  return (
+    f' {stage.sparsity:.0%} of its parameters are zero, and the dense program'
+    ' multiplies zeros like any number.'
+  )
+
+
+def _native(name, leaves):
+  seen = [r for r in leaves if r.native is not None]
+  dense = [r for r in seen if not r.native]
+  if not seen:
+    return []
+  if not dense:
+    return [f'{name}: all {len(seen)} compressed leaves run in their own form.']
+  worst = max(dense, key=lambda r: math.prod(r.shape))
+  return [
+    f'{name}: {len(dense)} of {len(seen)} compressed leaves are turned into'
+    f' dense arrays before use; the largest is {worst.path} ({worst.reason}).'
+    ' Such a leaf saves storage only.'
+  ]
+
+
+def _doubtful(stage, leaves):
+  said = []
+  if stage.value is not None and not math.isfinite(stage.value):
+    said.append(f'{stage.name}: {stage.metric} is {stage.value}.')
+  noisy = [
+    r
+    for r in leaves
+    if r.error_db is not None and not r.error_db >= _NOISY_DB  # nan is noisy
+  ]
+  if noisy:
+    listed = ', '.join(f'{r.path} ({r.error_db:.1f} dB)' for r in noisy[:4])
+    more = f' and {len(noisy) - 4} more' if len(noisy) > 4 else ''
+    said.append(
+      f'{stage.name}: less than {_NOISY_DB:.0f} dB are left of {listed}{more}.'
+    )
+  unused = [r.path for r in leaves if r.compressed and r.native is None]
+  unused = unused if any(r.native is not None for r in leaves) else []
+  if unused:
+    said.append(f'{stage.name}: no operation meets {", ".join(unused)}.')
+  return said

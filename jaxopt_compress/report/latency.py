@@ -1,0 +1,109 @@
+"""Latency, measured so that programs can be compared.
+
+Programs run interleaved, A B C A B C ..., so that whatever else the machine does
+falls on all of them alike, and a speed is the median over rounds of a ratio
+taken inside one round. Weights are arguments: as constants, XLA on CPU folds
+int8 back to float32 before the first call.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_compress.report import records
+
+Programs = Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+
+
+def measure(
+  programs: Programs,
+  *,
+  against: str | None = None,
+  warmup: int = 3,
+  repeats: int = 20,
+  seconds: float = 0.5,
+  max_repeats: int = 1000,
+  clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, records.Timing]:
+  """Times each `jit(fun)(*args)`, all of them in one run.
+
+  Args:
+    programs: `{name: (fun, args)}`; parameters belong into `args`.
+    against: the name of the float program that speeds are relative to.
+    warmup: calls of each program that are not counted; the first compiles.
+    repeats: least number of rounds.
+    seconds: rounds go on until this much time is spent, `max_repeats` at most.
+    clock: gives the time in seconds.
+
+  Returns:
+    `{name: Timing}`.
+  """
+  if against is not None and against not in programs:
+    raise ValueError(
+      f'No program {against!r} to compare with. Programs: {sorted(programs)}.'
+    )
+  calls = {name: _call(fun, args) for name, (fun, args) in programs.items()}
+  for call in calls.values():
+    for _ in range(max(warmup, 1)):
+      call()
+  rounds = {name: [] for name in calls}
+  begin = clock()
+  for i in range(max(repeats, max_repeats)):
+    if i >= repeats and clock() - begin >= seconds:
+      break
+    for name, call in calls.items():
+      start = clock()
+      call()
+      rounds[name].append(clock() - start)
+  reference = rounds.get(against)
+  return {n: _timing(took, reference, against) for n, took in rounds.items()}
+
+
+def by_batch(
+  programs: Callable[[int], Programs],
+  batches: tuple[int, ...] = (1, 256),
+  **kwargs,
+) -> dict[str, dict[int, records.Timing]]:
+  """`measure` at several batch sizes: `{name: {batch: Timing}}`.
+
+  Args:
+    programs: a function of the batch size; see `measure`.
+    batches: batch sizes.
+    **kwargs: passed to `measure`.
+  """
+  out = {}
+  for batch in batches:
+    for name, timing in measure(programs(batch), **kwargs).items():
+      out.setdefault(name, {})[batch] = timing
+  return out
+
+
+def _call(fun, args):
+  jitted = jax.jit(fun)
+  args = jax.device_put(args)
+  return lambda: jax.block_until_ready(jitted(*args))
+
+
+def _timing(took, reference, against) -> records.Timing:
+  low, median, high = (1e3 * t for t in _quartiles(took))
+  timing = records.Timing(median, low, high, repeats=len(took))
+  if reference is None:
+    return timing
+  # A clock too coarse to see a call must not become a division by zero.
+  own = np.maximum(took, 1e-9)
+  speed_low, speed, speed_high = _quartiles(np.maximum(reference, 1e-9) / own)
+  return dataclasses.replace(
+    timing,
+    against=against,
+    speed=speed,
+    speed_low=speed_low,
+    speed_high=speed_high,
+  )
+
+
+def _quartiles(x) -> list[float]:
+  return [float(q) for q in np.percentile(np.asarray(x), [25, 50, 75])]

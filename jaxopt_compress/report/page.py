@@ -1,0 +1,175 @@
+"""The page: report.md for readers, report.json for programs, and the plots.
+
+Files are replaced whole, so that whoever reads a report while it is written
+again, or after a crash, sees the old one or the new one.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+import tempfile
+from typing import Any
+
+from jaxopt_compress.report import findings, provenance, records, table
+from jaxopt_compress.report import plots as plots_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Everything that a page shows.
+
+  Attributes:
+    title: the first line.
+    stages: rows of the first table; the first is what sizes are compared to.
+    coverage: `{stage name: rows of its coverage table}`.
+    facts: what else was measured, `{what: how much}`.
+    notes: sentences of the experiment's own, shown before the computed ones.
+    environment: see `provenance.environment`; taken now if it is None.
+  """
+
+  title: str
+  stages: Sequence[records.StageRecord] = ()
+  coverage: Mapping[str, Sequence[records.LeafRecord]] = dataclasses.field(
+    default_factory=dict
+  )
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
+  environment: Mapping[str, Any] | None = None
+
+
+def write(
+  directory: str | os.PathLike,
+  report: Report,
+  *,
+  histograms: Mapping[str, tuple[Any, Any]] | None = None,
+  plots: bool = True,
+) -> str:
+  """Writes report.md, report.json and plots/*.png under `directory`.
+
+  Args:
+    directory: made if it is missing.
+    report: what to show.
+    histograms: `{title: (before, after)}`, arrays of weights.
+    plots: whether to draw; needs matplotlib.
+
+  Returns:
+    The path of report.md.
+  """
+  os.makedirs(directory, exist_ok=True)
+  if report.environment is None:
+    report = dataclasses.replace(report, environment=provenance.environment())
+  drawn = _draw(directory, report, histograms or {}) if plots else {}
+  page = os.path.join(directory, 'report.md')
+  _replace(page, markdown(report, drawn))
+  content = records.to_json(report)
+  content |= {'remarks': _remarks(report), 'plots': drawn}
+  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  _replace(os.path.join(directory, 'report.json'), text)
+  return page
+
+
+def read(directory: str | os.PathLike) -> Report:
+  """The Report that `write` put under `directory`."""
+  path = os.path.join(directory, 'report.json')
+  if not os.path.exists(path):
+    raise ValueError(f'{path} does not exist. Run the experiment to its end.')
+  with open(path, encoding='utf-8') as f:
+    content = json.load(f)
+  return Report(
+    title=content['title'],
+    stages=[records.stage_from_json(s) for s in content['stages']],
+    coverage={
+      name: [records.leaf_from_json(r) for r in rows]
+      for name, rows in content['coverage'].items()
+    },
+    facts=content['facts'],
+    notes=content['notes'],
+    environment=content['environment'],
+  )
+
+
+def text(report: Report) -> str:
+  """What the terminal shows at the end: the tables and the remarks."""
+  parts = [report.title, table.stages(report.stages)]
+  for name, rows in report.coverage.items():
+    parts += [f'Leaves of {name}', table.coverage(rows)]
+  if report.facts:
+    parts.append(table.facts(report.facts))
+  remarks = _remarks(report)
+  if remarks:
+    parts.append('\n'.join(f'- {r}' for r in remarks))
+  return '\n\n'.join(parts) + '\n'
+
+
+def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
+  """The page; `plots` is `{title: path relative to the page}`."""
+  parts = [f'# {report.title}']
+  command = (report.environment or {}).get('command')
+  if command:
+    parts.append(f'    {command}')
+  parts += ['## Stages', table.stages(report.stages, 'markdown')]
+  remarks = _remarks(report)
+  if remarks:
+    parts += ['## Remarks', '\n'.join(f'- {r}' for r in remarks)]
+  if report.facts:
+    parts += ['## Also measured', table.facts(report.facts, 'markdown')]
+  for title, path in (plots or {}).items():
+    parts += [f'## {title}', f'![{title}]({path})']
+  for name, rows in report.coverage.items():
+    parts += [f'## Leaves of {name}', table.coverage(rows, 'markdown')]
+  if report.environment:
+    environment = table.facts(report.environment, 'markdown')
+    parts += ['## Environment', environment]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _remarks(report: Report) -> list[str]:
+  backend = (report.environment or {}).get('backend', 'unknown')
+  own = [f'{s.name}: {note}' for s in report.stages for note in s.notes]
+  computed = findings.remarks(report.stages, report.coverage, backend)
+  return [*report.notes, *own, *computed]
+
+
+def _draw(directory, report, histograms) -> dict[str, str]:
+  """Draws what there is to draw: `{title: relative path}`."""
+  metrics = dict.fromkeys(
+    s.metric for s in report.stages if s.value is not None
+  )
+  wanted = {
+    'plots/metric.png': (
+      f'{" and ".join(metrics).capitalize()} against bytes',
+      plots_lib.metric_against_bytes,
+      report.stages,
+    ),
+    'plots/layers.png': (
+      'Zeros and error by layer',
+      plots_lib.layers,
+      report.coverage,
+    ),
+    'plots/weights.png': (
+      'Weights before and after',
+      plots_lib.histograms,
+      histograms,
+    ),
+  }
+  return {
+    title: path
+    for path, (title, draw, what) in wanted.items()
+    if draw(what, os.path.join(directory, path))
+  }
+
+
+def _replace(path, content):
+  """Puts a file in place whole, or not at all."""
+  handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8') as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise

@@ -1,0 +1,235 @@
+"""The pictures of a report: three functions of records that write PNG files."""
+
+from collections.abc import Mapping, Sequence
+import math
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress.report import records, table
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+_COLOURS = (
+    '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000',
+)  # fmt: skip
+_MARKERS = 'osD^vPX'
+_GREY = '#B8B8B8'
+
+
+def metric_against_bytes(
+  stages: Sequence[records.StageRecord], path: str | os.PathLike
+) -> bool:
+  """Draws the metric over bytes in memory, one point a stage.
+
+  Stages without either are left out; a report of several metrics gets one panel
+  each.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  points = [r for r in stages if _finite(r.value) and r.bytes_memory]
+  if not points:
+    return False
+  metrics = list(dict.fromkeys(r.metric for r in points))
+  figure, axes = _figure(1, len(metrics), width=7.0 * len(metrics), height=4.5)
+  for axis, metric in zip(axes[0], metrics, strict=True):
+    _scatter(axis, [r for r in points if r.metric == metric])
+  _save(figure, path)
+  return True
+
+
+def _scatter(axis, points):
+  for i, r in enumerate(points):
+    axis.scatter(
+      r.bytes_memory,
+      r.value,
+      s=60,
+      color=_COLOURS[i % len(_COLOURS)],
+      marker=_MARKERS[i % len(_MARKERS)],
+      label=f'{r.name}  ({table.quantity(r.bytes_memory, "B")},'
+      f' {table.number(r.value, r.spec)})',
+      zorder=3,
+    )
+  axis.set_xscale('log')
+  axis.xaxis.set_major_formatter(lambda x, _: table.quantity(x, 'B'))
+  axis.xaxis.set_minor_formatter(lambda x, _: '')
+  better = 'higher' if points[0].higher_is_better else 'lower'
+  axis.set_xlabel('bytes in memory, log scale (left is smaller)')
+  axis.set_ylabel(f'{points[0].metric} ({better} is better)')
+  axis.yaxis.set_major_formatter(lambda y, _: format(y, _tick(points[0].spec)))
+  _pad(axis, [r.bytes_memory for r in points], [r.value for r in points])
+  axis.grid(alpha=0.3)
+  # Points crowd where compression works; names beside them would overlap.
+  axis.legend(
+    loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
+  )
+
+
+def _tick(spec):
+  return '.1%' if spec.endswith('%') else spec
+
+
+def _pad(axis, x, y):
+  axis.set_xlim(min(x) / 1.6, max(x) * 1.6)
+  room = 0.15 * (max(y) - min(y)) or 0.02 * abs(max(y)) or 0.1
+  axis.set_ylim(min(y) - room, max(y) + room)
+
+
+def layers(
+  coverage: Mapping[str, Sequence[records.LeafRecord]],
+  path: str | os.PathLike,
+  most: int = 40,
+) -> bool:
+  """Draws sparsity and error of every leaf, one colour a stage.
+
+  Leaves that every stage left as they were are left out, and of the rest the
+  `most` largest are shown.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  touched = {
+    r.path: math.prod(r.shape)
+    for rows in coverage.values()
+    for r in rows
+    if r.compressed or r.sparsity or _finite(r.error_db)
+  }
+  paths = sorted(touched, key=lambda p: -touched[p])[:most]
+  order = {r.path: i for rows in coverage.values() for i, r in enumerate(rows)}
+  paths.sort(key=order.get)
+  drawn = {
+    name: {r.path: r for r in rows if r.path in paths}
+    for name, rows in coverage.items()
+  }
+  drawn = {name: rows for name, rows in drawn.items() if rows}
+  if not paths:
+    return False
+  figure, axes = _figure(
+    1, 2, width=11.0, height=1.8 + 0.24 * len(paths), sharey=True
+  )
+  sparsity, error = axes[0]
+  for i, (name, rows) in enumerate(drawn.items()):
+    shift = 0.5 * ((i + 0.5) / len(drawn) - 0.5)  # stages never hide another
+    at = [paths.index(p) + shift for p in rows]
+    style = dict(
+      color=_COLOURS[i % len(_COLOURS)],
+      marker=_MARKERS[i % len(_MARKERS)],
+      s=30,
+      zorder=3,
+    )
+    zeros = [_or_nan(r.sparsity) for r in rows.values()]
+    sparsity.scatter(zeros, at, label=name, **style)
+    error.scatter([_or_nan(r.error_db) for r in rows.values()], at, **style)
+  _label_layers(sparsity, error, paths, dropped=len(touched) - len(paths))
+  figure.legend(
+    loc='outside upper center', ncols=min(len(drawn), 5), frameon=False
+  )
+  _save(figure, path)
+  return True
+
+
+def _label_layers(sparsity, error, paths, dropped):
+  sparsity.set_yticks(range(len(paths)), paths, fontsize=8)
+  sparsity.set_ylim(len(paths) - 0.4, -0.6)
+  sparsity.set_xlim(-0.03, 1.03)
+  sparsity.xaxis.set_major_formatter(lambda x, _: f'{x:.0%}')
+  more = f' ({dropped} smaller leaves not shown)' if dropped else ''
+  sparsity.set_xlabel(f'zeros{more}')
+  error.set_xlabel('signal to noise in dB (right is better, none is exact)')
+  for axis in (sparsity, error):
+    axis.grid(axis='x', alpha=0.3)
+    for i in range(0, len(paths), 2):
+      axis.axhspan(i - 0.5, i + 0.5, color='black', alpha=0.035, linewidth=0)
+
+
+def histograms(
+  weights: Mapping[str, tuple[Any, Any]],
+  path: str | os.PathLike,
+  most: int = 12,
+  bins: int = 81,
+) -> bool:
+  """Draws the values of leaves before and after compression.
+
+  Args:
+    weights: `{title: (before, after)}`, arrays of any shape; the `most` largest
+      are shown.
+    path: of the PNG file.
+    most: panels at most.
+    bins: an odd number, so that zero has a bin of its own.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  shown = sorted(weights, key=lambda k: -np.size(weights[k][0]))[:most]
+  shown = [k for k in weights if k in shown]
+  if not shown:
+    return False
+  columns = min(3, len(shown))
+  rows = -(-len(shown) // columns)
+  figure, axes = _figure(rows, columns, width=4 * columns, height=2.5 * rows)
+  for axis, key in zip(axes.flat, shown, strict=False):
+    _histogram(axis, key, *weights[key], bins)
+  for axis in list(axes.flat)[len(shown) :]:
+    axis.set_axis_off()
+  handles, labels = axes.flat[0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc='outside upper center', ncols=2, frameon=False
+  )
+  _save(figure, path)
+  return True
+
+
+def _histogram(axis, title, before, after, bins):
+  before, after = (
+    np.ravel(np.asarray(w).astype(np.float64)) for w in (before, after)
+  )
+  before, after = (w[np.isfinite(w)] for w in (before, after))
+  top = max((np.abs(w).max() for w in (before, after) if w.size), default=1.0)
+  top = top or 1.0
+  edges = np.linspace(-top, top, bins + 1)
+  axis.hist(before, edges, color=_GREY, label='before')
+  counts, _ = np.histogram(after, edges)
+  axis.stairs(counts, edges, color=_COLOURS[0], label='after', linewidth=1.1)
+  # Zeros of a mask are thousands in one bin; the rest must stay visible.
+  axis.set_yscale('log')
+  axis.set_ylim(bottom=0.5)
+  axis.set_title(title, fontsize=9)
+  axis.tick_params(labelsize=7)
+
+
+def _figure(rows, columns, width, height, **kwargs):
+  try:
+    from matplotlib import figure
+  except ImportError as e:
+    raise ImportError(
+      'Plots need matplotlib. Install it with'
+      " `pip install 'jaxopt_compress[examples]'`, or write the report with"
+      ' plots=False.'
+    ) from e
+  # A Figure of its own draws with Agg: no display, and no global state.
+  fig = figure.Figure((width, height), layout='constrained')
+  return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _save(figure, path):
+  folder = os.path.dirname(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=folder, suffix='.png')
+  os.close(handle)
+  try:
+    figure.savefig(temporary, dpi=120)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _finite(x) -> bool:
+  return x is not None and math.isfinite(x)
+
+
+def _or_nan(x) -> float:
+  return x if _finite(x) else math.nan

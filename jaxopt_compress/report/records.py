@@ -1,0 +1,202 @@
+"""What a report is made of: plain records, one a stage and one a leaf.
+
+Whoever runs an experiment fills them; nothing here knows how. Everything that is
+`None` was not measured and is shown as '-'. A record turns to JSON and back
+without loss: numbers that JSON has no word for become 'inf', '-inf' and 'nan'.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress.core import array, rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """How long one call takes, in milliseconds, and against what.
+
+  `speed` is the median over rounds of (time of `against`) / (own time): above 1
+  is faster. `low` and `high` are quartiles.
+  """
+
+  median_ms: float
+  low_ms: float | None = None
+  high_ms: float | None = None
+  repeats: int | None = None
+  against: str | None = None
+  speed: float | None = None
+  speed_low: float | None = None
+  speed_high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+  """One row of the first table: a model after one stage.
+
+  Attributes:
+    name: what the stage is called everywhere else in the report.
+    value: the metric on held-out data; `metric` names it, `spec` formats it.
+    agreement: fraction of held-out examples with the teacher's answer.
+    kl: mean KL(teacher || this) in nats.
+    parameters: numbers that the tree stands for.
+    bytes_memory: bytes that its arrays occupy (`core.nbytes`).
+    bytes_disk: bytes of the file or directory it was saved to.
+    sparsity: fraction of the parameters that are exactly zero.
+    flops: operations for one example, counted from the jaxpr.
+    latency: `{batch size: Timing}`.
+    notes: sentences for the reader.
+  """
+
+  name: str
+  value: float | None = None
+  metric: str = 'accuracy'
+  higher_is_better: bool = True
+  spec: str = '.2%'
+  agreement: float | None = None
+  kl: float | None = None
+  parameters: int | None = None
+  bytes_memory: int | None = None
+  bytes_disk: int | None = None
+  sparsity: float | None = None
+  flops: int | None = None
+  latency: Mapping[int, Timing] = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRecord:
+  """One row of the coverage table: a leaf of the parameters.
+
+  Attributes:
+    path: name of the leaf.
+    shape: of the array that it stands for.
+    format: `leaf.describe()`, or the dtype of a plain array.
+    compressed: whether it is a compressed leaf.
+    bits_per_weight: stored bits, scales included, by the size of `shape`.
+    bytes: stored bytes.
+    sparsity: fraction of exact zeros.
+    error_db: signal to quantisation noise; inf is exact.
+    native: whether every operation ran on the compressed form; None for a
+      plain array, or where nobody looked.
+    reason: why it was densified.
+    operations: primitives that the leaf met.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  format: str
+  compressed: bool = False
+  bits_per_weight: float | None = None
+  bytes: int | None = None
+  sparsity: float | None = None
+  error_db: float | None = None
+  native: bool | None = None
+  reason: str = ''
+  operations: tuple[str, ...] = ()
+
+
+def stage(name: str, params: Any, **known) -> StageRecord:
+  """A StageRecord with all that a tree of parameters tells by itself.
+
+  >>> r = stage('float', {'w': np.ones((2, 3), np.float32)}, value=0.9)
+  >>> r.parameters, r.bytes_memory, r.sparsity, r.value
+  (6, 24, 0.0, 0.9)
+  """
+  own = dict(
+    parameters=parameters(params),
+    bytes_memory=array.nbytes(params),
+    sparsity=sparsity(params),
+  )
+  return StageRecord(name, **(own | known))
+
+
+def parameters(tree: Any) -> int:
+  """How many numbers the leaves of `tree` stand for."""
+  return sum(math.prod(x.shape) for _, x in rules.named_leaves(tree))
+
+
+def sparsity(tree: Any) -> float | None:
+  """Fraction of the numbers that are exactly zero; None for an empty tree."""
+  leaves = [dense(x) for _, x in rules.named_leaves(tree)]
+  size = sum(x.size for x in leaves)
+  if not size:
+    return None
+  return 1.0 - sum(int(np.count_nonzero(x)) for x in leaves) / size
+
+
+def dense(leaf) -> np.ndarray:
+  """The array that a leaf stands for, on the host."""
+  return np.asarray(array.materialize(leaf))
+
+
+def disk_bytes(path: str | os.PathLike) -> int:
+  """Bytes of a file, or of all files under a directory."""
+  if os.path.isfile(path):
+    return os.path.getsize(path)
+  if not os.path.isdir(path):
+    raise ValueError(f'{path} is neither a file nor a directory. Save first.')
+  return sum(
+    os.path.getsize(os.path.join(folder, name))
+    for folder, _, names in os.walk(path)
+    for name in names
+  )
+
+
+# -- JSON ---------------------------------------------------------------------
+
+
+def to_json(x: Any) -> Any:
+  """Records, numpy scalars and containers as what `json.dumps` takes.
+
+  >>> to_json({'error': math.inf, 'size': np.int64(3)})
+  {'error': 'inf', 'size': 3}
+  """
+  if dataclasses.is_dataclass(x):
+    x = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+  if isinstance(x, Mapping):
+    return {str(k): to_json(v) for k, v in x.items()}
+  if isinstance(x, (list, tuple)):
+    return [to_json(v) for v in x]
+  if hasattr(x, 'item') and getattr(x, 'ndim', None) == 0:
+    x = x.item()
+  if isinstance(x, float) and not math.isfinite(x):
+    return str(x)
+  if x is None or isinstance(x, (bool, int, float, str)):
+    return x
+  raise ValueError(
+    f'{x!r} of type {type(x).__name__} does not go into a report. Records hold'
+    ' numbers, strings, and lists and dicts of them.'
+  )
+
+
+def stage_from_json(x: Mapping[str, Any]) -> StageRecord:
+  """The inverse of `to_json` of a StageRecord."""
+  latency = {int(b): Timing(**_numbers(t)) for b, t in x['latency'].items()}
+  x = _numbers(x) | dict(latency=latency, notes=tuple(x['notes']))
+  return StageRecord(**x)
+
+
+def leaf_from_json(x: Mapping[str, Any]) -> LeafRecord:
+  """The inverse of `to_json` of a LeafRecord."""
+  x = _numbers(x) | dict(
+    shape=tuple(x['shape']), operations=tuple(x['operations'])
+  )
+  return LeafRecord(**x)
+
+
+def _numbers(x):
+  words = ('inf', '-inf', 'nan')
+  text = ('name', 'path', 'metric', 'format', 'spec', 'reason', 'against')
+  return {
+    k: float(v) if v in words and k not in text else v
+    for k, v in ((k, _hashable(v)) for k, v in x.items())
+  }
+
+
+def _hashable(v):
+  return tuple(v) if isinstance(v, list) else v

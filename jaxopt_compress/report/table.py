@@ -1,0 +1,176 @@
+"""Tables of records, for the terminal and for markdown.
+
+What was not measured is '-'; what was measured and is no number is 'nan'.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from typing import Any
+
+from jaxopt_compress.report import records
+
+Columns = Sequence[tuple[str, Callable[[Any], str]]]
+
+
+def render(
+  headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = 'text'
+) -> str:
+  """Cells as aligned text; numbers to the right, words to the left.
+
+  Args:
+    headers: names of the columns.
+    rows: cells, as many as there are headers.
+    style: 'text' for the terminal, 'markdown'.
+
+  >>> print(render(['name', 'bytes'], [['w', '1,024'], ['b', '-']]))
+  name  bytes
+  ----  -----
+  w     1,024
+  b         -
+  """
+  if style not in ('text', 'markdown'):
+    raise ValueError(f"style is 'text' or 'markdown', not {style!r}.")
+  if style == 'markdown':
+    rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
+  columns = list(zip(headers, *rows, strict=True))
+  widths = [max(3, *map(len, column)) for column in columns]
+  right = [all(map(_is_number, column[1:])) for column in columns]
+
+  def line(cells):
+    cells = [
+      cell.rjust(n) if r else cell.ljust(n)
+      for cell, n, r in zip(cells, widths, right, strict=True)
+    ]
+    if style == 'markdown':
+      return '| ' + ' | '.join(cells) + ' |'
+    return '  '.join(cells).rstrip()
+
+  rule = ['-' * n for n in widths]
+  if style == 'markdown':
+    rule = [
+      r[:-1] + (':' if r_ else '-') for r, r_ in zip(rule, right, strict=True)
+    ]
+  return '\n'.join([line(headers), line(rule), *map(line, rows)])
+
+
+def stages(rows: Sequence[records.StageRecord], style: str = 'text') -> str:
+  """The first table: one row a stage.
+
+  'smaller' is the number of times that bytes in memory fit into the first
+  stage's; '(0.5x)' behind a latency is the speed relative to the float program.
+  """
+  first = next((r.bytes_memory for r in rows if r.bytes_memory), None)
+  batches = sorted({b for r in rows for b in r.latency})
+  metrics = {r.metric for r in rows if r.value is not None}
+  one = metrics.pop() if len(metrics) == 1 else None
+  columns = [
+    ('stage', lambda r: r.name),
+    (one or 'metric', lambda r: _metric(r, named=one is None)),
+    ('agreement', lambda r: number(r.agreement, '.2%')),
+    ('KL', lambda r: number(r.kl, '.4f')),
+    ('parameters', lambda r: number(r.parameters, ',')),
+    ('memory', lambda r: quantity(r.bytes_memory, 'B')),
+    ('smaller', lambda r: _smaller(first, r.bytes_memory)),
+    ('disk', lambda r: quantity(r.bytes_disk, 'B')),
+    ('zeros', lambda r: number(r.sparsity, '.1%')),
+    ('FLOPs', lambda r: quantity(r.flops)),
+  ]
+  for b in batches:
+    columns.append((f'ms, batch {b}', lambda r, b=b: _timing(r.latency.get(b))))
+  return _table(columns, rows, style)
+
+
+def coverage(rows: Sequence[records.LeafRecord], style: str = 'text') -> str:
+  """The coverage table: one row a leaf."""
+  columns = [
+    ('leaf', lambda r: r.path),
+    ('shape', lambda r: 'x'.join(map(str, r.shape)) or 'scalar'),
+    ('format', lambda r: r.format),
+    ('bits/weight', lambda r: number(r.bits_per_weight, '.3g')),
+    ('bytes', lambda r: number(r.bytes, ',')),
+    ('zeros', lambda r: number(r.sparsity, '.1%')),
+    ('error dB', lambda r: _decibels(r.error_db)),
+    ('runs', _runs),
+    ('meets', lambda r: ', '.join(r.operations) or '-'),
+  ]
+  return _table(columns, rows, style)
+
+
+def facts(values: Mapping[str, Any], style: str = 'text') -> str:
+  """Two columns: what, and how much."""
+  rows = [[str(k), '-' if v is None else str(v)] for k, v in values.items()]
+  return render(['', 'value'], rows, style)
+
+
+def number(x: float | int | None, spec: str) -> str:
+  """`x` formatted, '-' if it is missing, a word if it is not finite.
+
+  >>> number(0.9512, '.1%'), number(None, '.1%'), number(math.nan, '.1%')
+  ('95.1%', '-', 'nan')
+  """
+  if x is None:
+    return '-'
+  if not math.isfinite(x):
+    return str(float(x))
+  return format(x, spec)
+
+
+def quantity(x: float | int | None, unit: str = '') -> str:
+  """Three digits and a power of a thousand.
+
+  >>> quantity(123456, 'B'), quantity(999, 'B'), quantity(1.5e9)
+  ('123 kB', '999 B', '1.5 G')
+  """
+  if x is None or not math.isfinite(x):
+    return number(x, '')
+  for prefix in ('', 'k', 'M', 'G', 'T', 'P'):
+    digits = f'{x:.3g}'
+    if abs(float(digits)) < 1000 or prefix == 'P':
+      break
+    x /= 1000
+  return f'{digits} {prefix}{unit}'.strip()
+
+
+def _table(columns: Columns, rows, style) -> str:
+  headers = [name for name, _ in columns]
+  cells = [[str(cell(r)) for _, cell in columns] for r in rows]
+  return render(headers, cells, style)
+
+
+def _metric(r, named) -> str:
+  value = number(r.value, r.spec)
+  return f'{r.metric} {value}' if named and r.value is not None else value
+
+
+def _smaller(first, own) -> str:
+  return f'{first / own:.3g}x' if first and own else '-'
+
+
+def _timing(t) -> str:
+  if t is None:
+    return '-'
+  speed = '' if t.speed is None else f' ({number(t.speed, ".2f")}x)'
+  return f'{number(t.median_ms, ".3g")}{speed}'
+
+
+def _decibels(x) -> str:
+  return 'exact' if x == math.inf else number(x, '.1f')
+
+
+def _runs(r) -> str:
+  if r.native is None:
+    return r.reason or '-'
+  if r.native:
+    return 'native'
+  return f'densified ({r.reason})' if r.reason else 'densified'
+
+
+def _is_number(cell) -> bool:
+  """Whether a cell reads as a quantity, and so belongs to the right."""
+  if cell in ('-', 'nan', 'inf', '-inf', 'exact'):
+    return True
+  return (
+    re.fullmatch(r'-?[\d.,]+(e[+-]?\d+)?( ?[%a-zA-Z]{0,2})( \(.*x\))?', cell)
+    is not None
+  )
