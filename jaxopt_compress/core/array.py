@@ -39,9 +39,9 @@ class CompressedArray:
     super().__init_subclass__(**kwargs)
     if CompressedArray not in cls.__bases__:
       raise TypeError(
-          f'{cls.__name__} derives from a concrete leaf type. Leaf types are'
-          ' final, so that a rule registered for one means one layout: derive'
-          ' from CompressedArray, and hold the other leaf as a field.'
+        f'{cls.__name__} derives from a concrete leaf type. Leaf types are'
+        ' final, so that a rule registered for one means one layout: derive'
+        ' from CompressedArray, and hold the other leaf as a field.'
       )
 
   shape: tuple[int, ...]  # of the array that this leaf stands for
@@ -79,9 +79,9 @@ def is_compressed(x: Any) -> bool:
 def materialize(tree: Any) -> Any:
   """`tree` with every compressed leaf replaced by the array it stands for."""
   return jax.tree.map(
-      lambda x: x.materialize() if is_compressed(x) else x,
-      tree,
-      is_leaf=is_compressed,
+    lambda x: x.materialize() if is_compressed(x) else x,
+    tree,
+    is_leaf=is_compressed,
   )
 
 

@@ -43,9 +43,9 @@ class Compression(NamedTuple):
 def identity() -> Compression:
   """Leaves the parameters as they are."""
   return Compression(
-      init=lambda params: (),
-      apply=lambda params, state: params,
-      update=lambda state, params, info: state,
+    init=lambda params: (),
+    apply=lambda params, state: params,
+    update=lambda state, params, info: state,
   )
 
 
@@ -62,14 +62,14 @@ def chain(*compressions: Compression) -> Compression:
 
   def update(states, params, info):
     return tuple(
-        c.update(state, params, info)
-        for c, state in zip(compressions, states, strict=True)
+      c.update(state, params, info)
+      for c, state in zip(compressions, states, strict=True)
     )
 
   return Compression(
-      init=lambda params: tuple(c.init(params) for c in compressions),
-      apply=apply,
-      update=update,
+    init=lambda params: tuple(c.init(params) for c in compressions),
+    apply=apply,
+    update=update,
   )
 
 
@@ -86,8 +86,8 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
     owners = rules_lib.match(numbered, tree)
     leaves = dict(rules_lib.named_leaves(tree))
     return {
-        i: {p: leaves[p] for p, owner in owners.items() if owner == i}
-        for i in used
+      i: {p: leaves[p] for p, owner in owners.items() if owner == i}
+      for i in used
     }
 
   def init(params):
@@ -105,10 +105,10 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
     parts = split(params)
     grads = {} if info.grads is None else split(info.grads)
     return {
-        str(i): rules[i][1].update(
-            state[str(i)], parts[i], info._replace(grads=grads.get(i))
-        )
-        for i in used
+      str(i): rules[i][1].update(
+        state[str(i)], parts[i], info._replace(grads=grads.get(i))
+      )
+      for i in used
     }
 
   return Compression(init, apply, update)
@@ -117,9 +117,9 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
 def freeze(tree: Params) -> Params:
   """Turns training leaves into storage leaves: FakeQuant(w) -> QArray."""
   return jax.tree.map(
-      lambda x: x.freeze() if array.is_compressed(x) else x,
-      tree,
-      is_leaf=array.is_compressed,
+    lambda x: x.freeze() if array.is_compressed(x) else x,
+    tree,
+    is_leaf=array.is_compressed,
   )
 
 
@@ -144,9 +144,9 @@ def split_learned(state: State) -> tuple[Any, State]:
   named = rules_lib.named_leaves(state, is_leaf=_is_learned)
   learned = {path: x.value for path, x in named if _is_learned(x)}
   rest = jax.tree.map(
-      lambda x: Learned(None) if _is_learned(x) else x,
-      state,
-      is_leaf=_is_learned,
+    lambda x: Learned(None) if _is_learned(x) else x,
+    state,
+    is_leaf=_is_learned,
   )
   return learned, rest
 
@@ -154,7 +154,7 @@ def split_learned(state: State) -> tuple[Any, State]:
 def merge_learned(learned: Any, rest: State) -> State:
   """The inverse of `split_learned`."""
   return rules_lib.map_named(
-      lambda path, x: Learned(learned[path]) if _is_learned(x) else x,
-      rest,
-      is_leaf=_is_learned,
+    lambda path, x: Learned(learned[path]) if _is_learned(x) else x,
+    rest,
+    is_leaf=_is_learned,
   )

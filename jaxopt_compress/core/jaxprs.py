@@ -80,21 +80,21 @@ class Context:
   record: Callable[[Met], None] | None = None
   inline: bool = False
   jits: dict[int, tuple[Any, Callable]] = dataclasses.field(
-      default_factory=dict
+    default_factory=dict
   )
   calls: list[str] = dataclasses.field(default_factory=list)
 
   def note(self, eqn, name, native, reason='', detail=None):
     if self.record is not None:
       self.record(
-          Met(
-              name,
-              eqn.primitive.name,
-              native,
-              reason,
-              self._source(eqn),
-              detail,
-          )
+        Met(
+          name,
+          eqn.primitive.name,
+          native,
+          reason,
+          self._source(eqn),
+          detail,
+        )
       )
 
   def _source(self, eqn) -> str:
@@ -118,7 +118,7 @@ def trace(fun: Callable, *args) -> tuple[Any, Any]:
 
 
 def evaluate(
-    ctx: Context, closed, args: Sequence[Any], names: Sequence[str | None]
+  ctx: Context, closed, args: Sequence[Any], names: Sequence[str | None]
 ) -> list[Any]:
   """Evaluates a closed jaxpr; `args` and the results may be compressed.
 
@@ -186,10 +186,7 @@ def _run_untouched(eqns, env, last_use, position):
   made = [v for eqn in eqns for v in eqn.outvars]
   inside = set(made)
   needed = dict.fromkeys(
-      v
-      for eqn in eqns
-      for v in eqn.invars
-      if _is_var(v) and v not in inside
+    v for eqn in eqns for v in eqn.invars if _is_var(v) and v not in inside
   )
   wanted = [v for v in made if last_use.get(v, -1) >= position]
   outs = _bind(list(needed), wanted, eqns, [env[v][0] for v in needed])
@@ -225,7 +222,7 @@ def _treat(ctx, eqn, operands):
   """Evaluates an equation that has a compressed operand: [(value, name)]."""
   stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
   with source_info_util.user_context(
-      eqn.source_info.traceback, name_stack=stack
+    eqn.source_info.traceback, name_stack=stack
   ):
     structural = _STRUCTURAL.get(eqn.primitive.name)
     if structural is not None:
@@ -248,8 +245,8 @@ def _first_order(ctx, eqn, operands):
       declined[i] = Dense(f'{type(x).__name__} has no rule for it')
       continue
     others = [
-        y if j == i or not array.is_compressed(y) else y.materialize()
-        for j, y in enumerate(values)
+      y if j == i or not array.is_compressed(y) else y.materialize()
+      for j, y in enumerate(values)
     ]
     result = rule(*others, **eqn.params)
     if isinstance(result, Dense):
@@ -272,7 +269,7 @@ def _check(eqn, outs):
     want = (tuple(v.aval.shape), v.aval.dtype)
     got = (tuple(y.shape), jnp.dtype(y.dtype))
     assert want == got, (
-        f'The rule for {eqn.primitive} gave {got}, the operation gives {want}.'
+      f'The rule for {eqn.primitive} gave {got}, the operation gives {want}.'
     )
 
 
@@ -345,9 +342,9 @@ def _call(ctx, eqn, operands):
 def _remat(ctx, eqn, operands):
   args, names = _unzip(operands)
   run = jax.checkpoint(
-      _inner(ctx, eqn.params['jaxpr'], names),
-      prevent_cse=eqn.params['prevent_cse'],
-      policy=eqn.params['policy'],
+    _inner(ctx, eqn.params['jaxpr'], names),
+    prevent_cse=eqn.params['prevent_cse'],
+    policy=eqn.params['policy'],
   )
   return [(x, None) for x in run(*args)]
 
@@ -358,18 +355,18 @@ def _scan(ctx, eqn, operands):
   jaxpr = closed.jaxpr
   consts, carry, xs = _split(operands, n_consts, n_carry)
   kept = [
-      _is_var(out) and out is jaxpr.invars[n_consts + i]
-      for i, out in enumerate(jaxpr.outvars[:n_carry])
+    _is_var(out) and out is jaxpr.invars[n_consts + i]
+    for i, out in enumerate(jaxpr.outvars[:n_carry])
   ]
   carry = [
-      c if keep else _drop(ctx, eqn, c, 'the loop changes it')
-      for c, keep in zip(carry, kept, strict=True)
+    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
+    for c, keep in zip(carry, kept, strict=True)
   ]
   xs = [
-      x
-      if _sliceable(x[0], p['length'])
-      else _drop(ctx, eqn, x, 'not all its parts have the scanned axis')
-      for x in xs
+    x
+    if _sliceable(x[0], p['length'])
+    else _drop(ctx, eqn, x, 'not all its parts have the scanned axis')
+    for x in xs
   ]
   args, names = _unzip(consts + carry + xs)
   if not any(map(array.is_compressed, args)):
@@ -382,12 +379,12 @@ def _scan(ctx, eqn, operands):
     return _loop_state(outs[:n_carry], init)[0], outs[n_carry:]
 
   state, ys = lax.scan(
-      body,
-      init,
-      args[n_consts + n_carry :],
-      length=p['length'],
-      reverse=p['reverse'],
-      unroll=p['unroll'],
+    body,
+    init,
+    args[n_consts + n_carry :],
+    length=p['length'],
+    reverse=p['reverse'],
+    unroll=p['unroll'],
   )
   last = zip(rebuild(state), names[n_consts : n_consts + n_carry], strict=True)
   return [*last, *((y, None) for y in ys)]
@@ -397,16 +394,16 @@ def _while(ctx, eqn, operands):
   p = eqn.params
   cond, body = p['cond_jaxpr'], p['body_jaxpr']
   cond_consts, body_consts, carry = _split(
-      operands, p['cond_nconsts'], p['body_nconsts']
+    operands, p['cond_nconsts'], p['body_nconsts']
   )
   n = p['body_nconsts']
   kept = [
-      _is_var(out) and out is body.jaxpr.invars[n + i]
-      for i, out in enumerate(body.jaxpr.outvars)
+    _is_var(out) and out is body.jaxpr.invars[n + i]
+    for i, out in enumerate(body.jaxpr.outvars)
   ]
   carry = [
-      c if keep else _drop(ctx, eqn, c, 'the loop changes it')
-      for c, keep in zip(carry, kept, strict=True)
+    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
+    for c, keep in zip(carry, kept, strict=True)
   ]
   all_operands = cond_consts + body_consts + carry
   if not any(array.is_compressed(x) for x, _ in all_operands):
@@ -418,9 +415,9 @@ def _while(ctx, eqn, operands):
   step = _inner(ctx, body.jaxpr, body_names + carry_names, body.consts)
   init, rebuild = _loop_state(carry_args)
   state = lax.while_loop(
-      lambda state: test(*cond_args, *rebuild(state))[0],
-      lambda state: _loop_state(step(*body_args, *rebuild(state)), init)[0],
-      init,
+    lambda state: test(*cond_args, *rebuild(state))[0],
+    lambda state: _loop_state(step(*body_args, *rebuild(state)), init)[0],
+    init,
   )
   return list(zip(rebuild(state), carry_names, strict=True))
 
@@ -438,9 +435,9 @@ def _loop_state(values, like=None):
   puts the leaves back. With `like`, keeps the positions that `like` has.
   """
   positions = (
-      [i for i, x in enumerate(values) if not array.is_compressed(x)]
-      if like is None
-      else list(like)
+    [i for i, x in enumerate(values) if not array.is_compressed(x)]
+    if like is None
+    else list(like)
   )
   state = {i: values[i] for i in positions}
   return state, lambda state: [state.get(i, x) for i, x in enumerate(values)]
@@ -456,7 +453,7 @@ def _cond(ctx, eqn, operands):
   index, *rest = operands
   args, names = _unzip(rest)
   branches = [
-      _inner(ctx, b.jaxpr, names, b.consts) for b in eqn.params['branches']
+    _inner(ctx, b.jaxpr, names, b.consts) for b in eqn.params['branches']
   ]
   (index, _) = _drop(ctx, eqn, index, 'it chooses the branch')
   return [(x, None) for x in lax.switch(index, branches, *args)]
@@ -481,8 +478,8 @@ def _custom_vjp(ctx, eqn, operands):
   run = jax.custom_vjp(_inner(ctx, closed.jaxpr, names, closed.consts))
   dense = lambda *xs: _run_dense(eqn, _materialized(xs))
   run.defvjp(
-      lambda *xs: jax.vjp(dense, *xs),
-      lambda pullback, cotangents: pullback(cotangents),
+    lambda *xs: jax.vjp(dense, *xs),
+    lambda pullback, cotangents: pullback(cotangents),
   )
   return [(x, None) for x in run(*args)]
 
@@ -493,7 +490,7 @@ def _shard_map(ctx, eqn, operands):
     return NotImplemented
   placed, specs = [], []
   for (x, name), spec, v in zip(
-      operands, p['in_specs'], p['jaxpr'].invars, strict=True
+    operands, p['in_specs'], p['jaxpr'].invars, strict=True
   ):
     if array.is_compressed(x):
       leaf_spec = sharding.leaf_specs(x, spec, p['mesh'], v.aval.shape)
@@ -509,12 +506,12 @@ def _shard_map(ctx, eqn, operands):
   if 'newly_manual_axes' in p:
     kwargs['axis_names'] = set(p['newly_manual_axes'])
   run = jax.shard_map(
-      _inner(ctx, p['jaxpr'], names),
-      mesh=p['mesh'],
-      in_specs=tuple(specs),
-      out_specs=list(p['out_specs']),
-      check_vma=p.get('check_vma', True),
-      **kwargs,
+    _inner(ctx, p['jaxpr'], names),
+    mesh=p['mesh'],
+    in_specs=tuple(specs),
+    out_specs=list(p['out_specs']),
+    check_vma=p.get('check_vma', True),
+    **kwargs,
   )
   return [(x, None) for x in run(*args)]
 
@@ -531,19 +528,19 @@ def _unchanged(ctx, eqn, operands):
 
 
 _STRUCTURAL = {
-    'pvary': _pvary,
-    'sharding_constraint': _unchanged,
-    'jit': _jit,
-    'pjit': _jit,
-    'closed_call': _call,
-    'core_call': _call,
-    'checkpoint': _remat,
-    'remat': _remat,
-    'remat2': _remat,
-    'scan': _scan,
-    'while': _while,
-    'cond': _cond,
-    'custom_jvp_call': _custom_jvp,
-    'custom_vjp_call': _custom_vjp,
-    'shard_map': _shard_map,
+  'pvary': _pvary,
+  'sharding_constraint': _unchanged,
+  'jit': _jit,
+  'pjit': _jit,
+  'closed_call': _call,
+  'core_call': _call,
+  'checkpoint': _remat,
+  'remat': _remat,
+  'remat2': _remat,
+  'scan': _scan,
+  'while': _while,
+  'cond': _cond,
+  'custom_jvp_call': _custom_jvp,
+  'custom_vjp_call': _custom_vjp,
+  'shard_map': _shard_map,
 }

@@ -89,9 +89,9 @@ def lift(fun: Callable, strict: bool = False) -> Callable:
 def _refuse(met: Met):
   if not met.native:
     raise ValueError(
-        f'{met.path} would become dense: {met.primitive} at {met.source}'
-        f' ({met.reason}). Leave this leaf dense, use a format that has a rule'
-        ' for it, or lift without strict=True.'
+      f'{met.path} would become dense: {met.primitive} at {met.source}'
+      f' ({met.reason}). Leave this leaf dense, use a format that has a rule'
+      ' for it, or lift without strict=True.'
     )
 
 
@@ -110,13 +110,13 @@ def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
     return fun(*args, **kwargs)
 
   closed, out_tree = jaxprs.trace(
-      flat_fun, *(_stands_for(leaves[i]) for i in traced)
+    flat_fun, *(_stands_for(leaves[i]) for i in traced)
   )
   outs = jaxprs.evaluate(
-      ctx,
-      closed,
-      [leaves[i] for i in traced],
-      [_within_argument(named[i][0]) for i in traced],
+    ctx,
+    closed,
+    [leaves[i] for i in traced],
+    [_within_argument(named[i][0]) for i in traced],
   )
   return jax.tree.unflatten(out_tree, array.materialize(outs))
 

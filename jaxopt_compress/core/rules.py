@@ -27,14 +27,14 @@ def _key_name(key) -> str:
 def _is_value_of_variable(keys) -> bool:
   """Flax NNX keeps the array of a Variable under an attribute `value`."""
   return (
-      len(keys) > 1
-      and isinstance(keys[-1], jax.tree_util.GetAttrKey)
-      and keys[-1].name == 'value'
+    len(keys) > 1
+    and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+    and keys[-1].name == 'value'
   )
 
 
 def named_leaves(
-    tree: Any, is_leaf: Callable[[Any], bool] = array.is_compressed
+  tree: Any, is_leaf: Callable[[Any], bool] = array.is_compressed
 ) -> list[tuple[str, Any]]:
   """The leaves of a tree with their path names, in the order of the tree.
 
@@ -57,18 +57,18 @@ def named_leaves(
 
 
 def map_named(
-    f: Callable[..., Any],
-    tree: Any,
-    *rest: Any,
-    is_leaf: Callable[[Any], bool] = array.is_compressed,
+  f: Callable[..., Any],
+  tree: Any,
+  *rest: Any,
+  is_leaf: Callable[[Any], bool] = array.is_compressed,
 ) -> Any:
   """`jax.tree.map` of `f(path, leaf, ...)` over path names."""
   treedef = jax.tree.structure(tree, is_leaf=is_leaf)
   others = [treedef.flatten_up_to(r) for r in rest]
   named = named_leaves(tree, is_leaf)
   leaves = [
-      f(path, leaf, *other)
-      for (path, leaf), *other in zip(named, *others, strict=True)
+    f(path, leaf, *other)
+    for (path, leaf), *other in zip(named, *others, strict=True)
   ]
   return jax.tree.unflatten(treedef, leaves)
 
@@ -105,9 +105,9 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
   patterns = [p.pattern for p, _ in compiled]
   if uncovered:
     raise ValueError(
-        f'No rule covers {_listed(uncovered)}. Rules: {patterns}. Add'
-        f' (r"{re.escape(uncovered[0])}", None) to leave that leaf as it is, or'
-        ' a last (r".*", None) to leave all the rest.'
+      f'No rule covers {_listed(uncovered)}. Rules: {patterns}. Add'
+      f' (r"{re.escape(uncovered[0])}", None) to leave that leaf as it is, or'
+      ' a last (r".*", None) to leave all the rest.'
     )
   for i, (pattern, value) in enumerate(compiled):
     if hits[i] or _covers_the_rest(pattern, value):
@@ -115,12 +115,12 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
     taken = [p for p in paths if pattern.fullmatch(p)]
     if taken:
       raise ValueError(
-          f'The rule {pattern.pattern!r} is never used: earlier rules take all'
-          f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
+        f'The rule {pattern.pattern!r} is never used: earlier rules take all'
+        f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
       )
     raise ValueError(
-        f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
-        f' Paths: {_listed(paths, 20)}.'
+      f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
+      f' Paths: {_listed(paths, 20)}.'
     )
   return values
 

@@ -38,7 +38,7 @@ def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
 
 
 def leaf_specs(
-    leaf: array.CompressedArray, spec: PartitionSpec, mesh, local_shape
+  leaf: array.CompressedArray, spec: PartitionSpec, mesh, local_shape
 ) -> Any:
   """A leaf of specs for the parts of `leaf`, or None where none fits.
 
@@ -81,18 +81,18 @@ def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
       return jax.device_put(x, NamedSharding(mesh, spec))
     entries = list(spec) + [None] * (x.ndim - len(spec))
     local = tuple(
-        n // _cuts(e, mesh) for n, e in zip(x.shape, entries, strict=True)
+      n // _cuts(e, mesh) for n, e in zip(x.shape, entries, strict=True)
     )
     parts = leaf_specs(x, spec, mesh, local)
     if parts is None:
       raise ValueError(
-          f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
-          f' {dict(mesh.shape)}: its parts are'
-          f' {[p.shape for p in array.children(x)]}. Cut an axis that all parts'
-          ' share, or replicate the leaf.'
+        f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
+        f' {dict(mesh.shape)}: its parts are'
+        f' {[p.shape for p in array.children(x)]}. Cut an axis that all parts'
+        ' share, or replicate the leaf.'
       )
     return jax.tree.map(
-        lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), x, parts
+      lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), x, parts
     )
 
   if isinstance(specs, PartitionSpec):

@@ -69,9 +69,7 @@ class Probe(array.CompressedArray):
   def pieces(self) -> list[tuple[tuple[int, int], ...]]:
     """The pieces of each present axis, their sizes as they are here."""
     axes = self.axes[len(self.axes) - self.ndim :]
-    return [
-        _fit(pieces, n) for pieces, n in zip(axes, self.shape, strict=True)
-    ]
+    return [_fit(pieces, n) for pieces, n in zip(axes, self.shape, strict=True)]
 
 
 def _fit(pieces, n):
@@ -116,7 +114,7 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
         return
       contracted, stacked = met.detail or ((), ())
       found[met.path].append(
-          Use(met.primitive, contracted, stacked, met.source)
+        Use(met.primitive, contracted, stacked, met.source)
       )
 
     ctx = jaxprs.Context(_rule_for, record, inline=True)
@@ -155,16 +153,16 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
     return _by_convention(path, tuple(leaf.shape))
   if path not in uses:
     raise ValueError(
-        f'uses has no entry for {path}: it was made for another tree, with'
-        f' leaves {list(uses)[:8]}. Call jc.uses(apply)(params, x) on this one.'
+      f'uses has no entry for {path}: it was made for another tree, with'
+      f' leaves {list(uses)[:8]}. Call jc.uses(apply)(params, x) on this one.'
     )
   found = [u for u in uses[path] if u.contracted]
   if not found:
     met = sorted({f'{u.primitive} at {u.source}' for u in uses[path]})
     where = '; '.join(met) if met else 'no operation at all'
     raise ValueError(
-        f'{path} reaches no dot, convolution or gather, only {where}. Leave it'
-        f' as it is: put (r"{path}", None) before the rule that takes it.'
+      f'{path} reaches no dot, convolution or gather, only {where}. Leave it'
+      f' as it is: put (r"{path}", None) before the rule that takes it.'
     )
   contracted = set().union(*(u.contracted for u in found))
   stacked = set().union(*(u.stacked for u in found)) - contracted
@@ -180,10 +178,10 @@ def _by_convention(path, shape) -> Axes:
   if square_window and shape[0] <= 11:
     return Axes((-4, -3, -2), (), (-1,))
   raise ValueError(
-      f'Which axes of {path}, shape {shape}, are contracted? Without uses only'
-      ' matrices [in, out] and convolutions with a square odd window [h, w, in,'
-      ' out] are clear; embeddings, stacked layers and attention projections'
-      ' are not. Pass uses=jc.uses(apply)(params, x).'
+    f'Which axes of {path}, shape {shape}, are contracted? Without uses only'
+    ' matrices [in, out] and convolutions with a square odd window [h, w, in,'
+    ' out] are clear; embeddings, stacked layers and attention projections'
+    ' are not. Pass uses=jc.uses(apply)(params, x).'
   )
 
 
@@ -212,7 +210,7 @@ def _found(probe: Probe, contracted_axes) -> lift.Dense:
   present = {a for pieces in probe.pieces for a, _ in pieces}
   stacked = set(range(-probe.origin, 0)) - present
   return lift.Dense(
-      'a use', (tuple(sorted(contracted)), tuple(sorted(stacked)))
+    'a use', (tuple(sorted(contracted)), tuple(sorted(stacked)))
   )
 
 
@@ -241,9 +239,9 @@ def _(operand, indices, *, dimension_numbers, slice_sizes, **_):
   if not isinstance(operand, Probe):
     return _found(indices, ())
   row = [
-      i
-      for i, n in enumerate(slice_sizes)
-      if n == operand.shape[i] and i not in dimension_numbers.start_index_map
+    i
+    for i, n in enumerate(slice_sizes)
+    if n == operand.shape[i] and i not in dimension_numbers.start_index_map
   ]
   return _found(operand, row)
 
@@ -300,8 +298,8 @@ def _(x, *starts, slice_sizes, **_):
 
 def _cut(x, value):
   pieces = [
-      p if n == m else ((p[0][0], n),) if len(p) == 1 and n > 1 else ()
-      for p, m, n in zip(x.pieces, x.shape, value.shape, strict=True)
+    p if n == m else ((p[0][0], n),) if len(p) == 1 and n > 1 else ()
+    for p, m, n in zip(x.pieces, x.shape, value.shape, strict=True)
   ]
   return _moved(x, value, pieces)
 

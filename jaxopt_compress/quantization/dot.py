@@ -24,7 +24,7 @@ _MOST_PRODUCTS = (2**31 - 1) // (128 * 128)
 
 def _shared_along(q: qarray.QArray, axes) -> bool:
   return all(q.scale.shape[a] == 1 for a in axes) and not (
-      q.group and q.axis % q.ndim in [a % q.ndim for a in axes]
+    q.group and q.axis % q.ndim in [a % q.ndim for a in axes]
   )
 
 
@@ -45,9 +45,7 @@ def quantize_operand(x: jax.Array, axes: tuple[int, ...], act: str):
 def _in_result(x, side, dimension_numbers, other_ndim):
   """Lays out a per-operand factor, 1 on contracted axes, like the result."""
   contracting, batch = dimension_numbers
-  free = [
-      i for i in range(x.ndim) if i not in contracting[side] + batch[side]
-  ]
+  free = [i for i in range(x.ndim) if i not in contracting[side] + batch[side]]
   n_other = other_ndim - len(contracting[1 - side]) - len(batch[1 - side])
   order = (*batch[side], *free, *contracting[side])
   shape = [x.shape[i] for i in batch[side]]
@@ -65,7 +63,7 @@ def _as_tuples(dimension_numbers):
 
 @lift.rule(lax.dot_general_p, qarray.QArray)
 def dot_weight_only(
-    lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
+  lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
 ):
   side = int(isinstance(rhs, qarray.QArray))
   q, x = (rhs, lhs) if side else (lhs, rhs)
@@ -77,10 +75,10 @@ def dot_weight_only(
 
   def dot(w, preferred):
     return lax.dot_general_p.bind(
-        *((x, w) if side else (w, x)),
-        dimension_numbers=dimension_numbers,
-        preferred_element_type=preferred,
-        **params,
+      *((x, w) if side else (w, x)),
+      dimension_numbers=dimension_numbers,
+      preferred_element_type=preferred,
+      **params,
     )
 
   if not _shared_along(q, numbers[0][side]):
@@ -97,7 +95,7 @@ def _result_dtype(preferred, x, q):
 
 @lift.rule(lax.dot_general_p, qarray.QDotArray)
 def dot_integer(
-    lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
+  lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
 ):
   side = int(isinstance(rhs, qarray.QDotArray))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
@@ -112,18 +110,18 @@ def dot_integer(
     # int32 cannot hold.
     x_hat = (codes.astype(jnp.float32) * x_scale).astype(x.dtype)
     return dot_weight_only(
-        *((x_hat, q) if side else (q, x_hat)),
-        dimension_numbers=dimension_numbers,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        **params,
+      *((x_hat, q) if side else (q, x_hat)),
+      dimension_numbers=dimension_numbers,
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+      **params,
     )
   y = lax.dot_general_p.bind(
-      *((codes, q.codes) if side else (q.codes, codes)),
-      dimension_numbers=dimension_numbers,
-      precision=None,
-      preferred_element_type=jnp.dtype(jnp.int32),
-      **params,
+    *((codes, q.codes) if side else (q.codes, codes)),
+    dimension_numbers=dimension_numbers,
+    precision=None,
+    preferred_element_type=jnp.dtype(jnp.int32),
+    **params,
   )
   y = y.astype(jnp.float32) * _in_result(x_scale, 1 - side, numbers, q.ndim)
   y = y * _in_result(q.scale.astype(jnp.float32), side, numbers, x.ndim)
@@ -146,7 +144,7 @@ def conv_weight_only(lhs, rhs, **params):
   sums = jnp.promote_types(out_dtype, jnp.float32)
   w = rhs.codes.astype(lhs.dtype)
   y = lax.conv_general_dilated_p.bind(
-      lhs, w, **{**params, 'preferred_element_type': sums}
+    lhs, w, **{**params, 'preferred_element_type': sums}
   )
   return (y * _per_output(rhs.scale, params)).astype(out_dtype)
 
@@ -163,17 +161,17 @@ def conv_integer(lhs, rhs, **params):
     x_hat = (codes.astype(jnp.float32) * x_scale).astype(lhs.dtype)
     return conv_weight_only(x_hat, q, **params)
   y = lax.conv_general_dilated_p.bind(
-      codes,
-      q.codes,
-      **{
-          **params,
-          'precision': None,
-          'preferred_element_type': jnp.dtype(jnp.int32),
-      },
+    codes,
+    q.codes,
+    **{
+      **params,
+      'precision': None,
+      'preferred_element_type': jnp.dtype(jnp.int32),
+    },
   )
   batch_in, batch_out = (
-      params['dimension_numbers'].lhs_spec[0],
-      params['dimension_numbers'].out_spec[0],
+    params['dimension_numbers'].lhs_spec[0],
+    params['dimension_numbers'].out_spec[0],
   )
   x_scale = jnp.moveaxis(x_scale, batch_in, batch_out)
   y = y.astype(jnp.float32) * x_scale * _per_output(q.scale, params)
@@ -220,8 +218,7 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   q = operand
   picked = set(dimension_numbers.start_index_map)
   whole = all(
-      slice_sizes[i] == (1 if i in picked else q.shape[i])
-      for i in range(q.ndim)
+    slice_sizes[i] == (1 if i in picked else q.shape[i]) for i in range(q.ndim)
   )
   if not whole or dimension_numbers.operand_batching_dims:
     return lift.Dense('a gather of something other than whole rows')
@@ -239,13 +236,8 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
       shape[i] = q.shape[i]
     part = jnp.broadcast_to(part, shape)
     sizes = tuple(1 if i in picked else n for i, n in enumerate(part.shape))
-    return lax.gather_p.bind(
-        part,
-        indices,
-        dimension_numbers=dimension_numbers,
-        slice_sizes=sizes,
-        fill_value=fill,
-        **params,
+    return lax.gather(
+      part, indices, dimension_numbers, sizes, fill_value=fill, **params
     )
 
   offsets = dimension_numbers.offset_dims
@@ -253,7 +245,7 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   out = rows(q.qvalue)
   axis = offsets[kept.index(q.axis % q.ndim)] - out.ndim
   taken = qarray.QArray(
-      out, rows(q.scale, fill), q.format, axis, q.group, q.odd, q.dtype
+    out, rows(q.scale, fill), q.format, axis, q.group, q.odd, q.dtype
   )
   return taken.materialize()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
@@ -154,9 +155,29 @@ for _primitive in moves.PRIMITIVES:
 _register_gather()
 
 
+def _apart(frozen):
+  """Keeps XLA from fusing the rounding of weights into what uses them.
+
+  What follows is then the same program as with stored weights, and so are its
+  results, to the bit: a fusion of its own would sum in another order. On CPU,
+  XLA drops barriers before it fuses; a branch it keeps.
+  """
+  return lax.platform_dependent(
+    frozen, cpu=_branch, default=lax.optimization_barrier
+  )
+
+
+def _branch(frozen):
+  is_scale = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  scales = [x for x in jax.tree.leaves(frozen) if is_scale(x)]
+  finite = jnp.stack([jnp.isfinite(s).all() for s in scales]).all()
+  spoil = lambda x: jnp.full_like(x, jnp.nan) if is_scale(x) else x
+  return lax.cond(finite, lambda t: t, lambda t: jax.tree.map(spoil, t), frozen)
+
+
 def fake_quantize(
-    rules: Sequence[tuple[str, schemes.Scheme | str | None]],
-    uses: dict | None = None,
+  rules: Sequence[tuple[str, schemes.Scheme | str | None]],
+  uses: dict | None = None,
 ) -> compression.Compression:
   """Trains weights as the integers that they will be stored as.
 
@@ -178,14 +199,13 @@ def fake_quantize(
         return x
       # The straight-through derivative goes around the rounding, not through.
       fixed = jax.tree.map(lax.stop_gradient, x)
-      return FakeQuant(
-          x, schemes.quantize_leaf(path, fixed, chosen[path], uses)
-      )
+      frozen = schemes.quantize_leaf(path, fixed, chosen[path], uses)
+      return FakeQuant(x, _apart(frozen))
 
     return rules_lib.map_named(one, params)
 
   return compression.Compression(
-      init=lambda params: (),
-      apply=apply,
-      update=lambda state, params, info: state,
+    init=lambda params: (),
+    apply=apply,
+    update=lambda state, params, info: state,
   )

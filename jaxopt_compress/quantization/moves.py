@@ -86,10 +86,10 @@ def reshape(q, new_shape):
   if new_axis is None or qvalue is None or scale is None:
     return lift.Dense(f'a reshape {q.shape} to {tuple(new_shape)} cuts groups')
   return _with_parts(
-      q,
-      q.qvalue.reshape(qvalue),
-      q.scale.reshape(scale),
-      new_axis - len(new_shape),
+    q,
+    q.qvalue.reshape(qvalue),
+    q.scale.reshape(scale),
+    new_axis - len(new_shape),
   )
 
 
@@ -166,7 +166,7 @@ def part_shape(blocks, old, part, new):
 @_rule(lax.slice_p)
 def _(q, *, start_indices, limit_indices, strides):
   sizes = tuple(
-      b - a for a, b in zip(start_indices, limit_indices, strict=True)
+    b - a for a, b in zip(start_indices, limit_indices, strict=True)
   )
   strides = strides or (1,) * q.ndim
   if not _can_cut(q, sizes):
@@ -177,11 +177,13 @@ def _(q, *, start_indices, limit_indices, strides):
     axes = [i for i, n in enumerate(sizes) if whole[i] and n != q.shape[i]]
     for i in axes:
       part = lax.slice_in_dim(
-          part, start_indices[i], limit_indices[i], strides[i], axis=i
+        part, start_indices[i], limit_indices[i], strides[i], axis=i
       )
     return part
 
-  if any(s != 1 and n == m for s, n, m in zip(strides, sizes, q.shape, strict=True)):
+  if any(
+    s != 1 and n == m for s, n, m in zip(strides, sizes, q.shape, strict=True)
+  ):
     return lift.Dense('a strided slice of a whole axis')
   return _with_parts(q, cut(q.qvalue), cut(q.scale), q.axis)
 
@@ -205,6 +207,6 @@ def _(q, *starts, slice_sizes, **_):
 def _can_cut(q, sizes) -> bool:
   """Whether each cut axis is whole or shared in both parts."""
   return all(
-      n == m or all(p.shape[i] in (1, m) for p in (q.qvalue, q.scale))
-      for i, (n, m) in enumerate(zip(sizes, q.shape, strict=True))
+    n == m or all(p.shape[i] in (1, m) for p in (q.qvalue, q.scale))
+    for i, (n, m) in enumerate(zip(sizes, q.shape, strict=True))
   )

@@ -53,7 +53,7 @@ FORMATS = {f.name: f for f in (Format('int8', 8), Format('int4', 4))}
 
 
 def absmax_scale(
-    x: jax.Array, format: Format, axes: tuple[int, ...], dtype=jnp.float32
+  x: jax.Array, format: Format, axes: tuple[int, ...], dtype=jnp.float32
 ) -> jax.Array:
   """The scale that just covers `x` along `axes`.
 

@@ -1,7 +1,7 @@
 """The leaf: integers and a scale.
 
-    QArray      stands for  qvalue * scale, scale broadcast over what shares it
-    QDotArray   the same, and its dots round the other operand to int8 as well
+QArray      stands for  qvalue * scale, scale broadcast over what shares it
+QDotArray   the same, and its dots round the other operand to int8 as well
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class QArray(array.CompressedArray):
     if self.group:
       scale = numerics.by_group(scale, self.group, self.axis)
       scale = jax.lax.slice_in_dim(
-          scale, 0, self.shape[self.axis], axis=self.axis
+        scale, 0, self.shape[self.axis], axis=self.axis
       )
     return (self.codes.astype(jnp.float32) * scale).astype(self.dtype)
 
@@ -92,13 +92,13 @@ class QDotArray(array.CompressedArray):
 
 
 def quantize_array(
-    x: jax.Array,
-    format: str,
-    shared: tuple[int, ...],
-    *,
-    axis: int,
-    group: int = 0,
-    scale_dtype=jnp.float32,
+  x: jax.Array,
+  format: str,
+  shared: tuple[int, ...],
+  *,
+  axis: int,
+  group: int = 0,
+  scale_dtype=jnp.float32,
 ) -> QArray:
   """Rounds an array to the nearest codes.
 
@@ -137,6 +137,6 @@ def _group_scale(x, fmt, shared, axis, group, scale_dtype):
   # Axes counted from the end move by one where they lie before the split.
   axes = {axis} | {a - 1 if a < axis else a for a in shared if a != axis}
   scale = numerics.absmax_scale(
-      x.reshape(split), fmt, tuple(sorted(axes)), scale_dtype
+    x.reshape(split), fmt, tuple(sorted(axes)), scale_dtype
   )
   return jnp.squeeze(scale, position + 1)

@@ -45,8 +45,8 @@ class Scheme:
     _one_of('scale_dtype', self.scale_dtype, ('float32', 'bfloat16'))
     if (self.granularity == 'group') != (self.group > 0):
       raise ValueError(
-          "granularity='group' and a positive group go together, not"
-          f' {self.granularity!r} with group={self.group}.'
+        "granularity='group' and a positive group go together, not"
+        f' {self.granularity!r} with group={self.group}.'
       )
 
 
@@ -70,14 +70,14 @@ def scheme(value: Scheme | str | None) -> Scheme | None:
     close = difflib.get_close_matches(str(value), PRESETS, n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(
-        f'{value!r} is no scheme.{guess} Presets: {list(PRESETS)}; or write a'
-        ' jc.Scheme(...).'
+      f'{value!r} is no scheme.{guess} Presets: {list(PRESETS)}; or write a'
+      ' jc.Scheme(...).'
     )
   return PRESETS[value]
 
 
 def quantize_leaf(
-    path: str, x: Any, scheme: Scheme, uses: dict | None
+  path: str, x: Any, scheme: Scheme, uses: dict | None
 ) -> qarray.QArray | qarray.QDotArray:
   """Quantises one weight under a scheme.
 
@@ -97,21 +97,21 @@ def quantize_leaf(
   contracted, _, free = uses_lib.axes(path, x, uses)
   if scheme.granularity == 'channel' and not free:
     raise ValueError(
-        f'{path}, shape {x.shape}, is contracted over all of its axes'
-        f' ({_sources(uses, path)}), so it has no output channels. Use a scheme'
-        " with granularity='tensor', or leave it as it is."
+      f'{path}, shape {x.shape}, is contracted over all of its axes'
+      f' ({_sources(uses, path)}), so it has no output channels. Use a scheme'
+      " with granularity='tensor', or leave it as it is."
     )
   shared = contracted + free if scheme.granularity == 'tensor' else contracted
   axis = max(contracted, key=lambda a: (x.shape[a], a))
   if scheme.group:
     shared = (axis,)
   q = qarray.quantize_array(
-      x,
-      scheme.weight,
-      shared,
-      axis=axis,
-      group=scheme.group,
-      scale_dtype=jnp.dtype(scheme.scale_dtype),
+    x,
+    scheme.weight,
+    shared,
+    axis=axis,
+    group=scheme.group,
+    scale_dtype=jnp.dtype(scheme.scale_dtype),
   )
   return qarray.QDotArray(q, scheme.act) if scheme.act else q
 
@@ -123,8 +123,8 @@ def _sources(uses, path):
 def _check_values(path, x):
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
-        f'{path} is {x.dtype}; only floating leaves are quantised. Put'
-        f' (r"{path}", None) before the rule that takes it.'
+      f'{path} is {x.dtype}; only floating leaves are quantised. Put'
+      f' (r"{path}", None) before the rule that takes it.'
     )
   if x.size == 0:
     raise ValueError(f'{path} is empty, shape {x.shape}: nothing to quantise.')
@@ -132,16 +132,16 @@ def _check_values(path, x):
     bad = int(x.size - jnp.isfinite(x).sum())
     if bad:
       raise ValueError(
-          f'{path} holds {bad} values that are NaN or infinite, of {x.size}.'
-          ' Quantising would spread them over their scales; find where training'
-          ' went wrong.'
+        f'{path} holds {bad} values that are NaN or infinite, of {x.size}.'
+        ' Quantising would spread them over their scales; find where training'
+        ' went wrong.'
       )
 
 
 def quantize(
-    params: Any,
-    rules: Sequence[tuple[str, Scheme | str | None]],
-    uses: dict | None = None,
+  params: Any,
+  rules: Sequence[tuple[str, Scheme | str | None]],
+  uses: dict | None = None,
 ) -> Any:
   """Turns the weights that rules name into integers (round to nearest).
 
