@@ -1,9 +1,9 @@
 """Quantise, prune, distil and distribute JAX networks.
 
-    import jaxopt_compress as jc
+import jaxopt_compress as jc
 
-    qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
-    y = jax.jit(jc.lift(apply))(qparams, x)
+qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
+y = jax.jit(jc.lift(apply))(qparams, x)
 """
 
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
@@ -31,5 +31,5 @@ from jaxopt_compress.quantization import QDotArray as QDotArray
 from jaxopt_compress.quantization import quantize as quantize
 from jaxopt_compress.quantization import Scheme as Scheme
 from jaxopt_compress.quantization import W4A16 as W4A16
-from jaxopt_compress.quantization import W8A16 as W8A16
 from jaxopt_compress.quantization import W8A8 as W8A8
+from jaxopt_compress.quantization import W8A16 as W8A16

@@ -11,9 +11,11 @@ a pytree of its own, which gets gradients and an optimizer, and `merge_learned`
 puts it back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 

@@ -14,7 +14,8 @@ dense program multiplies them all the same.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 import dataclasses
 import math
 from typing import Any

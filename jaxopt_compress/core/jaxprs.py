@@ -12,7 +12,8 @@ This is the only file that knows the parameters of JAX's structural primitives
 and the only one that imports `jax.extend`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 from typing import Any
@@ -20,8 +21,8 @@ from typing import Any
 import jax
 from jax import lax
 import jax.extend as jex
-import jax.extend.core  # noqa: F401  (jax.extend loads its parts lazily)
 from jax.extend import source_info_util
+import jax.extend.core  # noqa: F401  (jax.extend loads its parts lazily)
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array

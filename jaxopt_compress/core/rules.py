@@ -5,7 +5,8 @@ and every pattern must be used; anything else is an error that lists the paths
 and guesses the typo. An explicit `(r'.*', None)` covers the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import difflib
 import re
 from typing import Any

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
-
 PRIMITIVES = []
 
 
