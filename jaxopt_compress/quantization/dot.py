@@ -5,7 +5,8 @@
     int8 x int8:   y = (codes_x . codes_w : int32) * scale_x * scale_w
 
 `codes_x` are made at run time, one scale for each token: an entry of x's free
-axes (dot), an example (convolution).
+axes (dot), an example (convolution). The integer product is differentiated as
+x_hat . w_hat, straight through the rounding.
 """
 
 import math
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import straight
 
 # Up to so many products of two int8 codes cannot overflow an int32 sum.
 _MOST_PRODUCTS = (2**31 - 1) // (128 * 128)
@@ -37,6 +39,47 @@ def quantize_operand(x: jax.Array, axes: tuple[int, ...], act: str):
   fmt = numerics.FORMATS[act]
   scale = numerics.absmax_scale(x, fmt, axes)
   return numerics.encode(x, scale, fmt), scale
+
+
+def round_other(primitive, operands, side, act, params):
+  """Rounds the operand that the weight at `side` meets, straight through."""
+  if primitive is lax.dot_general_p:
+    other = 1 - side
+    axes = tuple(params['dimension_numbers'][0][other])
+  else:
+    other, axes = 0, conv_token_axes(operands[0], params)
+  x = operands[other]
+  codes, scale = quantize_operand(lax.stop_gradient(x), axes, act)
+  x_hat = (codes.astype(jnp.float32) * scale).astype(x.dtype)
+  rounded = list(operands)
+  rounded[other] = straight.as_if(lambda x: x, x_hat, x)
+  return rounded
+
+
+def conv_token_axes(x, params) -> tuple[int, ...]:
+  """All axes of an image but the batch: one scale for each example."""
+  batch = params['dimension_numbers'].lhs_spec[0]
+  return tuple(i for i in range(x.ndim) if i != batch)
+
+
+def _register_integer(primitive, product):
+  """The integer product, with the derivative of the dense one."""
+
+  @lift.rule(primitive, qarray.QDotArray)
+  def _(*operands, **params):
+    fixed = jax.tree.map(lax.stop_gradient, operands)
+    out = product(*fixed, **params)
+    if isinstance(out, lift.Dense):
+      return out
+    side = [isinstance(x, qarray.QDotArray) for x in operands].index(True)
+    act = operands[side].act
+
+    def dense(*operands):
+      values = round_other(primitive, operands, side, act, params)
+      values[side] = values[side].materialize()
+      return primitive.bind(*values, **params)
+
+    return straight.as_if(dense, out, *operands)
 
 
 # ------------------------------------------------------------------------ dot
@@ -93,8 +136,7 @@ def _result_dtype(preferred, x, q):
   return preferred if preferred is not None else jnp.result_type(x, q.dtype)
 
 
-@lift.rule(lax.dot_general_p, qarray.QDotArray)
-def dot_integer(
+def _dot_integer(
   lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
 ):
   side = int(isinstance(rhs, qarray.QDotArray))
@@ -128,6 +170,9 @@ def dot_integer(
   return y.astype(_result_dtype(preferred_element_type, x, q))
 
 
+_register_integer(lax.dot_general_p, _dot_integer)
+
+
 # ---------------------------------------------------------------- convolution
 
 
@@ -149,8 +194,7 @@ def conv_weight_only(lhs, rhs, **params):
   return (y * _per_output(rhs.scale, params)).astype(out_dtype)
 
 
-@lift.rule(lax.conv_general_dilated_p, qarray.QDotArray)
-def conv_integer(lhs, rhs, **params):
+def _conv_integer(lhs, rhs, **params):
   declined = _declines_conv(lhs, rhs, params, qarray.QDotArray)
   if declined:
     return declined
@@ -179,10 +223,7 @@ def conv_integer(lhs, rhs, **params):
   return y.astype(_result_dtype(preferred, lhs, q))
 
 
-def conv_token_axes(x, params) -> tuple[int, ...]:
-  """All axes of an image but the batch: one scale for each example."""
-  batch = params['dimension_numbers'].lhs_spec[0]
-  return tuple(i for i in range(x.ndim) if i != batch)
+_register_integer(lax.conv_general_dilated_p, _conv_integer)
 
 
 def _declines_conv(lhs, rhs, params, leaf_type):

@@ -13,7 +13,6 @@ https://arxiv.org/abs/1712.05877).
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import schemes
+from jaxopt_compress.quantization import straight
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +47,7 @@ class FakeQuant(array.CompressedArray):
   dtype = property(lambda self: self.frozen.dtype)
 
   def materialize(self):
-    return straight_through(array.materialize(self.value), self.frozen)
+    return _as_trained(array.materialize(self.value), self.frozen)
 
   def freeze(self):
     return self.frozen
@@ -56,42 +56,10 @@ class FakeQuant(array.CompressedArray):
     return f'fake {self.frozen.describe()}'
 
 
-@jax.custom_jvp
-def straight_through(w: jax.Array, frozen: array.CompressedArray) -> jax.Array:
+def _as_trained(w: jax.Array, frozen: array.CompressedArray) -> jax.Array:
   """The meaning of `frozen`, with the derivative of `w`."""
-  del w
-  return frozen.materialize()
-
-
-@straight_through.defjvp
-def _(primals, tangents):
-  return straight_through(*primals), tangents[0]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _as_if(dense, out, *args):
-  """`out`, differentiated as if it were `dense(*args)`."""
-  del dense, args
-  return out
-
-
-@_as_if.defjvp
-def _(dense, primals, tangents):
-  return primals[0], jax.jvp(dense, primals[1:], tangents[1:])[1]
-
-
-def _rounded_operand(primitive, operands, side, params):
-  """The place of the operand that a QDotArray rounds, and its token axes."""
-  if primitive is lax.dot_general_p:
-    other = 1 - side
-    return other, tuple(params['dimension_numbers'][0][other])
-  return 0, dot.conv_token_axes(operands[0], params)
-
-
-def _round_operand(x, axes, act):
-  codes, scale = dot.quantize_operand(lax.stop_gradient(x), axes, act)
-  x_hat = (codes.astype(scale.dtype) * scale).astype(x.dtype)
-  return _as_if(lambda x: x, x_hat, x)
+  stored = jax.tree.map(lax.stop_gradient, frozen).materialize()
+  return straight.as_if(lambda w: w, stored, w)
 
 
 def _register_product(primitive):
@@ -109,14 +77,13 @@ def _register_product(primitive):
       return out
 
     def dense(w, frozen, *others):
-      values = put(straight_through(w, frozen), others)
+      values = put(_as_trained(w, frozen), others)
       if isinstance(frozen, qarray.QDotArray):
-        i, axes = _rounded_operand(primitive, values, side, params)
-        values[i] = _round_operand(values[i], axes, frozen.act)
+        values = dot.round_other(primitive, values, side, frozen.act, params)
       return primitive.bind(*values, **params)
 
     latent = array.materialize(leaf.value)
-    return _as_if(dense, out, latent, leaf.frozen, *others)
+    return straight.as_if(dense, out, latent, leaf.frozen, *others)
 
 
 def _register_move(primitive):
@@ -145,7 +112,7 @@ def _register_gather():
       return out
     value = array.materialize(operand.value)
     dense = lambda w, indices: lax.gather_p.bind(w, indices, **params)
-    return _as_if(dense, out, value, indices)
+    return straight.as_if(dense, out, value, indices)
 
 
 for _primitive in (lax.dot_general_p, lax.conv_general_dilated_p):
