@@ -6,7 +6,8 @@ agreement  fraction with argmax = argmax of the reference
 kl         mean of KL(reference || model)                nats
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 

@@ -14,7 +14,6 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import logging
 import jax
 
 
@@ -136,4 +135,3 @@ def log(text: str) -> None:
   """A line for the reader of the run, from process 0."""
   if jax.process_index() == 0:
     print(text, flush=True)
-  logging.info('%s', text)

@@ -1,0 +1,138 @@
+"""The end of a run: every stage beside the others, exported, checked, written.
+
+Everything here is measured again from what the finished stages left behind, so a
+run that resumes at its very end reports what a run without a break reports.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress import report as report_lib
+from jaxopt_compress.core import array
+from jaxopt_compress.core import flops as flops_lib
+from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import metrics as metrics_lib
+
+
+def compare(plan, built, finished, data, work) -> report_lib.Report:
+  """Evaluates, measures, exports and reports the finished stages.
+
+  Args:
+    plan: the `plan.Plan`.
+    built: the `stages.Built` of each stage, in order.
+    finished: `{stage name: {'params', 'variables', 'plain'}}`.
+    data: the `examples.Examples`.
+    work: the workdir.
+
+  Returns:
+    The report, which is also in `work / 'report.md'`.
+  """
+  by_name = {b.stage.name: b for b in built}
+  reference = plan.report.reference or plan.stages[0].name
+
+  # -- Fidelity: what each stage answers on the held-out examples -----------------
+  found = {}
+  for name in [reference, *(n for n in by_name if n != reference)]:
+    found[name] = evaluate.evaluate(
+      by_name[name].model.forward,
+      finished[name]['params'],
+      finished[name]['variables'],
+      data.test,
+      inputs=plan.data.input,
+      targets=plan.data.target,
+      reference=found[reference].logits if found else None,
+    )
+
+  # -- Latency: all stages interleaved ------------------------------------------
+  def programs(batch):
+    x = _examples(data, plan, batch)
+    return {
+      name: (
+        by_name[name].model.forward,
+        (finished[name]['params'], finished[name]['variables'], x),
+      )
+      for name in by_name
+    }
+
+  timings = report_lib.by_batch(
+    programs,
+    plan.report.batches,
+    against=reference,
+    seconds=plan.report.seconds,
+  )
+
+  # -- Records --------------------------------------------------------------------
+  one = _examples(data, plan, 1)
+  stages, coverage = [], {}
+  for name, b in by_name.items():
+    final, f = finished[name], found[name]
+    run = _inference(b.model.apply)
+    args = (final['params'], final['variables'], one)
+    stages.append(
+      report_lib.stage(
+        name,
+        final['params'],
+        **_quality(plan, f),
+        agreement=f.agreement,
+        kl=f.kl,
+        bytes_memory=array.nbytes((final['params'], final['variables'])),
+        flops=flops_lib.flops(lift.lift(run))(*args),
+        latency=timings[name],
+      )
+    )
+    if b.stage.prune or b.stage.quantize:
+      coverage[name] = report_lib.coverage(
+        final['params'], final['plain'], lift.explain(run)(*args)
+      )
+
+  report = report_lib.Report(
+    title=f'{plan.data.name}: {", ".join(by_name)}',
+    stages=stages,
+    coverage=coverage,
+  )
+  report_lib.write(work, report, histograms=_histograms(finished, coverage))
+  metrics_lib.log(report_lib.text(report))
+  return report
+
+
+def _inference(apply):
+  return lambda params, variables, x: apply(params, variables, x)[0]
+
+
+def _quality(plan, found) -> dict[str, Any]:
+  if plan.report.metric == 'bits per byte':
+    return dict(
+      value=found.loss / np.log(2),
+      metric='bits per byte',
+      higher_is_better=False,
+      spec='.4f',
+    )
+  return dict(value=found.accuracy, metric='accuracy')
+
+
+def _examples(data, plan, batch) -> jax.Array:
+  """The first held-out inputs, repeated to a batch of that size."""
+  x = data.test[0][plan.data.input]
+  return jnp.asarray(np.resize(x, (batch, *x.shape[1:])))
+
+
+def _histograms(finished, coverage):
+  """The largest compressed leaf of each compressed stage, before and after."""
+  weights = {}
+  for name, rows in coverage.items():
+    rows = [r for r in rows if r.compressed]
+    if not rows:
+      continue
+    path = max(rows, key=lambda r: int(np.prod(r.shape))).path
+    before = dict(rules_lib.named_leaves(finished[name]['plain']))[path]
+    after = dict(rules_lib.named_leaves(finished[name]['params']))[path]
+    weights[f'{name}: {path}'] = (
+      np.asarray(before),
+      np.asarray(array.materialize(after)),
+    )
+  return weights

@@ -1,0 +1,65 @@
+"""What a plan would do, without doing it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxopt_compress import parallel
+from jaxopt_compress import report
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.train import stages
+
+
+def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
+  """The stages as a table; with `leaves`, what becomes of every weight too."""
+  rows = []
+  for b in built:
+    params = b.final['params']
+    named = rules_lib.named_leaves(params)
+    compressed = sum(array.is_compressed(x) for _, x in named)
+    rows.append(
+      [
+        b.stage.name,
+        b.model.name,
+        f'{b.stage.steps:,}',
+        b.stage.init or '-',
+        b.stage.teacher or '-',
+        f'{report.records.parameters(params):,}',
+        f'{array.nbytes(params):,}',
+        f'{compressed} of {len(named)}',
+      ]
+    )
+  headers = 'stage model steps init teacher parameters bytes compressed'.split()
+  text = report.table.render(headers, rows)
+  for b in built if leaves else ():
+    if b.stage.prune or b.stage.quantize:
+      text += f'\n\n{b.stage.name}:\n{_leaves(b.final["params"])}'
+  return text
+
+
+def _leaves(params):
+  rows = [
+    [
+      path,
+      'x'.join(map(str, x.shape)) or 'scalar',
+      x.describe() if array.is_compressed(x) else str(x.dtype),
+    ]
+    for path, x in rules_lib.named_leaves(params)
+  ]
+  return report.table.render(['leaf', 'shape', 'format'], rows)
+
+
+def trace(b: stages.Built, batch: Any, teacher: stages.Built | None) -> None:
+  """Traces one training step on shapes alone, and raises what is wrong with it."""
+  if b.step is None:
+    return
+  frozen = ()
+  if teacher is not None:
+    frozen = ((teacher.final['params'], teacher.final['variables']),)
+
+  def step(state, batch, *frozen):
+    return b.step(state, batch, parallel.step.Replicas(), *frozen)
+
+  jax.eval_shape(step, b.template, batch, *frozen)

@@ -1,0 +1,298 @@
+"""The lab notebook: from a config to a report, top to bottom.
+
+    workdir/config.json              what was asked for
+    workdir/metrics.jsonl            one line for each logged step
+    workdir/checkpoints/<stage>/     of the stage that is being trained
+    workdir/stages/<stage>/          of a finished stage: tree/ and result.json
+    workdir/export/<stage>/          exported programs
+    workdir/report.md, .json, *.png
+
+A directory under `stages` appears by one rename, so it is whole or not there: a run
+that was killed anywhere goes on where it was when the same command is given again,
+and on one device ends with the same bits.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxopt_compress import distillation
+from jaxopt_compress.core import array
+from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import checkpoint
+from jaxopt_compress.train import compare
+from jaxopt_compress.train import dry_run as dry_run_lib
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import examples
+from jaxopt_compress.train import metrics as metrics_lib
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import preemption
+from jaxopt_compress.train import stages as stages_lib
+from jaxopt_compress.train import state as state_lib
+
+
+class Diverged(ValueError):
+  """A loss or a parameter is no longer a finite number."""
+
+
+def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
+  """Runs the stages of a config, and resumes what an earlier run began.
+
+  Args:
+    config: a ConfigDict or dict; see `plan`.
+    workdir: a directory, made if it is missing.
+    dry_run: build and check everything, print it, and stop.
+
+  Raises:
+    ValueError: a mistake in the config or the workdir; a message of one line.
+    Diverged: NaN or infinity, with the stage, the step and the last checkpoint.
+    preemption.Preempted: SIGTERM came, and all is saved.
+  """
+  # -- The plan -----------------------------------------------------------------
+  plan = plan_lib.parse(config)
+  log = metrics_lib.log
+
+  # -- Devices ------------------------------------------------------------------
+  mesh = mesh_lib.data_mesh(plan.run.devices or None)
+  log(
+    f'Devices: {mesh.size} x {jax.devices()[0].device_kind}, {plan.run.mode}.'
+  )
+
+  # -- Data ---------------------------------------------------------------------
+  data = examples.load(plan.data, plan.seed)
+  log(f'Data: {plan.data.name}, {data.describe()}.')
+
+  # -- Models and stages, all checked before the first is trained ----------------
+  models = {
+    name: model_lib.build(name, kwargs, data.example)
+    for name, kwargs in plan.models.items()
+  }
+  built = [
+    stages_lib.build(
+      stage,
+      models[stage.model],
+      models[plan.stage(stage.teacher).model] if stage.teacher else None,
+      plan.data,
+    )
+    for stage in plan.stages
+  ]
+  log(dry_run_lib.describe(built, leaves=dry_run))
+  if dry_run:
+    by_name = {b.stage.name: b for b in built}
+    for b in built:
+      dry_run_lib.trace(
+        b, data.batches(b.stage)[0], by_name.get(b.stage.teacher)
+      )
+    log('Dry run: everything fits together; nothing was computed.')
+    return
+
+  # -- Workdir ------------------------------------------------------------------
+  work = _open_workdir(workdir)
+  _write_atomically(
+    work / 'config.json', json.dumps(_jsonable(config), indent=2)
+  )
+  metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
+
+  # -- Go -----------------------------------------------------------------------
+  finished = {}
+  with preemption.Watch() as watch:
+    for b in built:
+      name = b.stage.name
+      finished[name] = _finished(work, plan, b, mesh)
+      if finished[name] is None:
+        initial = _initial(b, plan, finished, mesh)
+        state = _train(
+          b, plan, data, initial, finished, mesh, work, metrics, watch
+        )
+        _finish(b, plan, data, state, work, metrics)
+        finished[name] = _finished(work, plan, b, mesh)
+      if watch.requested(b.stage.steps):
+        raise preemption.Preempted(
+          f'Stopped after stage {name!r}, which is saved.'
+        )
+  metrics.close()
+
+  # -- Compare, export, report ---------------------------------------------------
+  with preemption.Watch(saved=True):
+    compare.compare(plan, built, finished, data, work)
+
+
+def _initial(b, plan, finished, mesh):
+  """The state that a stage starts from."""
+  stage = b.stage
+  seed = plan_lib.stage_seed(plan.seed, stage.name)
+  params, variables = b.model.init(seed)
+  if stage.init:
+    source = finished[stage.init]
+    source_params = array.materialize(source['params'])
+    if plan.stage(stage.init).model == stage.model:
+      params, variables = source_params, source['variables']
+    else:
+      params = distillation.grow.warm_start(params, source_params)
+  state = jax.jit(b.create)(params, variables, jax.random.key(seed))
+  return mesh_lib.replicate(state, mesh)
+
+
+def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
+  """Takes a stage from its last checkpoint, or `state`, to its last step."""
+  stage, options = b.stage, plan.run
+  if b.step is None:
+    return state
+  step_fn = step_lib.data_parallel(b.step, options.mode, mesh)
+  batches = data.batches(stage)
+  teacher = ()
+  if stage.teacher:
+    source = finished[stage.teacher]
+    teacher = ((source['params'], source['variables']),)
+
+  with checkpoint.Checkpoints(
+    work / 'checkpoints' / stage.name,
+    config=plan.fingerprint(stage),
+    keep=options.keep,
+  ) as saver:
+    # -- Resume -------------------------------------------------------------------
+    begin = 0
+    if restored := saver.restore(stages_lib.with_sharding(b.template, mesh)):
+      begin, state = restored
+      metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
+    metrics.begin(stage.name, begin)
+    progress = metrics_lib.Progress(stage.name, begin, stage.steps)
+    pending = []  # what no one has looked at yet: [(step, values)]
+
+    def flush():
+      for i, values in pending:
+        if not state_lib.is_finite(values):
+          loss = float(values['loss'])
+          raise Diverged(_diverged(stage, f'The loss is {loss}', i, saver))
+      if pending:
+        i, values = pending[-1]
+        values = {name: float(x) for name, x in values.items()}
+        metrics.write(stage.name, i, values)
+        progress.show(i, values)
+      pending.clear()
+
+    def save(step):
+      flush()
+      weights = (state.params, state.variables, state.learned)
+      if not state_lib.is_finite(weights):
+        raise Diverged(_diverged(stage, 'A weight is not finite', step, saver))
+      if step not in saver.steps:
+        saver.save(step, state)
+
+    # -- Train --------------------------------------------------------------------
+    running = []
+    for done in range(begin + 1, stage.steps + 1):
+      state, values = step_fn(state, batches[done - 1], *teacher)
+      pending.append((done, values))
+      # One step may wait behind the running one, so that the host prepares batches
+      # meanwhile; none on several devices, which on a CPU starve each other.
+      running.append(values)
+      if len(running) > 1 or mesh.size > 1:
+        jax.block_until_ready(running.pop(0))
+      progress.advance()
+      if done % options.log_every == 0 or done == stage.steps:
+        flush()
+      if done % options.save_every == 0 or done == stage.steps:
+        save(done)
+      if watch.requested(done):
+        save(done)
+        saver.wait()
+        raise preemption.Preempted(
+          f'Stopped at step {done} of stage {stage.name!r}, which is saved.'
+        )
+    progress.close()
+  return state
+
+
+def _diverged(stage, what, step, saver):
+  saver.wait()
+  last = f'step {saver.steps[-1]}' if saver.steps else 'none yet'
+  return (
+    f'{what} at step {step} of stage {stage.name!r}. The last good checkpoint is'
+    f' kept ({last}). Lower learning_rate, set clip, or lengthen warmup.'
+  )
+
+
+def _finish(b, plan, data, state, work, metrics):
+  """Evaluates a stage and puts what it leaves behind under its final name."""
+  name, config = b.stage.name, plan.fingerprint(b.stage)
+  final = jax.jit(
+    lambda s: stages_lib.finish(s, b.stage, b.model, b.compression)
+  )(state)
+  found = evaluate.evaluate(
+    b.model.forward,
+    final['params'],
+    final['variables'],
+    data.test,
+    inputs=plan.data.input,
+    targets=plan.data.target,
+  )
+  numbers = {'loss': found.loss, 'accuracy': found.accuracy}
+  metrics.begin(f'{name}/test', -1)
+  metrics.write(f'{name}/test', b.stage.steps, numbers)
+  metrics_lib.log(
+    f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
+  )
+  partial, whole = work / 'stages' / f'{name}.partial', work / 'stages' / name
+  if jax.process_index() == 0:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+  _together(f'{name} partial')
+  checkpoint.save(partial / 'tree', final, config)
+  if jax.process_index() == 0:
+    result = {'stage': name, 'config': config, 'count': found.count, **numbers}
+    (partial / 'result.json').write_text(json.dumps(result, indent=2))
+    os.rename(partial, whole)
+    shutil.rmtree(work / 'checkpoints' / name, ignore_errors=True)
+  _together(f'{name} whole')
+
+
+def _finished(work, plan, b, mesh):
+  """What a finished stage left behind, or None."""
+  directory = work / 'stages' / b.stage.name
+  if not (directory / 'result.json').exists():
+    return None
+  return checkpoint.restore(
+    directory / 'tree',
+    stages_lib.with_sharding(b.final, mesh),
+    plan.fingerprint(b.stage),
+  )
+
+
+def _open_workdir(workdir) -> pathlib.Path:
+  work = pathlib.Path(workdir).absolute()
+  try:
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=work):
+      os.listdir(work)
+  except OSError as e:
+    raise ValueError(
+      f'The workdir {work} cannot be read and written ({e.strerror}). Choose'
+      ' another with --workdir.'
+    ) from e
+  return work
+
+
+def _write_atomically(path, text):
+  if jax.process_index() == 0:
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(text + '\n')
+    os.replace(temporary, path)
+
+
+def _together(name):
+  """No process goes on before all are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def _jsonable(config):
+  return config.to_dict() if hasattr(config, 'to_dict') else config

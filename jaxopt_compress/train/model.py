@@ -1,0 +1,72 @@
+"""A model of a config as functions, and what its weights are used for."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress import models
+from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.train import evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """See the fields.
+
+  Attributes:
+    name: in the config.
+    apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
+    init: `seed -> (params, variables)`, jitted.
+    forward: `(params, variables, x) -> y`, jitted; leaves may be compressed.
+    params, variables: abstract.
+    uses: what `jc.uses` says of the parameters.
+  """
+
+  name: str
+  apply: Callable[..., tuple[Any, Any, Any]]
+  init: Callable[[jax.Array], tuple[Any, Any]]
+  forward: Callable[..., jax.Array]
+  params: Any
+  variables: Any
+  uses: dict[str, Any]
+
+
+def build(name: str, kwargs: dict[str, Any], x: Any) -> Model:
+  """The model that a config describes, taken apart.
+
+  Args:
+    name: in the config.
+    kwargs: of `models.build`: `name` is the module, the rest are its keywords.
+    x: an abstract batch of inputs.
+  """
+  kwargs = dict(kwargs)
+  module = kwargs.pop('name', name)
+  abstract = models.abstract(module, **kwargs)
+
+  # Compiled as one program: an eager init compiles one for each shape.
+  @jax.jit
+  def init(seed):
+    made = models.functional(
+      models.build(module, seed=jax.random.key(seed), **kwargs)
+    )
+    return made.params, made.variables
+
+  def output(params, x):
+    return abstract.apply(params, _zeros(abstract.variables), x)[0]
+
+  return Model(
+    name=name,
+    apply=abstract.apply,
+    init=init,
+    forward=evaluate.forward(abstract.apply),
+    params=abstract.params,
+    variables=abstract.variables,
+    uses=uses_lib.uses(output)(abstract.params, x),
+  )
+
+
+def _zeros(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -1,0 +1,72 @@
+"""The optimizer and the learning rate of a stage, from plain keywords."""
+
+import jax
+import optax
+
+
+def build(
+  name: str,
+  *,
+  steps: int,
+  learning_rate: float,
+  warmup: float = 0.0,
+  decay: str = 'cosine',
+  weight_decay: float = 0.0,
+  clip: float = 0.0,
+) -> optax.GradientTransformation:
+  """An optax optimizer over a schedule.
+
+  Args:
+    name: 'adamw', or 'sgd' (Nesterov momentum 0.9).
+    steps: length of the schedule.
+    learning_rate: its peak.
+    warmup: fraction of the steps in which it rises from 0 to the peak.
+    decay: how it falls after that: 'cosine' or 'linear' to 0, or 'constant'.
+    weight_decay: of matrices and kernels; biases and scales have none.
+    clip: largest global norm of a gradient; 0 for no limit.
+
+  Raises:
+    ValueError: an unknown optimizer or decay.
+  """
+  rate = schedule(decay, steps, learning_rate, warmup)
+  if name == 'adamw':
+    tx = optax.adamw(rate, weight_decay=weight_decay, mask=_matrices)
+  elif name == 'sgd':
+    tx = optax.chain(
+      optax.add_decayed_weights(weight_decay, mask=_matrices),
+      optax.sgd(rate, momentum=0.9, nesterov=True),
+    )
+  else:
+    raise ValueError(f"optimizer={name!r}; choose 'adamw' or 'sgd'.")
+  return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+
+
+def _matrices(params):
+  return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def schedule(
+  decay: str, steps: int, learning_rate: float, warmup: float = 0.0
+) -> optax.Schedule:
+  """The learning rate as a function of the step.
+
+  >>> rate = schedule('cosine', 100, 1.0, warmup=0.1)
+  >>> [round(float(rate(t)), 3) for t in (0, 5, 10, 55, 100)]
+  [0.0, 0.5, 1.0, 0.5, 0.0]
+  """
+  rise = round(warmup * steps)
+  rest = max(steps - rise, 1)
+  if decay == 'cosine':
+    fall = optax.cosine_decay_schedule(learning_rate, rest)
+  elif decay == 'linear':
+    fall = optax.linear_schedule(learning_rate, 0.0, rest)
+  elif decay == 'constant':
+    fall = optax.constant_schedule(learning_rate)
+  else:
+    raise ValueError(
+      f"decay={decay!r}; choose 'cosine', 'linear' or 'constant'."
+    )
+  if not rise:
+    return fall
+  up = optax.linear_schedule(0.0, learning_rate, rise)
+  return optax.join_schedules([up, fall], [rise])

@@ -1,0 +1,167 @@
+"""One stage of a plan, ready to run: its compression, its step, its templates.
+
+Building computes nothing: shapes are traced and rules are checked, so that a typo
+in the fifth stage is found before the first has been trained.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress import distillation
+from jaxopt_compress import pruning
+from jaxopt_compress import quantization
+from jaxopt_compress.core import compression as compression_lib
+from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import optimizer as optimizer_lib
+from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train import words
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+  """A stage and all that it needs to run.
+
+  `final` is the abstract form of what a finished stage leaves behind:
+  {'params': stored leaves, 'variables', 'plain': parameters before compression}.
+  """
+
+  stage: plan_lib.Stage
+  model: model_lib.Model
+  compression: compression_lib.Compression
+  step: Callable[..., Any] | None  # for one replica; None if nothing is trained
+  create: Callable[..., state_lib.TrainState]
+  template: state_lib.TrainState  # abstract
+  final: dict[str, Any]
+
+
+def build(
+  stage: plan_lib.Stage,
+  model: model_lib.Model,
+  teacher: model_lib.Model | None,
+  data: plan_lib.Data,
+) -> Built:
+  """Builds and checks a stage.
+
+  Raises:
+    ValueError: rules that do not cover, match nothing, or name what is not there;
+      the message begins with the name of the stage.
+  """
+  try:
+    compression = compression_of(stage, model.uses)
+    optimizer = optimizer_lib.build(
+      stage.optimizer,
+      steps=stage.steps,
+      learning_rate=stage.learning_rate,
+      warmup=stage.warmup,
+      decay=stage.decay,
+      weight_decay=stage.weight_decay,
+      clip=stage.clip,
+    )
+
+    def create(params, variables, rng):
+      return state_lib.create(
+        params, variables, rng, optimizer, compression=compression
+      )
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    template = jax.eval_shape(create, model.params, model.variables, key)
+    final = jax.eval_shape(
+      lambda s: finish(s, stage, model, compression), template
+    )
+  except ValueError as e:
+    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+  step = state_lib.train_step(
+    model.apply,
+    loss_of(stage, data),
+    optimizer,
+    inputs=data.input,
+    compression=compression,
+    teacher=teacher.apply if teacher else None,
+  )
+  return Built(
+    stage=stage,
+    model=model,
+    compression=compression,
+    step=step if stage.steps else None,
+    create=create,
+    template=template,
+    final=final,
+  )
+
+
+def compression_of(
+  stage: plan_lib.Stage, uses: dict[str, Any]
+) -> compression_lib.Compression:
+  """What happens to the parameters while a stage trains: masks, then rounding."""
+  parts = []
+  if stage.prune:
+    parts.append(pruning.prune.prune(words.prune_rules(stage), uses))
+  if stage.quantize:
+    parts.append(quantization.fake_quantize(words.quantize_rules(stage), uses))
+  if not parts or not stage.steps:
+    return compression_lib.identity()
+  return compression_lib.chain(*parts)
+
+
+def finish(
+  state: state_lib.TrainState,
+  stage: plan_lib.Stage,
+  model: model_lib.Model,
+  compression: compression_lib.Compression,
+) -> dict[str, Any]:
+  """What a stage leaves behind: see `Built.final`."""
+  params = state.params
+  if stage.steps:
+    params = state_lib.compressed(state, compression)
+  else:
+    if stage.prune:
+      params = pruning.prune.magnitude_prune(
+        params, words.prune_rules(stage), model.uses
+      )
+    if stage.quantize:
+      params = quantization.quantize(
+        params, words.quantize_rules(stage), model.uses
+      )
+  return {
+    'params': compression_lib.freeze(params),
+    'variables': state.variables,
+    'plain': state.params,
+  }
+
+
+def loss_of(stage: plan_lib.Stage, data: plan_lib.Data) -> state_lib.Loss:
+  """Cross entropy, or distillation where there is a teacher."""
+  losses = distillation.losses
+
+  def loss(y, batch, teacher_y):
+    labels = batch[data.target]
+    mask = batch.get('mask')
+    if mask is not None:
+      mask = mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
+      mask = jnp.broadcast_to(mask, labels.shape)
+    if teacher_y is None:
+      return losses.cross_entropy(y, labels, mask)
+    return losses.distill(
+      y,
+      teacher_y,
+      labels,
+      alpha=stage.alpha,
+      temperature=stage.temperature,
+      mask=mask,
+    )
+
+  return loss
+
+
+def with_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """An abstract tree that says that every device holds it whole."""
+  sharding = mesh_lib.replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+  )

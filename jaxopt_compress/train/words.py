@@ -1,0 +1,78 @@
+"""What the rules of a config mean: words and numbers become specifications.
+
+quantize = ((r'.*/kernel', 'W8A8'), (r'.*', None))
+quantize = ((r'.*/kernel', ('int4', 'group', 32)), (r'.*', None))   a Scheme
+prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
+prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
+prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
+"""
+
+from typing import Any
+
+from jaxopt_compress import pruning
+from jaxopt_compress import quantization
+from jaxopt_compress.train import plan as plan_lib
+
+
+def quantize_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
+  """Rules for `jc.quantize` and `quantization.fake_quantize`."""
+
+  def scheme(value):
+    if isinstance(value, tuple):
+      return quantization.Scheme(*value)
+    return value
+
+  return [(pattern, scheme(value)) for pattern, value in _pairs(stage.quantize)]
+
+
+def prune_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
+  """Rules for `pruning.prune`."""
+  begin, end = (round(f * stage.steps) for f in stage.prune_span)
+
+  def sparsity(value):
+    if value is None:
+      return None
+    return pruning.prune.Sparsity(
+      **sparsity_words(value),
+      score=stage.prune_score,
+      k=stage.prune_k,
+      begin=begin,
+      end=end,
+      every=stage.prune_every,
+    )
+
+  return [(pattern, sparsity(value)) for pattern, value in _pairs(stage.prune)]
+
+
+def sparsity_words(value: float | str) -> dict[str, Any]:
+  """What a word of a config means.
+
+  >>> sparsity_words(0.8)
+  {'kind': 'unstructured', 'target': 0.8}
+  >>> sparsity_words('2:4')
+  {'kind': 'n_m', 'n': 2, 'm': 4, 'target': 0.5}
+  >>> sparsity_words('neurons 0.5')
+  {'kind': 'neurons', 'target': 0.5}
+  """
+  try:
+    if isinstance(value, (int, float)):
+      return dict(kind='unstructured', target=float(value))
+    if ':' in value:
+      n, m = map(int, value.split(':'))
+      return dict(kind='n_m', n=n, m=m, target=1 - n / m)
+    kind, target = value.split()
+    if kind in ('unstructured', 'neurons'):
+      return dict(kind=kind, target=float(target))
+  except (ValueError, ZeroDivisionError, AttributeError):
+    pass
+  raise ValueError(
+    f"{value!r} is no sparsity. Write a fraction (0.8), 'n:m' ('2:4') or"
+    " 'neurons 0.5', or None to leave leaves alone."
+  )
+
+
+def _pairs(rules):
+  for rule in rules:
+    if not isinstance(rule, tuple) or len(rule) != 2:
+      raise ValueError(f'A rule is a pair (regex, value), not {rule!r}.')
+  return rules
