@@ -6,18 +6,25 @@ times = report.measure({'float': (f, args), 'int8': (g, args)}, against='float')
 report.write(workdir, report.Report('Digits', [stage], {'int8': rows}))
 """
 
+from jaxopt_compress.report import plots
+from jaxopt_compress.report import records
+from jaxopt_compress.report import table
 from jaxopt_compress.report.findings import remarks
-from jaxopt_compress.report.latency import by_batch, measure
-from jaxopt_compress.report.leaves import coverage, error_db
-from jaxopt_compress.report.page import Report, markdown, read, text, write
+from jaxopt_compress.report.latency import by_batch
+from jaxopt_compress.report.latency import measure
+from jaxopt_compress.report.leaves import coverage
+from jaxopt_compress.report.leaves import error_db
+from jaxopt_compress.report.page import markdown
+from jaxopt_compress.report.page import read
+from jaxopt_compress.report.page import Report
+from jaxopt_compress.report.page import text
+from jaxopt_compress.report.page import write
 from jaxopt_compress.report.provenance import environment
-from jaxopt_compress.report.records import (
-  LeafRecord,
-  StageRecord,
-  Timing,
-  disk_bytes,
-  stage,
-)
+from jaxopt_compress.report.records import disk_bytes
+from jaxopt_compress.report.records import LeafRecord
+from jaxopt_compress.report.records import stage
+from jaxopt_compress.report.records import StageRecord
+from jaxopt_compress.report.records import Timing
 
 __all__ = [
   'LeafRecord',
@@ -31,9 +38,12 @@ __all__ = [
   'error_db',
   'markdown',
   'measure',
+  'plots',
   'read',
+  'records',
   'remarks',
   'stage',
+  'table',
   'text',
   'write',
 ]

@@ -5,7 +5,8 @@ a stage that was measured gets a sentence that says which of the two it is, on
 the machine where it ran.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 
 from jaxopt_compress.report import records
@@ -13,6 +14,7 @@ from jaxopt_compress.report import records
 # Two programs nearer than this are called equal, whatever their quartiles say.
 _SAME = 0.05
 _MANY_ZEROS = 0.2
+_MOSTLY_ZEROS = 0.5
 _NOISY_DB = 10.0
 
 
@@ -63,24 +65,29 @@ def _speed(stage, by_name, backend):
   if not timed:
     return []
   against = next(iter(timed.values())).against
-  measured = ', '.join(f'{t.speed:.2g}x at batch {b}' for b, t in timed.items())
+  of, *others = [f'at batch {b}' for b in timed]
+  speed, *speeds = [f'{t.speed:.2f}x' for t in timed.values()]
+  more = ''.join(f', {s} {b}' for s, b in zip(speeds, others, strict=True))
   return [
-    f'{stage.name}: {measured}, relative to the speed of {against} on this'
-    f' backend ({backend}). {_conclusion(timed)}'
+    f'{stage.name}: {speed} the speed of {against} {of}{more} on this backend'
+    f' ({backend}). {_conclusion(timed)}'
     + _bytes(stage, by_name.get(against))
     + _zeros(stage, by_name.get(against), timed)
   ]
 
 
 def _conclusion(timed) -> str:
-  verdicts = {batch: verdict(t) for batch, t in timed.items()}
-  faster = [str(b) for b, v in verdicts.items() if v == 'faster']
+  verdicts = {str(batch): verdict(t) for batch, t in timed.items()}
+  faster = [b for b, v in verdicts.items() if v == 'faster']
+  slower = [b for b, v in verdicts.items() if v == 'slower']
   if len(faster) == len(timed):
     return 'It is faster.'
   if faster:
-    return f'It is faster at batch {", ".join(faster)} only.'
-  if 'slower' in verdicts.values():
-    return 'No speed-up: it is slower here.'
+    return f'It is faster at batch {" and ".join(faster)} only.'
+  if len(slower) == len(timed):
+    return 'No speed-up: it is slower.'
+  if slower:
+    return f'No speed-up: it is slower at batch {" and ".join(slower)}.'
   return 'No speed-up: the difference is within the noise.'
 
 
@@ -126,10 +133,13 @@ def _doubtful(stage, leaves):
   said = []
   if stage.value is not None and not math.isfinite(stage.value):
     said.append(f'{stage.name}: {stage.metric} is {stage.value}.')
+  # Where most are zero on purpose, noise is what pruning is; nan is noisy too.
   noisy = [
     r
     for r in leaves
-    if r.error_db is not None and not r.error_db >= _NOISY_DB  # nan is noisy
+    if r.error_db is not None
+    and not r.error_db >= _NOISY_DB
+    and not (r.sparsity or 0) >= _MOSTLY_ZEROS
   ]
   if noisy:
     listed = ', '.join(f'{r.path} ({r.error_db:.1f} dB)' for r in noisy[:4])

@@ -2,11 +2,13 @@
 
 Programs run interleaved, A B C A B C ..., so that whatever else the machine does
 falls on all of them alike, and a speed is the median over rounds of a ratio
-taken inside one round. Weights are arguments: as constants, XLA on CPU folds
+taken inside one round. What is quick runs a burst of calls at a time, so that
+neither the clock nor the caches of the program before decide. Weights are arguments: as constants, XLA on CPU folds
 int8 back to float32 before the first call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import time
 from typing import Any
@@ -25,6 +27,7 @@ def measure(
   against: str | None = None,
   warmup: int = 3,
   repeats: int = 20,
+  burst: float = 2e-3,
   seconds: float = 0.5,
   max_repeats: int = 1000,
   clock: Callable[[], float] = time.perf_counter,
@@ -34,8 +37,9 @@ def measure(
   Args:
     programs: `{name: (fun, args)}`; parameters belong into `args`.
     against: the name of the float program that speeds are relative to.
-    warmup: calls of each program that are not counted; the first compiles.
+    warmup: calls of each program that are not counted, after one that compiles.
     repeats: least number of rounds.
+    burst: a program's turn lasts about this many seconds, one call at least.
     seconds: rounds go on until this much time is spent, `max_repeats` at most.
     clock: gives the time in seconds.
 
@@ -46,19 +50,18 @@ def measure(
     raise ValueError(
       f'No program {against!r} to compare with. Programs: {sorted(programs)}.'
     )
-  calls = {name: _call(fun, args) for name, (fun, args) in programs.items()}
-  for call in calls.values():
-    for _ in range(max(warmup, 1)):
-      call()
-  rounds = {name: [] for name in calls}
+  turns = {}
+  for name, (fun, args) in programs.items():
+    call = _call(fun, args)
+    quickest = min(_time(call, 1, clock) for _ in range(1 + max(warmup, 1)))
+    turns[name] = call, max(1, round(burst / max(quickest, 1e-6)))
+  rounds = {name: [] for name in turns}
   begin = clock()
   for i in range(max(repeats, max_repeats)):
     if i >= repeats and clock() - begin >= seconds:
       break
-    for name, call in calls.items():
-      start = clock()
-      call()
-      rounds[name].append(clock() - start)
+    for name, (call, calls) in turns.items():
+      rounds[name].append(_time(call, calls, clock))
   reference = rounds.get(against)
   return {n: _timing(took, reference, against) for n, took in rounds.items()}
 
@@ -86,6 +89,14 @@ def _call(fun, args):
   jitted = jax.jit(fun)
   args = jax.device_put(args)
   return lambda: jax.block_until_ready(jitted(*args))
+
+
+def _time(call, calls, clock) -> float:
+  """Seconds of one call, the mean over a burst."""
+  start = clock()
+  for _ in range(calls):
+    call()
+  return (clock() - start) / calls
 
 
 def _timing(took, reference, against) -> records.Timing:

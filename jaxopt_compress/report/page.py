@@ -4,15 +4,19 @@ Files are replaced whole, so that whoever reads a report while it is written
 again, or after a crash, sees the old one or the new one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
 import tempfile
 from typing import Any
 
-from jaxopt_compress.report import findings, provenance, records, table
+from jaxopt_compress.report import findings
 from jaxopt_compress.report import plots as plots_lib
+from jaxopt_compress.report import provenance
+from jaxopt_compress.report import records
+from jaxopt_compress.report import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +61,14 @@ def write(
     The path of report.md.
   """
   os.makedirs(directory, exist_ok=True)
-  if report.environment is None:
-    report = dataclasses.replace(report, environment=provenance.environment())
+  report = _placed(report)
   drawn = _draw(directory, report, histograms or {}) if plots else {}
-  page = os.path.join(directory, 'report.md')
-  _replace(page, markdown(report, drawn))
+  # All is made before anything is replaced: a failure keeps the old report.
   content = records.to_json(report)
   content |= {'remarks': _remarks(report), 'plots': drawn}
   text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  page = os.path.join(directory, 'report.md')
+  _replace(page, markdown(report, drawn))
   _replace(os.path.join(directory, 'report.json'), text)
   return page
 
@@ -91,6 +95,7 @@ def read(directory: str | os.PathLike) -> Report:
 
 def text(report: Report) -> str:
   """What the terminal shows at the end: the tables and the remarks."""
+  report = _placed(report)
   parts = [report.title, table.stages(report.stages)]
   for name, rows in report.coverage.items():
     parts += [f'Leaves of {name}', table.coverage(rows)]
@@ -122,6 +127,13 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
     environment = table.facts(report.environment, 'markdown')
     parts += ['## Environment', environment]
   return '\n\n'.join(parts) + '\n'
+
+
+def _placed(report: Report) -> Report:
+  """With an environment: this process, if the report came without."""
+  if report.environment is not None:
+    return report
+  return dataclasses.replace(report, environment=provenance.environment())
 
 
 def _remarks(report: Report) -> list[str]:

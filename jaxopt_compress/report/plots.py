@@ -1,6 +1,7 @@
 """The pictures of a report: three functions of records that write PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import os
 import tempfile
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.report import records, table
+from jaxopt_compress.report import records
+from jaxopt_compress.report import table
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 _COLOURS = (
@@ -33,7 +35,7 @@ def metric_against_bytes(
   if not points:
     return False
   metrics = list(dict.fromkeys(r.metric for r in points))
-  figure, axes = _figure(1, len(metrics), width=7.0 * len(metrics), height=4.5)
+  figure, axes = _figure(1, len(metrics), width=8.0 * len(metrics), height=4.2)
   for axis, metric in zip(axes[0], metrics, strict=True):
     _scatter(axis, [r for r in points if r.metric == metric])
   _save(figure, path)
@@ -53,6 +55,10 @@ def _scatter(axis, points):
       zorder=3,
     )
   axis.set_xscale('log')
+  wide = max(r.bytes_memory for r in points) > 100 * min(
+    r.bytes_memory for r in points
+  )
+  axis.xaxis.get_major_locator().set_params(subs=(1,) if wide else (1, 2, 5))
   axis.xaxis.set_major_formatter(lambda x, _: table.quantity(x, 'B'))
   axis.xaxis.set_minor_formatter(lambda x, _: '')
   better = 'higher' if points[0].higher_is_better else 'lower'
@@ -94,7 +100,9 @@ def layers(
     r.path: math.prod(r.shape)
     for rows in coverage.values()
     for r in rows
-    if r.compressed or r.sparsity or _finite(r.error_db)
+    if r.compressed
+    or _finite(r.error_db)
+    or (r.error_db is None and r.sparsity)
   }
   paths = sorted(touched, key=lambda p: -touched[p])[:most]
   order = {r.path: i for rows in coverage.values() for i, r in enumerate(rows)}
@@ -197,6 +205,7 @@ def _histogram(axis, title, before, after, bins):
   axis.set_ylim(bottom=0.5)
   axis.set_title(title, fontsize=9)
   axis.tick_params(labelsize=7)
+  axis.set_ylabel('weights, log scale', fontsize=7)
 
 
 def _figure(rows, columns, width, height, **kwargs):

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.core import array, rules
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,9 @@
 What was not measured is '-'; what was measured and is no number is 'nan'.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import re
 from typing import Any
