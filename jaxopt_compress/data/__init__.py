@@ -4,6 +4,8 @@
 """
 
 from jaxopt_compress.data import digits
-from jaxopt_compress.data.batches import Batches, batches, eval_batches
+from jaxopt_compress.data.batches import Batches
+from jaxopt_compress.data.batches import batches
+from jaxopt_compress.data.batches import eval_batches
 
 __all__ = ['Batches', 'batches', 'digits', 'eval_batches']

@@ -9,7 +9,8 @@ https://google-grain.readthedocs.io. Whole epochs are drawn, because grain's
 `shuffle` costs some 40 us for each example, more than a small model's step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 

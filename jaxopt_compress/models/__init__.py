@@ -8,20 +8,39 @@ dicts.
 from typing import Any
 
 from flax import nnx
+import jax
 
-from jaxopt_compress.models import mlp, resnet
-from jaxopt_compress.models.functional import Functional, functional
+from jaxopt_compress.models import cnn
+from jaxopt_compress.models import decoder
+from jaxopt_compress.models import mlp
+from jaxopt_compress.models import resnet
+from jaxopt_compress.models import vit
+from jaxopt_compress.models.functional import Functional
+from jaxopt_compress.models.functional import functional
 
-__all__ = ['Functional', 'abstract', 'build', 'functional', 'mlp', 'resnet']
+__all__ = [
+  'Functional',
+  'abstract',
+  'build',
+  'cnn',
+  'decoder',
+  'functional',
+  'mlp',
+  'resnet',
+  'vit',
+]
 
 
-def build(name: str, *, seed: int = 0, **kwargs: Any) -> nnx.Module:
+def build(name: str, *, seed: int | jax.Array = 0, **kwargs: Any) -> nnx.Module:
   """The model `name` of this package: `build('mlp')` is `mlp.MLP(...)`.
 
   Args:
     name: a module of this package; its class is the one named like it.
-    seed: of the initial weights.
+    seed: of the initial weights, a number or a key.
     **kwargs: of the class.
+
+  Raises:
+    ValueError: no such model.
 
   >>> type(build('mlp', in_features=4, classes=2)).__name__
   'MLP'

@@ -8,13 +8,16 @@ a model keeps (batch-norm statistics, caches), and both are nested dicts with
 string keys, so that they print as 'blocks/0/conv1/kernel', and save anywhere.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 
-from jaxopt_compress.core import array, rules
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules
 
 
 class Functional(NamedTuple):

@@ -1,6 +1,7 @@
 """Batches by step: the same for the same (seed, step), every example an epoch."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from jaxopt_compress import data

@@ -1,6 +1,7 @@
 """The digits: their splits, and what augmentation does to an image."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from jaxopt_compress import data
