@@ -1,0 +1,284 @@
+"""Text as bytes: the standard library's own sources, or a user's files.
+
+    a text is one array of bytes, each file followed by a NUL
+    a window predicts each of its bytes from those before it, the first from a NUL
+
+A file belongs to one split by a hash of its path, so that no half of a function
+is trained on and its other half tested, and so that a file keeps its split when
+other files come and go. How few bits a byte needs is measured against gzip.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import fnmatch
+import gzip
+import hashlib
+import os
+import pathlib
+import sysconfig
+
+import numpy as np
+
+from jaxopt_compress.data.batches import Batch
+from jaxopt_compress.data.batches import Batches
+from jaxopt_compress.data.batches import batches
+from jaxopt_compress.data.batches import eval_batches
+
+_SPLITS = ('train', 'validation', 'test')
+
+# Not written by people, or not part of the library: tables of characters,
+# generated help, what the build recorded, installed packages, tests.
+SKIP = (
+  *('site-packages', 'dist-packages', '__pycache__'),
+  *('test', 'tests', 'idle_test'),
+  *('encodings', 'pydoc_data', '_sysconfigdata*', '__phello__*'),
+)
+
+
+def load(
+  split: str,
+  root: str | os.PathLike | None = None,
+  *,
+  suffixes: Sequence[str] = ('.py',),
+  skip: Sequence[str] = SKIP,
+) -> np.ndarray:
+  """The files of one split, in the order of their paths.
+
+  Args:
+    split: 'train', 'validation' or 'test': about 90, 5 and 5 percent of the
+      files; or several: 'train+validation'.
+    root: a directory of text files; the standard library by default.
+    suffixes: of the files to read.
+    skip: names of files and directories to leave out; may have wildcards.
+
+  Returns:
+    [n] uint8.
+
+  Raises:
+    ValueError: no such split or directory, no files, or a file that is no text.
+  """
+  wanted = split.split('+')
+  if unknown := [name for name in wanted if name not in _SPLITS]:
+    raise ValueError(
+      f'No split {unknown[0]!r}; there are {list(_SPLITS)}, joined by "+".'
+    )
+  root = _root(root)
+  names = [
+    name
+    for name in files(root, suffixes=suffixes, skip=skip)
+    if split_of(name) in wanted
+  ]
+  if not names:
+    raise ValueError(
+      f'None of the files under {root} falls into {split!r}: there are too few'
+      ' to be split by file. Use read([...]) and cut the array yourself.'
+    )
+  return read(root / name for name in names)
+
+
+def files(
+  root: str | os.PathLike | None = None,
+  *,
+  suffixes: Sequence[str] = ('.py',),
+  skip: Sequence[str] = SKIP,
+) -> list[str]:
+  """Paths of the files below `root`, relative to it, with '/', sorted."""
+  root = _root(root)
+  found = []
+  for directory, subdirectories, names in os.walk(root):
+    subdirectories[:] = [d for d in subdirectories if not _skipped(d, skip)]
+    found += [
+      pathlib.Path(directory, name).relative_to(root).as_posix()
+      for name in names
+      if name.endswith(tuple(suffixes)) and not _skipped(name, skip)
+    ]
+  if not found:
+    raise ValueError(
+      f'No file under {root} ends with one of {list(suffixes)}. Pass'
+      " suffixes=('.txt', ...) that fit, or another root."
+    )
+  return sorted(found)
+
+
+def split_of(name: str) -> str:
+  """The split of a file, by its path relative to the root.
+
+  >>> split_of('argparse.py'), split_of('ast.py')
+  ('test', 'train')
+  """
+  digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+  place = int.from_bytes(digest, 'big') % 20
+  return {0: 'test', 1: 'validation'}.get(place, 'train')
+
+
+def read(paths: Iterable[str | os.PathLike]) -> np.ndarray:
+  """The bytes of files, a NUL after each; empty files are left out.
+
+  Returns:
+    [n] uint8.
+
+  Raises:
+    ValueError: a file is missing or has a NUL in it, or there is nothing.
+  """
+  parts = []
+  for path in map(pathlib.Path, paths):
+    if not path.is_file():
+      raise ValueError(f'There is no file {path}. Check the path.')
+    data = path.read_bytes()
+    if b'\0' in data:
+      raise ValueError(
+        f'{path} has a NUL at byte {data.index(0)}, so it is no text, and NUL is'
+        ' what ends a file here. Leave it out, or re-encode it as UTF-8.'
+      )
+    parts += [data, b'\0'] if data else []
+  if not parts:
+    raise ValueError('There is no text: no files, or empty ones only.')
+  return np.frombuffer(b''.join(parts), np.uint8)
+
+
+def windows(
+  text: np.ndarray, *, batch_size: int, length: int, seed: int
+) -> Batches:
+  """Stretches of a text to train on, `[step]` being the batch of that step.
+
+  An epoch has each stretch of `length` bytes once, each begun up to `length`
+  bytes later by chance, so that no two epochs cut the text at the same places.
+
+  Args:
+    text: [n] uint8.
+    batch_size: windows in a batch.
+    length: bytes in a window.
+    seed: of the order and of the places.
+
+  Returns:
+    Batches of `tokens` and `label`, [batch_size, length] int32: label i is the
+    byte after token i.
+
+  Raises:
+    ValueError: the text is shorter than a window, or has too few for a batch.
+
+  >>> text = np.frombuffer(b'abcdefgh', np.uint8)
+  >>> batch = windows(text, batch_size=1, length=3, seed=0)[0]
+  >>> bool((batch['label'] - batch['tokens'] == 1).all())
+  True
+  """
+  last = _last_start(text, length)
+  stream = _from_nul(text)
+
+  def cut(batch, rng):
+    start = batch['start'] + rng.integers(0, length, len(batch['start']))
+    return _cut(stream, np.minimum(start, last), length)
+
+  return batches(
+    {'start': np.arange(0, last + 1, length)},
+    batch_size=batch_size,
+    seed=seed,
+    transform=cut,
+  )
+
+
+def eval_windows(
+  text: np.ndarray,
+  *,
+  batch_size: int,
+  length: int,
+  context: int | None = None,
+) -> list[Batch]:
+  """Windows in which every byte of a text counts exactly once.
+
+  Bytes that two windows share count in the earlier one, which has seen more
+  before them; so all but the first are predicted from at least `context` bytes.
+
+  Args:
+    text: [n] uint8.
+    batch_size: windows in a batch; the last is padded.
+    length: bytes in a window.
+    context: how far windows overlap; half of `length` by default.
+
+  Returns:
+    Batches of `tokens`, `label` [batch_size, length] int32, and `mask`
+    [batch_size, length] bool: where label counts.
+
+  Raises:
+    ValueError: the text is shorter than a window, or context is not below length.
+
+  >>> text = np.frombuffer(b'abcdefg', np.uint8)
+  >>> [batch] = eval_windows(text, batch_size=2, length=4, context=1)
+  >>> [bytes(row.astype(np.uint8)) for row in batch['label']]
+  [b'abcd', b'defg']
+  >>> batch['mask'].astype(int).tolist()
+  [[1, 1, 1, 1], [0, 1, 1, 1]]
+  """
+  context = length // 2 if context is None else context
+  if not 0 <= context < length:
+    raise ValueError(
+      f'context={context} is not from 0 to length - 1 = {length - 1}.'
+    )
+  last = _last_start(text, length)
+  stream = _from_nul(text)
+  start = np.minimum(
+    np.arange(0, last + length - context, length - context), last
+  )
+  counted = np.concatenate([[0], start[:-1] + length])
+  result = []
+  for batch in eval_batches({'start': start, 'counted': counted}, batch_size):
+    place = batch['start'][:, None] + np.arange(length)
+    mask = (place >= batch['counted'][:, None]) & batch['mask'][:, None]
+    result.append(_cut(stream, batch['start'], length) | {'mask': mask})
+  return result
+
+
+def gzip_bits_per_byte(text: np.ndarray) -> float:
+  """What `gzip -9` needs for a text, the rival of a model of it.
+
+  The better of two: each file compressed on its own, without its NUL, or all as
+  one stream; headers count. One stream has always won on Python sources.
+
+  Args:
+    text: [n] uint8, as `load` returns it.
+
+  Returns:
+    8 * compressed bytes / n.
+
+  >>> gzip_bits_per_byte(np.zeros(1000, np.uint8)) < 0.3
+  True
+  """
+  data = text.tobytes()
+  if not data:
+    raise ValueError('There is no text to compress.')
+  size = lambda part: len(gzip.compress(part, 9, mtime=0))  # noqa: E731
+  alone = sum(size(part) for part in data.split(b'\0') if part)
+  return 8 * min(alone or np.inf, size(data)) / len(data)
+
+
+def _root(root) -> pathlib.Path:
+  root = pathlib.Path(sysconfig.get_path('stdlib') if root is None else root)
+  if not root.is_dir():
+    raise ValueError(
+      f'There is no directory {root}. Pass root= a directory of text files; the'
+      " default is the standard library's own, which some Pythons keep in a zip."
+    )
+  return root
+
+
+def _skipped(name, patterns) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _last_start(text, length) -> int:
+  if len(text) < length:
+    raise ValueError(
+      f'The text has {len(text)} bytes, and a window has {length}. Choose a'
+      ' smaller length, or read more text.'
+    )
+  return len(text) - length
+
+
+def _from_nul(text):
+  """A NUL before the text, so that its first byte is predicted as well."""
+  return np.concatenate([np.zeros(1, np.uint8), text])
+
+
+def _cut(stream, start, length) -> Batch:
+  rows = stream[start[:, None] + np.arange(length + 1)].astype(np.int32)
+  return {'tokens': rows[:, :-1], 'label': rows[:, 1:]}

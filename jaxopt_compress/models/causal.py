@@ -1,0 +1,121 @@
+"""Causal attention with rotary positions, heads grouped over shared keys.
+
+    y_i = sum_{j <= i} softmax_j(R_i q_i . R_j k_j / sqrt(d)) v_j
+
+R_i turns pairs of features by angles proportional to the position i, so that the
+product depends on i - j only. Su et al. 2021, https://arxiv.org/abs/2104.09864,
+section 3.4.2; grouped queries: Ainslie et al. 2023,
+https://arxiv.org/abs/2305.13245, figure 2.
+"""
+
+from collections.abc import Callable
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+KV = tuple[jax.Array, jax.Array]
+
+
+class Attention(nnx.Module):
+  """Causal attention; query head h reads key head h // (heads / kv_heads).
+
+  Args:
+    width: features of input and output; a head has width / heads.
+    heads: query heads.
+    kv_heads: key and value heads.
+    linear: makes a projection from n to m features.
+    linear_out: makes the one that is added to the residual stream.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    *,
+    linear: Callable[[int, int], nnx.Module],
+    linear_out: Callable[[int, int], nnx.Module],
+  ):
+    self.heads, self.kv_heads = heads, kv_heads
+    self.q = linear(width, width)
+    self.k = linear(width, kv_heads * width // heads)
+    self.v = linear(width, kv_heads * width // heads)
+    self.o = linear_out(width, width)
+
+  def __call__(
+    self, x: jax.Array, position: jax.Array, kv: KV | None = None
+  ) -> tuple[jax.Array, KV | None]:
+    """Attends to x itself, or to a cache into which x is written first.
+
+    Args:
+      x: [batch, time, width].
+      position: [time] int; consecutive.
+      kv: keys and values [batch, max_length, kv_heads, width / heads], those of
+        position p in place p; or None.
+
+    Returns:
+      [batch, time, width], and kv with x written in.
+    """
+    b, t, width = x.shape
+    q = self.q(x).reshape(b, t, self.heads, -1)
+    k = self.k(x).reshape(b, t, self.kv_heads, -1)
+    v = self.v(x).reshape(b, t, self.kv_heads, -1)
+    q, k = rotate(q, position), rotate(k, position)
+    if kv is not None:
+      k, v = kv = tuple(
+        lax.dynamic_update_slice_in_dim(old, new, position[0], axis=-3)
+        for old, new in zip(kv, (k, v), strict=True)
+      )
+      y = attend(q, k, v, position)
+    else:
+      y = attend(q, k, v, jnp.arange(t))
+    return self.o(y.reshape(b, t, width)), kv
+
+
+def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+  """Turns the pair (x_i, x_{i + d/2}) by the angle position * 10000^(-2i / d).
+
+  Args:
+    x: [batch, time, heads, d].
+    position: [time] int.
+
+  Returns:
+    As x.
+
+  >>> rotate(jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2), jnp.array([0])).tolist()
+  [[[[1.0, 0.0]]]]
+  """
+  half = x.shape[-1] // 2
+  speed = 10000.0 ** (-jnp.arange(half) / half)
+  angle = (position[:, None] * speed[None, :])[None, :, None, :]
+  # Angles in float32 whatever x is: at position 1000 bfloat16 is off by 4.
+  cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, position: jax.Array
+) -> jax.Array:
+  """softmax(q k^T / sqrt(d)) v over the keys at or before each position.
+
+  Args:
+    q: [batch, time, heads, d].
+    k, v: [batch, keys, kv_heads, d]; key j is at position j.
+    position: [time] int, of the queries.
+
+  Returns:
+    [batch, time, heads, d]. The softmax is taken in float32.
+  """
+  b, t, heads, d = q.shape
+  q = q.reshape(b, t, k.shape[-2], -1, d)  # [b, t, kv_heads, group, d]
+  scores = jnp.einsum(
+    'btkgd,bskd->bkgts', q, k, preferred_element_type=jnp.float32
+  )
+  seen = jnp.arange(k.shape[-3])[None, :] <= position[:, None]
+  scores = jnp.where(seen[None, None, None], scores / d**0.5, -jnp.inf)
+  weights = jax.nn.softmax(scores).astype(v.dtype)
+  y = jnp.einsum('bkgts,bskd->btkgd', weights, v)
+  return y.reshape(b, t, heads, d)
