@@ -29,6 +29,9 @@ class ResNet(nnx.Module):
     dtype: of the computation; None takes that of inputs and parameters.
     param_dtype: of the parameters.
     rngs: streams of keys, consumed for the initial weights.
+
+  Raises:
+    ValueError: not as many depths as widths.
   """
 
   def __init__(
@@ -54,6 +57,11 @@ class ResNet(nnx.Module):
       rngs=rngs,
     )
     depths = [depths] * len(widths) if isinstance(depths, int) else depths
+    if len(depths) != len(widths):
+      raise ValueError(
+        f'{len(widths)} widths {tuple(widths)} but {len(depths)} depths'
+        f' {tuple(depths)}: each stage has one of both.'
+      )
     self.stem = conv(in_features, widths[0], (3, 3))
     self.norm = norm(widths[0])
     blocks, n = [], widths[0]

@@ -98,7 +98,7 @@ CASES = {
   'mlp': dict(in_features=64, widths=(8, 8), dropout=0.1),
   'cnn': dict(widths=(4, 8), dropout=0.1),
   'resnet': dict(widths=(4, 8), depths=(1, 1)),
-  'vit': dict(patch=4, width=8, depth=2, heads=2, dropout=0.1),
+  'vit': dict(patch=4, width=8, depth=1, heads=2, dropout=0.1),
 }
 IMAGES = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype('f')
 KEY = jax.random.key(0)
@@ -161,7 +161,7 @@ class EveryModelTest(parameterized.TestCase):
     alive = {p: bool(jnp.any(g)) for p, g in rules.named_leaves(grads)}
     # A softmax does not change when one number is added to all its scores.
     dead = {p for p, moves in alive.items() if not moves}
-    self.assertLessEqual(dead, {f'blocks/{i}/attn/k/bias' for i in range(2)})
+    self.assertLessEqual(dead, {'blocks/0/attn/k/bias'})
 
   @parameterized.parameters(*CASES)
   def test_abstract(self, name):
