@@ -1,0 +1,9 @@
+"""Leaving: programs and weights that run without this library."""
+
+from jaxopt_compress.export import stablehlo
+from jaxopt_compress.export import weights
+from jaxopt_compress.export.program import load
+from jaxopt_compress.export.program import Program
+from jaxopt_compress.export.stablehlo import save
+
+__all__ = ['Program', 'load', 'save', 'stablehlo', 'weights']

@@ -1,0 +1,142 @@
+"""Loading an export, and refusing what would go wrong later."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import rules
+from jaxopt_compress.export import layout
+from jaxopt_compress.export import weights as weights_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A loaded export: `program(*inputs)`, the arguments that were exported.
+
+  Attributes:
+    exported: the `jax.export.Exported`.
+    weights: `{name: array}` on the default device.
+    manifest: see `save`.
+  """
+
+  exported: export.Exported
+  weights: Mapping[str, jax.Array]
+  manifest: Mapping[str, Any]
+  _jitted: Callable[..., Any] = dataclasses.field(repr=False)
+
+  def __call__(self, *inputs: Any) -> Any:
+    _check_inputs(self.manifest['signature']['inputs'], inputs)
+    return self._jitted(self.weights, *inputs)
+
+
+def load(directory: str | os.PathLike) -> Program:
+  """Reads a directory that `save` wrote.
+
+  Raises:
+    ValueError: no export, a missing or changed file, an older jax, another
+      platform.
+  """
+  directory = pathlib.Path(directory)
+  manifest = _read_manifest(directory)
+  _check_jax(directory, manifest)
+  for name, expected in manifest['files'].items():
+    _check_file(directory / name, expected['sha256'])
+  exported = export.deserialize(
+    bytearray((directory / layout.PROGRAM).read_bytes())
+  )
+  dtypes = {name: w['dtype'] for name, w in manifest['weights'].items()}
+  weights = weights_lib.load(directory / layout.WEIGHTS, dtypes)
+  return Program(
+    exported, jax.device_put(weights), manifest, jax.jit(exported.call)
+  )
+
+
+def _read_manifest(directory):
+  try:
+    manifest = json.loads((directory / layout.MANIFEST).read_text())
+    found = manifest['format']
+  except FileNotFoundError as e:
+    raise ValueError(
+      f'{directory} is no export: {layout.MANIFEST} is missing. Export again.'
+    ) from e
+  except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
+    raise ValueError(
+      f'{directory / layout.MANIFEST} is damaged ({e}). Export again.'
+    ) from e
+  if found != layout.FORMAT:
+    raise ValueError(
+      f'{directory} has format {found!r}, not {layout.FORMAT!r}.'
+    )
+  return manifest
+
+
+def _check_jax(directory, manifest):
+  def minor(version):
+    return tuple(int(n) for n in version.split('.')[:2])
+
+  convention = manifest['calling_convention']
+  too_old = minor(jax.__version__) < minor(manifest['jax'])
+  if (
+    too_old or convention > export.maximum_supported_calling_convention_version
+  ):
+    raise ValueError(
+      f'{directory} was exported by jax {manifest["jax"]}, and this is jax'
+      f' {jax.__version__}, which may not read it. Upgrade with'
+      f' `pip install "jax>={manifest["jax"]}"`, or export with this jax.'
+    )
+  if convention < export.minimum_supported_calling_convention_version:
+    raise ValueError(
+      f'{directory} was exported by jax {manifest["jax"]}, too long ago for'
+      f' jax {jax.__version__}. Export again.'
+    )
+  platform = export.default_export_platform()
+  if platform not in manifest['platforms']:
+    raise ValueError(
+      f'{directory} was exported for {manifest["platforms"]}, and this is'
+      f' {platform}. Export with platforms=(..., {platform!r}).'
+    )
+
+
+def _check_file(path, expected):
+  if not path.exists():
+    raise ValueError(f'{path} is missing. Copy the whole directory.')
+  found = layout.sha256(path)
+  if found != expected:
+    raise ValueError(
+      f'{path} is not the file that was exported: its sha256 is'
+      f' {found[:12]}..., the manifest says {expected[:12]}.... Copy it again,'
+      ' or export again.'
+    )
+
+
+def _check_inputs(expected, inputs):
+  named = dict(rules.named_leaves(inputs))
+  if list(named) != [e['name'] for e in expected]:
+    raise ValueError(
+      f'Inputs are {list(named)}, but the program takes'
+      f' {[e["name"] for e in expected]}.'
+    )
+  sizes = {}
+  for e in expected:
+    x = named[e['name']]
+    shape = np.shape(x)
+    fits = len(shape) == len(e['shape']) and all(
+      n == sizes.setdefault(m, n) if isinstance(m, str) else n == m
+      for n, m in zip(shape, e['shape'], strict=False)
+    )
+    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(x))
+    if not fits or str(dtype) != e['dtype']:
+      raise ValueError(
+        f'Input {e["name"]} is {dtype}{list(shape)}, but the program takes'
+        f' {e["dtype"]}[{", ".join(map(str, e["shape"]))}]'
+        f'{f", with {sizes}" if sizes else ""}.'
+      )

@@ -1,0 +1,78 @@
+"""Runs an export in a process of its own.
+
+    python -m jaxopt_compress.export.run DIRECTORY inputs.npz outputs.npz
+
+inputs.npz holds the inputs under the names of the manifest ('0' for the first
+argument, '0/image' for an entry of it); outputs.npz gets the outputs under
+theirs ('output', or the path of each). What numpy has no file format for, such
+as bfloat16, goes as float32, which holds it exactly.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from jaxopt_compress.core import rules
+from jaxopt_compress.export import program as program_lib
+
+
+def run(
+  directory: str | os.PathLike,
+  inputs: str | os.PathLike,
+  outputs: str | os.PathLike,
+) -> None:
+  """Loads the export, feeds it `inputs`, writes `outputs`; both .npz."""
+  program = program_lib.load(directory)
+  args = _arguments(program, inputs)
+  result = {
+    path or 'output': _plain(np.asarray(y))
+    for path, y in rules.named_leaves(program(*args))
+  }
+  partial = f'{os.fspath(outputs)}.partial'
+  with open(partial, 'wb') as f:
+    np.savez(f, **result)
+  os.replace(partial, outputs)
+
+
+def _arguments(program, inputs):
+  expected = program.manifest['signature']['inputs']
+  with np.load(inputs) as found:
+    missing = [e['name'] for e in expected if e['name'] not in found]
+    if missing:
+      raise ValueError(
+        f'{inputs} lacks {missing}; it holds {found.files}. Save each input'
+        ' under its name in the manifest.'
+      )
+    arrays = [found[e['name']] for e in expected]
+  arrays = [
+    _typed(x, e['dtype']) for x, e in zip(arrays, expected, strict=True)
+  ]
+  args, _ = program.exported.in_tree.unflatten([*program.weights, *arrays])
+  return args[1:]
+
+
+def _typed(x, dtype):
+  """What came as float32 for want of a file format, in its own dtype again."""
+  numpy_has_it = np.dtype(dtype).kind != 'V' and hasattr(np, dtype)
+  return x if numpy_has_it else x.astype(dtype)
+
+
+def _plain(y):
+  return y if hasattr(np, str(y.dtype)) else y.astype(np.float32)
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) != 4:
+    print(__doc__, file=sys.stderr)
+    return 2
+  try:
+    run(*argv[1:])
+  except (ValueError, OSError) as e:
+    print(e, file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

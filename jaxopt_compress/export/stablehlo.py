@@ -1,0 +1,179 @@
+"""A directory that runs wherever jax runs: a program, its weights, a manifest.
+
+    program.stablehlo      jax.export, serialised; takes (weights, *inputs)
+    weights.safetensors    packed integers, scales and floats, as stored
+    manifest.json          versions, signature, leaves, sha256 of both files
+
+The weights are inputs and not constants: they are read as they lie on disk, and
+XLA on CPU would fold int8 constants back to float32. Whoever loads the directory
+needs jax, numpy and safetensors, and none of our leaf types:
+
+    program = jax.export.deserialize(open('program.stablehlo', 'rb').read())
+    y = program.call(safetensors.numpy.load_file('weights.safetensors'), x)
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from jax import export
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules
+from jaxopt_compress.export import layout
+from jaxopt_compress.export import program as program_lib
+from jaxopt_compress.export import weights as weights_lib
+
+load = program_lib.load
+
+
+def save(
+  directory: str | os.PathLike,
+  fun: Callable[..., Any],
+  params: Any,
+  *example_args: Any,
+  polymorphic: bool = True,
+  platforms: Sequence[str] | None = None,
+  facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Writes `fun(params, *example_args)` as a directory.
+
+  All is written beside `directory` and then takes its place, so a failure
+  leaves an export that was there before as it was.
+
+  Args:
+    directory: made if missing; replaced if it holds an export.
+    fun: as it is evaluated. Lift it if `params` hold compressed leaves. Arrays
+      that it closes over become constants of the program.
+    params: any pytree of arrays.
+    *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
+    polymorphic: whether the leading axis of every input may have any length,
+      one and the same for all of them.
+    platforms: such as ('cpu', 'cuda', 'tpu'); by default the current one.
+    facts: what else to keep in the manifest, as JSON.
+
+  Returns:
+    The manifest.
+  """
+  directory = pathlib.Path(directory).absolute()
+  layout.check_target(directory)
+  weights, rebuild = weights_lib.flatten(params)
+  inputs = _specs(example_args, polymorphic)
+  exported = _export(_over_weights(fun, rebuild), weights, inputs, platforms)
+  new = directory.with_name(f'.{directory.name}.new')
+  shutil.rmtree(new, ignore_errors=True)
+  new.mkdir(parents=True)
+  try:
+    (new / layout.PROGRAM).write_bytes(_serialized(exported))
+    weights_lib.save(new / layout.WEIGHTS, weights)
+    manifest = _manifest(exported, params, weights, inputs, new, facts)
+    (new / layout.MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+    _check_written(new, weights)
+    layout.sync(new)
+    layout.install(new, directory)
+  finally:
+    shutil.rmtree(new, ignore_errors=True)
+  return manifest
+
+
+def _over_weights(fun, rebuild):
+  """`fun` over a flat dict of plain arrays: leaves are rebuilt inside."""
+
+  def program(weights, *inputs):
+    params = rebuild(weights)
+    try:
+      return fun(params, *inputs)
+    except TypeError as e:
+      leaves = jax.tree.leaves(params, is_leaf=array.is_compressed)
+      if any(map(array.is_compressed, leaves)):
+        e.add_note('Parameters hold compressed leaves: export jc.lift(fun).')
+      raise
+
+  return program
+
+
+def _specs(args, polymorphic):
+  """Abstract inputs, with a symbolic leading axis if `polymorphic`."""
+  batch = export.symbolic_shape('batch') if polymorphic else ()
+
+  def spec(x):
+    x = x if hasattr(x, 'dtype') else jnp.asarray(x)
+    shape = (*batch, *x.shape[1:]) if x.shape and polymorphic else x.shape
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype))
+
+  return jax.tree.map(spec, args)
+
+
+def _export(program, weights, inputs, platforms):
+  abstract = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()
+  }
+  if platforms is not None:
+    platforms = list(platforms)
+  return export.export(jax.jit(program), platforms=platforms)(abstract, *inputs)
+
+
+def _serialized(exported) -> bytes:
+  try:
+    return bytes(exported.serialize())
+  except ImportError as e:
+    raise ImportError(
+      'jax.export needs flatbuffers. Install it with'
+      " `pip install 'jaxopt_compress[examples]'`."
+    ) from e
+
+
+def _manifest(exported, params, weights, inputs, folder, facts):
+  out_avals = exported.out_tree.unflatten(exported.out_avals)
+  return {
+    'format': layout.FORMAT,
+    'jax': jax.__version__,
+    'calling_convention': exported.calling_convention_version,
+    'platforms': list(exported.platforms),
+    'signature': {
+      'call': 'program.call(weights, *inputs)',
+      'inputs': _signature(inputs, 'input'),
+      'outputs': _signature(out_avals, 'output'),
+    },
+    'weights': {
+      name: {'shape': list(x.shape), 'dtype': str(x.dtype)}
+      for name, x in weights.items()
+    },
+    'leaves': weights_lib.describe(params),
+    'files': {
+      name: {
+        'sha256': layout.sha256(folder / name),
+        'bytes': (folder / name).stat().st_size,
+      }
+      for name in (layout.PROGRAM, layout.WEIGHTS)
+    },
+    'facts': dict(facts or {}),
+  }
+
+
+def _signature(tree, what):
+  return [
+    {
+      'name': path or what,
+      'shape': [n if isinstance(n, int) else str(n) for n in x.shape],
+      'dtype': str(x.dtype),
+    }
+    for path, x in rules.named_leaves(tree)
+  ]
+
+
+def _check_written(folder, weights):
+  """Reads the weights back: a corrupt export is found here, not in use."""
+  dtypes = {name: str(x.dtype) for name, x in weights.items()}
+  for name, x in weights_lib.load(folder / layout.WEIGHTS, dtypes).items():
+    same = (
+      x.shape == weights[name].shape and x.tobytes() == weights[name].tobytes()
+    )
+    assert same, f'{name} was not written as it is'
