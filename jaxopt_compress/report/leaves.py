@@ -67,7 +67,7 @@ def _leaf(path, leaf, original, met) -> records.LeafRecord:
     compressed=compressed,
     bits_per_weight=8 * stored / value.size if value.size else None,
     bytes=stored,
-    sparsity=records.sparsity(leaf),
+    sparsity=records.sparsity(value),
     error_db=_error(value, original),
     native=native,
     reason=reason,

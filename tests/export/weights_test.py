@@ -1,0 +1,107 @@
+"""The weights file: its size, its names, and arrays that lie oddly in memory."""
+
+import os
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.export import weights as weights_lib
+
+
+def header_bytes(path):
+  """A safetensors file is a length, a JSON header of it, and the data."""
+  with open(path, 'rb') as f:
+    return 8 + int.from_bytes(f.read(8), 'little')
+
+
+class WeightsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.path = folder.name + '/weights.safetensors'
+
+  def round_trip(self, weights):
+    weights_lib.save(self.path, weights)
+    dtypes = {name: str(x.dtype) for name, x in weights.items()}
+    return weights_lib.load(self.path, dtypes)
+
+  def test_int4_with_groups_of_128_is_half_a_byte_and_two_128ths(self):
+    tree = jc.quantize(
+      {'kernel': jnp.ones((1024, 64))}, [(r'kernel', jc.W4A16)]
+    )
+    weights, _ = weights_lib.flatten(tree)
+    weights_lib.save(self.path, weights)
+    arithmetic = 1024 * 64 // 2 + 2 * (1024 // 128) * 64
+    self.assertEqual(arithmetic, (0.5 + 2 / 128) * 1024 * 64)
+    self.assertEqual(jc.nbytes(tree), arithmetic)
+    self.assertEqual(
+      os.path.getsize(self.path), arithmetic + header_bytes(self.path)
+    )
+    self.assertLess(header_bytes(self.path), 300)
+
+  def test_names_of_nested_leaves_and_back(self):
+    tree = {
+      'a': [
+        jc.quantize({'kernel': jnp.ones((4, 2))}, [(r'.*', jc.W8A8)]),
+        jnp.zeros(3),
+      ]
+    }
+    weights, rebuild = weights_lib.flatten(tree)
+    self.assertEqual(
+      sorted(weights),
+      ['a/0/kernel.weight.qvalue', 'a/0/kernel.weight.scale', 'a/1'],
+    )
+    jax.tree.map(np.testing.assert_array_equal, rebuild(weights), tree)
+
+  @parameterized.parameters(
+    'bool', 'int8', 'uint8', 'int32', 'bfloat16', 'float16', 'float32',
+    'float8_e4m3fn', 'float8_e5m2', 'float8_e8m0fnu',
+  )  # fmt: skip
+  def test_dtypes(self, dtype):
+    x = np.arange(6).reshape(2, 3).astype(jnp.dtype(dtype))
+    back = self.round_trip({'x': x})['x']
+    self.assertEqual((back.dtype, back.shape), (x.dtype, x.shape))
+    self.assertEqual(back.tobytes(), x.tobytes())
+
+  @parameterized.named_parameters(
+    ('transposed', np.arange(6.0).reshape(2, 3).T),
+    ('strided', np.arange(12.0)[::2]),
+    ('reversed', np.arange(5.0)[::-1]),
+    ('scalar', np.array(3.0)),
+    ('empty', np.zeros((0, 3))),
+  )
+  def test_layouts(self, x):
+    x = x.astype(np.float32) if x.ndim == 0 else x
+    weights, _ = weights_lib.flatten({'x': x})
+    back = self.round_trip(weights)['x']
+    np.testing.assert_array_equal(back, x)
+    self.assertEqual(back.shape, x.shape)
+
+  @parameterized.parameters(
+    (3.0, 'x is 3.0, which is no array'),
+    ('word', 'no array of numbers'),
+  )
+  def test_what_is_no_array(self, x, message):
+    with self.assertRaisesRegex(ValueError, message):
+      weights_lib.flatten({'x': x})
+
+  def test_keys_and_native_int4(self):
+    with self.assertRaisesRegex(ValueError, 'jax.random.key_data'):
+      weights_lib.flatten({'key': jax.random.key(0)})
+    with self.assertRaisesRegex(ValueError, 'dtype int4.*Pack it'):
+      weights_lib.flatten({'x': jnp.ones(4, jnp.int4)})
+
+  def test_another_set_of_arrays(self):
+    weights_lib.save(self.path, {'x': np.zeros(3)})
+    with self.assertRaisesRegex(ValueError, r"holds \['x'\].*\['y'\]"):
+      weights_lib.load(self.path, {'y': 'float64'})
+
+
+if __name__ == '__main__':
+  absltest.main()
