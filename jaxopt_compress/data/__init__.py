@@ -4,9 +4,10 @@
 """
 
 from jaxopt_compress.data import digits
+from jaxopt_compress.data import images
 from jaxopt_compress.data import text
 from jaxopt_compress.data.batches import Batches
 from jaxopt_compress.data.batches import batches
 from jaxopt_compress.data.batches import eval_batches
 
-__all__ = ['Batches', 'batches', 'digits', 'eval_batches', 'text']
+__all__ = ['Batches', 'batches', 'digits', 'eval_batches', 'images', 'text']

@@ -1,0 +1,246 @@
+"""Images from files that users have: MNIST, CIFAR, npz, folders.
+
+    load('mnist:train@/data/mnist')        idx files, gzipped or not
+    load('cifar10:test@/data/cifar-10-batches-bin')
+    load('npz@/data/cells.npz')            arrays `image` and `label`
+    load('npz:train@/data/mnist.npz')      Keras's x_train and y_train
+    load('folder:train@/data/flowers')     flowers/train/<class>/*.png
+
+A source is `format[:split]@path`, a string, so that a config can hold it; the
+formats are the functions of this module.
+"""
+
+from collections.abc import Sequence
+import gzip
+import pathlib
+
+import numpy as np
+
+Dataset = dict[str, np.ndarray]
+
+
+def load(source: str) -> Dataset:
+  """Reads a source, `format[:split]@path`.
+
+  Args:
+    source: see the head of this module.
+
+  Returns:
+    `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32.
+
+  Raises:
+    ValueError: a source, a file or a folder that is not what it should be.
+  """
+  formats = dict(
+    mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
+  )
+  head, at, path = source.partition('@')
+  name, _, split = head.partition(':')
+  if not at or name not in formats:
+    raise ValueError(
+      f'{source!r} is not `format[:split]@path` with a format of'
+      f' {sorted(formats)}. An example: "cifar10:train@/data/cifar".'
+    )
+  return formats[name](path, split)
+
+
+def mnist(directory: str, split: str) -> Dataset:
+  """MNIST and what has its layout: 'train-images-idx3-ubyte' and so on.
+
+  Format: http://yann.lecun.com/exdb/mnist. With or without '.gz'.
+  """
+  prefix = _choose(split, {'train': 'train', 'test': 't10k'})
+  images = idx(_find(directory, f'{prefix}-images-idx3-ubyte'))
+  labels = idx(_find(directory, f'{prefix}-labels-idx1-ubyte'))
+  return _dataset(images, labels, directory)
+
+
+def idx(path: str | pathlib.Path) -> np.ndarray:
+  """An array in the idx format: two zeros, dtype, rank, sizes, then the data."""
+  raw = pathlib.Path(path).read_bytes()
+  if raw[:2] == b'\x1f\x8b':
+    raw = gzip.decompress(raw)
+  dtypes = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
+  if len(raw) < 4 or raw[:2] != b'\0\0' or raw[2] not in dtypes:
+    raise ValueError(
+      f'{path} is no idx file: it begins with {raw[:4].hex()!r}, not with 0000'
+      ' and a type. Was an error page downloaded in its place?'
+    )
+  dtype, rank = np.dtype(dtypes[raw[2]]), raw[3]
+  shape = tuple(np.frombuffer(raw[4 : 4 + 4 * rank], '>i4').tolist())
+  body = raw[4 + 4 * rank :]
+  want = int(np.prod(shape)) * dtype.itemsize
+  if len(shape) != rank or len(body) != want:
+    raise ValueError(
+      f'{path} says that it holds {shape}, {want} bytes, and has {len(body)}.'
+      ' Download it again.'
+    )
+  array = np.frombuffer(body, dtype).reshape(shape)
+  return array.astype(dtype.newbyteorder('='))
+
+
+def cifar10(directory: str, split: str) -> Dataset:
+  """CIFAR-10, binary: a label and 3x32x32 bytes for each image.
+
+  Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
+  """
+  train = [f'data_batch_{i}.bin' for i in range(1, 6)]
+  names = _choose(split, {'train': train, 'test': ['test_batch.bin']})
+  return _cifar(directory, names, num_labels=1)
+
+
+def cifar100(directory: str, split: str) -> Dataset:
+  """CIFAR-100, binary: two labels for each image; the fine one is taken."""
+  names = _choose(split, {'train': ['train.bin'], 'test': ['test.bin']})
+  return _cifar(directory, names, num_labels=2)
+
+
+def _cifar(directory: str, names: Sequence[str], num_labels: int) -> Dataset:
+  size = num_labels + 3 * 32 * 32
+  parts = []
+  for name in names:
+    path = _find(directory, name)
+    raw = np.frombuffer(path.read_bytes(), np.uint8)
+    if not len(raw) or len(raw) % size:
+      raise ValueError(
+        f'{path} has {len(raw)} bytes, which is no multiple of {size}, a'
+        ' record. Is it the binary version, and complete?'
+      )
+    parts.append(raw.reshape(-1, size))
+  records = np.concatenate(parts)
+  images = records[:, num_labels:].reshape(-1, 3, 32, 32)
+  return _dataset(
+    images.transpose(0, 2, 3, 1), records[:, num_labels - 1], directory
+  )
+
+
+def npz(path: str, split: str = '') -> Dataset:
+  """Arrays of an npz file: image and label, or x_<split> and y_<split>."""
+  names = (f'x_{split}', f'y_{split}') if split else ('image', 'label')
+  file = pathlib.Path(path)
+  with np.load(_find(file.parent, file.name)) as arrays:
+    found = {name: arrays[name] for name in arrays if name in names}
+    there = sorted(arrays)
+  if missing := [name for name in names if name not in found]:
+    raise ValueError(
+      f'{path} has no array {missing[0]!r}, only {there}. Write it with'
+      f' np.savez({path!r}, {names[0]}=..., {names[1]}=...).'
+    )
+  return _dataset(*(found[name] for name in names), path)
+
+
+def folder(directory: str, split: str = '') -> Dataset:
+  """One folder a class, in alphabetical order; all images of the same size.
+
+  Needs Pillow. Images keep their channels: grey, or red, green and blue.
+  """
+  root = pathlib.Path(directory) / split
+  endings = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
+  images, labels = [], []
+  classes = sorted(p for p in root.glob('*') if p.is_dir())
+  for label, path in enumerate(classes):
+    for file in sorted(path.iterdir()):
+      if file.suffix.lower() in endings:
+        images.append(_picture(file))
+        labels.append(label)
+  if not images:
+    raise ValueError(
+      f'No images in {root}. It needs a folder for each class, with files'
+      f' ending in {", ".join(endings)}.'
+    )
+  if len(shapes := sorted({x.shape for x in images})) > 1:
+    raise ValueError(
+      f'The images in {root} have different shapes: {shapes}. Bring them to one'
+      ' size first.'
+    )
+  return _dataset(np.stack(images), np.array(labels), directory)
+
+
+def _picture(path: pathlib.Path) -> np.ndarray:
+  try:
+    from PIL import Image  # Only folders need it.
+  except ImportError as e:
+    raise ValueError(
+      'Reading image files needs Pillow: pip install pillow. Or save the images'
+      ' as one npz file.'
+    ) from e
+  with Image.open(path) as image:
+    grey = image.mode in ('1', 'L')
+    return np.asarray(image.convert('L' if grey else 'RGB'))
+
+
+def augment(
+  batch: Dataset,
+  rng: np.random.Generator,
+  *,
+  shift: int = 2,
+  flip: bool = False,
+) -> Dataset:
+  """Shifts each image by whole pixels, zeros coming in, and may mirror it.
+
+  Args:
+    batch: `image` [n, h, w, c] and anything else, which is left alone.
+    rng: consumed.
+    shift: pixels, at most, in each direction.
+    flip: whether half of the images are mirrored, left to right.
+
+  Returns:
+    The batch with new images; the same for the same state of `rng`.
+  """
+  images = batch['image']
+  n, height, width, _ = images.shape
+  padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+  top, left = rng.integers(0, 2 * shift + 1, (2, n, 1, 1))
+  rows = top + np.arange(height)[None, :, None]
+  columns = left + np.arange(width)[None, None, :]
+  shifted = padded[np.arange(n)[:, None, None], rows, columns]
+  mirrored = rng.random((n, 1, 1, 1)) < 0.5
+  if flip:
+    shifted = np.where(mirrored, shifted[:, :, ::-1], shifted)
+  return {**batch, 'image': shifted}
+
+
+def _choose(split, choices):
+  if split not in choices:
+    raise ValueError(f'No split {split!r}; there are {sorted(choices)}.')
+  return choices[split]
+
+
+def _find(directory: str | pathlib.Path, name: str) -> pathlib.Path:
+  """The file, or the file with '.gz' at its end."""
+  directory = pathlib.Path(directory)
+  for path in (directory / name, directory / f'{name}.gz'):
+    if path.is_file():
+      return path
+  there = sorted(p.name for p in directory.glob('*'))[:10]
+  raise ValueError(f'No file {name} in {directory}; there are {there}.')
+
+
+def _dataset(images, labels, where) -> Dataset:
+  if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+    raise ValueError(
+      f'{where} has images {images.shape} and labels {labels.shape}. There must'
+      ' be one label, a number, for each image.'
+    )
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4:
+    raise ValueError(
+      f'{where} has images {images.shape}; [n, height, width, channels] or [n,'
+      ' height, width] is expected.'
+    )
+  if images.dtype == np.uint8:
+    images = images.astype(np.float32) / np.float32(255)
+  elif not (
+    np.issubdtype(images.dtype, np.floating)
+    and images.min() >= 0
+    and images.max() <= 1
+  ):
+    raise ValueError(
+      f'{where} has images of {images.dtype} from {images.min()} to'
+      f' {images.max()}. Save them as uint8, or as floats in [0, 1].'
+    )
+  return {
+    'image': images.astype(np.float32),
+    'label': labels.astype(np.int32),
+  }
