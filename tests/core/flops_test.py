@@ -1,6 +1,7 @@
 """Counts written by hand, and XLA's own counts beside ours."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 from jax import lax
 import jax.numpy as jnp
