@@ -1,0 +1,5 @@
+"""Distillation: a small network learns from a large one."""
+
+from jaxopt_compress.distillation import losses
+
+__all__ = ['losses']

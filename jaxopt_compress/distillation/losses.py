@@ -1,0 +1,271 @@
+"""What a student is asked to match: functions of logits.
+
+    p = softmax(teacher / T)      q = softmax(student / T)
+
+    kl              T^2 KL(p || q)      = T^2 sum_i p_i (log p_i - log q_i)
+    reverse_kl      T^2 KL(q || p)
+    mse             mean_i (student_i - teacher_i)^2
+    cross_entropy   -log softmax(student)_label
+    distill         alpha kl + (1 - alpha) cross_entropy
+    agreement       1 where student and teacher have the same argmax
+
+All return (sum, count) over positions, so that a mean over padding, microbatches
+and devices is exact: add sums, add counts, divide once. `mask` weighs positions:
+one that weighs 0 has no part in the sum or in any gradient, whatever it holds, NaN
+included. Arithmetic is float32 even for bfloat16 logits.
+
+Logits may be -inf, an entry that cannot be. Where both sides have it, it adds 0.
+Where only the side that is averaged over has mass there, the divergence is inf,
+because it is. A position whose logits are all -inf is no distribution: mask it.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+SumAndCount = tuple[jax.Array, jax.Array]
+
+
+def kl(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  *,
+  temperature: float | jax.Array = 1.0,
+  mask: jax.Array | None = None,
+) -> SumAndCount:
+  """Soft targets: T^2 KL(teacher || student).
+
+  T^2 keeps the size of the gradient, which falls as 1 / T^2. Hinton et al. 2015,
+  https://arxiv.org/abs/1503.02531, section 2; their cross entropy with soft
+  targets differs by the teacher's entropy, a constant.
+
+  Args:
+    student_logits, teacher_logits: [..., classes].
+    temperature: T > 0; may be traced, as a schedule gives it.
+    mask: [...], weights of positions, bool or number; None: all count.
+
+  Returns:
+    (sum, count), float32 scalars.
+
+  Raises:
+    ValueError: shapes differ, or T is not positive.
+
+  >>> float(kl(jnp.zeros((1, 2)), jnp.array([[0., -jnp.inf]]))[0]).__round__(4)
+  0.6931
+  """
+  p, q = _pair(student_logits, teacher_logits, temperature, mask)
+  return _total(_scaled(_divergence(p, q), temperature), mask)
+
+
+def reverse_kl(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  *,
+  temperature: float | jax.Array = 1.0,
+  mask: jax.Array | None = None,
+) -> SumAndCount:
+  """T^2 KL(student || teacher): it seeks one mode rather than covering all.
+
+  Gu et al. 2023, https://arxiv.org/abs/2306.08543, section 2.1. Arguments, result
+  and errors as for `kl`.
+  """
+  p, q = _pair(student_logits, teacher_logits, temperature, mask)
+  return _total(_scaled(_divergence(q, p), temperature), mask)
+
+
+def mse(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+) -> SumAndCount:
+  """Mean over classes of (student - teacher)^2: T -> inf of `kl`, up to scale.
+
+  Ba and Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1. Entries that are
+  -inf on both sides add 0. Arguments, result and errors as for `kl`.
+  """
+  _check_pair(student_logits, teacher_logits, mask)
+  s, t = _prepared(student_logits, mask), _prepared(teacher_logits, mask)
+  same = s == t  # of -inf - -inf, which is NaN
+  difference = jnp.where(same, 0.0, s) - jnp.where(same, 0.0, t)
+  return _total(jnp.mean(jnp.square(difference), -1), mask)
+
+
+def cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  mask: jax.Array | None = None,
+  *,
+  label_smoothing: float = 0.0,
+) -> SumAndCount:
+  """-(1 - e) log q_label - e mean_i log q_i.
+
+  Label smoothing e: Szegedy et al. 2015, https://arxiv.org/abs/1512.00567,
+  section 7.
+
+  Args:
+    logits: [..., classes].
+    labels: [...], integers. One that is no class makes the loss NaN, unless its
+      position is masked: mark padding in `mask`, not by a label of -1 or -100.
+    mask: [...], weights of positions, bool or number; None: all count.
+    label_smoothing: e, in [0, 1).
+
+  Returns:
+    (sum, count), float32 scalars.
+
+  Raises:
+    ValueError: shapes do not fit, or labels are not integers.
+
+  >>> nll, n = cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
+  >>> round(float(nll / n), 4)
+  1.3863
+  """
+  _check_labels(logits, labels, mask, label_smoothing)
+  log_q = jax.nn.log_softmax(_prepared(logits, mask))
+  is_class = (labels >= 0) & (labels < logits.shape[-1])
+  index = jnp.where(is_class, labels, 0)[..., None]
+  loss = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
+  if label_smoothing:
+    uniform = -jnp.mean(log_q, axis=-1)
+    loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+  return _total(jnp.where(is_class, loss, jnp.nan), mask)
+
+
+def distill(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  *,
+  alpha: float | jax.Array,
+  temperature: float | jax.Array,
+  mask: jax.Array | None = None,
+  label_smoothing: float = 0.0,
+) -> SumAndCount:
+  """alpha T^2 KL(teacher || student) + (1 - alpha) cross entropy.
+
+  Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2.
+
+  Args:
+    student_logits, teacher_logits: [..., classes].
+    labels: [...], integers.
+    alpha: weight of the soft targets, in [0, 1]; may be traced.
+    temperature: T > 0 of the soft targets; may be traced.
+    mask: [...], weights of positions, bool or number; None: all count.
+    label_smoothing: of the cross entropy.
+
+  Returns:
+    (sum, count), float32 scalars.
+
+  Raises:
+    ValueError: as `kl` and `cross_entropy`, or alpha outside of [0, 1].
+  """
+  if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+    raise ValueError(f'alpha={alpha}; a weight in [0, 1] is expected.')
+  soft, count = kl(
+    student_logits, teacher_logits, temperature=temperature, mask=mask
+  )
+  hard, _ = cross_entropy(
+    student_logits, labels, mask, label_smoothing=label_smoothing
+  )
+  return alpha * soft + (1 - alpha) * hard, count
+
+
+def agreement(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+) -> SumAndCount:
+  """How often the student's first choice is the teacher's.
+
+  The fidelity of Stanton et al. 2021, https://arxiv.org/abs/2106.05945, eq. 3. A
+  position with NaN agrees with nothing. Arguments, result and errors as for `kl`.
+
+  >>> s, t = jnp.array([[1., 2.], [2., 1.]]), jnp.array([[0., 5.], [0., 5.]])
+  >>> [float(x) for x in agreement(s, t)]
+  [1.0, 2.0]
+  """
+  _check_pair(student_logits, teacher_logits, mask)
+  s, t = _prepared(student_logits, mask), _prepared(teacher_logits, mask)
+  known = ~(jnp.isnan(s) | jnp.isnan(t)).any(-1)
+  same = known & (jnp.argmax(s, -1) == jnp.argmax(t, -1))
+  return _total(same.astype(s.dtype), mask)
+
+
+def _pair(student_logits, teacher_logits, temperature, mask):
+  """(log p, log q) at the temperature."""
+  _check_pair(student_logits, teacher_logits, mask)
+  if isinstance(temperature, (int, float)) and not temperature > 0:
+    raise ValueError(f'temperature={temperature}; T > 0 is expected.')
+  at_t = lambda x: jax.nn.log_softmax(_prepared(x, mask) / temperature)
+  return at_t(teacher_logits), at_t(student_logits)
+
+
+def _divergence(log_p, log_q):
+  """KL(p || q) over the last axis; entries with p = 0 add 0."""
+  p = jnp.exp(log_p)
+  # Both sides are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so would
+  # be its gradient.
+  log_ratio = jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)
+  return jnp.sum(p * log_ratio, axis=-1)
+
+
+def _scaled(loss, temperature):
+  return temperature**2 * loss
+
+
+def _prepared(logits, mask):
+  """At least float32, with zeros at masked positions, so NaN stops there."""
+  x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return x if mask is None else jnp.where((mask != 0)[..., None], x, 0.0)
+
+
+def _total(loss, mask) -> SumAndCount:
+  """(weighted sum of `loss`, sum of weights)."""
+  if mask is None:
+    return jnp.sum(loss), jnp.asarray(loss.size, loss.dtype)
+  weights = lax.stop_gradient(mask.astype(loss.dtype))
+  kept = jnp.where(weights != 0, loss, 0.0)
+  return jnp.sum(weights * kept), jnp.sum(weights)
+
+
+def _check_pair(student_logits, teacher_logits, mask):
+  if student_logits.shape != teacher_logits.shape:
+    hint = 'Give both the same examples.'
+    if student_logits.shape[-1:] != teacher_logits.shape[-1:]:
+      hint = (
+        'They have different classes (vocabularies): entries of one mean nothing'
+        ' to the other. Cut both to what they share, or choose a teacher with the'
+        " student's classes."
+      )
+    raise ValueError(
+      f'Student logits have shape {student_logits.shape}, teacher logits'
+      f' {teacher_logits.shape}. {hint}'
+    )
+  _check_mask(student_logits, mask)
+
+
+def _check_mask(logits, mask):
+  if logits.ndim < 1 or not logits.size:
+    raise ValueError(f'Logits have shape {logits.shape}; nothing to compare.')
+  if mask is not None and mask.shape != logits.shape[:-1]:
+    raise ValueError(
+      f'The mask has shape {mask.shape}; {logits.shape[:-1]} is expected, a'
+      f' weight for each position of logits {logits.shape}. Broadcast it.'
+    )
+
+
+def _check_labels(logits, labels, mask, label_smoothing):
+  _check_mask(logits, mask)
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(f'label_smoothing={label_smoothing}; [0, 1) is expected.')
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f'Labels are {labels.dtype}; class numbers are expected. For soft labels'
+      ' use kl with their logarithms.'
+    )
+  if labels.shape != logits.shape[:-1]:
+    raise ValueError(
+      f'Labels have shape {labels.shape}; {logits.shape[:-1]} is expected, one'
+      f' for each position of logits {logits.shape}.'
+    )

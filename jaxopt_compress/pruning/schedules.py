@@ -1,0 +1,78 @@
+"""When: the sparsity wanted at a step, and the steps at which masks change."""
+
+import jax
+import jax.numpy as jnp
+
+
+def constant(step, *, target, begin=0, end=None) -> jax.Array:
+  """`target` from step `begin` on, 0 before.
+
+  Args:
+    step: scalar int, finished optimizer steps.
+    target: fraction of zeros, in [0, 1).
+    begin: the first step with masks.
+    end: not used; here so that schedules are called alike.
+
+  Returns:
+    Scalar float32.
+
+  >>> [round(float(constant(s, target=0.5, begin=10)), 3) for s in (9, 10, 99)]
+  [0.0, 0.5, 0.5]
+  """
+  del end
+  return jnp.where(jnp.asarray(step) >= begin, jnp.float32(target), 0.0)
+
+
+def cubic(step, *, target, begin, end) -> jax.Array:
+  """Sparsity that rises from 0 to `target` as 1 - (1 - t)^3.
+
+      t = (step - begin) / (end - begin), within [0, 1]
+
+  Fast while many weights are redundant, slow while few are. Zhu and Gupta 2017,
+  https://arxiv.org/abs/1710.01878, eq. 1 with s_i = 0. `target` is reached at
+  `end`, exactly, and held.
+
+  Args:
+    step: scalar int, finished optimizer steps.
+    target: final fraction of zeros, in [0, 1).
+    begin: the step at which the rise starts.
+    end: the step at which it stops; `begin` for a jump.
+
+  Returns:
+    Scalar float32.
+
+  >>> round(float(cubic(50, target=0.8, begin=0, end=100)), 3)
+  0.7
+  """
+  step = jnp.asarray(step)
+  t = jnp.clip((step - begin) / max(end - begin, 1), 0.0, 1.0)
+  rising = target * (1.0 - (1.0 - t) ** 3)
+  return jnp.where(step >= end, target, rising).astype(jnp.float32)
+
+
+def updates(step, *, begin: int, end: int, every: int) -> jax.Array:
+  """How many times masks have been computed by `step`.
+
+  They are at begin, begin + every, begin + 2 every, ... below `end`, and at `end`:
+  the grid starts where the ramp starts, and its last point is where the target is
+  reached, so that no rounding of the grid can miss it.
+
+  Masks are due when this number grew since they were last computed, however many
+  steps there were in between.
+
+  Args:
+    step: scalar int, finished optimizer steps.
+    begin: the step of the first update.
+    end: the step of the last.
+    every: steps between.
+
+  Returns:
+    Scalar int32.
+
+  >>> [int(updates(s, begin=5, end=12, every=3)) for s in (4, 5, 7, 8, 11, 12, 99)]
+  [0, 1, 1, 2, 3, 4, 4]
+  """
+  step = jnp.asarray(step, jnp.int32)
+  on_grid = (jnp.minimum(step, end) - begin) // every + 1
+  forced = (step >= end) if (end - begin) % every else False
+  return jnp.where(step >= begin, on_grid + forced, 0).astype(jnp.int32)
