@@ -13,7 +13,9 @@ import ml_collections
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='digits', train='train+validation', test='test')
+  c.data = dict(
+    name='digits', train='train+validation', test='test', eval_batch_size=360
+  )
   c.models = dict(
     teacher=dict(name='resnet', widths=(16, 32), depths=1),
     student=dict(name='resnet', widths=(8, 16), depths=1),

@@ -150,7 +150,7 @@ def check_config(saved: Config, config: Config, where: str) -> None:
 
 
 def _load(path, template, config):
-  manifest = _read_manifest(path)
+  manifest = read_manifest(path)
   check_config(manifest['config'], config, f'The checkpoint {path}')
   names = [name for name, _ in _named(template)]
   wanted = {name: _abstract(x) for name, x in _named(template)}
@@ -176,7 +176,7 @@ def _load(path, template, config):
   )
 
 
-def _read_manifest(path):
+def read_manifest(path):
   try:
     manifest = ocp.metadata(path).custom_metadata
     return {'config': manifest['config'], 'leaves': manifest['leaves']}

@@ -16,7 +16,10 @@ from jaxopt_compress.core import flops as flops_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import exported
 from jaxopt_compress.train import metrics as metrics_lib
+
+WEIGHTS = 'weights.safetensors'  # in the directory of a stage
 
 
 def compare(plan, built, finished, data, work) -> report_lib.Report:
@@ -48,22 +51,37 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
       reference=found[reference].logits if found else None,
     )
 
-  # -- Latency: all stages interleaved ------------------------------------------
-  def programs(batch):
-    x = _examples(data, plan, batch)
-    return {
+  # -- Latency: stages of one model interleaved, against its float form ----------
+  timings = {}
+  for names in _by_model(built):
+    programs = lambda batch, names=names: {
       name: (
         by_name[name].model.forward,
-        (finished[name]['params'], finished[name]['variables'], x),
+        (
+          finished[name]['params'],
+          finished[name]['variables'],
+          _examples(data, plan, batch),
+        ),
       )
-      for name in by_name
+      for name in names
     }
+    timings |= report_lib.by_batch(
+      programs,
+      plan.report.batches,
+      against=names[0],
+      seconds=plan.report.seconds,
+    )
 
-  timings = report_lib.by_batch(
-    programs,
-    plan.report.batches,
-    against=reference,
-    seconds=plan.report.seconds,
+  # -- Exports, each reloaded by a process that has nothing else ------------------
+  checked = exported.export_and_check(
+    work / 'export',
+    {
+      name: (_over_tree(by_name[name].model.apply), _stored(finished[name]))
+      for name in plan.report.export
+    },
+    data.test[0],
+    plan.data.input,
+    {name: found[name].logits[0] for name in plan.report.export},
   )
 
   # -- Records --------------------------------------------------------------------
@@ -80,7 +98,8 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
         **_quality(plan, f),
         agreement=f.agreement,
         kl=f.kl,
-        bytes_memory=array.nbytes((final['params'], final['variables'])),
+        bytes_memory=array.nbytes(_stored(final)),
+        bytes_disk=report_lib.disk_bytes(work / 'stages' / name / WEIGHTS),
         flops=flops_lib.flops(lift.lift(run))(*args),
         latency=timings[name],
       )
@@ -94,10 +113,35 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     title=f'{plan.data.name}: {", ".join(by_name)}',
     stages=stages,
     coverage=coverage,
+    facts={**data.facts, **{f'export of {k}': v for k, v in checked.items()}},
   )
-  report_lib.write(work, report, histograms=_histograms(finished, coverage))
+  report_lib.write(
+    work,
+    report,
+    histograms=_histograms(finished, coverage),
+    plots=plan.report.plots,
+  )
   metrics_lib.log(report_lib.text(report))
   return report
+
+
+def _stored(final):
+  """What a stage needs at inference: its parameters and its variables."""
+  return {'params': final['params'], 'variables': final['variables']}
+
+
+def _over_tree(apply):
+  return lift.lift(
+    lambda tree, x: apply(tree['params'], tree['variables'], x)[0]
+  )
+
+
+def _by_model(built):
+  """Names of the stages of each model, its first (its float form) first."""
+  groups = {}
+  for b in built:
+    groups.setdefault(b.model.name, []).append(b.stage.name)
+  return groups.values()
 
 
 def _inference(apply):

@@ -62,7 +62,8 @@ def evaluate(
   Args:
     forward_fn: from `forward`.
     params, variables: of the model.
-    batches: dicts with `inputs`, `targets` [b, ...] int and `mask` [b] bool.
+    batches: dicts with `inputs`, `targets` [b, ...] int and `mask` bool, of
+      one value for each example [b] or for each target [b, ...].
     inputs, targets: names in a batch.
     reference: logits for each batch, from the `logits` of another evaluation.
   """
@@ -90,10 +91,10 @@ def _sums(y, labels, mask, reference):
   Args:
     y, reference: [b, ..., classes] logits.
     labels: [b, ...] int.
-    mask: [b] bool.
+    mask: [b] or [b, ...] bool.
   """
   mask = jnp.broadcast_to(
-    mask.reshape(mask.shape + (1,) * (labels.ndim - 1)), labels.shape
+    mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim)), labels.shape
   )
   log_p = jax.nn.log_softmax(y.astype(jnp.float32))
   log_q = jax.nn.log_softmax(reference.astype(jnp.float32))

@@ -1,5 +1,6 @@
 """The examples of a plan: batches to train on, padded batches to be judged by."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -11,57 +12,101 @@ import numpy as np
 from jaxopt_compress import data as data_lib
 from jaxopt_compress.train import plan as plan_lib
 
+Batch = Mapping[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
   """What a run reads; see `load`.
 
   Attributes:
-    train: named arrays [n, ...].
+    batches: `stage -> batches`, and `batches[step]` is a batch; each stage has an
+      order of its own.
     test: batches of the held-out examples, with 'mask'.
-    module: where they come from; may have an `augment(batch, rng)`.
     example: an abstract batch of inputs.
+    description: of the sizes, for the reader.
+    facts: what is known of the held-out examples without a model.
   """
 
-  train: Mapping[str, np.ndarray]
-  test: Sequence[Mapping[str, np.ndarray]]
-  module: Any
+  batches: Callable[[plan_lib.Stage], data_lib.Batches]
+  test: Sequence[Batch]
   example: jax.ShapeDtypeStruct
-  seed: int
-
-  def batches(self, stage: plan_lib.Stage) -> data_lib.Batches:
-    """The batches of a stage, by step; each stage has an order of its own."""
-    return data_lib.batches(
-      self.train,
-      batch_size=stage.batch_size,
-      seed=plan_lib.stage_seed(self.seed, stage.name),
-      transform=self.module.augment if stage.augment else None,
-    )
-
-  def describe(self) -> str:
-    held_out = sum(int(b['mask'].sum()) for b in self.test)
-    return (
-      f'{len(next(iter(self.train.values())))} to train, {held_out} held out'
-    )
+  description: str
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(data: plan_lib.Data, seed: int) -> Examples:
-  """Reads both splits of a dataset that `jaxopt_compress.data` has."""
+  """Reads both splits of a data set.
+
+  Args:
+    data: `name` is a module of jaxopt_compress.data with `load(split)`. Where that
+      gives a text (it has `windows`), examples are windows of `window` bytes;
+      elsewhere it gives named arrays.
+    seed: of the order in which examples come.
+  """
   module = getattr(data_lib, data.name, None)
   if not hasattr(module, 'load'):
     raise ValueError(
       f'config.data.name is {data.name!r}, which is no module of'
-      ' jaxopt_compress.data.'
+      ' jaxopt_compress.data that has a load(split).'
     )
+  read = _text if hasattr(module, 'windows') else _arrays
+  return read(module, data, lambda s: plan_lib.stage_seed(seed, s.name))
+
+
+def _arrays(module, data, seed_of) -> Examples:
   train, test = module.load(data.train), module.load(data.test)
   if data.limit:
-    test = {k: x[: data.limit] for k, x in test.items()}
+    test = {name: x[: data.limit] for name, x in test.items()}
+
+  def batches(stage):
+    return data_lib.batches(
+      train,
+      batch_size=stage.batch_size,
+      seed=seed_of(stage),
+      transform=module.augment if stage.augment else None,
+    )
+
   held_out = data_lib.eval_batches(test, data.eval_batch_size)
-  x = held_out[0][data.input]
   return Examples(
-    train=train,
+    batches=batches,
     test=held_out,
-    module=module,
-    example=jax.ShapeDtypeStruct(x.shape, x.dtype),
-    seed=seed,
+    example=_abstract(held_out[0][data.input]),
+    description=f'{_length(train):,} to train, {_length(test):,} held out',
   )
+
+
+def _text(module, data, seed_of) -> Examples:
+  train, test = module.load(data.train), module.load(data.test)
+  if data.limit:
+    test = test[: data.limit]
+
+  def batches(stage):
+    return module.windows(
+      train,
+      batch_size=stage.batch_size,
+      length=data.window,
+      seed=seed_of(stage),
+    )
+
+  held_out = module.eval_windows(
+    test, batch_size=data.eval_batch_size, length=data.window
+  )
+  return Examples(
+    batches=batches,
+    test=held_out,
+    example=_abstract(held_out[0][data.input]),
+    description=f'{len(train):,} bytes to train, {len(test):,} held out',
+    facts={
+      'held-out bytes': len(test),
+      'gzip -9, bits per byte': round(module.gzip_bits_per_byte(test), 4),
+    },
+  )
+
+
+def _length(arrays) -> int:
+  return len(next(iter(arrays.values())))
+
+
+def _abstract(x) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)

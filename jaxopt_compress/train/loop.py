@@ -3,7 +3,8 @@
     workdir/config.json              what was asked for
     workdir/metrics.jsonl            one line for each logged step
     workdir/checkpoints/<stage>/     of the stage that is being trained
-    workdir/stages/<stage>/          of a finished stage: tree/ and result.json
+    workdir/stages/<stage>/          of a finished stage: tree/ (a checkpoint),
+                                     weights.safetensors and result.json
     workdir/export/<stage>/          exported programs
     workdir/report.md, .json, *.png
 
@@ -24,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from jaxopt_compress import distillation
 from jaxopt_compress.core import array
+from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import checkpoint
@@ -68,7 +70,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
 
   # -- Data ---------------------------------------------------------------------
   data = examples.load(plan.data, plan.seed)
-  log(f'Data: {plan.data.name}, {data.describe()}.')
+  log(f'Data: {plan.data.name}, {data.description}.')
 
   # -- Models and stages, all checked before the first is trained ----------------
   models = {
@@ -248,6 +250,8 @@ def _finish(b, plan, data, state, work, metrics):
   _together(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
+    stored = {'params': final['params'], 'variables': final['variables']}
+    weights.save(partial / compare.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **numbers}
     (partial / 'result.json').write_text(json.dumps(result, indent=2))
     os.rename(partial, whole)

@@ -31,8 +31,8 @@ class Data:
   input: str = 'image'
   target: str = 'label'
   eval_batch_size: int = 256
-  window: int = 0  # of text, in tokens
-  limit: int = 0  # evaluate on that many held-out examples; 0: on all
+  window: int = 256  # of a text, in bytes
+  limit: int = 0  # evaluate on that many held-out examples (bytes); 0: on all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class Report:
   export: tuple[str, ...] = ()  # stages that are exported and checked
   batches: tuple[int, ...] = (1, 256)  # at which latency is measured
   seconds: float = 0.5  # spent on latency at each batch size
+  plots: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ import os
 import pathlib
 import shutil
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,0 +1,99 @@
+"""Exports finished stages, and has each checked by a process that knows only it.
+
+The fresh process loads the directory, computes the first held-out batch, and what
+it says is compared with what was evaluated. Equal is expected to the last bit but
+not required: a program that is compiled for any batch size may add in another order.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_compress.export import stablehlo
+
+# Of the largest output. Integer activations round: where a float differs in its
+# last bit, a code may be another one, and outputs move by a fraction of a step.
+TOLERANCE = 1e-2
+
+
+def export_and_check(
+  directory: pathlib.Path,
+  programs: Mapping[str, tuple[Any, Any]],
+  batch: Mapping[str, np.ndarray],
+  inputs: str,
+  expected: Mapping[str, np.ndarray],
+) -> dict[str, str]:
+  """Exports programs and checks them, each in a process of its own.
+
+  Args:
+    directory: gets one directory for each program.
+    programs: `{name: (fun, params)}`, `fun(params, x)` as it was evaluated.
+    batch: a held-out batch, with 'mask'.
+    inputs: the name of `x` in it.
+    expected: `{name: outputs of the evaluation for that batch}`.
+
+  Returns:
+    `{name: a sentence}` for the report.
+
+  Raises:
+    RuntimeError: a reloaded program does not run, or says something else.
+  """
+  x = batch[inputs]
+  directory.mkdir(parents=True, exist_ok=True)
+  for name, (fun, params) in programs.items():
+    stablehlo.save(
+      directory / name, fun, params, jax.ShapeDtypeStruct(x.shape, x.dtype)
+    )
+  with tempfile.TemporaryDirectory() as scratch:
+    scratch = pathlib.Path(scratch)
+    np.savez(scratch / 'inputs.npz', **{'0': x})
+    running = {
+      name: _start(directory / name, scratch, name) for name in programs
+    }
+    return {
+      name: _compare(name, process, scratch, batch['mask'], expected[name])
+      for name, process in running.items()
+    }
+
+
+def _start(directory, scratch, name):
+  return subprocess.Popen(
+    [
+      sys.executable,
+      *('-m', 'jaxopt_compress.export.run'),
+      *(directory, scratch / 'inputs.npz', scratch / f'{name}.npz'),
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _compare(name, process, scratch, mask, expected):
+  output, _ = process.communicate()
+  if process.returncode:
+    raise RuntimeError(
+      f'The export of {name!r} does not run in a fresh process:\n{output}'
+    )
+  with np.load(scratch / f'{name}.npz') as f:
+    found = f['output']
+  # A mask of targets [b, t] marks those; one of examples [b] marks whole rows.
+  found, expected = found[mask], np.asarray(expected)[mask]
+  difference = float(np.max(np.abs(found - expected)))
+  largest = float(np.max(np.abs(expected)))
+  same = found.argmax(-1) == expected.argmax(-1)
+  if difference > TOLERANCE * largest:
+    raise RuntimeError(
+      f'The export of {name!r} says something else in a fresh process: outputs'
+      f' differ by up to {difference:.3g}, of {largest:.3g}.'
+    )
+  return (
+    f'reloaded in a fresh process: {same.sum()} of {same.size} answers are the'
+    f' same, outputs differ by at most {difference:.2g}'
+  )

@@ -1,0 +1,108 @@
+"""A config is checked before anything runs."""
+
+import copy
+
+from absl.testing import parameterized
+import ml_collections
+import pytest
+
+from jaxopt_compress.train import plan
+from jaxopt_compress.train import words
+
+CONFIG = {
+  'seed': 3,
+  'data': {'name': 'digits'},
+  'models': {'big': {'name': 'mlp'}, 'small': {'name': 'mlp', 'widths': (8,)}},
+  'stages': ('teacher', 'student', 'int8'),
+  'stage': {
+    'teacher': {'model': 'big', 'steps': 10},
+    'student': {'model': 'small', 'steps': 20, 'teacher': 'teacher'},
+    'int8': {
+      'model': 'small',
+      'init': 'student',
+      'quantize': ((r'.*/kernel', 'W8A8'), (r'.*', None)),
+    },
+    'unused': {'model': 'big', 'steps': 1},
+  },
+}
+
+
+def _with(path, value):
+  config = copy.deepcopy(CONFIG)
+  *parents, last = path.split('.')
+  node = config
+  for key in parents:
+    node = node.setdefault(key, {})
+  if value is None:
+    del node[last]
+  else:
+    node[last] = value
+  return config
+
+
+class ParseTest(parameterized.TestCase):
+  def test_values_and_order(self):
+    p = plan.parse(ml_collections.ConfigDict(CONFIG))
+    self.assertEqual([s.name for s in p.stages], ['teacher', 'student', 'int8'])
+    self.assertEqual(p.stage('student').steps, 20)
+    self.assertEqual(p.stage('int8').quantize[1], (r'.*', None))
+    self.assertEqual(p.models['small']['widths'], (8,))
+    self.assertEqual(p.run.mode, 'shard_map')
+
+  def test_int_passes_for_float(self):
+    p = plan.parse(_with('stage.teacher.learning_rate', 1))
+    self.assertEqual(p.stage('teacher').learning_rate, 1.0)
+
+  @parameterized.named_parameters(
+    ('top', 'sede', 1, "config has no 'sede'. Did you mean 'seed'"),
+    (
+      'stage',
+      'stage.teacher.stpes',
+      1,
+      "config.stage.teacher has no 'stpes'. Did you mean 'steps'",
+    ),
+    ('run', 'run.log_evry', 1, "Did you mean 'log_every'"),
+    (
+      'type',
+      'stage.teacher.steps',
+      '10',
+      "config.stage.teacher.steps is '10', a str; a int such as 0",
+    ),
+    ('no_data', 'data', None, 'The config has no data'),
+    ('no_model', 'stage.teacher.model', None, "needs a 'model'"),
+    ('model', 'stage.teacher.model', 'bg', "'bg', which is not one of big"),
+    (
+      'later_teacher',
+      'stage.teacher.teacher',
+      'student',
+      "'student', which is not an earlier stage of none",
+    ),
+    ('stages', 'stages', ('teachr',), "'teachr'. Did you mean 'teacher'"),
+    ('nothing', 'stage.int8.quantize', (), 'nothing to compress'),
+    ('from_nothing', 'stage.int8.init', '', 'starts from nothing'),
+    ('export', 'report.export', ('int9',), "Did you mean 'int8'"),
+  )
+  def test_mistakes(self, path, value, message):
+    with pytest.raises(ValueError) as e:
+      plan.parse(_with(path, value))
+    self.assertIn(message, str(e.value))
+
+  def test_fingerprint_has_what_a_stage_depends_on(self):
+    p = plan.parse(CONFIG)
+    teacher = p.fingerprint(p.stage('teacher'))
+    int8 = p.fingerprint(p.stage('int8'))
+    self.assertIn('stage.teacher.steps', teacher)
+    self.assertNotIn('stage.student.steps', teacher)
+    self.assertIn('stage.teacher.steps', int8)
+    self.assertIn('models.big.name', int8)
+    self.assertNotIn('run.mode', int8)
+    changed = plan.parse(_with('stage.int8.prune', (('.*', 0.5),)))
+    student = changed.stage('student')
+    self.assertEqual(
+      changed.fingerprint(student), p.fingerprint(p.stage('student'))
+    )
+
+  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5')
+  def test_what_is_no_sparsity(self, value):
+    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
+      words.sparsity_words(value)
