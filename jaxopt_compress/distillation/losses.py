@@ -159,7 +159,7 @@ def distill(
   Raises:
     ValueError: as `kl` and `cross_entropy`, or alpha outside of [0, 1].
   """
-  if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+  if _is_known(alpha) and not 0 <= alpha <= 1:
     raise ValueError(f'alpha={alpha}; a weight in [0, 1] is expected.')
   soft, count = kl(
     student_logits, teacher_logits, temperature=temperature, mask=mask
@@ -195,10 +195,16 @@ def agreement(
 def _pair(student_logits, teacher_logits, temperature, mask):
   """(log p, log q) at the temperature."""
   _check_pair(student_logits, teacher_logits, mask)
-  if isinstance(temperature, (int, float)) and not temperature > 0:
+  if _is_known(temperature) and not temperature > 0:
     raise ValueError(f'temperature={temperature}; T > 0 is expected.')
-  at_t = lambda x: jax.nn.log_softmax(_prepared(x, mask) / temperature)
-  return at_t(teacher_logits), at_t(student_logits)
+
+  def log_softmax(logits):
+    x = _prepared(logits, mask)
+    # The largest becomes 0 before T divides, which could overflow.
+    x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    return jax.nn.log_softmax(x / temperature)
+
+  return log_softmax(teacher_logits), log_softmax(student_logits)
 
 
 def _divergence(log_p, log_q):
@@ -227,6 +233,11 @@ def _total(loss, mask) -> SumAndCount:
   weights = lax.stop_gradient(mask.astype(loss.dtype))
   kept = jnp.where(weights != 0, loss, 0.0)
   return jnp.sum(weights * kept), jnp.sum(weights)
+
+
+def _is_known(x) -> bool:
+  """Whether the value can be looked at: it is not traced."""
+  return not isinstance(x, jax.core.Tracer)
 
 
 def _check_pair(student_logits, teacher_logits, mask):

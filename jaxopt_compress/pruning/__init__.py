@@ -1,8 +1,31 @@
-"""Pruning: weights become zeros, by masks that change while training."""
+"""Pruning: weights become zeros, by masks that change while training.
+
+rules = [(r'.*/kernel', pruning.Sparsity(0.8, end=1000, every=10)), (r'.*', None)]
+comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
+"""
 
 from jaxopt_compress.pruning import masks
+from jaxopt_compress.pruning import measure
+from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import schedules
+from jaxopt_compress.pruning import scopes
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning.masked import Masked
+from jaxopt_compress.pruning.measure import sparsity
+from jaxopt_compress.pruning.prune import magnitude_prune
+from jaxopt_compress.pruning.prune import Sparsity
 
-__all__ = ['masks', 'schedules', 'scores', 'select']
+__all__ = [
+  'Masked',
+  'Sparsity',
+  'magnitude_prune',
+  'masks',
+  'measure',
+  'prune',
+  'schedules',
+  'scopes',
+  'scores',
+  'select',
+  'sparsity',
+]

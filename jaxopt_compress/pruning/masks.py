@@ -14,6 +14,7 @@ there are as many zeros as without it.
 """
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +80,7 @@ def n_m(
   """
   _check_n_m(scores.shape, n, m, axis)
   select.refuse_nan([scores])
-  groups = _grouped(scores, m, axis)  # [..., groups, m]
-  kept = _ranks(select.ordinal(groups)) < n
-  lost = jnp.where(kept, 0.0, groups.astype(jnp.float32)).sum(-1)
-  masked = select.portion(lost.size, ramp)
-  dense = select.top_k_mask(lost, lost.size - masked)
-  return _ungrouped(kept | dense[..., None], scores.shape, axis)
+  return _n_m(scores, n, m, axis, ramp)
 
 
 def neurons(
@@ -124,6 +120,16 @@ def neuron_scores(scores: jax.Array, axis: int | Sequence[int]) -> jax.Array:
   kept = {a % scores.ndim for a in axes}
   others = tuple(a for a in range(scores.ndim) if a not in kept)
   return jnp.mean(scores, axis=others, dtype=jnp.float32, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames=('n', 'm', 'axis'))
+def _n_m(scores, n, m, axis, ramp):
+  groups = _grouped(scores, m, axis)  # [..., groups, m]
+  kept = _ranks(select.ordinal(groups)) < n
+  lost = jnp.where(kept, 0.0, groups.astype(jnp.float32)).sum(-1)
+  masked = select.portion(lost.size, ramp)
+  dense = select.top_k_mask(lost, lost.size - masked)
+  return _ungrouped(kept | dense[..., None], scores.shape, axis)
 
 
 def _ranks(keys):

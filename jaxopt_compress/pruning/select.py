@@ -186,11 +186,12 @@ def _check(scores, k):
 
 def refuse_nan(scores: Sequence[jax.Array]) -> None:
   """Raises where a score is known to be NaN; says nothing of traced ones."""
-  if any(isinstance(s, jax.core.Tracer) for s in scores):
+  bad = sum(jnp.isnan(s).sum() for s in scores)
+  # Not asked of the scores: under jit, counting known numbers is traced too.
+  if isinstance(bad, jax.core.Tracer):
     return
-  bad = sum(int(jnp.isnan(s).sum()) for s in scores)
   if bad:
     raise ValueError(
-      f'{bad} scores are NaN; they have no rank. Find where the weights went'
+      f'{int(bad)} scores are NaN; they have no rank. Find where the weights went'
       ' wrong, or give them a score, as with jnp.nan_to_num.'
     )

@@ -1,0 +1,212 @@
+"""Pruning while training, and at once.
+
+    score  = |w|                              of the dense weights, masked or not
+    s(t)   = target (1 - (1 - t)^3)           a ramp over steps
+    mask   = the 1 - s(t) of highest score    recomputed every so many steps
+    y      = f(where(mask, w, 0), x)
+
+Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878. Masks are ranked on the dense
+weights: a pruned weight keeps its value, gets no gradient (only what an optimizer
+adds by itself, as momentum and weight decay), and comes back when the weights that
+displaced it have shrunk below it. From `end` on masks are fixed.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import compression
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import scopes
+from jaxopt_compress.pruning import scores as scores_lib
+from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import spec as spec_lib
+
+Sparsity = spec_lib.Sparsity
+
+Rules = Sequence[tuple[str, Sparsity | None]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """What pruning remembers.
+
+  Attributes:
+    step: scalar int32, the step of the last `update`.
+    masks: `{path: bool mask}` of the pruned leaves, shaped and sharded as they are.
+  """
+
+  step: jax.Array
+  masks: dict[str, jax.Array]
+
+
+def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
+  """Masks weights on a schedule.
+
+  `init` makes the masks of step 0: with begin=0 and end=0, the defaults, they are
+  the final ones. `update` recomputes them at the steps of `schedules.updates`,
+  inside a `lax.cond`: one program for all steps.
+
+  Args:
+    rules: ordered `(regex, Sparsity | None)`; first match wins, every leaf must be
+      covered and every rule used.
+    uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
+      contracted and which are stacked. Without it, 'n_m' and 'neurons' follow
+      Flax's convention, and 'unstructured' takes each leaf for one layer.
+
+  Returns:
+    A `Compression`; `apply` gives `Masked` leaves, and `jc.freeze` of those plain
+    arrays with zeros.
+
+  Raises:
+    ValueError: from its functions; rules that do not cover, leaves that are not
+      floating, axes that cannot be told or that N:M does not divide.
+
+  >>> comp = prune([(r'w', Sparsity(0.5)), (r'.*', None)])
+  >>> params = {'w': jnp.array([3., 1.]), 'b': jnp.ones(2)}
+  >>> comp.apply(params, comp.init(params))['w'].materialize().tolist()
+  [3.0, 0.0]
+  """
+
+  def init(params):
+    step = jnp.zeros((), jnp.int32)
+    masks = {}
+    for spec, leaves in _by_rule(rules, params):
+      masks |= _masks(spec, leaves, uses, spec.ramp(step))
+    return State(step, masks)
+
+  def apply(params, state):
+    return apply_masks(params, state.masks)
+
+  def update(state, params, info):
+    step = jnp.asarray(info.step, jnp.int32)
+    masks = {}
+    for spec, leaves in _by_rule(rules, params):
+      masks |= lax.cond(
+        spec.updates(step) > spec.updates(state.step),
+        lambda old, leaves, spec=spec: _masks(
+          spec, leaves, uses, spec.ramp(step)
+        ),
+        lambda old, leaves: old,
+        {path: state.masks[path] for path in leaves},
+        leaves,
+      )
+    return State(step, masks)
+
+  return compression.Compression(init, apply, update)
+
+
+def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
+  """Prunes at once to the targets; schedules are not looked at.
+
+  Args:
+    params: a tree of arrays; leaves that are compressed already are ranked by
+      their meaning.
+    rules: ordered `(regex, Sparsity | None)`, as for `prune`.
+    uses: what `jc.uses(apply)(params, x)` returned, or None.
+
+  Returns:
+    The tree with `Masked` leaves. `jc.freeze` makes them plain arrays.
+
+  Raises:
+    ValueError: as for `prune`.
+
+  >>> p = magnitude_prune({'w': jnp.array([3., 1.])}, [(r'w', Sparsity(0.5))])
+  >>> p['w'].describe()
+  'masked 50%'
+  """
+  masks = {}
+  for spec, leaves in _by_rule(rules, params):
+    masks |= _masks(spec, leaves, uses, ramp=1.0)
+  return apply_masks(params, masks)
+
+
+def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
+  """Puts `Masked(leaf, mask)` in place of the leaves that have a mask.
+
+  Raises:
+    ValueError: a mask for a leaf that is not there, or of another shape.
+  """
+  shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
+  for path, mask in masks.items():
+    if shapes.get(path) != tuple(mask.shape):
+      was = f'shape {shapes[path]}' if path in shapes else 'no such leaf'
+      raise ValueError(
+        f'A mask of shape {tuple(mask.shape)} for {path!r}: {was}. Masks belong to'
+        ' the parameters that they were made from.'
+      )
+  return rules_lib.map_named(
+    lambda path, x: masked.Masked(x, masks[path]) if path in masks else x,
+    params,
+  )
+
+
+def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
+  """The leaves of each rule that prunes."""
+  pairs = list(rules.items() if isinstance(rules, dict) else rules)
+  owners = rules_lib.match([(p, i) for i, (p, _) in enumerate(pairs)], params)
+  leaves = dict(rules_lib.named_leaves(params))
+  groups = []
+  for i, (pattern, spec) in enumerate(pairs):
+    if spec is None:
+      continue
+    if not isinstance(spec, Sparsity):
+      raise ValueError(
+        f'The rule {pattern!r} has {spec!r}; a Sparsity or None is expected, such'
+        ' as Sparsity(0.5).'
+      )
+    mine = {p: leaves[p] for p, owner in owners.items() if owner == i}
+    groups.append((spec, mine))
+  return groups
+
+
+def _masks(spec, leaves, uses, ramp) -> dict[str, jax.Array]:
+  return scopes.masks(
+    spec.kind,
+    spec.scope,
+    {path: _score(path, x, spec) for path, x in leaves.items()},
+    {path: _axes(path, x, spec, uses) for path, x in leaves.items()},
+    target=spec.target,
+    n=spec.n,
+    m=spec.m,
+    ramp=ramp,
+  )
+
+
+def _score(path, x, spec):
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f'{path} is {x.dtype}; only floating leaves are pruned. Put (r"{path}",'
+      ' None) before the rule that takes it.'
+    )
+  w = array.materialize(x)
+  try:
+    select.refuse_nan([w])
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
+  if spec.score == 'soft_threshold':
+    return scores_lib.soft_threshold(w, spec.k)
+  return scores_lib.magnitude(w)
+
+
+def _axes(path, x, spec, uses) -> uses_lib.Axes:
+  if spec.kind == 'unstructured':
+    # Any leaf can be pruned weight by weight, in a product or not.
+    in_product = uses and any(u.contracted for u in uses.get(path, ()))
+    if not in_product:
+      return uses_lib.Axes((), (), tuple(range(-x.ndim, 0)))
+  axes = uses_lib.axes(path, x, uses)
+  if spec.kind == 'neurons' and not axes.free:
+    raise ValueError(
+      f'{path}, shape {tuple(x.shape)}, is contracted over all of its axes, so it'
+      ' has no neurons. Leave it as it is, or prune it unstructured.'
+    )
+  return axes

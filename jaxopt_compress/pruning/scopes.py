@@ -1,0 +1,111 @@
+"""What is ranked against what: the masks of the leaves that one rule takes.
+
+    'leaf'    each leaf by itself, and each layer of a stacked leaf by itself
+    'global'  all weights (or neurons) of all leaves of the rule, and of all their
+              layers, against one threshold
+
+A global ranking keeps more where scores are larger, so it empties layers whose
+weights are small for reasons of scale: give such leaves a rule of their own.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.pruning import masks as masks_lib
+from jaxopt_compress.pruning import select
+
+Leaves = dict[str, jax.Array]
+
+
+def masks(
+  kind: str,
+  scope: str,
+  scores: Leaves,
+  axes: dict[str, uses_lib.Axes],
+  *,
+  target: float,
+  n: int = 0,
+  m: int = 0,
+  ramp: float | jax.Array = 1.0,
+) -> Leaves:
+  """Masks of several leaves.
+
+  Args:
+    kind: 'unstructured', 'n_m' or 'neurons'. Groups of N:M run along the last
+      contracted axis: `in` of a matrix [in, out] and of a convolution [h, w, in,
+      out]. A neuron is one index of the free axes.
+    scope: 'leaf' or 'global'.
+    scores: `{path: score of each weight}`.
+    axes: `{path: Axes}`, what the axes of each leaf are.
+    target: fraction of zeros (of neurons, for 'neurons').
+    n, m: of N:M.
+    ramp: part of the way to the final masks.
+
+  Returns:
+    `{path: bool mask}` of the shapes of the scores.
+  """
+  if scope == 'global':
+    return _global(kind, scores, axes, target, ramp)
+
+  def one(scores, axes):
+    if kind == 'unstructured':
+      return masks_lib.unstructured(scores, target, ramp=ramp)
+    if kind == 'n_m':
+      return masks_lib.n_m(scores, n, m, max(axes.contracted), ramp=ramp)
+    return masks_lib.neurons(scores, target, axes.free, ramp=ramp)
+
+  out = {}
+  for path, s in scores.items():
+    try:
+      out[path] = per_layer(one, s, axes[path])
+    except ValueError as e:
+      raise ValueError(f'{path}: {e}') from e
+  return out
+
+
+def per_layer(
+  f: Callable[[jax.Array, uses_lib.Axes], jax.Array],
+  x: jax.Array,
+  axes: uses_lib.Axes,
+) -> jax.Array:
+  """Maps `f(layer, axes)` over the stacked axes of `x`.
+
+  Args:
+    f: of one layer and its axes, with none stacked; keeps the shape.
+    x: the stacked leaf.
+    axes: what its axes are.
+
+  Returns:
+    What `f` returned, stacked as `x` is.
+  """
+  stacked = sorted(axes.stacked)
+  # An axis moves nearer to the end by each stacked axis that was behind it.
+  moved = lambda group: tuple(a + sum(s > a for s in stacked) for a in group)
+  layer_axes = uses_lib.Axes(moved(axes.contracted), (), moved(axes.free))
+  one = lambda layer: f(layer, layer_axes)
+  for _ in stacked:
+    one = jax.vmap(one)
+  front = range(len(stacked))
+  return jnp.moveaxis(one(jnp.moveaxis(x, stacked, front)), front, stacked)
+
+
+def _global(kind, scores, axes, target, ramp) -> Leaves:
+  ranked = scores
+  if kind == 'neurons':  # of each layer
+    units = {path: axes[path].free + axes[path].stacked for path in scores}
+    ranked = {
+      path: masks_lib.neuron_scores(s, units[path])
+      for path, s in scores.items()
+    }
+  dtype = jnp.result_type(*ranked.values())
+  ranked = {path: s.astype(dtype) for path, s in ranked.items()}
+  n = sum(s.size for s in ranked.values())
+  gone = select.portion(select.portion(n, target), ramp)
+  kept = select.top_k_masks(list(ranked.values()), n - gone)
+  return {
+    path: jnp.broadcast_to(mask, scores[path].shape)
+    for path, mask in zip(scores, kept, strict=True)
+  }

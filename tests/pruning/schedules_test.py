@@ -1,0 +1,67 @@
+"""Schedules: the ramp, its exact end, and the grid of updates."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from jaxopt_compress.pruning import schedules
+
+
+class SchedulesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # step, expected of target .8 from 100 to 300
+    (0, 0.0),
+    (100, 0.0),
+    (150, 0.8 * (1 - 0.75**3)),
+    (200, 0.8 * 0.875),
+    (299, 0.8 * (1 - 0.005**3)),
+  )
+  def test_cubic(self, step, expected):
+    got = schedules.cubic(step, target=0.8, begin=100, end=300)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+  @parameterized.product(
+    target=[0.1, 0.3, 0.8, 0.9, 0.99, 1.0],
+    span=[(0, 1), (0, 3), (7, 1007), (5, 5), (0, 10**6 + 1)],
+  )
+  def test_cubic_ends_exactly_and_holds(self, target, span):
+    begin, end = span
+    f = jax.jit(
+      lambda s: schedules.cubic(s, target=target, begin=begin, end=end)
+    )
+    for step in (end, end + 1, 2 * end + 10):
+      self.assertEqual(np.float32(f(step)), np.float32(target))
+    if begin:
+      self.assertEqual(float(f(begin - 1)), 0.0)
+
+  def test_constant(self):
+    got = [
+      float(schedules.constant(s, target=0.5, begin=3, end=9))
+      for s in (0, 2, 3, 9, 10)
+    ]
+    self.assertEqual(got, [0.0, 0.0, 0.5, 0.5, 0.5])
+
+  @parameterized.parameters(
+    # begin, end, every, and the steps at which masks are computed
+    (0, 10, 5, '0 5 10'),
+    (0, 10, 3, '0 3 6 9 10'),
+    (5, 12, 3, '5 8 11 12'),
+    (5, 14, 10, '5 14'),
+    (4, 4, 1, '4'),
+    (4, 4, 7, '4'),
+    (0, 0, 1, '0'),
+    (2, 5, 1, '2 3 4 5'),
+  )
+  def test_updates(self, begin, end, every, expected):
+    count = [
+      int(schedules.updates(s, begin=begin, end=end, every=every))
+      for s in range(20)
+    ]
+    due = [s for s in range(20) if count[s] > (count[s - 1] if s else 0)]
+    self.assertEqual(' '.join(map(str, due)), expected)
+    self.assertEqual(count[-1], len(due))
+
+
+if __name__ == '__main__':
+  absltest.main()
