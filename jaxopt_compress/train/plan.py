@@ -53,12 +53,14 @@ class Stage:
   decay: str = 'cosine'
   weight_decay: float = 0.0
   clip: float = 0.0  # largest norm of a gradient; 0: any
+  label_smoothing: float = 0.0
   # Distillation: alpha * T^2 KL + (1 - alpha) * cross entropy.
   alpha: float = 0.9
   temperature: float = 4.0
   # Compression: rules of (regex, value), see `train.stages`.
   prune: tuple = ()
   prune_score: str = 'magnitude'
+  prune_scope: str = 'leaf'
   prune_k: float = 0.0
   prune_span: tuple[float, float] = (0.0, 0.7)  # fractions of the steps
   prune_every: int = 10

@@ -146,7 +146,9 @@ def loss_of(stage: plan_lib.Stage, data: plan_lib.Data) -> state_lib.Loss:
       mask = mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
       mask = jnp.broadcast_to(mask, labels.shape)
     if teacher_y is None:
-      return losses.cross_entropy(y, labels, mask)
+      return losses.cross_entropy(
+        y, labels, mask, label_smoothing=stage.label_smoothing
+      )
     return losses.distill(
       y,
       teacher_y,
@@ -154,6 +156,7 @@ def loss_of(stage: plan_lib.Stage, data: plan_lib.Data) -> state_lib.Loss:
       alpha=stage.alpha,
       temperature=stage.temperature,
       mask=mask,
+      label_smoothing=stage.label_smoothing,
     )
 
   return loss

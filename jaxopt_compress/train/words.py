@@ -35,6 +35,7 @@ def prune_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
     return pruning.prune.Sparsity(
       **sparsity_words(value),
       score=stage.prune_score,
+      scope=stage.prune_scope,
       k=stage.prune_k,
       begin=begin,
       end=end,
