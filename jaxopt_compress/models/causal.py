@@ -50,18 +50,19 @@ class Attention(nnx.Module):
     """Attends to x itself, or to a cache into which x is written first.
 
     Args:
-      x: [batch, time, width].
+      x: [batch * time, width], a row for each token.
       position: [time] int; consecutive.
       kv: keys and values [batch, max_length, kv_heads, width / heads], those of
         position p in place p; or None.
 
     Returns:
-      [batch, time, width], and kv with x written in.
+      [batch * time, width], and kv with x written in.
     """
-    b, t, width = x.shape
-    q = self.q(x).reshape(b, t, self.heads, -1)
-    k = self.k(x).reshape(b, t, self.kv_heads, -1)
-    v = self.v(x).reshape(b, t, self.kv_heads, -1)
+    n, width = x.shape
+    t, d = len(position), width // self.heads
+    q = self.q(x).reshape(n // t, t, self.heads, d)
+    k = self.k(x).reshape(n // t, t, self.kv_heads, d)
+    v = self.v(x).reshape(n // t, t, self.kv_heads, d)
     q, k = rotate(q, position), rotate(k, position)
     if kv is not None:
       k, v = kv = tuple(
@@ -71,7 +72,7 @@ class Attention(nnx.Module):
       y = attend(q, k, v, position)
     else:
       y = attend(q, k, v, jnp.arange(t))
-    return self.o(y.reshape(b, t, width)), kv
+    return self.o(y.reshape(n, width)), kv
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
@@ -110,12 +111,17 @@ def attend(
     [batch, time, heads, d]. The softmax is taken in float32.
   """
   b, t, heads, d = q.shape
-  q = q.reshape(b, t, k.shape[-2], -1, d)  # [b, t, kv_heads, group, d]
+  kv_heads = k.shape[-2]
+  # A group's queries are further rows of one product with the keys they share:
+  # a plain batched matmul, which CPUs run twice as fast as a grouped einsum.
+  q = (q / d**0.5).reshape(b, t, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
+  rows = q.reshape(b, kv_heads, -1, d)  # [b, kv_heads, group * t, d]
   scores = jnp.einsum(
-    'btkgd,bskd->bkgts', q, k, preferred_element_type=jnp.float32
+    'bkrd,bskd->bkrs', rows, k, preferred_element_type=jnp.float32
   )
   seen = jnp.arange(k.shape[-3])[None, :] <= position[:, None]
-  scores = jnp.where(seen[None, None, None], scores / d**0.5, -jnp.inf)
-  weights = jax.nn.softmax(scores).astype(v.dtype)
-  y = jnp.einsum('bkgts,bskd->btkgd', weights, v)
-  return y.reshape(b, t, heads, d)
+  scores = scores.reshape(*q.shape[:-1], k.shape[-3])
+  scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
+  weights = jax.nn.softmax(scores).astype(v.dtype).reshape(*rows.shape[:-1], -1)
+  y = jnp.einsum('bkrs,bskd->bkrd', weights, v).reshape(q.shape)
+  return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)

@@ -1,0 +1,350 @@
+"""The decoder: what it computes, in numpy, and that its forms agree."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress import models
+from jaxopt_compress.core import rules
+from jaxopt_compress.models import causal
+from jaxopt_compress.models import decoder
+
+SMALL = dict(
+  vocab=13,
+  width=16,
+  depth=3,
+  heads=4,
+  kv_heads=2,
+  mlp_width=24,
+  max_length=12,
+)
+TOKENS = np.random.default_rng(0).integers(0, 13, (2, 9)).astype(np.int32)
+
+
+def small(**kwargs):
+  return models.functional(models.build('decoder', **(SMALL | kwargs)))
+
+
+def run(f, x=TOKENS, **kwargs):
+  return f.apply(f.params, f.variables, x, **kwargs)
+
+
+# ------------------------------------------------- the equations, one at a time
+
+
+def rms_norm(x, scale):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def softmax(x):
+  e = np.exp(x - x.max())
+  return e / e.sum()
+
+
+def turn(x, position):
+  """A complex product: the pair (x_i, x_{i + d/2}) times e^(i angle)."""
+  half = len(x) // 2
+  angle = position * 10000.0 ** (-2 * np.arange(half) / len(x))
+  z = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
+  return np.concatenate([z.real, z.imag])
+
+
+def oracle(params, tokens, heads, kv_heads):
+  """Logits [time, vocab] of one sequence [time], one position at a time."""
+  table = params['embed']['embedding']
+  width = table.shape[-1]
+  d = width // heads
+  x = table[tokens] * np.sqrt(width)
+  for i in range(len(params['blocks'])):
+    block = params['blocks'][str(i)]
+    kernel = {k: v['kernel'] for k, v in (block['attn'] | block['mlp']).items()}
+    n = rms_norm(x, block['attn_norm']['scale'])
+    q, k, v = (n @ kernel[name] for name in 'qkv')
+    y = np.zeros_like(x)
+    for t in range(len(tokens)):
+      for h in range(heads):
+        g = h // (heads // kv_heads)
+        here, there = slice(h * d, h * d + d), slice(g * d, g * d + d)
+        score = [
+          turn(q[t, here], t) @ turn(k[s, there], s) / np.sqrt(d)
+          for s in range(t + 1)
+        ]
+        y[t, here] = softmax(np.array(score)) @ v[: t + 1, there]
+    x = x + y @ kernel['o']
+    n = rms_norm(x, block['mlp_norm']['scale'])
+    gate = n @ kernel['gate']
+    x = x + (gate / (1 + np.exp(-gate)) * (n @ kernel['up'])) @ kernel['down']
+  x = rms_norm(x, params['norm']['scale'])
+  return x @ (params['head']['kernel'] if 'head' in params else table.T)
+
+
+def shaken(params):
+  """Norm scales away from one, so that they count."""
+  return rules.map_named(
+    lambda path, x: (
+      x * np.linspace(0.5, 2, x.shape[-1], dtype=np.float32)
+      if path.endswith('scale')
+      else x
+    ),
+    jax.tree.map(np.asarray, params),
+  )
+
+
+class EquationsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    dict(heads=4, kv_heads=2),
+    dict(heads=4, kv_heads=1),
+    dict(heads=2, kv_heads=None, tied=False),
+  )
+  def test_logits(self, **kwargs):
+    f = small(scan=False, **kwargs)
+    params = shaken(f.params)
+    heads = kwargs['heads']
+    kv_heads = kwargs['kv_heads'] or heads
+    got = f.apply(params, {}, TOKENS)[0]
+    for tokens, y in zip(TOKENS, got, strict=True):
+      np.testing.assert_allclose(
+        y, oracle(params, tokens, heads, kv_heads), atol=2e-5
+      )
+
+  def test_nothing_is_seen_ahead(self):
+    f = small()
+    changed = TOKENS.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % 13
+    before, after = run(f)[0], run(f, changed)[0]
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    self.assertTrue(np.all(np.any(before[:, 5:] != after[:, 5:], axis=-1)))
+
+  def test_rotation_makes_products_relative(self):
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8))
+    at = lambda x, i: causal.rotate(jnp.asarray(x), jnp.array([i]))  # noqa: E731
+    products = [float((at(q, i + 3) * at(k, i)).sum()) for i in (0, 1, 50)]
+    np.testing.assert_allclose(products, products[0], rtol=1e-4)
+    self.assertNotAlmostEqual(
+      products[0], float((at(q, 4) * at(k, 0)).sum()), places=3
+    )
+
+  def test_out_is_named_and_shaped(self):
+    logits, out, variables = run(small())
+    self.assertEqual(logits.shape, (2, 9, 13))
+    self.assertEqual(
+      {name: x.shape for name, x in out.items()},
+      dict.fromkeys(
+        ('embed', 'block0', 'block1', 'block2', 'features'), (2, 9, 16)
+      ),
+    )
+    self.assertEqual(variables, {})
+
+  def test_parameters_by_name(self):
+    self.assertEqual(
+      {p: x.shape for p, x in rules.named_leaves(small(tied=False).params)},
+      {
+        'blocks/attn/k/kernel': (3, 16, 8),
+        'blocks/attn/o/kernel': (3, 16, 16),
+        'blocks/attn/q/kernel': (3, 16, 16),
+        'blocks/attn/v/kernel': (3, 16, 8),
+        'blocks/attn_norm/scale': (3, 16),
+        'blocks/mlp/down/kernel': (3, 24, 16),
+        'blocks/mlp/gate/kernel': (3, 16, 24),
+        'blocks/mlp/up/kernel': (3, 16, 24),
+        'blocks/mlp_norm/scale': (3, 16),
+        'embed/embedding': (13, 16),
+        'head/kernel': (16, 13),
+        'norm/scale': (16,),
+      },
+    )
+
+
+FORMS = [dict(scan=s, remat=r) for s in (True, False) for r in (True, False)]
+
+
+class FormsTest(parameterized.TestCase):
+  def test_a_seed_means_the_same_weights(self):
+    scanned, unrolled = small(scan=True), small(scan=False)
+    chex.assert_trees_all_equal(decoder.stack(unrolled.params), scanned.params)
+    chex.assert_trees_all_equal(
+      decoder.unstack(scanned.params), unrolled.params
+    )
+
+  def test_stacking_what_is_stacked_is_refused(self):
+    scanned = small(scan=True).params
+    with self.assertRaisesRegex(ValueError, 'stacked already'):
+      decoder.stack(scanned)
+    with self.assertRaisesRegex(ValueError, 'unrolled already'):
+      decoder.unstack(decoder.unstack(scanned))
+
+  @parameterized.parameters(*FORMS)
+  def test_logits_and_gradients_agree(self, **form):
+    reference = small(scan=False)
+    f = small(**form)
+
+    def loss(apply, params):
+      logits, out, _ = apply(params, {}, TOKENS)
+      return (logits**2).mean() + (out['block1'] ** 2).mean()
+
+    want_logits, want_out, _ = run(reference)
+    want = jax.grad(lambda p: loss(reference.apply, p))(reference.params)
+    if form['scan']:
+      want = decoder.stack(want)
+    got_logits, got_out, _ = run(f)
+    np.testing.assert_allclose(got_logits, want_logits, atol=1e-5)
+    chex.assert_trees_all_close(got_out, want_out, atol=1e-5)
+    got = jax.jit(jax.grad(lambda p: loss(f.apply, p)))(f.params)
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+
+  @parameterized.parameters(*FORMS)
+  def test_dropout_agrees(self, **form):
+    key = jax.random.key(1)
+    f, reference = small(dropout=0.5, **form), small(dropout=0.5, scan=False)
+    got = run(f, train=True, rngs=key)[0]
+    want = run(reference, train=True, rngs=key)[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    other = run(f, train=True, rngs=jax.random.key(2))[0]
+    self.assertFalse(np.allclose(got, other))
+    plain = run(small(**form))[0]
+    np.testing.assert_array_equal(run(f)[0], plain)
+    self.assertFalse(np.allclose(got, plain))
+
+  def test_dropout_without_a_key_is_told(self):
+    with self.assertRaisesRegex(ValueError, 'dropout=0.5, and train=True'):
+      run(small(dropout=0.5), train=True)
+
+  def test_bfloat16(self):
+    f = small(dtype=jnp.bfloat16)
+    logits = run(f)[0]
+    self.assertEqual(logits.dtype, jnp.bfloat16)
+    self.assertEqual(
+      {x.dtype for x in jax.tree.leaves(f.params)}, {jnp.dtype('float32')}
+    )
+    np.testing.assert_allclose(
+      logits.astype(jnp.float32), run(small())[0], atol=0.1
+    )
+    model = models.build('decoder', **SMALL, dtype=jnp.bfloat16)
+    _, cache = model.decode(jnp.asarray(TOKENS), model.init_cache(2))
+    self.assertEqual(cache['key'].dtype, jnp.bfloat16)
+
+
+class DecodeTest(parameterized.TestCase):
+  @parameterized.product(scan=(True, False), sizes=((1,) * 9, (4, 1, 4), (9,)))
+  def test_equal_to_the_full_forward(self, scan, sizes):
+    f = small(scan=scan)
+    cache = models.build('decoder', **SMALL).init_cache(2)
+    step = jax.jit(f.apply)
+    logits, at = [], 0
+    for n in sizes:
+      x = (TOKENS[:, at : at + n], cache)
+      y, out, _ = step(f.params, {}, x)
+      chex.assert_trees_all_equal_shapes_and_dtypes(cache, out['cache'])
+      cache, at = out['cache'], at + n
+      logits.append(y)
+      self.assertEqual(int(cache['length']), at)
+    np.testing.assert_allclose(jnp.concatenate(logits, 1), run(f)[0], atol=1e-5)
+
+  def test_method(self):
+    model = models.build('decoder', **SMALL)
+    want, _ = model(jnp.asarray(TOKENS))
+    first, cache = model.decode(jnp.asarray(TOKENS[:, :5]), model.init_cache(2))
+    rest, _ = model.decode(jnp.asarray(TOKENS[:, 5:]), cache)
+    # The call has no effect on the model or on the cache it was given.
+    again, _ = model.decode(jnp.asarray(TOKENS[:, 5:]), cache)
+    np.testing.assert_array_equal(rest, again)
+    np.testing.assert_allclose(
+      jnp.concatenate([first, rest], 1), want, atol=1e-5
+    )
+
+  def test_under_scan(self):
+    f = small()
+    cache = models.build('decoder', **SMALL).init_cache(2)
+
+    def step(cache, token):
+      logits, out, _ = f.apply(f.params, {}, (token[:, None], cache))
+      return out['cache'], logits[:, 0]
+
+    _, logits = jax.lax.scan(step, cache, TOKENS.T)
+    np.testing.assert_allclose(logits.swapaxes(0, 1), run(f)[0], atol=1e-5)
+
+  def test_beyond_the_cache_is_nan(self):
+    f = small()
+    cache = models.build('decoder', **SMALL).init_cache(2)
+    cache['length'] = jnp.asarray(11, jnp.int32)
+    logits, _, _ = run(f, (TOKENS[:, :2], cache))
+    self.assertTrue(np.isfinite(logits[:, 0]).all())
+    self.assertTrue(np.isnan(logits[:, 1]).all())
+
+
+class MistakesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(width=18), 'width=18 over heads=4'),
+    (dict(width=12), 'width=12 over heads=4 is no even head size'),
+    (dict(kv_heads=3), 'heads=4 is no multiple of kv_heads=3'),
+  )
+  def test_sizes(self, kwargs, message):
+    with self.assertRaisesRegex(ValueError, message):
+      small(**kwargs)
+
+  @parameterized.parameters(
+    (np.zeros((2, 13), np.int32), '13 tokens are more than max_length=12'),
+    (np.zeros(3, np.int32), r'not int32\[3\]'),
+    (np.zeros((2, 3), np.float32), r'not float32\[2, 3\]'),
+  )
+  def test_tokens(self, tokens, message):
+    with self.assertRaisesRegex(ValueError, message):
+      run(small(), tokens)
+
+  def test_a_token_outside_the_vocabulary_is_nan(self):
+    self.assertTrue(np.isnan(run(small(), np.full((1, 1), 13))[0]).all())
+
+
+class CompressedTest(parameterized.TestCase):
+  @parameterized.parameters(*FORMS)
+  def test_uses_tell_the_axes(self, **form):
+    f = small(**form)
+    uses = jc.uses(f.apply)(f.params, {}, TOKENS)
+    stacked = (-3,) if form['scan'] else ()
+    for path, found in uses.items():
+      axes = {(u.primitive, u.contracted, u.stacked) for u in found}
+      if path.endswith('kernel'):
+        self.assertEqual(axes, {('dot_general', (-2,), stacked)})
+      if path == 'embed/embedding':
+        self.assertEqual(
+          axes, {('dot_general', (-1,), ()), ('gather', (-1,), ())}
+        )
+
+  @parameterized.product(scan=(True, False), scheme=('W8A16', 'W8A8'))
+  def test_quantized_runs_on_codes(self, scan, scheme):
+    f = small(scan=scan)
+    uses = jc.uses(f.apply)(f.params, {}, TOKENS)
+    wanted = [(r'.*(kernel|embedding)', scheme), (r'.*', None)]
+    params = jc.quantize(f.params, wanted, uses)
+    met = [
+      m
+      for m in jc.explain(f.apply)(params, {}, TOKENS)
+      if m.primitive in ('dot_general', 'gather')
+    ]
+    self.assertNotEmpty(met)
+    self.assertEqual([m for m in met if not m.native], [])
+    got = jax.jit(jc.lift(f.apply))(params, {}, TOKENS)[0]
+    if scheme == 'W8A16':
+      want = f.apply(jc.materialize(params), {}, TOKENS)[0]
+      np.testing.assert_allclose(got, want, atol=1e-4)
+    np.testing.assert_allclose(got, run(f)[0], atol=0.15)
+
+  def test_compressed_blocks_are_stacked_and_unstacked(self):
+    f = small(scan=True)
+    uses = jc.uses(f.apply)(f.params, {}, TOKENS)
+    params = jc.quantize(
+      f.params, [(r'blocks/.*/kernel', 'W8A16'), (r'.*', None)], uses
+    )
+    unrolled = decoder.unstack(params)
+    got = jc.lift(small(scan=False).apply)(unrolled, {}, TOKENS)[0]
+    want = jc.lift(f.apply)(params, {}, TOKENS)[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    chex.assert_trees_all_equal(decoder.stack(unrolled), params)
+
+
+if __name__ == '__main__':
+  absltest.main()
