@@ -1,5 +1,21 @@
 """Distillation: a small network learns from a large one."""
 
+from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import losses
+from jaxopt_compress.distillation import matching
+from jaxopt_compress.distillation import penalties
+from jaxopt_compress.distillation import teachers
+from jaxopt_compress.distillation.grow import warm_start
+from jaxopt_compress.distillation.matching import regularized
+from jaxopt_compress.distillation.matching import squared_distance
 
-__all__ = ['losses']
+__all__ = [
+  'grow',
+  'losses',
+  'matching',
+  'penalties',
+  'regularized',
+  'squared_distance',
+  'teachers',
+  'warm_start',
+]

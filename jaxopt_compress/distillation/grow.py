@@ -1,0 +1,243 @@
+"""Starting a network from another of the same layout and another size.
+
+    width   smaller target: the leading entries of each axis, or those of `keep`
+            larger target:  the source in its leading corner, the rest filled
+    depth   target layer i starts from source layer `layer_map(...)[i]`
+
+Large to small is Samragh et al. 2023, https://arxiv.org/abs/2312.09299 (weight
+subcloning), with the order of importance left to `keep`; small to large in depth by
+repeating layers is Gong et al. 2019, "Efficient Training of BERT by Progressively
+Stacking", section 3.2.
+
+Leading entries are a consistent choice everywhere: a channel is kept or dropped in
+every leaf that has it, because all order their channels alike. Where one axis packs
+several (heads * head_dim), its leading entries are whole heads only if head_dim is
+the same in both.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+
+HOW = ('copy', 'stacked', None)
+LAYERS = ('uniform', 'first', 'last')
+FILL = ('target', 'zeros')
+
+
+def warm_start(
+  target_params: Any,
+  source_params: Any,
+  *,
+  rules: Sequence[tuple[str, str | None]] = ((r'.*', 'copy'),),
+  layers: str = 'uniform',
+  keep: Sequence[tuple[str, Mapping[int, Any] | None]] | None = None,
+  fill: str = 'target',
+) -> Any:
+  """The target's parameters, started from the source's.
+
+  Layers in a list ('blocks/0/...', 'blocks/1/...') are matched by `layers` where
+  target and source have different numbers of them.
+
+  Args:
+    target_params: freshly initialised, as the new model needs it.
+    source_params: trained; compressed leaves count for what they stand for.
+    rules: ordered `(regex, how)` over the paths of both trees. How: 'copy';
+      'stacked' for leaves whose first axis is depth (scanned layers); None to keep
+      what the target has, and to excuse leaves that only one side has.
+    layers: which source layer a target layer starts from; see `layer_map`.
+    keep: ordered `(regex, {axis: indices} | None)` over the target's paths: the
+      source's entries to keep along an axis where it is larger, axes counted from
+      the end. Default: the leading ones.
+    fill: of entries that the source does not have: 'target' (its own initial
+      values) or 'zeros' (new inputs then change nothing at first; but a neuron with
+      neither inputs nor outputs learns nothing).
+
+  Returns:
+    A tree like `target_params`, same shapes and dtypes.
+
+  Raises:
+    ValueError: leaves of one side that the other does not have, listed; ranks that
+      differ; `keep` that does not fit.
+
+  >>> small, large = {'w': jnp.zeros((1, 2))}, {'w': jnp.arange(6.).reshape(2, 3)}
+  >>> warm_start(small, large)['w'].tolist()
+  [[0.0, 1.0]]
+  >>> warm_start(large, {'w': 9 * jnp.ones((1, 2))})['w'].tolist()
+  [[9.0, 9.0, 2.0], [3.0, 4.0, 5.0]]
+  """
+  _one_of('layers', layers, LAYERS)
+  _one_of('fill', fill, FILL)
+  target = dict(rules_lib.named_leaves(target_params))
+  source = dict(rules_lib.named_leaves(source_params))
+  how = rules_lib.match(rules, dict.fromkeys([*target, *source], 0))
+  for choice in how.values():
+    _one_of('how', choice, HOW)
+  kept = rules_lib.match(keep, target_params) if keep else {}
+  starts = _starts(target, source, layers)
+  _check_matched(target, source, starts, how)
+
+  def one(path, t):
+    if how[path] is None or starts[path] is None:
+      return t
+    s = array.materialize(source[starts[path]])
+    try:
+      if how[path] == 'stacked':
+        return _stacked(t, s, layers, kept.get(path), fill)
+      return _corner(t, _cut(s, t.shape, kept.get(path)), fill)
+    except ValueError as e:
+      raise ValueError(f'{path} from {starts[path]}: {e}') from e
+
+  return rules_lib.map_named(one, target_params)
+
+
+def layer_map(
+  num_target: int, num_source: int, layers: str = 'uniform'
+) -> list[int | None]:
+  """For each target layer, the source layer that it starts from.
+
+      uniform   fewer: evenly spaced, with the first and the last (a single one: the
+                first); more: each layer repeated in place
+      first     layer i from layer i, while there are any
+      last      counted from the end in the same way
+
+  None is a layer that keeps its own initial values. Sun et al. 2019,
+  https://arxiv.org/abs/1908.09355, section 3 (skip and last); the first and the last
+  layer matter most: Men et al. 2024, https://arxiv.org/abs/2403.03853, section 2.
+
+  Args:
+    num_target, num_source: numbers of layers.
+    layers: 'uniform', 'first' or 'last'.
+
+  >>> layer_map(3, 6), layer_map(5, 3)
+  ([0, 2, 5], [0, 0, 1, 1, 2])
+  >>> layer_map(2, 4, 'last'), layer_map(3, 2, 'last')
+  ([2, 3], [None, 0, 1])
+  """
+  _one_of('layers', layers, LAYERS)
+  n, m = num_target, num_source
+  if layers == 'uniform':
+    if n > m:
+      return [i * m // n for i in range(n)]
+    return [round(i * (m - 1) / max(n - 1, 1)) for i in range(n)]
+  offset = m - n if layers == 'last' else 0
+  return [i + offset if 0 <= i + offset < m else None for i in range(n)]
+
+
+def _starts(target, source, layers) -> dict[str, str | None]:
+  """The source path of each target path; None: a layer of the target's own."""
+  maps = {
+    prefix: layer_map(n, m, layers)
+    for prefix, n in _lists(target).items()
+    if n != (m := _lists(source).get(prefix, n))
+  }
+
+  def source_path(path):
+    words = path.split('/')
+    for i in range(1, len(words)):
+      # The prefix is the target's: an outer list may have been mapped already.
+      prefix = '/'.join(path.split('/')[:i])
+      if prefix in maps:
+        start = maps[prefix][int(words[i])]
+        if start is None:
+          return None
+        words[i] = str(start)
+    return '/'.join(words)
+
+  return {path: source_path(path) for path in target}
+
+
+def _lists(paths) -> dict[str, int]:
+  """The number of items of each list: children named 0, 1, 2, ..."""
+  children = {}
+  for path in paths:
+    words = path.split('/')
+    for i in range(1, len(words)):
+      children.setdefault('/'.join(words[:i]), set()).add(words[i])
+  return {
+    prefix: len(names)
+    for prefix, names in children.items()
+    if names == {str(i) for i in range(len(names))}
+  }
+
+
+def _check_matched(target, source, starts, how):
+  missing = [
+    p
+    for p, start in starts.items()
+    if how[p] is not None and start is not None and start not in source
+  ]
+  dropped = _lists(source).keys() & _lists(target).keys()
+  used = set(starts.values())
+  unused = [
+    p
+    for p in source
+    if p not in used
+    and how[p] is not None
+    and not any(p.startswith(f'{prefix}/') for prefix in dropped)
+  ]
+  if missing or unused:
+    first = (missing + unused)[0]
+    raise ValueError(
+      f'Only the target has {missing[:8]} ({len(missing)} leaves), only the source'
+      f' {unused[:8]} ({len(unused)}). If that is right, say so with a rule'
+      f' (r"{re.escape(first)}", None) before the others.'
+    )
+
+
+def _stacked(t, s, layers, kept, fill):
+  """Layers of a leaf whose first axis is depth."""
+  start = layer_map(t.shape[0], s.shape[0], layers)
+  # Where a layer has no start, any will do: its own values are put back.
+  s = s[np.array([i or 0 for i in start])]
+  out = _corner(t, _cut(s, t.shape, kept), fill)
+  own = [i for i, layer in enumerate(start) if layer is None]
+  return out.at[np.array(own, int)].set(t[np.array(own, int)]) if own else out
+
+
+def _cut(s, shape, kept):
+  """The entries of `s` that a target of `shape` takes."""
+  if s.ndim != len(shape):
+    raise ValueError(
+      f'rank {s.ndim}, shape {s.shape}, does not fit rank {len(shape)}, shape'
+      f' {tuple(shape)}. Give it a rule with None, or reshape the source.'
+    )
+  kept = {a % s.ndim: np.asarray(i) for a, i in (kept or {}).items()}
+  for axis, n in enumerate(shape):
+    indices = kept.get(axis, np.arange(min(n, s.shape[axis])))
+    if axis in kept:
+      _check_kept(indices, axis - s.ndim, n, s.shape[axis])
+    s = jnp.take(s, indices, axis=axis)
+  return s
+
+
+def _corner(t, s, fill):
+  """`s` in the leading corner of an array like `t`."""
+  rest = jnp.zeros_like(t) if fill == 'zeros' else jnp.asarray(t)
+  return rest.at[tuple(slice(n) for n in s.shape)].set(s.astype(t.dtype))
+
+
+def _check_kept(indices, axis, wanted, there):
+  unique = np.unique(indices)
+  if (
+    indices.ndim != 1
+    or len(indices) != wanted
+    or len(unique) != wanted
+    or unique.min() < 0
+    or unique.max() >= there
+  ):
+    raise ValueError(
+      f'keep of axis {axis} is {indices}; {wanted} different indices below'
+      f' {there} are expected.'
+    )
+
+
+def _one_of(what, value, choices):
+  if value not in choices:
+    raise ValueError(f'{what}={value!r}; choose one of {choices}.')

@@ -1,0 +1,99 @@
+"""Where soft targets come from.
+
+A teacher's parameters are an *argument* of what it computes: closed over, they
+would be constants of the compiled program, and copied into it.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+def frozen(apply: Callable[..., Any], **mode: Any) -> Callable[..., Any]:
+  """`apply` as a teacher: nothing is learned through it, and it is in `mode`.
+
+  Args:
+    apply: `(params, *args, **kwargs) -> outputs`.
+    **mode: keywords that it is always called with, `train=False` for a model that
+      has dropout or batch statistics. They cannot be overridden.
+
+  Returns:
+    A function like `apply`, whose outputs have no gradient.
+
+  >>> teacher = frozen(lambda w, x, train: w * x * (1 + train), train=False)
+  >>> float(teacher(2., 3.)), float(jax.grad(teacher)(2., 3.))
+  (6.0, 0.0)
+  """
+
+  def teacher(params, *args, **kwargs):
+    clash = sorted(set(kwargs) & set(mode))
+    if clash:
+      raise ValueError(
+        f'This teacher is frozen with {mode}; leave out {clash}.'
+      )
+    outputs = apply(lax.stop_gradient(params), *args, **kwargs, **mode)
+    return lax.stop_gradient(outputs)
+
+  return teacher
+
+
+def ensemble(
+  logits: Sequence[jax.Array], *, temperature: float | jax.Array = 1.0
+) -> jax.Array:
+  """Logits of the mean of the teachers' distributions at a temperature.
+
+      softmax(result / T) = mean_i softmax(logits_i / T)
+
+  Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 1 (the arithmetic
+  mean of the two that it names).
+
+  Args:
+    logits: [..., classes] of each teacher.
+    temperature: T > 0, of the loss that the result goes to.
+
+  Returns:
+    [..., classes], float32.
+
+  >>> certain = jnp.array([100., 0.]), jnp.array([0., 100.])
+  >>> jax.nn.softmax(ensemble(certain)).tolist()
+  [0.5, 0.5]
+  """
+  shapes = {x.shape for x in logits}
+  if len(shapes) != 1:
+    raise ValueError(f'Teachers of an ensemble give one shape, not {shapes}.')
+  wide = jnp.stack([x.astype(jnp.float32) for x in logits])
+  log_p = jax.nn.log_softmax(wide / temperature)
+  # Entries that no teacher allows are -inf on the way in and on the way out.
+  return temperature * (jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits)))
+
+
+def moving_average(teacher: Any, student: Any, decay: float) -> Any:
+  """decay * teacher + (1 - decay) * student: a teacher made of past students.
+
+  Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, eq. 1. What is not
+  floating is the student's. Keep the teacher in float32: in bfloat16 a step of
+  1 - decay < 1/256 is lost to rounding.
+
+  Args:
+    teacher, student: trees of one structure.
+    decay: in [0, 1]; may be traced.
+
+  Returns:
+    The next teacher, in the teacher's dtypes.
+
+  >>> moving_average({'w': 1.}, {'w': 3.}, 0.75)['w'].tolist()
+  1.5
+  """
+
+  def one(t, s):
+    t, s = jnp.asarray(t), jnp.asarray(s)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+      return s
+    mean = decay * t.astype(jnp.float32) + (1 - decay) * s.astype(jnp.float32)
+    return mean.astype(t.dtype)
+
+  return jax.tree.map(one, teacher, student)
