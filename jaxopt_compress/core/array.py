@@ -62,6 +62,20 @@ class CompressedArray:
     """The array that this leaf stands for: `shape`, `dtype`."""
     raise NotImplementedError
 
+  def can_cut(self, axis: int, size: int) -> bool:
+    """Whether every part, cut each `size` entries along `axis`, is a cut leaf.
+
+    A part of size one along `axis` is shared and stays whole. No for a leaf that
+    packs or groups entries of `axis` in other numbers than `size`; `size` one
+    also asks whether the axis can go altogether, as `scan` and `vmap` make it.
+
+    Args:
+      axis: counted from the end.
+      size: entries in each piece.
+    """
+    del axis, size
+    return True
+
   def freeze(self):
     """What is stored of this leaf when training is over; itself by default."""
     return self

@@ -60,6 +60,10 @@ def leaf_specs(
     cut = [n // _cuts(e, mesh) for n, e in zip(p.shape, entries, strict=True)]
     local.append(jax.ShapeDtypeStruct(tuple(cut), p.dtype))
   # Packing and groups may not survive the cut: ask the leaf itself.
+  sizes = zip(leaf.shape, local_shape, strict=True)
+  cut = [(i - leaf.ndim, n) for i, (m, n) in enumerate(sizes) if m != n]
+  if not all(leaf.can_cut(axis, n) for axis, n in cut):
+    return None
   if jax.tree.unflatten(treedef, local).shape != tuple(local_shape):
     return None
   return jax.tree.unflatten(treedef, specs)

@@ -9,6 +9,7 @@ axes (dot), an example (convolution). The integer product is differentiated as
 x_hat . w_hat, straight through the rounding.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -25,13 +26,12 @@ _MOST_PRODUCTS = (2**31 - 1) // (128 * 128)
 
 
 def _shared_along(q: qarray.QArray, axes) -> bool:
-  return all(q.scale.shape[a] == 1 for a in axes) and not (
-    q.group and q.axis % q.ndim in [a % q.ndim for a in axes]
-  )
+  return all(q.scale.shape[a] == 1 for a in axes)
 
 
-def _is_float(x) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.floating)
+def _holds_codes(x) -> bool:
+  """Whether all codes are numbers of the dtype of `x`; not so in float8."""
+  return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).nmant >= 7
 
 
 def quantize_operand(x: jax.Array, axes: tuple[int, ...], act: str):
@@ -111,7 +111,7 @@ def dot_weight_only(
   side = int(isinstance(rhs, qarray.QArray))
   q, x = (rhs, lhs) if side else (lhs, rhs)
   numbers = _as_tuples(dimension_numbers)
-  if not _is_float(x):
+  if not _holds_codes(x):
     return lift.Dense(f'the other operand is {x.dtype}')
   params['precision'] = precision
   out_dtype = _result_dtype(preferred_element_type, x, q)
@@ -143,7 +143,7 @@ def _dot_integer(
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   q = leaf.weight
   numbers = _as_tuples(dimension_numbers)
-  if not _is_float(x):
+  if not _holds_codes(x):
     return lift.Dense(f'the other operand is {x.dtype}')
   codes, x_scale = quantize_operand(x, numbers[0][1 - side], leaf.act)
   products = math.prod(x.shape[a] for a in numbers[0][1 - side])
@@ -231,7 +231,7 @@ def _declines_conv(lhs, rhs, params, leaf_type):
     return lift.Dense('it is the image of a convolution, not the kernel')
   if params['batch_group_count'] != 1:
     return lift.Dense('a convolution grouped over the batch')
-  if not _is_float(lhs):
+  if not _holds_codes(lhs):
     return lift.Dense(f'the other operand is {lhs.dtype}')
   return None
 
@@ -263,7 +263,7 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   )
   if not whole or dimension_numbers.operand_batching_dims:
     return lift.Dense('a gather of something other than whole rows')
-  if q.axis % q.ndim in picked:
+  if (q.packed or q.grouped) and q.axis % q.ndim in picked:
     return lift.Dense('codes are packed or grouped along the gathered axis')
   if not picked <= set(dimension_numbers.collapsed_slice_dims):
     return lift.Dense('a gather that keeps the gathered axis')
@@ -284,9 +284,11 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   offsets = dimension_numbers.offset_dims
   kept = [i for i in range(q.ndim) if i not in picked]
   out = rows(q.qvalue)
-  axis = offsets[kept.index(q.axis % q.ndim)] - out.ndim
-  taken = qarray.QArray(
-    out, rows(q.scale, fill), q.format, axis, q.group, q.odd, q.dtype
+  axis = -1
+  if q.axis % q.ndim in kept:
+    axis = offsets[kept.index(q.axis % q.ndim)] - out.ndim
+  taken = dataclasses.replace(
+    q, qvalue=out, scale=rows(q.scale, fill), axis=axis
   )
   return taken.materialize()
 

@@ -49,6 +49,10 @@ class FakeQuant(array.CompressedArray):
   def materialize(self):
     return _as_trained(array.materialize(self.value), self.frozen)
 
+  def can_cut(self, axis, size):
+    leaves = [x for x in (self.value, self.frozen) if array.is_compressed(x)]
+    return all(x.can_cut(axis, size) for x in leaves)
+
   def freeze(self):
     return self.frozen
 
@@ -97,8 +101,8 @@ def _register_move(primitive):
     frozen = rule(leaf.frozen, *rest, **params)
     if isinstance(frozen, lift.Dense):
       return frozen
-    value = array.materialize(leaf.value)
-    return FakeQuant(primitive.bind(value, *rest, **params), frozen)
+    value = primitive.bind(array.materialize(leaf.value), *rest, **params)
+    return moves.each(primitive, FakeQuant, value, frozen)
 
 
 def _register_gather():

@@ -1,8 +1,8 @@
 """What keeps a QArray a QArray on its way to a product.
 
-Weights reach dots through transpose, reshape, squeeze, slice and convert. Each
-is done to the codes and to the scales; where the parts cannot follow, the rule
-declines and the array becomes dense.
+Weights reach dots through transpose, reshape, squeeze, slice, split and convert.
+Each is done to the codes and to the scales; where the parts cannot follow, the
+rule declines and the array becomes dense.
 """
 
 import dataclasses
@@ -15,6 +15,13 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
 PRIMITIVES = []
+
+
+def each(primitive, make, *outs):
+  """`make` of the results, one by one where the primitive has several."""
+  if primitive.multiple_results:
+    return [make(*one) for one in zip(*outs, strict=True)]
+  return make(*outs)
 
 
 def _rule(primitive):
@@ -31,7 +38,7 @@ def _rule(primitive):
       out = move(x.weight, *rest, **params)
       if isinstance(out, lift.Dense):
         return out
-      return dataclasses.replace(x, weight=out)
+      return each(primitive, lambda w: dataclasses.replace(x, weight=w), out)
 
     return move
 
@@ -53,7 +60,12 @@ def _(q, *, permutation):
 def _(q, *, new_dtype, **_):
   if not jnp.issubdtype(new_dtype, jnp.floating):
     return lift.Dense(f'a conversion to {new_dtype}')
+  if jnp.finfo(new_dtype).nmant < 7:  # rounds more coarsely than the codes
+    return lift.Dense(f'a conversion to {new_dtype}')
   return dataclasses.replace(q, dtype=jnp.dtype(new_dtype))
+
+
+# -------------------------------------------------------------------- reshapes
 
 
 @_rule(lax.squeeze_p)
@@ -78,134 +90,155 @@ def _(q, *sizes, new_sizes, dimensions, **_):
 
 def reshape(q, new_shape):
   """Reshapes codes and scales alike, or declines."""
+  if not new_shape:
+    return lift.Dense('a reshape to a scalar')
+  axis = q.axis % q.ndim
+  # A scale shared along the whole axis is a group of as many as there are.
+  group = q.shape[axis] if q.scale.shape[axis] == 1 else q.group
   blocks = common_blocks(q.shape, new_shape)
-  new_axis = _moved_axis(blocks, q.axis % q.ndim, q)
-  qvalue = part_shape(blocks, q.shape, q.qvalue.shape, new_shape)
-  scale = part_shape(blocks, q.shape, q.scale.shape, new_shape)
+  new_axis = _moved_axis(blocks, axis, q)
+  qvalue, scale = (
+    part_shape(blocks, q.shape, part.shape, new_shape, axis, factor)
+    for part, factor in ((q.qvalue, 1 + q.packed), (q.scale, group))
+  )
   if new_axis is None or qvalue is None or scale is None:
     return lift.Dense(f'a reshape {q.shape} to {tuple(new_shape)} cuts groups')
-  return _with_parts(
+  return dataclasses.replace(
     q,
-    q.qvalue.reshape(qvalue),
-    q.scale.reshape(scale),
-    new_axis - len(new_shape),
+    qvalue=q.qvalue.reshape(qvalue),
+    scale=q.scale.reshape(scale),
+    axis=new_axis - len(new_shape),
+    group=group,
   )
 
 
 def common_blocks(old, new):
   """Pairs the axes of two shapes that must be merged or split together.
 
+  Axes of size one stand alone, so that an axis keeps its own block.
+
   >>> common_blocks((2, 3, 4), (6, 2, 2))
   [([0, 1], [0]), ([2], [1, 2])]
+  >>> common_blocks((1, 6), (6, 1))
+  [([0], []), ([1], [0]), ([], [1])]
   """
   blocks, i, j = [], 0, 0
   while i < len(old) or j < len(new):
-    rows, columns = [], []
-    m = n = 1
-    if i < len(old):
-      rows, m, i = [i], old[i], i + 1
-    if j < len(new) and (n_next := new[j]) is not None:
-      # Sizes of one stand alone, so that an axis keeps its own block.
-      if rows and (old[rows[0]] == 1) != (n_next == 1):
-        if n_next == 1:
-          blocks.append(([], [j]))
-          j, i = j + 1, i - 1
-        else:
-          blocks.append((rows, []))
-        continue
-      columns, n, j = [j], n_next, j + 1
+    if i < len(old) and old[i] == 1:
+      both = j < len(new) and new[j] == 1
+      blocks.append(([i], [j] if both else []))
+      i, j = i + 1, j + both
+      continue
+    if j < len(new) and new[j] == 1:
+      blocks.append(([], [j]))
+      j += 1
+      continue
+    rows, columns, m, n = [i], [j], old[i], new[j]
     while m != n:
       if m < n:
-        rows, m, i = [*rows, i], m * old[i], i + 1
+        i += 1
+        rows, m = [*rows, i], m * old[i]
       else:
-        columns, n, j = [*columns, j], n * new[j], j + 1
+        j += 1
+        columns, n = [*columns, j], n * new[j]
     blocks.append((rows, columns))
+    i, j = i + 1, j + 1
   return blocks
 
 
 def _moved_axis(blocks, axis, q):
-  for rows, columns in blocks:
-    if axis not in rows:
-      continue
-    if rows[-1] == axis and columns:
-      return columns[-1]
-    packed_or_grouped = q.group or q.qvalue.shape != q.shape
-    # An axis that is neither packed nor grouped has nothing to keep together.
-    return None if packed_or_grouped else (columns[-1] if columns else 0)
-  raise AssertionError(f'axis {axis} is in no block of {blocks}')
+  """Where the packed or grouped axis goes: the minor one of its block."""
+  rows, columns = next(b for b in blocks if axis in b[0])
+  if rows[-1] == axis and columns:
+    return columns[-1]
+  if q.packed or q.grouped:
+    return None
+  # An axis that is neither packed nor grouped has nothing to keep together.
+  return columns[-1] if columns else 0
 
 
-def part_shape(blocks, old, part, new):
+def part_shape(blocks, old, part, new, axis, factor):
   """The shape of a part after the reshape of its leaf, or None.
 
-  In each block a part is whole, or shared (all ones), or whole but for the
-  minor axis, which is shorter by a factor (packing, groups).
+  In each block a part is shared (all ones) or whole; along `axis`, the minor one
+  of its block, it may be shorter by `factor` (packing, groups).
   """
   out = [1] * len(new)
   for rows, columns in blocks:
-    if all(part[i] == 1 for i in rows):
+    sizes = [part[i] for i in rows]
+    whole = [old[i] for i in rows]
+    shorter = rows and rows[-1] == axis and sizes[-1] * factor == whole[-1]
+    if all(n == 1 for n in sizes):
       continue
-    if any(part[i] != old[i] for i in rows[:-1]) or not columns:
-      return None
-    minor, whole = part[rows[-1]], old[rows[-1]]
     if len(rows) == len(columns) == 1:
-      out[columns[0]] = minor
+      out[columns[0]] = sizes[0]
       continue
-    if whole % minor:
-      return None
-    factor = whole // minor
-    if new[columns[-1]] % factor:
+    if sizes[:-1] != whole[:-1] or not (shorter or sizes == whole):
       return None
     for j in columns:
       out[j] = new[j]
-    out[columns[-1]] //= factor
+    if sizes != whole:
+      if new[columns[-1]] % factor:
+        return None
+      out[columns[-1]] //= factor
   return out
+
+
+# ---------------------------------------------------------------------- slices
 
 
 @_rule(lax.slice_p)
 def _(q, *, start_indices, limit_indices, strides):
-  sizes = tuple(
-    b - a for a, b in zip(start_indices, limit_indices, strict=True)
-  )
   strides = strides or (1,) * q.ndim
-  if not _can_cut(q, sizes):
-    return lift.Dense('a slice along the packed or grouped axis')
+  cuts = zip(start_indices, limit_indices, strides, strict=True)
+  cuts = {i: c for i, c in enumerate(cuts) if c != (0, q.shape[i], 1)}
+  empty = any(start >= limit for start, limit, _ in cuts.values())
 
   def cut(part):
-    whole = [n == m for n, m in zip(part.shape, q.shape, strict=True)]
-    axes = [i for i, n in enumerate(sizes) if whole[i] and n != q.shape[i]]
-    for i in axes:
-      part = lax.slice_in_dim(
-        part, start_indices[i], limit_indices[i], strides[i], axis=i
-      )
+    for i, (start, limit, stride) in cuts.items():
+      if part.shape[i] != 1:
+        part = lax.slice_in_dim(part, start, limit, stride, axis=i)
     return part
 
-  if any(
-    s != 1 and n == m for s, n, m in zip(strides, sizes, q.shape, strict=True)
-  ):
-    return lift.Dense('a strided slice of a whole axis')
-  return _with_parts(q, cut(q.qvalue), cut(q.scale), q.axis)
+  return _each_part(q, cut, cuts, empty)
 
 
 @_rule(lax.dynamic_slice_p)
 def _(q, *starts, slice_sizes, **_):
   if not isinstance(q, qarray.QArray):
     return lift.Dense('it is an index')
-  if not _can_cut(q, slice_sizes):
-    return lift.Dense('a slice along the packed or grouped axis')
+  cuts = [i for i, n in enumerate(slice_sizes) if n != q.shape[i]]
 
   def cut(part):
-    for i, (n, m) in enumerate(zip(slice_sizes, q.shape, strict=True)):
-      if n != m and part.shape[i] == m:
-        part = lax.dynamic_slice_in_dim(part, starts[i], n, axis=i)
+    for i in cuts:
+      if part.shape[i] != 1:
+        part = lax.dynamic_slice_in_dim(part, starts[i], slice_sizes[i], axis=i)
     return part
 
+  return _each_part(q, cut, cuts, empty=0 in slice_sizes)
+
+
+@_rule(lax.split_p)
+def _(q, *, sizes, axis):
+  ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+
+  def piece(n, end):
+    cut = lambda part: (
+      part
+      if part.shape[axis] == 1
+      else lax.slice_in_dim(part, end - n, end, axis=axis)
+    )
+    return _each_part(q, cut, [axis], empty=n == 0)
+
+  pieces = [piece(n, end) for n, end in zip(sizes, ends, strict=True)]
+  declined = [p for p in pieces if isinstance(p, lift.Dense)]
+  return declined[0] if declined else pieces
+
+
+def _each_part(q, cut, axes, empty):
+  """Cuts both parts along `axes`, on which each is whole or shared."""
+  if (q.packed or q.grouped) and q.axis % q.ndim in axes:
+    return lift.Dense('a slice along the packed or grouped axis')
+  if empty:
+    return lift.Dense('an empty slice')
   return _with_parts(q, cut(q.qvalue), cut(q.scale), q.axis)
-
-
-def _can_cut(q, sizes) -> bool:
-  """Whether each cut axis is whole or shared in both parts."""
-  return all(
-    n == m or all(p.shape[i] in (1, m) for p in (q.qvalue, q.scale))
-    for i, (n, m) in enumerate(zip(sizes, q.shape, strict=True))
-  )

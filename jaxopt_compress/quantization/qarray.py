@@ -40,20 +40,37 @@ class QArray(array.CompressedArray):
   @property
   def shape(self):
     shape = list(self.qvalue.shape)
-    if numerics.FORMATS[self.format].packed:
+    if self.packed:
       shape[self.axis] = 2 * shape[self.axis] - self.odd
     return tuple(shape)
 
   @property
+  def packed(self) -> bool:
+    """Whether two codes share a byte along `axis`."""
+    return numerics.FORMATS[self.format].packed
+
+  @property
+  def grouped(self) -> bool:
+    """Whether several entries along `axis` share a scale, but not all."""
+    return self.group > 1 and self.scale.shape[self.axis] > 1
+
+  def can_cut(self, axis, size):
+    if axis != self.axis or not (self.packed or self.grouped):
+      return True
+    whole_bytes = not self.packed or size % 2 == 0
+    whole_groups = not self.grouped or size % self.group == 0
+    return size > 1 and whole_bytes and whole_groups
+
+  @property
   def codes(self) -> jax.Array:
     """int8 codes, of `shape`."""
-    if numerics.FORMATS[self.format].packed:
+    if self.packed:
       return numerics.unpack(self.qvalue, self.axis, self.odd)
     return self.qvalue
 
   def materialize(self):
     scale = self.scale.astype(jnp.float32)
-    if self.group:
+    if self.grouped:
       scale = numerics.by_group(scale, self.group, self.axis)
       scale = jax.lax.slice_in_dim(
         scale, 0, self.shape[self.axis], axis=self.axis
@@ -86,6 +103,9 @@ class QDotArray(array.CompressedArray):
 
   def materialize(self):
     return self.weight.materialize()
+
+  def can_cut(self, axis, size):
+    return self.weight.can_cut(axis, size)
 
   def describe(self):
     return f'{self.weight.describe()}, {self.act} activations'

@@ -66,7 +66,7 @@ def scheme(value: Scheme | str | None) -> Scheme | None:
   """A scheme from itself, its preset name, or None."""
   if value is None or isinstance(value, Scheme):
     return value
-  if value not in PRESETS:
+  if not isinstance(value, str) or value not in PRESETS:
     close = difflib.get_close_matches(str(value), PRESETS, n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(
@@ -91,8 +91,7 @@ def quantize_leaf(
   Raises:
     ValueError: not floating, not finite, empty, or axes that cannot be told.
   """
-  if array.is_compressed(x):
-    x = x.materialize()
+  x = jnp.asarray(array.materialize(x))
   _check_values(path, x)
   contracted, _, free = uses_lib.axes(path, x, uses)
   if scheme.granularity == 'channel' and not free:
@@ -128,11 +127,12 @@ def _check_values(path, x):
     )
   if x.size == 0:
     raise ValueError(f'{path} is empty, shape {x.shape}: nothing to quantise.')
-  if not isinstance(x, jax.core.Tracer) and hasattr(x, '__array__'):
-    bad = int(x.size - jnp.isfinite(x).sum())
+  if not isinstance(x, jax.core.Tracer):
+    bad = int(x.size - jnp.isfinite(x.astype(jnp.float32)).sum())
     if bad:
       raise ValueError(
-        f'{path} holds {bad} values that are NaN or infinite, of {x.size}.'
+        f'{path} holds {bad} values that are NaN or infinite in float32, of'
+        f' {x.size}.'
         ' Quantising would spread them over their scales; find where training'
         ' went wrong.'
       )
@@ -178,5 +178,4 @@ def quantize(
 
 def by_leaf(rules, params: Any) -> dict[str, Scheme | None]:
   """The scheme of each leaf, by its path."""
-  pairs = rules.items() if isinstance(rules, dict) else rules
-  return rules_lib.match([(p, scheme(s)) for p, s in pairs], params)
+  return {p: scheme(s) for p, s in rules_lib.match(rules, params).items()}
