@@ -84,7 +84,10 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
   used = [i for i, (_, c) in enumerate(rules) if c is not None]
 
   def split(tree):
-    numbered = [(pattern, i) for i, (pattern, _) in enumerate(rules)]
+    numbered = [
+      (pattern, None if c is None else i)
+      for i, (pattern, c) in enumerate(rules)
+    ]
     owners = rules_lib.match(numbered, tree)
     leaves = dict(rules_lib.named_leaves(tree))
     return {

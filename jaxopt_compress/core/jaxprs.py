@@ -29,6 +29,10 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import sharding
 
 
+# Why a leaf is dense in an operation that another leaf ran natively.
+TAKEN = 'another compressed leaf took the operation'
+
+
 @dataclasses.dataclass(frozen=True)
 class Dense:
   """What a rule returns to decline: the equation runs on the dense array.
@@ -198,7 +202,10 @@ def _bind(invars, outvars, eqns, values):
   # Through a jaxpr rather than `primitive.bind`: how parameters are bound is
   # private to JAX and changes.
   effects = set().union(*(eqn.effects for eqn in eqns))
-  part = jex.core.Jaxpr((), invars, outvars, list(eqns), effects)
+  info = jex.core.DebugInfo(
+    'lift', 'part of a lifted function', ('',) * len(invars), None
+  )
+  part = jex.core.Jaxpr((), invars, outvars, list(eqns), effects, info)
   return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(part, []))(*values)
 
 
@@ -256,7 +263,7 @@ def _first_order(ctx, eqn, operands):
     ctx.note(eqn, name, native=True)
     for j, (y, other) in enumerate(operands):
       if j != i and array.is_compressed(y):
-        ctx.note(eqn, other, False, f'{type(x).__name__} took the operation')
+        ctx.note(eqn, other, False, TAKEN)
     outs = result if eqn.primitive.multiple_results else [result]
     _check(eqn, outs)
     return [(y, name if array.is_compressed(y) else None) for y in outs]
@@ -447,7 +454,8 @@ def _loop_state(values, like=None):
 def _sliceable(x, length) -> bool:
   if not array.is_compressed(x):
     return True
-  return all(c.shape[:1] == (length,) for c in array.children(x))
+  stacked = all(c.shape[:1] == (length,) for c in array.children(x))
+  return stacked and x.can_cut(-x.ndim, 1)
 
 
 def _cond(ctx, eqn, operands):
@@ -457,6 +465,11 @@ def _cond(ctx, eqn, operands):
     _inner(ctx, b.jaxpr, names, b.consts) for b in eqn.params['branches']
   ]
   (index, _) = _drop(ctx, eqn, index, 'it chooses the branch')
+  platforms = eqn.params.get('branches_platforms')
+  if platforms is not None:  # of lax.platform_dependent; None is its default
+    pairs = list(zip(platforms, branches, strict=True))
+    by_name = {name: f for names, f in pairs for name in names or ['default']}
+    return [(x, None) for x in lax.platform_dependent(*args, **by_name)]
   return [(x, None) for x in lax.switch(index, branches, *args)]
 
 
@@ -524,13 +537,27 @@ def _pvary(ctx, eqn, operands):
 
 
 def _unchanged(ctx, eqn, operands):
-  # A hint to the partitioner; the parts of a leaf have shardings of their own.
+  # `sharding_constraint` is a hint to the partitioner: the parts of a leaf have
+  # shardings of their own.
   return operands
+
+
+def _stop_gradient(ctx, eqn, operands):
+  return [(jax.tree.map(lax.stop_gradient, x), name) for x, name in operands]
+
+
+def _barrier(ctx, eqn, operands):
+  values, names = _unzip(operands)
+  return list(zip(lax.optimization_barrier(values), names, strict=True))
 
 
 _STRUCTURAL = {
   'pvary': _pvary,
   'sharding_constraint': _unchanged,
+  'copy': _unchanged,
+  'copy_p': _unchanged,
+  'stop_gradient': _stop_gradient,
+  'optimization_barrier': _barrier,
   'jit': _jit,
   'pjit': _jit,
   'closed_call': _call,

@@ -126,6 +126,10 @@ def _is_array(x) -> bool:
   return array.is_compressed(x) or isinstance(x, (jax.Array, np.ndarray))
 
 
+def _is_abstract_array(x) -> bool:
+  return _is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
@@ -162,7 +166,7 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
 def analyse(ctx, fun, args, kwargs, prepare=lambda args: args) -> None:
   """Runs `fun` abstractly under `ctx`, for what `ctx` records."""
   leaves, treedef = jax.tree.flatten((args, kwargs))
-  arrays = [i for i, x in enumerate(leaves) if hasattr(x, 'shape')]
+  arrays = [i for i, x in enumerate(leaves) if _is_abstract_array(x)]
 
   def abstract_fun(values):
     filled = list(leaves)

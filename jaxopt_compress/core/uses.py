@@ -12,12 +12,14 @@ the names of its axes.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 from typing import NamedTuple
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
@@ -32,7 +34,9 @@ class Use(NamedTuple):
     primitive: name of the JAX primitive.
     contracted: axes of the leaf, counted from the end, that are summed over
       (dot, convolution), or that make up one row (gather); () elsewhere.
-    stacked: axes that were sliced away before, by a scan or by indexing.
+    stacked: axes along which there is one weight after the other: sliced away
+      before by a scan or by indexing, batch axes of a dot, groups (experts) of a
+      ragged dot.
     source: file, line and function of the model.
   """
 
@@ -108,11 +112,16 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
   """
 
   def used(params, *args, **kwargs):
-    found = {path: [] for path, _ in rules_lib.named_leaves(params)}
+    paths = [path for path, _ in rules_lib.named_leaves(params)]
+    # `lift` names an argument that is itself a leaf by its number.
+    found = {path or '0': [] for path in paths}
+    joined = {}  # leaves that another one took along, in a concatenation, say
 
     def record(met: lift.Met):
       if met.native or met.primitive in _LOOPS or met.path not in found:
         return
+      if met.reason == jaxprs.TAKEN:
+        joined[met.path] = True
       contracted, stacked = met.detail or ((), ())
       found[met.path].append(
         Use(met.primitive, contracted, stacked, met.source)
@@ -120,7 +129,11 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
 
     ctx = jaxprs.Context(_rule_for, record, inline=True)
     lift.analyse(ctx, fun, (params, *args), kwargs, _probes)
-    return {path: tuple(dict.fromkeys(u)) for path, u in found.items()}
+    for path in list(joined):
+      found[path] = []
+      only = functools.partial(_probes, only=path)
+      lift.analyse(ctx, fun, (params, *args), kwargs, only)
+    return {path: tuple(dict.fromkeys(found[path or '0'])) for path in paths}
 
   return used
 
@@ -128,9 +141,13 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
 _LOOPS = ('scan', 'while', 'cond', 'shard_map')
 
 
-def _probes(args):
+def _probes(args, only=None):
   params, *rest = args
-  return (jax.tree.map(_probe, array.materialize(params)), *rest)
+  params = rules_lib.map_named(
+    lambda path, x: x if only not in (None, path or '0') else _probe(x),
+    array.materialize(params),
+  )
+  return (params, *rest)
 
 
 def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
@@ -206,9 +223,14 @@ def _rule(*names):
   return register
 
 
-def _found(probe: Probe, contracted_axes) -> lift.Dense:
+def _found(probe: Probe, contracted_axes, batch_axes=()) -> lift.Dense:
   contracted = {a for i in contracted_axes for a, _ in probe.pieces[i]}
-  present = {a for pieces in probe.pieces for a, _ in pieces}
+  present = {
+    a
+    for i, pieces in enumerate(probe.pieces)
+    for a, _ in pieces
+    if i not in batch_axes
+  }
   stacked = set(range(-probe.origin, 0)) - present
   return lift.Dense(
     'a use', (tuple(sorted(contracted)), tuple(sorted(stacked)))
@@ -221,10 +243,10 @@ def _moved(probe: Probe, value, pieces) -> Probe:
 
 @_rule('dot_general')
 def _(lhs, rhs, *, dimension_numbers, **_):
-  (lhs_axes, rhs_axes), _ = dimension_numbers
+  (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = dimension_numbers
   if isinstance(lhs, Probe):
-    return _found(lhs, lhs_axes)
-  return _found(rhs, rhs_axes)
+    return _found(lhs, lhs_axes, lhs_batch)
+  return _found(rhs, rhs_axes, rhs_batch)
 
 
 @_rule('conv_general_dilated')
@@ -249,10 +271,12 @@ def _(operand, indices, *, dimension_numbers, slice_sizes, **_):
 
 @_rule('ragged_dot_general')
 def _(lhs, rhs, group_sizes, *, ragged_dot_dimension_numbers, **_):
-  (lhs_axes, rhs_axes), _ = ragged_dot_dimension_numbers.dot_dimension_numbers
+  numbers = ragged_dot_dimension_numbers
+  (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
   if isinstance(lhs, Probe):
-    return _found(lhs, lhs_axes)
-  return _found(rhs, rhs_axes)
+    return _found(lhs, lhs_axes, lhs_batch)
+  groups = numbers.rhs_group_dimensions
+  return _found(rhs, rhs_axes, (*rhs_batch, *groups))
 
 
 @_rule('transpose')
@@ -265,6 +289,21 @@ def _(x, *, permutation):
 def _(x, *, new_dtype=None, **_):
   value = x.value if new_dtype is None else x.value.astype(new_dtype)
   return dataclasses.replace(x, value=value)
+
+
+@_rule('broadcast_in_dim')
+def _(x, *sizes, shape, broadcast_dimensions, **_):
+  pieces = [()] * len(shape)
+  for i, j in enumerate(broadcast_dimensions):
+    if shape[j] == x.shape[i]:
+      pieces[j] = x.pieces[i]
+  value = lax.broadcast_in_dim(x.value, shape, broadcast_dimensions)
+  return _moved(x, value, pieces)
+
+
+@_rule('rev')
+def _(x, *, dimensions):
+  return dataclasses.replace(x, value=lax.rev(x.value, dimensions))
 
 
 @_rule('squeeze')
@@ -284,6 +323,13 @@ def _(x, *, new_sizes, dimensions, **_):
   return _moved(x, lax.reshape(x.value, new_sizes), pieces)
 
 
+@_rule('concatenate')
+def _(*operands, dimension):
+  probe = next(x for x in operands if isinstance(x, Probe))
+  values = [x.value if x is probe else x for x in operands]
+  return _moved(probe, lax.concatenate(values, dimension), probe.pieces)
+
+
 @_rule('slice')
 def _(x, *, start_indices, limit_indices, strides):
   value = lax.slice(x.value, start_indices, limit_indices, strides)
@@ -295,6 +341,17 @@ def _(x, *starts, slice_sizes, **_):
   if not isinstance(x, Probe):
     return lift.Dense('an index')
   return _cut(x, lax.dynamic_slice(x.value, starts, slice_sizes))
+
+
+@_rule('split')
+def _(x, *, sizes, axis):
+  return [_cut(x, part) for part in lax.split(x.value, sizes, axis)]
+
+
+@_rule('unstack')
+def _(x, *, axis):
+  pieces = [p for i, p in enumerate(x.pieces) if i != axis]
+  return [_moved(x, part, pieces) for part in jnp.unstack(x.value, axis=axis)]
 
 
 def _cut(x, value):
