@@ -23,6 +23,7 @@ from jaxopt_compress.core.lift import lift as lift
 from jaxopt_compress.core.lift import rule as rule
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
+from jaxopt_compress.core.rules import named_leaves as named_leaves
 from jaxopt_compress.core.sharding import device_put as device_put
 from jaxopt_compress.core.uses import uses as uses
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
