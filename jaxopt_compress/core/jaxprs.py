@@ -481,7 +481,7 @@ def _custom_jvp(ctx, eqn, operands):
   @run.defjvp
   def _(primals, tangents):
     dense = lambda *xs: _run_dense(eqn, _materialized(xs))
-    return jax.jvp(dense, primals, tangents)
+    return run(*primals), jax.jvp(dense, primals, tangents)[1]
 
   return [(x, None) for x in run(*args)]
 
@@ -492,7 +492,7 @@ def _custom_vjp(ctx, eqn, operands):
   run = jax.custom_vjp(_inner(ctx, closed.jaxpr, names, closed.consts))
   dense = lambda *xs: _run_dense(eqn, _materialized(xs))
   run.defvjp(
-    lambda *xs: jax.vjp(dense, *xs),
+    lambda *xs: (run(*xs), jax.vjp(dense, *xs)[1]),
     lambda pullback, cotangents: pullback(cotangents),
   )
   return [(x, None) for x in run(*args)]

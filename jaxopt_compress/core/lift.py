@@ -133,10 +133,14 @@ def _is_abstract_array(x) -> bool:
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
-  types = [jax.typeof(c) for c in array.children(x)]
-  if any(getattr(t, 'vma', None) for t in types):
+  if any(_varies(jax.typeof(c)) for c in array.children(x)):
     return jax.eval_shape(x.materialize)
   return array.abstract(x)
+
+
+def _varies(aval) -> bool:
+  """Whether a value differs between the devices of a `shard_map`."""
+  return bool(aval.manual_axis_type.varying)
 
 
 def _within_argument(path: str) -> str:
