@@ -13,6 +13,8 @@ Command: python -m launch.main --config=configs/data_parallel.py --workdir=/tmp/
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 
 def get_config(arg=''):
   words = arg.split(',') if arg else []
@@ -42,4 +44,4 @@ def get_config(arg=''):
   if 'runlocal' in words:
     c.stage.model.steps = 10
     c.report = dict(seconds=0.0)
-  return c
+  return plan.complete(c)

@@ -9,6 +9,8 @@ Command: python -m launch.main --config=configs/digits.py --workdir=/tmp/digits
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
@@ -57,4 +59,4 @@ def get_config(arg=''):
       c.stage[name].steps = min(c.stage[name].get('steps', 0), 4)
     c.report.seconds = 0.1
     c.run.log_every = 2
-  return c
+  return plan.complete(c)

@@ -8,6 +8,8 @@ Command: python -m launch.main --config=configs/distill.py --workdir=/tmp/distil
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
@@ -32,4 +34,4 @@ def get_config(arg=''):
     for stage in c.stage.values():
       stage.steps = 10
     c.report = dict(seconds=0.0)
-  return c
+  return plan.complete(c)

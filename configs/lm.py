@@ -8,6 +8,8 @@ Command: python -m launch.main --config=configs/lm.py --workdir=/tmp/lm
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 MATRICES = r'blocks/.*/kernel'
 
 
@@ -51,4 +53,4 @@ def get_config(arg=''):
     c.models.decoder.update(width=32, depth=2, max_length=32)
     c.stage['float'].steps = 4
     c.report.update(seconds=0.0, batches=(1, 2))
-  return c
+  return plan.complete(c)

@@ -8,6 +8,8 @@ Command: python -m launch.main --config=configs/prune.py --workdir=/tmp/prune
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 # The stem and the head are small and hurt most.
 KEEP = ((r'(stem|head)/.*', None),)
 
@@ -39,4 +41,4 @@ def get_config(arg=''):
     for stage in c.stage.values():
       stage.steps = 10
     c.report.seconds = 0.0
-  return c
+  return plan.complete(c)

@@ -8,6 +8,8 @@ Command: python -m launch.main --config=configs/quantize_ptq.py --workdir=/tmp/p
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
@@ -42,4 +44,4 @@ def get_config(arg=''):
   if arg == 'runlocal':
     c.stage['float'].steps = 10
     c.report.seconds = 0.0
-  return c
+  return plan.complete(c)

@@ -8,6 +8,8 @@ Command: python -m launch.main --config=configs/quantize_qat.py --workdir=/tmp/q
 
 import ml_collections
 
+from jaxopt_compress.train import plan
+
 # The arguments of jc.Scheme: weight, granularity, group, act.
 RULES = ((r'.*/kernel', ('int4', 'tensor', 0, 'int8')), (r'.*', None))
 
@@ -31,4 +33,4 @@ def get_config(arg=''):
     c.stage['float'].steps = 10
     c.stage['trained'].steps = 10
     c.report.seconds = 0.0
-  return c
+  return plan.complete(c)

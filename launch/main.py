@@ -1,7 +1,10 @@
 """Runs a config: python -m launch.main --config=configs/digits.py --workdir=/tmp/digits
 
-Run the same command again to go on with a run that was stopped. Exit codes: 0 done,
-2 a mistake that the message names, 75 stopped by SIGTERM and saved, run it again.
+Run the same command again to go on with a run that was stopped. Any value of a config
+can be given as a flag: --config.stage.teacher.steps=100 --config.run.tensorboard=1
+
+Exit codes: 0 done; 2 a mistake, which the last line names; 75 stopped by SIGTERM and
+saved, run it again.
 """
 
 import sys
@@ -25,6 +28,11 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Build and check everything, print it, and stop.'
 )
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'host:port of process 0, where it cannot be detected.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where a mistake was noticed, not only which it is.'
 )
@@ -34,19 +42,36 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def main(argv):
   del argv
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
+    logging.set_verbosity(logging.WARNING)  # Orbax tells all that it does.
   try:
-    cluster.initialize()
+    cluster.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     loop.run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     raise
-  except ValueError as e:
-    if _TRACEBACK.value:
-      traceback.print_exc()
-    print(f'Error: {e}\n(--traceback shows where.)', file=sys.stderr)
-    sys.exit(2)
+  except (ValueError, OSError) as e:
+    _fail(e, _TRACEBACK.value)
+
+
+def parse(argv):
+  """Parses flags; a config key that is not there is a mistake like others."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    _fail(e, '--traceback' in argv)
+
+
+def _fail(error, show):
+  if show:
+    traceback.print_exc()
+  # ml_collections quotes its messages twice.
+  text = str(error).strip('"\'').replace(r'\n', ' ').replace(r'\'', "'")
+  text = ' '.join(text.split())
+  print(f'Error: {text}\n(--traceback shows where.)', file=sys.stderr)
+  sys.exit(2)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse)

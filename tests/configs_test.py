@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 
 from absl.testing import parameterized
+import jax
 import pytest
 
 from jaxopt_compress import report
@@ -26,6 +27,10 @@ class ConfigsTest(parameterized.TestCase):
   @pytest.fixture(autouse=True)
   def _tmp(self, tmp_path):
     self.dir = tmp_path
+    # What is compiled here runs for two steps: compiling is all that takes time.
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
   @parameterized.parameters(*NAMES)
   def test_header(self, name):

@@ -1,8 +1,11 @@
 """Running one step on many devices: meshes, data parallelism, clusters."""
 
-from jaxopt_compress.parallel import cluster, mesh, step
+from jaxopt_compress.parallel import cluster
+from jaxopt_compress.parallel import mesh
+from jaxopt_compress.parallel import step
 from jaxopt_compress.parallel.mesh import data_mesh
-from jaxopt_compress.parallel.step import Replicas, data_parallel
+from jaxopt_compress.parallel.step import data_parallel
+from jaxopt_compress.parallel.step import Replicas
 
 __all__ = [
   'cluster',

@@ -3,7 +3,10 @@
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 AXIS = 'data'
@@ -43,7 +46,19 @@ def sharded(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a whole copy of `tree` on every device of the mesh."""
-  return jax.device_put(tree, replicated(mesh))
+  sharding = replicated(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def put(x):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = put(jax.random.key_data(x))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    # device_put reaches the devices of this process only.
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
@@ -73,3 +88,24 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree.map(put, batch)
+
+
+def share(batch: Any) -> Any:
+  """The rows of a global batch [b, ...] that this process feeds to `shard`."""
+  n, i = jax.process_count(), jax.process_index()
+
+  def rows(x):
+    if x.shape[0] % n:
+      raise ValueError(
+        f'A batch of {x.shape[0]} does not divide over {n} processes. Use a'
+        f' multiple of {n}.'
+      )
+    size = x.shape[0] // n
+    return x[i * size : (i + 1) * size]
+
+  return jax.tree.map(rows, batch)
+
+
+def local(tree: Any) -> Any:
+  """This process's own copy, on one device, of what every device holds whole."""
+  return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -124,7 +124,10 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
 
   # -- Compare, export, report ---------------------------------------------------
   with preemption.Watch(saved=True):
-    compare.compare(plan, built, finished, data, work)
+    # One process can do it, each stage being whole on each of its devices.
+    if jax.process_index() == 0:
+      compare.compare(plan, built, mesh_lib.local(finished), data, work)
+    _together('report')
 
 
 def _initial(b, plan, finished, mesh):
@@ -133,7 +136,7 @@ def _initial(b, plan, finished, mesh):
   seed = plan_lib.stage_seed(plan.seed, stage.name)
   params, variables = b.model.init(seed)
   if stage.init:
-    source = finished[stage.init]
+    source = mesh_lib.local(finished[stage.init])
     source_params = array.materialize(source['params'])
     if plan.stage(stage.init).model == stage.model:
       params, variables = source_params, source['variables']
@@ -192,7 +195,9 @@ def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
     # -- Train --------------------------------------------------------------------
     running = []
     for done in range(begin + 1, stage.steps + 1):
-      state, values = step_fn(state, batches[done - 1], *teacher)
+      state, values = step_fn(
+        state, mesh_lib.share(batches[done - 1]), *teacher
+      )
       pending.append((done, values))
       # One step may wait behind the running one, so that the host prepares batches
       # meanwhile; none on several devices, which on a CPU starve each other.
@@ -229,10 +234,11 @@ def _finish(b, plan, data, state, work, metrics):
   final = jax.jit(
     lambda s: stages_lib.finish(s, b.stage, b.model, b.compression)
   )(state)
+  local = mesh_lib.local(final)
   found = evaluate.evaluate(
     b.model.forward,
-    final['params'],
-    final['variables'],
+    local['params'],
+    local['variables'],
     data.test,
     inputs=plan.data.input,
     targets=plan.data.target,
@@ -250,7 +256,7 @@ def _finish(b, plan, data, state, work, metrics):
   _together(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
-    stored = {'params': final['params'], 'variables': final['variables']}
+    stored = {'params': local['params'], 'variables': local['variables']}
     weights.save(partial / compare.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **numbers}
     (partial / 'result.json').write_text(json.dumps(result, indent=2))

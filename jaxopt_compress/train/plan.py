@@ -162,6 +162,29 @@ def parse(config: Mapping[str, Any]) -> Plan:
   return plan
 
 
+def complete(config: Any) -> Any:
+  """Fills in the defaults, so that every option can be given as a flag.
+
+  Args:
+    config: a ConfigDict, changed in place and returned.
+  """
+  for key, cls in (('data', Data), ('report', Report), ('run', Run)):
+    _fill(config, key, cls)
+  for name in config.stage:
+    config.stage[name].name = name
+    _fill(config.stage, name, Stage)
+  return config
+
+
+def _fill(config, key, cls):
+  if key not in config:
+    config[key] = {}
+  for field in dataclasses.fields(cls):
+    missing = field.name not in config[key]
+    if missing and field.default is not dataclasses.MISSING:
+      config[key][field.name] = field.default
+
+
 def _check_references(plan):
   earlier = []
   for stage in plan.stages:

@@ -2,7 +2,8 @@
 
 from absl.testing import parameterized
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
