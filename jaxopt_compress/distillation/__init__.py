@@ -1,6 +1,7 @@
 """Distillation: a small network learns from a large one."""
 
 from jaxopt_compress.distillation import grow
+from jaxopt_compress.distillation import layers
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
@@ -11,6 +12,7 @@ from jaxopt_compress.distillation.matching import squared_distance
 
 __all__ = [
   'grow',
+  'layers',
   'losses',
   'matching',
   'penalties',

@@ -2,12 +2,12 @@
 
     width   smaller target: the leading entries of each axis, or those of `keep`
             larger target:  the source in its leading corner, the rest filled
-    depth   target layer i starts from source layer `layer_map(...)[i]`
+    depth   target layer i starts from source layer `layers.layer_map(...)[i]`
 
 Large to small is Samragh et al. 2023, https://arxiv.org/abs/2312.09299 (weight
-subcloning), with the order of importance left to `keep`; small to large in depth by
-repeating layers is Gong et al. 2019, "Efficient Training of BERT by Progressively
-Stacking", section 3.2.
+subcloning), with the order of importance left to `keep`. Small to large in depth, by
+repeating each layer in place, is the interpolation of Chang et al. 2017,
+https://arxiv.org/abs/1710.10348, who also halve the step of the residual branch.
 
 Leading entries are a consistent choice everywhere: a channel is kept or dropped in
 every leaf that has it, because all order their channels alike. Where one axis packs
@@ -25,9 +25,9 @@ import numpy as np
 
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation import layers as layers_lib
 
 HOW = ('copy', 'stacked', None)
-LAYERS = ('uniform', 'first', 'last')
 FILL = ('target', 'zeros')
 
 
@@ -49,9 +49,11 @@ def warm_start(
     target_params: freshly initialised, as the new model needs it.
     source_params: trained; compressed leaves count for what they stand for.
     rules: ordered `(regex, how)` over the paths of both trees. How: 'copy';
-      'stacked' for leaves whose first axis is depth (scanned layers); None to keep
-      what the target has, and to excuse leaves that only one side has.
-    layers: which source layer a target layer starts from; see `layer_map`.
+      'stacked' for leaves whose first axis is depth (scanned layers), which 'copy'
+      would cut as it cuts any axis; None to keep what the target has, and to excuse
+      leaves that only one side has.
+    layers: which source layer a target layer starts from: 'uniform', 'first' or 'last';
+      see `layers.layer_map`.
     keep: ordered `(regex, {axis: indices} | None)` over the target's paths: the
       source's entries to keep along an axis where it is larger, axes counted from
       the end. Default: the leading ones.
@@ -72,7 +74,6 @@ def warm_start(
   >>> warm_start(large, {'w': 9 * jnp.ones((1, 2))})['w'].tolist()
   [[9.0, 9.0, 2.0], [3.0, 4.0, 5.0]]
   """
-  _one_of('layers', layers, LAYERS)
   _one_of('fill', fill, FILL)
   target = dict(rules_lib.named_leaves(target_params))
   source = dict(rules_lib.named_leaves(source_params))
@@ -80,8 +81,8 @@ def warm_start(
   for choice in how.values():
     _one_of('how', choice, HOW)
   kept = rules_lib.match(keep, target_params) if keep else {}
-  starts = _starts(target, source, layers)
-  _check_matched(target, source, starts, how)
+  starts, skipped = layers_lib.starts(target, source, layers)
+  _check_matched(source, starts, skipped, how)
 
   def one(path, t):
     if how[path] is None or starts[path] is None:
@@ -97,91 +98,14 @@ def warm_start(
   return rules_lib.map_named(one, target_params)
 
 
-def layer_map(
-  num_target: int, num_source: int, layers: str = 'uniform'
-) -> list[int | None]:
-  """For each target layer, the source layer that it starts from.
-
-      uniform   fewer: evenly spaced, with the first and the last (a single one: the
-                first); more: each layer repeated in place
-      first     layer i from layer i, while there are any
-      last      counted from the end in the same way
-
-  None is a layer that keeps its own initial values. Sun et al. 2019,
-  https://arxiv.org/abs/1908.09355, section 3 (skip and last); the first and the last
-  layer matter most: Men et al. 2024, https://arxiv.org/abs/2403.03853, section 2.
-
-  Args:
-    num_target, num_source: numbers of layers.
-    layers: 'uniform', 'first' or 'last'.
-
-  >>> layer_map(3, 6), layer_map(5, 3)
-  ([0, 2, 5], [0, 0, 1, 1, 2])
-  >>> layer_map(2, 4, 'last'), layer_map(3, 2, 'last')
-  ([2, 3], [None, 0, 1])
-  """
-  _one_of('layers', layers, LAYERS)
-  n, m = num_target, num_source
-  if layers == 'uniform':
-    if n > m:
-      return [i * m // n for i in range(n)]
-    return [round(i * (m - 1) / max(n - 1, 1)) for i in range(n)]
-  offset = m - n if layers == 'last' else 0
-  return [i + offset if 0 <= i + offset < m else None for i in range(n)]
-
-
-def _starts(target, source, layers) -> dict[str, str | None]:
-  """The source path of each target path; None: a layer of the target's own."""
-  maps = {
-    prefix: layer_map(n, m, layers)
-    for prefix, n in _lists(target).items()
-    if n != (m := _lists(source).get(prefix, n))
-  }
-
-  def source_path(path):
-    words = path.split('/')
-    for i in range(1, len(words)):
-      # The prefix is the target's: an outer list may have been mapped already.
-      prefix = '/'.join(path.split('/')[:i])
-      if prefix in maps:
-        start = maps[prefix][int(words[i])]
-        if start is None:
-          return None
-        words[i] = str(start)
-    return '/'.join(words)
-
-  return {path: source_path(path) for path in target}
-
-
-def _lists(paths) -> dict[str, int]:
-  """The number of items of each list: children named 0, 1, 2, ..."""
-  children = {}
-  for path in paths:
-    words = path.split('/')
-    for i in range(1, len(words)):
-      children.setdefault('/'.join(words[:i]), set()).add(words[i])
-  return {
-    prefix: len(names)
-    for prefix, names in children.items()
-    if names == {str(i) for i in range(len(names))}
-  }
-
-
-def _check_matched(target, source, starts, how):
+def _check_matched(source, starts, skipped, how):
   missing = [
-    p
-    for p, start in starts.items()
-    if how[p] is not None and start is not None and start not in source
+    path
+    for path, start in starts.items()
+    if how[path] is not None and start is not None and start not in source
   ]
-  dropped = _lists(source).keys() & _lists(target).keys()
-  used = set(starts.values())
-  unused = [
-    p
-    for p in source
-    if p not in used
-    and how[p] is not None
-    and not any(p.startswith(f'{prefix}/') for prefix in dropped)
-  ]
+  used = set(starts.values()) | skipped
+  unused = [p for p in source if p not in used and how[p] is not None]
   if missing or unused:
     first = (missing + unused)[0]
     raise ValueError(
@@ -193,7 +117,7 @@ def _check_matched(target, source, starts, how):
 
 def _stacked(t, s, layers, kept, fill):
   """Layers of a leaf whose first axis is depth."""
-  start = layer_map(t.shape[0], s.shape[0], layers)
+  start = layers_lib.layer_map(t.shape[0], s.shape[0], layers)
   # Where a layer has no start, any will do: its own values are put back.
   s = s[np.array([i or 0 for i in start])]
   out = _corner(t, _cut(s, t.shape, kept), fill)

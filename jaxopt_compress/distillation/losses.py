@@ -23,7 +23,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-SumAndCount = tuple[jax.Array, jax.Array]
+from jaxopt_compress.distillation import positions
+
+SumAndCount = positions.SumAndCount
 
 
 def kl(
@@ -54,7 +56,7 @@ def kl(
   0.6931
   """
   p, q = _pair(student_logits, teacher_logits, temperature, mask)
-  return _total(_scaled(_divergence(p, q), temperature), mask)
+  return positions.total(_scaled(_divergence(p, q), temperature), mask)
 
 
 def reverse_kl(
@@ -70,7 +72,7 @@ def reverse_kl(
   and errors as for `kl`.
   """
   p, q = _pair(student_logits, teacher_logits, temperature, mask)
-  return _total(_scaled(_divergence(q, p), temperature), mask)
+  return positions.total(_scaled(_divergence(q, p), temperature), mask)
 
 
 def mse(
@@ -84,11 +86,14 @@ def mse(
   Ba and Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1. Entries that are
   -inf on both sides add 0. Arguments, result and errors as for `kl`.
   """
-  _check_pair(student_logits, teacher_logits, mask)
-  s, t = _prepared(student_logits, mask), _prepared(teacher_logits, mask)
+  positions.check_pair(student_logits, teacher_logits, mask)
+  s, t = (
+    positions.prepared(student_logits, mask),
+    positions.prepared(teacher_logits, mask),
+  )
   same = s == t  # of -inf - -inf, which is NaN
   difference = jnp.where(same, 0.0, s) - jnp.where(same, 0.0, t)
-  return _total(jnp.mean(jnp.square(difference), -1), mask)
+  return positions.total(jnp.mean(jnp.square(difference), -1), mask)
 
 
 def cross_entropy(
@@ -121,14 +126,14 @@ def cross_entropy(
   1.3863
   """
   _check_labels(logits, labels, mask, label_smoothing)
-  log_q = jax.nn.log_softmax(_prepared(logits, mask))
+  log_q = jax.nn.log_softmax(positions.prepared(logits, mask))
   is_class = (labels >= 0) & (labels < logits.shape[-1])
   index = jnp.where(is_class, labels, 0)[..., None]
   loss = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
   if label_smoothing:
     uniform = -jnp.mean(log_q, axis=-1)
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform
-  return _total(jnp.where(is_class, loss, jnp.nan), mask)
+  return positions.total(jnp.where(is_class, loss, jnp.nan), mask)
 
 
 def distill(
@@ -178,28 +183,31 @@ def agreement(
 ) -> SumAndCount:
   """How often the student's first choice is the teacher's.
 
-  The fidelity of Stanton et al. 2021, https://arxiv.org/abs/2106.05945, eq. 3. A
-  position with NaN agrees with nothing. Arguments, result and errors as for `kl`.
+  The fidelity of Stanton et al. 2021, https://arxiv.org/abs/2106.05945 ("average
+  top-1 agreement"). A position with NaN agrees with nothing. Arguments, result and errors as for `kl`.
 
   >>> s, t = jnp.array([[1., 2.], [2., 1.]]), jnp.array([[0., 5.], [0., 5.]])
   >>> [float(x) for x in agreement(s, t)]
   [1.0, 2.0]
   """
-  _check_pair(student_logits, teacher_logits, mask)
-  s, t = _prepared(student_logits, mask), _prepared(teacher_logits, mask)
+  positions.check_pair(student_logits, teacher_logits, mask)
+  s, t = (
+    positions.prepared(student_logits, mask),
+    positions.prepared(teacher_logits, mask),
+  )
   known = ~(jnp.isnan(s) | jnp.isnan(t)).any(-1)
   same = known & (jnp.argmax(s, -1) == jnp.argmax(t, -1))
-  return _total(same.astype(s.dtype), mask)
+  return positions.total(same.astype(s.dtype), mask)
 
 
 def _pair(student_logits, teacher_logits, temperature, mask):
   """(log p, log q) at the temperature."""
-  _check_pair(student_logits, teacher_logits, mask)
+  positions.check_pair(student_logits, teacher_logits, mask)
   if _is_known(temperature) and not temperature > 0:
     raise ValueError(f'temperature={temperature}; T > 0 is expected.')
 
   def log_softmax(logits):
-    x = _prepared(logits, mask)
+    x = positions.prepared(logits, mask)
     # The largest becomes 0 before T divides, which could overflow.
     x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
     return jax.nn.log_softmax(x / temperature)
@@ -220,54 +228,8 @@ def _scaled(loss, temperature):
   return temperature**2 * loss
 
 
-def _prepared(logits, mask):
-  """At least float32, with zeros at masked positions, so NaN stops there."""
-  x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return x if mask is None else jnp.where((mask != 0)[..., None], x, 0.0)
-
-
-def _total(loss, mask) -> SumAndCount:
-  """(weighted sum of `loss`, sum of weights)."""
-  if mask is None:
-    return jnp.sum(loss), jnp.asarray(loss.size, loss.dtype)
-  weights = lax.stop_gradient(mask.astype(loss.dtype))
-  kept = jnp.where(weights != 0, loss, 0.0)
-  return jnp.sum(weights * kept), jnp.sum(weights)
-
-
-def _is_known(x) -> bool:
-  """Whether the value can be looked at: it is not traced."""
-  return not isinstance(x, jax.core.Tracer)
-
-
-def _check_pair(student_logits, teacher_logits, mask):
-  if student_logits.shape != teacher_logits.shape:
-    hint = 'Give both the same examples.'
-    if student_logits.shape[-1:] != teacher_logits.shape[-1:]:
-      hint = (
-        'They have different classes (vocabularies): entries of one mean nothing'
-        ' to the other. Cut both to what they share, or choose a teacher with the'
-        " student's classes."
-      )
-    raise ValueError(
-      f'Student logits have shape {student_logits.shape}, teacher logits'
-      f' {teacher_logits.shape}. {hint}'
-    )
-  _check_mask(student_logits, mask)
-
-
-def _check_mask(logits, mask):
-  if logits.ndim < 1 or not logits.size:
-    raise ValueError(f'Logits have shape {logits.shape}; nothing to compare.')
-  if mask is not None and mask.shape != logits.shape[:-1]:
-    raise ValueError(
-      f'The mask has shape {mask.shape}; {logits.shape[:-1]} is expected, a'
-      f' weight for each position of logits {logits.shape}. Broadcast it.'
-    )
-
-
 def _check_labels(logits, labels, mask, label_smoothing):
-  _check_mask(logits, mask)
+  positions.check_mask(logits, mask)
   if not 0 <= label_smoothing < 1:
     raise ValueError(f'label_smoothing={label_smoothing}; [0, 1) is expected.')
   if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -280,3 +242,8 @@ def _check_labels(logits, labels, mask, label_smoothing):
       f'Labels have shape {labels.shape}; {logits.shape[:-1]} is expected, one'
       f' for each position of logits {logits.shape}.'
     )
+
+
+def _is_known(x) -> bool:
+  """Whether the value can be looked at: it is not traced."""
+  return not isinstance(x, jax.core.Tracer)

@@ -19,7 +19,7 @@ def squared_distance(tree_a: Any, tree_b: Any) -> jax.Array:
 
   Of features, it is the hint loss of Romero et al. 2014,
   https://arxiv.org/abs/1412.6550, eq. 3, up to scale; of parameters, the L2-SP
-  penalty of Li et al. 2018, https://arxiv.org/abs/1802.01483, eq. 2, up to scale.
+  penalty of Li et al. 2018, https://arxiv.org/abs/1802.01483, up to scale.
 
   Args:
     tree_a, tree_b: arrays or compressed leaves, of the same paths and shapes.

@@ -24,7 +24,7 @@ Penalty = Callable[[Any], jax.Array]
 
 
 def l1(params: Any) -> jax.Array:
-  """sum |theta|. Tibshirani 1996, eq. 1. It draws single weights to zero.
+  """sum |theta|. Tibshirani 1996 (the lasso). It draws single weights to zero.
 
   >>> float(l1({'w': jnp.array([1., -2.])}))
   3.0
@@ -46,7 +46,7 @@ def group_lasso(axis: int | Sequence[int] = -1) -> Penalty:
 
   Yuan and Lin 2006, https://doi.org/10.1111/j.1467-9868.2005.00532.x, eq. 2.1;
   for the neurons of a network, Wen et al. 2016, https://arxiv.org/abs/1608.03665,
-  eq. 3. At a group that is zero the gradient is taken to be 0.
+  section 3. At a group that is zero the gradient is taken to be 0.
 
   Args:
     axis: one group for each index of this axis, or of these axes, counted from the
@@ -80,7 +80,7 @@ def group_lasso(axis: int | Sequence[int] = -1) -> Penalty:
 def towards(reference: Any) -> Penalty:
   """Mean squared distance to `reference`, a tree like the parameters.
 
-  Li et al. 2018, https://arxiv.org/abs/1802.01483, eq. 2 (L2-SP), up to scale.
+  Li et al. 2018, https://arxiv.org/abs/1802.01483 (L2-SP), up to scale.
   The reference is a constant of the program: for large ones, pass it as an argument
   of the loss and call `matching.squared_distance` there.
 

@@ -45,7 +45,7 @@ def soft_threshold(
   at or below it score 0 and are told apart by index alone: keep `k` under the
   threshold that the wanted sparsity implies. max(0, |x| - k) is the size of what
   the shrinkage operator leaves of x: Donoho 1995, "De-noising by
-  soft-thresholding", eq. 2.
+  soft-thresholding".
 
   Args:
     x: floating array.

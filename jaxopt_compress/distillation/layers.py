@@ -1,0 +1,118 @@
+"""Which layer of one network stands for which layer of another.
+
+Layers in a list are children named 0, 1, 2, ... of one path: 'blocks/0/kernel'.
+"""
+
+from collections.abc import Iterable
+
+LAYERS = ('uniform', 'first', 'last')
+
+
+def layer_map(
+  num_target: int, num_source: int, layers: str = 'uniform'
+) -> list[int | None]:
+  """For each target layer, the source layer that it starts from.
+
+      uniform   fewer: evenly spaced, with the first and the last (a single one: the
+                first); more: each layer repeated in place
+      first     layer i from layer i, while there are any
+      last      counted from the end in the same way
+
+  None is a layer that keeps its own initial values. Skipping layers evenly or taking
+  the last ones is Sun et al. 2019, https://arxiv.org/abs/1908.09355, section 3, there
+  for which layers a student imitates.
+
+  Args:
+    num_target, num_source: numbers of layers.
+    layers: 'uniform', 'first' or 'last'.
+
+  >>> layer_map(3, 6), layer_map(5, 3)
+  ([0, 2, 5], [0, 0, 1, 1, 2])
+  >>> layer_map(2, 4, 'last'), layer_map(3, 2, 'last')
+  ([2, 3], [None, 0, 1])
+  """
+  _check(layers)
+  n, m = num_target, num_source
+  if layers == 'uniform':
+    if n > m:
+      return [i * m // n for i in range(n)]
+    return [round(i * (m - 1) / max(n - 1, 1)) for i in range(n)]
+  offset = m - n if layers == 'last' else 0
+  return [i + offset if 0 <= i + offset < m else None for i in range(n)]
+
+
+def starts(
+  target: Iterable[str], source: Iterable[str], layers: str = 'uniform'
+) -> tuple[dict[str, str | None], set[str]]:
+  """For each target path, the source path that it starts from.
+
+  Paths are the same but in lists that are longer on one side, which `layer_map`
+  matches; lists in lists too.
+
+  Args:
+    target, source: paths of leaves, words joined by '/'.
+    layers: 'uniform', 'first' or 'last'.
+
+  Returns:
+    `{target path: source path}`, None for leaves of a layer that starts from
+    nothing; a source path may be one that is not there. And the source paths that
+    are in layers from which nothing starts.
+
+  >>> starts(['b/0/w', 'b/1/w'], ['b/0/w', 'b/1/w', 'b/2/w'], 'last')
+  ({'b/0/w': 'b/1/w', 'b/1/w': 'b/2/w'}, {'b/0/w'})
+  """
+  _check(layers)
+  found, skipped = {}, set()
+
+  def walk(t, s, t_path, s_path):
+    if not t:  # a leaf
+      found['/'.join(t_path)] = None if s_path is None else '/'.join(s_path)
+      return
+    chosen = _children(t, s, layers)
+    for name, start in chosen.items():
+      begins = s_path is not None and start is not None
+      walk(
+        t[name],
+        s.get(start, {}),
+        (*t_path, name),
+        (*s_path, start) if begins else None,
+      )
+    if s_path is not None and _is_list(t) and _is_list(s):
+      for name in s.keys() - chosen.values():
+        skipped.update(_leaves(s[name], (*s_path, name)))
+
+  walk(_nested(target), _nested(source), (), ())
+  return found, skipped - set(found.values())
+
+
+def _check(layers):
+  if layers not in LAYERS:
+    raise ValueError(f'layers={layers!r}; choose one of {LAYERS}.')
+
+
+def _children(t, s, layers) -> dict[str, str | None]:
+  if not (_is_list(t) and _is_list(s)):
+    return {name: name for name in t}
+  numbers = layer_map(len(t), len(s), layers)
+  return {str(i): None if j is None else str(j) for i, j in enumerate(numbers)}
+
+
+def _is_list(node) -> bool:
+  return bool(node) and node.keys() == {str(i) for i in range(len(node))}
+
+
+def _nested(paths) -> dict:
+  """Paths as dicts in dicts; a leaf is an empty one."""
+  root = {}
+  for path in paths:
+    node = root
+    for word in path.split('/'):
+      node = node.setdefault(word, {})
+  return root
+
+
+def _leaves(node, path):
+  if not node:
+    yield '/'.join(path)
+  for name, child in node.items():
+    yield from _leaves(child, (*path, name))

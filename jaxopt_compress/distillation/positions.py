@@ -1,0 +1,73 @@
+"""Positions: the leading axes of logits [..., classes], and their weights.
+
+A position is an example, or a token of one. Its weight in a mask is 1 or 0, or any
+number; one that weighs 0 has no part in a sum or in a derivative.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+SumAndCount = tuple[jax.Array, jax.Array]
+
+
+def prepared(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Logits as losses use them: at least float32, and 0 where they weigh nothing.
+
+  A `where` on the loss alone would let NaN through in the derivative: 0 * NaN.
+
+  Args:
+    logits: [..., classes].
+    mask: [...], or None.
+  """
+  x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return x if mask is None else jnp.where((mask != 0)[..., None], x, 0.0)
+
+
+def total(loss: jax.Array, mask: jax.Array | None) -> SumAndCount:
+  """(weighted sum of `loss`, sum of weights): scalars of its dtype.
+
+  Args:
+    loss: [...].
+    mask: [...], weights; None: all 1.
+
+  >>> [float(x) for x in total(jnp.array([1., jnp.nan]), jnp.array([2., 0.]))]
+  [2.0, 2.0]
+  """
+  if mask is None:
+    return jnp.sum(loss), jnp.asarray(loss.size, loss.dtype)
+  weights = lax.stop_gradient(mask.astype(loss.dtype))
+  kept = jnp.where(weights != 0, loss, 0.0)
+  return jnp.sum(weights * kept), jnp.sum(weights)
+
+
+def check_pair(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  mask: jax.Array | None,
+) -> None:
+  """Raises where student and teacher do not speak of the same things."""
+  if student_logits.shape != teacher_logits.shape:
+    hint = 'Give both the same examples.'
+    if student_logits.shape[-1:] != teacher_logits.shape[-1:]:
+      hint = (
+        'They have different classes (vocabularies): entries of one mean nothing'
+        ' to the other. Cut both to what they share, or choose a teacher with the'
+        " student's classes."
+      )
+    raise ValueError(
+      f'Student logits have shape {student_logits.shape}, teacher logits'
+      f' {teacher_logits.shape}. {hint}'
+    )
+  check_mask(student_logits, mask)
+
+
+def check_mask(logits: jax.Array, mask: jax.Array | None) -> None:
+  """Raises where there are no logits, or the mask is not one of positions."""
+  if logits.ndim < 1 or not logits.size:
+    raise ValueError(f'Logits have shape {logits.shape}; nothing to compare.')
+  if mask is not None and mask.shape != logits.shape[:-1]:
+    raise ValueError(
+      f'The mask has shape {mask.shape}; {logits.shape[:-1]} is expected, a'
+      f' weight for each position of logits {logits.shape}. Broadcast it.'
+    )

@@ -1,0 +1,128 @@
+"""Distances and penalties, by hand."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import array
+from jaxopt_compress.distillation import losses
+from jaxopt_compress.distillation import matching
+from jaxopt_compress.distillation import penalties
+
+A = {'b': jnp.array([1.0, 2.0]), 'w': jnp.array([[0.0, 3.0, 0.0]])}
+B = {'b': jnp.array([1.0, 0.0]), 'w': jnp.array([[0.0, 3.0, 4.0]])}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Doubled(array.CompressedArray):
+  x: jax.Array
+
+  shape = property(lambda self: self.x.shape)
+  dtype = property(lambda self: self.x.dtype)
+
+  def materialize(self):
+    return 2 * self.x
+
+
+class MatchingTest(parameterized.TestCase):
+  def test_mean_over_all_entries(self):
+    self.assertEqual(float(matching.squared_distance(A, B)), (4 + 16) / 5)
+    self.assertEqual(float(matching.squared_distance(A, A)), 0.0)
+
+  def test_gradient(self):
+    grads = jax.grad(matching.squared_distance)(A, B)
+    np.testing.assert_allclose(grads['b'], [0, 2 * 2 / 5])
+    np.testing.assert_allclose(grads['w'], [[0, 0, -2 * 4 / 5]])
+
+  def test_bfloat16_is_summed_in_float32(self):
+    a = {'w': jnp.ones(1000, jnp.bfloat16)}
+    b = {'w': jnp.zeros(1000, jnp.bfloat16)}
+    got = matching.squared_distance(a, b)
+    self.assertEqual((float(got), got.dtype), (1.0, jnp.float32))
+
+  @parameterized.parameters(
+    ({'b': A['b']}, r"only the first has \['w'\] \(1"),
+    ({**A, 'x': A['b']}, r"only the second \['x'\]"),
+    ({**A, 'w': A['b']}, r'w: \(1, 3\) and \(2,\)'),
+  )
+  def test_layouts_that_differ(self, other, message):
+    with self.assertRaisesRegex(ValueError, message):
+      matching.squared_distance(A, other)
+
+  def test_nothing_to_compare(self):
+    with self.assertRaisesRegex(ValueError, 'no distance'):
+      matching.squared_distance({}, {})
+
+  def test_regularized_scalar(self):
+    loss = lambda params, x: jnp.sum(params['b'] * x)
+    got = matching.regularized(loss, penalties.l2, 0.1)(A, 2.0)
+    self.assertAlmostEqual(float(got), 6.0 + 0.1 * 14, places=5)
+
+  def test_regularized_sum_and_count_has_that_mean(self):
+    params = {'w': jnp.array([[1.0, -2.0]])}
+    labels = jnp.array([0, 1, 1])
+
+    def loss(params, x, mask):
+      return losses.cross_entropy(x @ params['w'], labels, mask)
+
+    x, mask = jnp.ones((3, 1)), jnp.array([1.0, 1.0, 0.0])
+    total, count = loss(params, x, mask)
+    got = matching.regularized(loss, penalties.l1, 0.5)(params, x, mask)
+    np.testing.assert_allclose(got[0] / got[1], total / count + 0.5 * 3)
+
+  def test_regularized_refuses_what_is_no_loss(self):
+    for bad in ((1.0, {'aux': 1}), jnp.ones(3), (1.0, 2.0, 3.0)):
+      f = matching.regularized(lambda p, bad=bad: bad, penalties.l1, 1.0)
+      with self.assertRaisesRegex(ValueError, 'scalar or scalars'):
+        f(A)
+
+
+class PenaltiesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (penalties.l1, 6.0),
+    (penalties.l2, 14.0),
+    (penalties.towards(B), 4.0),
+    (penalties.by_path([(r'w', penalties.l2), (r'.*', None)]), 9.0),
+    (penalties.by_path([(r'w', penalties.l2), (r'b', penalties.l1)]), 12.0),
+    (penalties.by_path([(r'.*', None)]), 0.0),
+  )
+  def test_values(self, penalty, expected):
+    self.assertEqual(float(penalty(A)), expected)
+
+  def test_group_lasso(self):
+    w = np.array([[3.0, 1.0], [4.0, 0.0]], np.float32)
+    for axis, expected in (
+      (-1, np.sqrt(2) * (5 + 1)),
+      (-2, np.sqrt(2) * (np.sqrt(10) + 4)),
+      ((-2, -1), 8.0),
+    ):
+      got = penalties.group_lasso(axis)({'w': jnp.asarray(w)})
+      np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+  def test_group_lasso_has_a_gradient_at_zero(self):
+    w = jnp.array([[3.0, 0.0], [4.0, 0.0]])
+    grads = jax.grad(penalties.group_lasso(-1))({'w': w})['w']
+    root = np.sqrt(2)
+    np.testing.assert_allclose(
+      grads, [[root * 0.6, 0], [root * 0.8, 0]], rtol=1e-6
+    )
+
+  def test_group_lasso_names_the_way_out(self):
+    with self.assertRaisesRegex(ValueError, 'penalties.by_path'):
+      penalties.group_lasso((-2, -1))(A | {'b': jnp.ones(2)})
+
+  def test_compressed_leaves_count_for_what_they_stand_for(self):
+    tree = {'w': Doubled(jnp.ones(3))}
+    self.assertEqual(float(penalties.l2(tree)), 12.0)
+    self.assertEqual(
+      float(matching.squared_distance(tree, {'w': jnp.zeros(3)})), 4.0
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
