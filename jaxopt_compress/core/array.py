@@ -67,14 +67,17 @@ class CompressedArray:
 
     A part of size one along `axis` is shared and stays whole. No for a leaf that
     packs or groups entries of `axis` in other numbers than `size`; `size` one
-    also asks whether the axis can go altogether, as `scan` and `vmap` make it.
+    also asks whether the axis can go altogether, as in the body of a `scan`.
+    By default, what the leaves inside say.
 
     Args:
       axis: counted from the end.
       size: entries in each piece.
     """
-    del axis, size
-    return True
+    inside = jax.tree.leaves(
+      self, is_leaf=lambda x: x is not self and is_compressed(x)
+    )
+    return all(x.can_cut(axis, size) for x in inside if is_compressed(x))
 
   def freeze(self):
     """What is stored of this leaf when training is over; itself by default."""

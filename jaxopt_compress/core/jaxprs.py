@@ -28,7 +28,6 @@ import jax.numpy as jnp
 from jaxopt_compress.core import array
 from jaxopt_compress.core import sharding
 
-
 # Why a leaf is dense in an operation that another leaf ran natively.
 TAKEN = 'another compressed leaf took the operation'
 

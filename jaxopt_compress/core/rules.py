@@ -86,13 +86,15 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
 
   Raises:
     ValueError: a leaf that no rule covers, a rule that matches nothing (or only
-      what earlier rules took), or a pattern that is no regular expression.
+      what earlier rules took), a pattern that is no regular expression, or two
+      leaves of one name.
 
   >>> match([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
   {'a/bias': None, 'a/kernel': 8}
   """
   compiled = _compile(rules)
   paths = [path for path, _ in named_leaves(tree)]
+  _check_distinct(paths)
   values, hits = {}, [0] * len(compiled)
   uncovered = []
   for path in paths:
@@ -124,6 +126,15 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
       f' Paths: {_listed(paths, 20)}.'
     )
   return values
+
+
+def _check_distinct(paths):
+  if len(set(paths)) < len(paths):
+    twice = next(p for i, p in enumerate(paths) if p in paths[:i])
+    raise ValueError(
+      f'Two leaves are named {twice!r}: keys that hold "/" meet nested ones.'
+      ' Rename one of them.'
+    )
 
 
 def _compile(rules):

@@ -49,10 +49,6 @@ class FakeQuant(array.CompressedArray):
   def materialize(self):
     return _as_trained(array.materialize(self.value), self.frozen)
 
-  def can_cut(self, axis, size):
-    leaves = [x for x in (self.value, self.frozen) if array.is_compressed(x)]
-    return all(x.can_cut(axis, size) for x in leaves)
-
   def freeze(self):
     return self.frozen
 

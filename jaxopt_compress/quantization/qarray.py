@@ -104,9 +104,6 @@ class QDotArray(array.CompressedArray):
   def materialize(self):
     return self.weight.materialize()
 
-  def can_cut(self, axis, size):
-    return self.weight.can_cut(axis, size)
-
   def describe(self):
     return f'{self.weight.describe()}, {self.act} activations'
 

@@ -1,0 +1,119 @@
+"""The noun: shape, meaning and bytes of leaves."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Times(array.CompressedArray):
+  """Stands for value * factor."""
+
+  value: jax.Array
+  factor: jax.Array
+
+  shape = property(lambda self: self.value.shape)
+  dtype = property(lambda self: self.value.dtype)
+
+  def materialize(self):
+    return array.materialize(self.value) * self.factor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs(array.CompressedArray):
+  """Stands for `value`, whose last axis comes in pairs."""
+
+  value: jax.Array
+
+  shape = property(lambda self: self.value.shape)
+  dtype = property(lambda self: self.value.dtype)
+
+  def materialize(self):
+    return self.value
+
+  def can_cut(self, axis, size):
+    return axis != -1 or size % 2 == 0
+
+
+def _struct(*shape, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+class ArrayTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((), 0, 1), ((3,), 1, 3), ((2, 3, 4), 3, 24), ((2, 0), 2, 0)
+  )
+  def test_ndim_and_size(self, shape, ndim, size):
+    leaf = Times(jnp.ones(shape), jnp.ones(()))
+    self.assertEqual((leaf.ndim, leaf.size), (ndim, size))
+    self.assertEqual(array.abstract(leaf), _struct(*shape))
+
+  def test_a_leaf_type_is_final(self):
+    with self.assertRaisesRegex(TypeError, 'Twice derives from a concrete'):
+
+      class Twice(Times):
+        pass
+
+  def test_materialize_replaces_leaves_only(self):
+    bias = jnp.ones(2)
+    leaf = Times(jnp.arange(4.0), jnp.float32(3))
+    nested = Times(leaf, jnp.float32(2))
+    out = array.materialize({'w': leaf, 'n': (nested, 'relu', None), 'b': bias})
+    np.testing.assert_array_equal(out['w'], [0, 3, 6, 9])
+    np.testing.assert_array_equal(out['n'][0], [0, 6, 12, 18])
+    self.assertEqual(out['n'][1:], ('relu', None))
+    self.assertIs(out['b'], bias)
+
+  @parameterized.named_parameters(
+    dict(testcase_name='f32', x=_struct(3, 4), expected=48),
+    dict(testcase_name='bf16', x=_struct(5, dtype=jnp.bfloat16), expected=10),
+    dict(testcase_name='bool', x=_struct(5, dtype=jnp.bool_), expected=5),
+    dict(testcase_name='scalar', x=_struct(), expected=4),
+    dict(testcase_name='empty', x=_struct(0, 7), expected=0),
+    dict(testcase_name='tree', x={'a': [_struct(2), 'name', 3]}, expected=8),
+    dict(
+      testcase_name='leaf',
+      x=Times(_struct(6, dtype=jnp.int8), _struct(1)),
+      expected=10,
+    ),
+    dict(
+      testcase_name='leaf in a leaf',
+      x=Times(Times(_struct(6, dtype=jnp.int8), _struct(1)), _struct(1)),
+      expected=14,
+    ),
+  )
+  def test_nbytes(self, x, expected):
+    self.assertEqual(array.nbytes(x), expected)
+
+  def test_nbytes_of_numpy_and_keys(self):
+    self.assertEqual(array.nbytes(np.zeros(3, np.float64)), 24)
+    keys = jax.random.split(jax.random.key(0), 3)
+    self.assertEqual(array.nbytes(keys), 3 * 8)
+
+  def test_is_compressed(self):
+    leaf = Times(jnp.ones(2), jnp.ones(()))
+    self.assertTrue(array.is_compressed(leaf))
+    for x in (jnp.ones(2), None, 1.0, Times):
+      self.assertFalse(array.is_compressed(x))
+
+  def test_freeze_and_describe_by_default(self):
+    leaf = Times(jnp.ones(2), jnp.ones(()))
+    self.assertIs(leaf.freeze(), leaf)
+    self.assertEqual(leaf.describe(), 'Times')
+
+  @parameterized.parameters((-2, 1, True), (-1, 2, True), (-1, 3, False))
+  def test_can_cut_asks_the_leaf_inside(self, axis, size, expected):
+    leaf = Times(Times(Pairs(jnp.ones((2, 6))), jnp.ones(())), jnp.ones(()))
+    self.assertEqual(leaf.can_cut(axis, size), expected)
+
+
+if __name__ == '__main__':
+  absltest.main()
