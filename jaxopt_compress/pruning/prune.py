@@ -60,7 +60,8 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
       covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted and which are stacked. Without it, 'n_m' and 'neurons' follow
-      Flax's convention, and 'unstructured' takes each leaf for one layer.
+      Flax's convention, and 'unstructured' takes each leaf for one layer; so it does
+      with leaves that are in no product, such as biases.
 
   Returns:
     A `Compression`; `apply` gives `Masked` leaves, and `jc.freeze` of those plain
@@ -198,11 +199,12 @@ def _score(path, x, spec):
 
 
 def _axes(path, x, spec, uses) -> uses_lib.Axes:
-  if spec.kind == 'unstructured':
-    # Any leaf can be pruned weight by weight, in a product or not.
-    in_product = uses and any(u.contracted for u in uses.get(path, ()))
-    if not in_product:
-      return uses_lib.Axes((), (), tuple(range(-x.ndim, 0)))
+  # Any leaf can be pruned weight by weight, in a product or not.
+  elementwise = uses is None or (
+    path in uses and not any(u.contracted for u in uses[path])
+  )
+  if spec.kind == 'unstructured' and elementwise:
+    return uses_lib.Axes((), (), tuple(range(-x.ndim, 0)))
   axes = uses_lib.axes(path, x, uses)
   if spec.kind == 'neurons' and not axes.free:
     raise ValueError(

@@ -250,6 +250,12 @@ class PruneTest(parameterized.TestCase):
     got = prune.magnitude_prune(params, rules, uses)
     self.assertEqual(got['bias'].mask.sum(), 8)
 
+  def test_uses_of_another_tree_are_refused(self):
+    uses = uses_lib.uses(mlp)(make_params(), jnp.ones((2, 8)))
+    for spec in (Sparsity(0.5), Sparsity(kind='n_m', n=2, m=4)):
+      with self.assertRaisesRegex(ValueError, 'uses has no entry for w'):
+        prune.magnitude_prune({'w': jnp.ones((4, 4))}, [(r'w', spec)], uses)
+
   def test_what_is_compressed_already_is_ranked_by_its_meaning(self):
     params = {'w': jnp.array([3.0, 1.0, 2.0, 4.0])}
     once = prune.magnitude_prune(params, [(r'w', Sparsity(0.25))])
