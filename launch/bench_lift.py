@@ -9,6 +9,7 @@ Prints, for a 24-block transformer with int8 weights,
 - whether `lift` of a function of plain arrays compiles to the same cost.
 """
 
+import gc
 import statistics
 import time
 
@@ -21,7 +22,7 @@ import jaxopt_compress as jc
 from jaxopt_compress import models
 
 _BLOCKS = flags.DEFINE_integer('blocks', 24, 'Transformer blocks.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, interleaved.')
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Runs of each, interleaved.')
 
 
 def _decoder(scan, width=128):
@@ -49,9 +50,10 @@ def _quantized(model, tokens):
 
 
 def _seconds(f, *args):
-  start = time.perf_counter()
+  gc.collect()
+  start = time.process_time()  # tracing is one thread; others may be busy
   jax.jit(lambda *args: f(*args)).trace(*args)
-  return time.perf_counter() - start
+  return time.process_time() - start
 
 
 def _ratio(numerator, denominator):

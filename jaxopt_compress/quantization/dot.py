@@ -85,19 +85,16 @@ def _register_integer(primitive, product):
 # ------------------------------------------------------------------------ dot
 
 
-def _in_result(x, side, dimension_numbers, other_ndim):
-  """Lays out a per-operand factor, 1 on contracted axes, like the result."""
+def _scaled(y, factor, side, dimension_numbers):
+  """`y`, the result, times a factor of one operand, 1 on contracted axes."""
   contracting, batch = dimension_numbers
-  free = [i for i in range(x.ndim) if i not in contracting[side] + batch[side]]
-  n_other = other_ndim - len(contracting[1 - side]) - len(batch[1 - side])
-  order = (*batch[side], *free, *contracting[side])
-  shape = [x.shape[i] for i in batch[side]]
-  if side == 1:
-    shape += [1] * n_other
-  shape += [x.shape[i] for i in free]
-  if side == 0:
-    shape += [1] * n_other
-  return lax.transpose(x, order).reshape(shape)
+  held = contracting[side] + batch[side]
+  free = [i for i in range(factor.ndim) if i not in held]
+  first = y.ndim - len(free) if side else len(batch[side])
+  places = [*range(len(batch[side])), *range(first, first + len(free))]
+  factor = lax.transpose(factor, (*batch[side], *free, *contracting[side]))
+  factor = lax.squeeze(factor, range(len(places), factor.ndim))
+  return lax.mul(y, lax.broadcast_in_dim(factor, y.shape, places))
 
 
 def _as_tuples(dimension_numbers):
@@ -127,9 +124,10 @@ def dot_weight_only(
   if not _shared_along(q, numbers[0][side]):
     return dot(q.materialize(), preferred_element_type)
   sums = jnp.promote_types(out_dtype, jnp.float32)
-  y = dot(q.codes.astype(x.dtype), sums)
-  y = y * _in_result(q.scale.astype(sums), side, numbers, x.ndim)
-  return y.astype(out_dtype)
+  y = dot(lax.convert_element_type(q.codes, x.dtype), sums)
+  scale = lax.convert_element_type(q.scale, sums)
+  y = _scaled(y, scale, side, numbers)
+  return lax.convert_element_type(y, out_dtype)
 
 
 def _result_dtype(preferred, x, q):
@@ -165,8 +163,8 @@ def _dot_integer(
     preferred_element_type=jnp.dtype(jnp.int32),
     **params,
   )
-  y = y.astype(jnp.float32) * _in_result(x_scale, 1 - side, numbers, q.ndim)
-  y = y * _in_result(q.scale.astype(jnp.float32), side, numbers, x.ndim)
+  y = _scaled(y.astype(jnp.float32), x_scale, 1 - side, numbers)
+  y = _scaled(y, q.scale.astype(jnp.float32), side, numbers)
   return y.astype(_result_dtype(preferred_element_type, x, q))
 
 
