@@ -6,6 +6,10 @@ qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
 y = jax.jit(jc.lift(apply))(qparams, x)
 """
 
+from jaxopt_compress import distillation as distillation
+from jaxopt_compress import parallel as parallel
+from jaxopt_compress import pruning as pruning
+from jaxopt_compress import quantization as quantization
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
 from jaxopt_compress.core.array import is_compressed as is_compressed
 from jaxopt_compress.core.array import materialize as materialize
@@ -26,6 +30,9 @@ from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
 from jaxopt_compress.core.sharding import device_put as device_put
 from jaxopt_compress.core.uses import uses as uses
+from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
+from jaxopt_compress.pruning.prune import prune as prune
+from jaxopt_compress.pruning.prune import Sparsity as Sparsity
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
 from jaxopt_compress.quantization import QArray as QArray
 from jaxopt_compress.quantization import QDotArray as QDotArray
