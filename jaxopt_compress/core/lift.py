@@ -23,6 +23,7 @@ import numpy as np
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import structural  # noqa: F401  (its rules)
 
 Dense = jaxprs.Dense
 Met = jaxprs.Met

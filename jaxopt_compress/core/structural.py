@@ -1,0 +1,314 @@
+"""How each structural primitive of JAX is rebuilt around a compressed leaf.
+
+A structural equation has a body: jit, remat, scan, cond, while, custom_jvp,
+custom_vjp, shard_map. Its rule binds the same primitive again, through JAX's public
+function, around an evaluation of the body in which the leaf is still compressed.
+A few first-order primitives that mean nothing to a leaf's value are here as well.
+
+This is the only file that knows the parameters of these primitives; they change
+between releases of JAX. A primitive that is not here gets dense arrays.
+"""
+
+import jax
+from jax import lax
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import sharding
+
+
+def _drop(ctx, eqn, operand, reason):
+  """Materialises one operand of a structural equation, on the record."""
+  x, name = operand
+  if not array.is_compressed(x):
+    return operand
+  ctx.note(eqn, name, False, reason)
+  return x.materialize(), None
+
+
+def _inner(ctx, jaxpr, names):
+  """A function of values that evaluates `jaxpr` and returns dense results."""
+  jaxpr, consts = _open(jaxpr)
+
+  def run(*args):
+    outs = jaxprs.run(ctx, jaxpr, consts, args, names)
+    return jaxprs.materialized([x for x, _ in outs])
+
+  return run
+
+
+def _unzip(operands):
+  return [x for x, _ in operands], [name for _, name in operands]
+
+
+def _open(jaxpr):
+  """The equations and the constants of a jaxpr, closed or not."""
+  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+
+
+def _jit(ctx, eqn, operands):
+  closed = eqn.params['jaxpr']
+  args, names = _unzip(operands)
+  if ctx.inline:
+    return jaxprs.run(ctx, closed.jaxpr, closed.consts, args, names)
+  # One jitted function for each shared body, so that JAX's own cache sees the
+  # second call of the same block as it would without us.
+  if id(closed) not in ctx.jits:
+
+    def run(*args):
+      outs = jaxprs.run(
+        ctx, closed.jaxpr, closed.consts, args, [None] * len(args)
+      )
+      return [x for x, _ in outs]
+
+    run.__name__ = run.__qualname__ = eqn.params.get('name', 'jit')
+    inline = eqn.params.get('inline', False)
+    ctx.jits[id(closed)] = closed, jax.jit(run, inline=inline)
+  outs = ctx.jits[id(closed)][1](*args)
+  return [(x, None) for x in outs]
+
+
+def _call(ctx, eqn, operands):
+  closed = eqn.params.get('call_jaxpr', eqn.params.get('jaxpr'))
+  if closed is None:
+    return NotImplemented
+  jaxpr, consts = _open(closed)
+  args, names = _unzip(operands)
+  return jaxprs.run(ctx, jaxpr, consts, args, names)
+
+
+def _remat(ctx, eqn, operands):
+  args, names = _unzip(operands)
+  run = jax.checkpoint(
+    _inner(ctx, eqn.params['jaxpr'], names),
+    prevent_cse=eqn.params['prevent_cse'],
+    policy=eqn.params['policy'],
+  )
+  return [(x, None) for x in run(*args)]
+
+
+def _scan(ctx, eqn, operands):
+  p = eqn.params
+  closed, (n_consts, n_carry) = p['jaxpr'], _scan_counts(p)
+  jaxpr = closed.jaxpr
+  consts, carry, xs = _split(operands, n_consts, n_carry)
+  kept = [
+    jaxprs.is_var(out) and out is jaxpr.invars[n_consts + i]
+    for i, out in enumerate(jaxpr.outvars[:n_carry])
+  ]
+  carry = [
+    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
+    for c, keep in zip(carry, kept, strict=True)
+  ]
+  xs = [
+    x
+    if _sliceable(x[0], p['length'])
+    else _drop(ctx, eqn, x, 'not all its parts have the scanned axis')
+    for x in xs
+  ]
+  args, names = _unzip(consts + carry + xs)
+  if not any(map(array.is_compressed, args)):
+    return [(x, None) for x in jaxprs.run_dense(eqn, args)]
+  run = _inner(ctx, closed, names)
+  init, rebuild = _loop_state(args[n_consts : n_consts + n_carry])
+
+  def body(state, xs):
+    outs = run(*args[:n_consts], *rebuild(state), *xs)
+    return _loop_state(outs[:n_carry], init)[0], outs[n_carry:]
+
+  state, ys = lax.scan(
+    body,
+    init,
+    args[n_consts + n_carry :],
+    length=p['length'],
+    reverse=p['reverse'],
+    unroll=p['unroll'],
+  )
+  last = zip(rebuild(state), names[n_consts : n_consts + n_carry], strict=True)
+  return [*last, *((y, None) for y in ys)]
+
+
+def _scan_counts(params):
+  """How many constants and carried values a scan has."""
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  consts, carry, _ = params['ft_in'].unpack()  # from jax 0.11 on
+  return len(consts), len(carry)
+
+
+def _while(ctx, eqn, operands):
+  p = eqn.params
+  cond, body = p['cond_jaxpr'], p['body_jaxpr']
+  cond_consts, body_consts, carry = _split(
+    operands, p['cond_nconsts'], p['body_nconsts']
+  )
+  n = p['body_nconsts']
+  kept = [
+    jaxprs.is_var(out) and out is body.jaxpr.invars[n + i]
+    for i, out in enumerate(body.jaxpr.outvars)
+  ]
+  carry = [
+    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
+    for c, keep in zip(carry, kept, strict=True)
+  ]
+  all_operands = cond_consts + body_consts + carry
+  if not any(array.is_compressed(x) for x, _ in all_operands):
+    return [
+      (x, None) for x in jaxprs.run_dense(eqn, [x for x, _ in all_operands])
+    ]
+  cond_args, cond_names = _unzip(cond_consts)
+  body_args, body_names = _unzip(body_consts)
+  carry_args, carry_names = _unzip(carry)
+  test = _inner(ctx, cond, cond_names + carry_names)
+  step = _inner(ctx, body, body_names + carry_names)
+  init, rebuild = _loop_state(carry_args)
+  state = lax.while_loop(
+    lambda state: test(*cond_args, *rebuild(state))[0],
+    lambda state: _loop_state(step(*body_args, *rebuild(state)), init)[0],
+    init,
+  )
+  return list(zip(rebuild(state), carry_names, strict=True))
+
+
+def _split(operands, n_first, n_second):
+  operands = list(operands)
+  cut = n_first + n_second
+  return operands[:n_first], operands[n_first:cut], operands[cut:]
+
+
+def _loop_state(values, like=None):
+  """Takes compressed (so unchanging) leaves out of a loop's carry.
+
+  Returns the carry, a dict of the others by position, and the function that
+  puts the leaves back. With `like`, keeps the positions that `like` has.
+  """
+  positions = (
+    [i for i, x in enumerate(values) if not array.is_compressed(x)]
+    if like is None
+    else list(like)
+  )
+  state = {i: values[i] for i in positions}
+  return state, lambda state: [state.get(i, x) for i, x in enumerate(values)]
+
+
+def _sliceable(x, length) -> bool:
+  if not array.is_compressed(x):
+    return True
+  stacked = all(c.shape[:1] == (length,) for c in array.children(x))
+  return stacked and x.can_cut(-x.ndim, 1)
+
+
+def _cond(ctx, eqn, operands):
+  index, *rest = operands
+  args, names = _unzip(rest)
+  branches = [_inner(ctx, b, names) for b in eqn.params['branches']]
+  (index, _) = _drop(ctx, eqn, index, 'it chooses the branch')
+  platforms = eqn.params.get('branches_platforms')
+  if platforms is not None:  # of lax.platform_dependent; None is its default
+    pairs = list(zip(platforms, branches, strict=True))
+    by_name = {name: f for names, f in pairs for name in names or ['default']}
+    return [(x, None) for x in lax.platform_dependent(*args, **by_name)]
+  return [(x, None) for x in lax.switch(index, branches, *args)]
+
+
+def _custom_jvp(ctx, eqn, operands):
+  args, names = _unzip(operands)
+  closed = eqn.params['call_jaxpr']
+  run = jax.custom_jvp(_inner(ctx, closed, names))
+
+  @run.defjvp
+  def _(primals, tangents):
+    dense = lambda *xs: jaxprs.run_dense(eqn, jaxprs.materialized(xs))
+    return run(*primals), jax.jvp(dense, primals, tangents)[1]
+
+  return [(x, None) for x in run(*args)]
+
+
+def _custom_vjp(ctx, eqn, operands):
+  args, names = _unzip(operands)
+  closed = eqn.params['call_jaxpr']
+  run = jax.custom_vjp(_inner(ctx, closed, names))
+  dense = lambda *xs: jaxprs.run_dense(eqn, jaxprs.materialized(xs))
+  run.defvjp(
+    lambda *xs: (run(*xs), jax.vjp(dense, *xs)[1]),
+    lambda pullback, cotangents: pullback(cotangents),
+  )
+  return [(x, None) for x in run(*args)]
+
+
+def _shard_map(ctx, eqn, operands):
+  p = eqn.params
+  if not {'mesh', 'in_specs', 'out_specs', 'jaxpr'} <= set(p):
+    return NotImplemented
+  placed, specs = [], []
+  for (x, name), spec, v in zip(
+    operands, p['in_specs'], p['jaxpr'].invars, strict=True
+  ):
+    if array.is_compressed(x):
+      leaf_spec = sharding.leaf_specs(x, spec, p['mesh'], v.aval.shape)
+      if leaf_spec is None:
+        reason = f'its parts cannot be cut as {spec} cuts the array'
+        x, name = _drop(ctx, eqn, (x, name), reason)
+      else:
+        spec = leaf_spec
+    placed.append((x, name))
+    specs.append(spec)
+  args, names = _unzip(placed)
+  kwargs = {}
+  if 'newly_manual_axes' in p:
+    kwargs['axis_names'] = set(p['newly_manual_axes'])
+  run = jax.shard_map(
+    _inner(ctx, p['jaxpr'], names),
+    mesh=p['mesh'],
+    in_specs=tuple(specs),
+    out_specs=list(p['out_specs']),
+    check_vma=p.get('check_vma', True),
+    **kwargs,
+  )
+  return [(x, None) for x in run(*args)]
+
+
+def _pvary(ctx, eqn, operands):
+  axes = tuple(eqn.params['axes'])
+  vary = lambda part: lax.pcast(part, axes, to='varying')
+  return [(jax.tree.map(vary, x), name) for x, name in operands]
+
+
+def _unchanged(ctx, eqn, operands):
+  # `sharding_constraint` is a hint to the partitioner: the parts of a leaf have
+  # shardings of their own.
+  return operands
+
+
+def _stop_gradient(ctx, eqn, operands):
+  return [(jax.tree.map(lax.stop_gradient, x), name) for x, name in operands]
+
+
+def _barrier(ctx, eqn, operands):
+  values, names = _unzip(operands)
+  return list(zip(lax.optimization_barrier(values), names, strict=True))
+
+
+jaxprs.STRUCTURAL.update(
+  {
+    'pvary': _pvary,
+    'sharding_constraint': _unchanged,
+    'copy': _unchanged,
+    'copy_p': _unchanged,
+    'stop_gradient': _stop_gradient,
+    'optimization_barrier': _barrier,
+    'jit': _jit,
+    'pjit': _jit,
+    'closed_call': _call,
+    'core_call': _call,
+    'checkpoint': _remat,
+    'remat': _remat,
+    'remat2': _remat,
+    'scan': _scan,
+    'while': _while,
+    'cond': _cond,
+    'custom_jvp_call': _custom_jvp,
+    'custom_vjp_call': _custom_vjp,
+    'shard_map': _shard_map,
+  }
+)
