@@ -1,6 +1,7 @@
 """Whole or absent, of this config or refused."""
 
 import dataclasses
+import gc
 import os
 import pathlib
 import shutil
@@ -15,6 +16,11 @@ import pytest
 from jaxopt_compress.core import array
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import checkpoint
+
+# A read that Orbax gives up leaves coroutines that complain when collected.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 
 CONFIG = {'seed': 0, 'model.widths': (8, 16)}
 
@@ -70,6 +76,8 @@ class CheckpointsTest(parameterized.TestCase):
   @pytest.fixture(autouse=True)
   def _tmp(self, tmp_path):
     self.dir = tmp_path / 'checkpoints'
+    yield
+    gc.collect()  # now, where the mark above is in force
 
   def _saved(self, steps=(10, 20), config=CONFIG):
     with checkpoint.Checkpoints(self.dir, config=config) as saver:

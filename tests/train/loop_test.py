@@ -1,5 +1,6 @@
 """Kill it anywhere, run it again: the same bits."""
 
+import gc
 import json
 import os
 import pathlib
@@ -19,6 +20,12 @@ from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import metrics
 from jaxopt_compress.train import preemption
+
+# Runs that died leave files and event loops open, which is no mistake here.
+pytestmark = [
+  pytest.mark.filterwarnings(f'ignore::{name}')
+  for name in ('pytest.PytestUnraisableExceptionWarning', 'ResourceWarning')
+]
 
 QUANTIZE = ((r'.*/kernel', 'W8A8'), (r'.*', None))
 
@@ -75,6 +82,7 @@ class LoopTest(parameterized.TestCase):
     yield
     jax.config.update('jax_compilation_cache_dir', None)
     compilation_cache.reset_cache()
+    gc.collect()  # now, where the mark above is in force
 
   def _unbroken(self):
     """The bits of a run without a break, made once."""
