@@ -263,8 +263,6 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
     return lift.Dense('a gather of something other than whole rows')
   if (q.packed or q.grouped) and q.axis % q.ndim in picked:
     return lift.Dense('codes are packed or grouped along the gathered axis')
-  if not picked <= set(dimension_numbers.collapsed_slice_dims):
-    return lift.Dense('a gather that keeps the gathered axis')
   fill = params.pop('fill_value')
   if fill is not None and fill == fill:
     return lift.Dense(f'a gather that fills with {fill}')
@@ -280,7 +278,8 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
     )
 
   offsets = dimension_numbers.offset_dims
-  kept = [i for i in range(q.ndim) if i not in picked]
+  collapsed = dimension_numbers.collapsed_slice_dims
+  kept = [i for i in range(q.ndim) if i not in collapsed]
   out = rows(q.qvalue)
   axis = -1
   if q.axis % q.ndim in kept:

@@ -1,0 +1,256 @@
+"""Moves keep what a leaf stands for, or decline; they are never wrong."""
+
+import random
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.core import lift
+from jaxopt_compress.quantization import moves
+from jaxopt_compress.quantization import qarray
+
+
+def numpy_leaf(rng, shape, format, shared, axis, group):
+  """A QArray of numpy parts with random codes and scales: nothing compiles."""
+  codes, scale = (
+    list(shape),
+    [1 if i - len(shape) in shared else n for i, n in enumerate(shape)],
+  )
+  odd = False
+  if group:
+    scale[axis] = -(-shape[axis] // group)
+  if format == 'int4':
+    codes[axis], odd = -(-shape[axis] // 2), bool(shape[axis] % 2)
+    qvalue = rng.integers(0, 256, codes).astype(np.uint8)
+  else:
+    qvalue = rng.integers(-128, 128, codes).astype(np.int8)
+  scale = rng.normal(size=scale).astype(np.float32)
+  return qarray.QArray(
+    qvalue, scale, format, axis, group, odd, jnp.dtype(jnp.float32)
+  )
+
+
+def meaning(q):
+  """materialize, in numpy."""
+  codes, scale, axis = q.qvalue, q.scale, q.qvalue.ndim + q.axis
+  if q.format == 'int4':
+    nibbles = np.stack([codes & 15, codes >> 4], axis + 1)
+    shape = (*codes.shape[:axis], -1, *codes.shape[axis + 1 :])
+    codes = nibbles.reshape(shape).astype(np.int8) - 8
+    codes = codes.take(range(codes.shape[axis] - q.odd), axis)
+  if q.group and scale.shape[axis] > 1:
+    scale = scale.repeat(q.group, axis).take(range(codes.shape[axis]), axis)
+  return codes * scale
+
+
+def _a_shape_of_size(draw, n):
+  shape = []
+  while n > 1 and draw.random() < 0.8:
+    d = draw.choice([d for d in range(1, n + 1) if n % d == 0])
+    shape.append(d)
+    n //= d
+  shape.append(n)
+  if draw.random() < 0.3:
+    shape.insert(draw.randrange(len(shape) + 1), 1)
+  return tuple(shape)
+
+
+def _a_leaf(draw, rng):
+  shape = tuple(
+    draw.choice([1, 2, 3, 4, 6, 8]) for _ in range(draw.randint(1, 4))
+  )
+  axis = -draw.randint(1, len(shape))
+  shared = {a for a in range(-len(shape), 0) if draw.random() < 0.5}
+  group = draw.choice([0, 0, 1, 2, 3, 4, 128])
+  format = draw.choice(['int8', 'int4'])
+  return numpy_leaf(rng, shape, format, shared | {axis}, axis, group)
+
+
+class ReshapeTest(parameterized.TestCase):
+  @parameterized.parameters(*range(4))
+  def test_a_thousand_chains_of_reshapes(self, seed):
+    draw, rng = random.Random(seed), np.random.default_rng(seed)
+    native = declined = 0
+    for _ in range(1000):
+      q = _a_leaf(draw, rng)
+      want = meaning(q)
+      for _ in range(3):
+        shape = _a_shape_of_size(draw, want.size)
+        told = f'{q.describe()} {q.shape} axis {q.axis} to {shape}'
+        q = moves.reshape(q, shape)
+        if isinstance(q, lift.Dense):
+          declined += 1
+          break
+        native += 1
+        want = want.reshape(shape)
+        self.assertEqual(q.shape, shape, told)
+        np.testing.assert_array_equal(meaning(q), want, told)
+    self.assertGreater(native, 1000)
+    self.assertGreater(declined, 200)
+
+  @parameterized.named_parameters(
+    # What models do must stay native.
+    dict(
+      testcase_name='heads of a projection',
+      shape=(8, 6),
+      group=4,
+      axis=-2,
+      to=(8, 2, 3),
+    ),
+    dict(
+      testcase_name='heads out merged',
+      shape=(2, 8, 6),
+      group=4,
+      axis=-2,
+      to=(16, 6),
+    ),
+    dict(
+      testcase_name='heads out, one group a head',
+      shape=(2, 8, 6),
+      group=128,
+      axis=-2,
+      to=(16, 6),
+    ),
+    dict(
+      testcase_name='contracted axis split',
+      shape=(8, 6),
+      group=4,
+      axis=-2,
+      to=(2, 4, 6),
+    ),
+    dict(
+      testcase_name='fused qkv', shape=(8, 18), group=4, axis=-2, to=(8, 3, 6)
+    ),
+    dict(
+      testcase_name='a stack of one',
+      shape=(8, 6),
+      group=4,
+      axis=-2,
+      to=(1, 8, 6),
+    ),
+  )
+  def test_native(self, shape, group, axis, to):
+    rng = np.random.default_rng(0)
+    for format in ('int8', 'int4'):
+      q = numpy_leaf(rng, shape, format, {axis}, axis, group)
+      out = moves.reshape(q, to)
+      self.assertIsInstance(out, qarray.QArray)
+      np.testing.assert_array_equal(meaning(out), meaning(q).reshape(to))
+
+  @parameterized.named_parameters(
+    dict(testcase_name='cuts a group', shape=(8, 6), group=4, to=(4, 2, 6)),
+    dict(
+      testcase_name='cuts a ragged group', shape=(6, 6), group=4, to=(2, 3, 6)
+    ),
+    dict(
+      testcase_name='merges ragged groups', shape=(2, 6, 6), group=4, to=(12, 6)
+    ),
+    dict(
+      testcase_name='mixes the grouped axis', shape=(8, 6), group=4, to=(48,)
+    ),
+    dict(testcase_name='to a scalar', shape=(1, 1), group=0, to=()),
+  )
+  def test_declined(self, shape, group, to):
+    q = numpy_leaf(np.random.default_rng(0), shape, 'int8', {-2}, -2, group)
+    self.assertIsInstance(moves.reshape(q, to), lift.Dense)
+
+  def test_blocks(self):
+    blocks = lambda a, b: moves.common_blocks(a, b)
+    self.assertEqual(blocks((4, 6), (4, 6)), [([0], [0]), ([1], [1])])
+    self.assertEqual(blocks((24,), (2, 3, 4)), [([0], [0, 1, 2])])
+    self.assertEqual(blocks((1, 1), ()), [([0], []), ([1], [])])
+    self.assertEqual(blocks((2, 1, 3), (6,)), [([0, 1, 2], [0])])
+
+
+def _sharing(*axes, format='int8', group=0, shape=(4, 6, 8)):
+  w = jax.random.normal(jax.random.key(0), shape)
+  return qarray.quantize_array(w, format, axes, axis=axes[0], group=group)
+
+
+LEAVES = {
+  'channel': _sharing(-2),
+  'int4': _sharing(-2, format='int4'),
+  'int4 last': _sharing(-1, format='int4'),
+  'groups': _sharing(-2, format='int4', group=2),
+  'ragged': _sharing(-1, group=3),
+  'tensor': _sharing(-2, -1),
+  'odd': _sharing(-2, format='int4', shape=(4, 5, 8)),
+}
+LEAVES['dot'] = qarray.QDotArray(LEAVES['groups'])
+# Each: the function, and the leaves for which it stays native.
+ALL = set(LEAVES)
+MOVES = {
+  'transpose': (lambda w, i: w.T, ALL),
+  'swap': (lambda w, i: jnp.swapaxes(w, 0, 1), ALL),
+  'to bf16': (lambda w, i: w.astype(jnp.bfloat16), ALL),
+  'to float8': (lambda w, i: w.astype(jnp.float8_e4m3fn), set()),
+  'to int': (lambda w, i: w.astype(jnp.int32), set()),
+  'first': (lambda w, i: w[0], ALL),
+  'static slice': (lambda w, i: w[1:3], ALL),
+  'stride': (lambda w, i: w[1::2], ALL),
+  'all, strided': (lambda w, i: w[::2], ALL),
+  'columns': (lambda w, i: w[:, :, 2:5], ALL - {'int4 last', 'ragged'}),
+  'rows': (
+    lambda w, i: w[:, 1:3],
+    {'channel', 'tensor', 'int4 last', 'ragged'},
+  ),
+  'traced index': (lambda w, i: w[i], ALL),
+  'traced slice': (lambda w, i: lax.dynamic_slice_in_dim(w, i, 2), ALL),
+  'beyond the end': (lambda w, i: lax.dynamic_slice_in_dim(w, i + 9, 2), ALL),
+  'expand': (lambda w, i: w[:, None], ALL),
+  'squeeze': (lambda w, i: w[:1].squeeze(0), ALL),
+  'split': (
+    lambda w, i: jnp.split(w, [1, 3], axis=2),
+    ALL - {'int4 last', 'ragged'},
+  ),
+  'broadcast': (lambda w, i: jnp.broadcast_to(w, (2, *w.shape)), set()),
+  'empty': (lambda w, i: w[:0], set()),
+  'chain': (
+    lambda w, i: w[1:].T.reshape(8, -1, 3)[:, None, :, i],
+    ALL,
+  ),
+}
+
+
+class MovesTest(parameterized.TestCase):
+  @parameterized.parameters(*MOVES)
+  def test_exact_and_native_where_said(self, name):
+    f, native = MOVES[name]
+    i = jnp.int32(1)
+    got = jax.jit(
+      lambda leaves, i: {k: jc.lift(f)(w, i) for k, w in leaves.items()}
+    )
+    want = jax.jit(
+      lambda leaves, i: {k: f(w.materialize(), i) for k, w in leaves.items()}
+    )
+    got, want = got(LEAVES, i), want(LEAVES, i)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    stays = {
+      k for k, w in LEAVES.items() if all(m.native for m in jc.explain(f)(w, i))
+    }
+    self.assertEqual(stays, native)
+
+  def test_the_other_type_stays_itself(self):
+    out = jc.core.lift.rule_for(lax.transpose_p, qarray.QDotArray)(
+      LEAVES['dot'], permutation=(2, 1, 0)
+    )
+    self.assertIsInstance(out, qarray.QDotArray)
+    pieces = jc.core.lift.rule_for(lax.split_p, qarray.QDotArray)(
+      LEAVES['dot'], sizes=(2, 2), axis=0
+    )
+    self.assertEqual([p.shape for p in pieces], [(2, 6, 8)] * 2)
+
+  def test_vmap_of_a_slice_of_two(self):
+    # Two int4 rows share a byte: one of them alone cannot be cut out.
+    q = _sharing(-2, format='int4', shape=(2, 4))
+    f = lambda w: w[:1] + 0
+    np.testing.assert_array_equal(jc.lift(f)(q), f(q.materialize()))
+
+
+if __name__ == '__main__':
+  absltest.main()
