@@ -142,10 +142,10 @@ class GradientTest(parameterized.TestCase):
     xs = x[:, None]
     each = lambda p: jax.vmap(loss, (None, 0))(p, xs).sum()
     over = lambda p: lax.scan(lambda c, x: (c + loss(p, x), None), 0.0, xs)[0]
-    f = dict(vmap=each, scan=over, remat=lambda p: jax.checkpoint(loss)(p, x))[
-      how
-    ]
-    got = jax.jit(jax.grad(f))(params)
+    total = dict(
+      vmap=each, scan=over, remat=lambda p: jax.checkpoint(loss)(p, x)
+    )[how]
+    got = jax.jit(jax.grad(total))(params)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     jax.tree.map(close, got, want)
 
