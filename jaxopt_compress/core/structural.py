@@ -79,6 +79,10 @@ def _call(ctx, eqn, operands):
 
 def _remat(ctx, eqn, operands):
   args, names = _unzip(operands)
+  if eqn.params.get('differentiated') and eqn.params['prevent_cse']:
+    # The recomputation of a gradient: what keeps XLA from merging it with the
+    # forward pass is added when it is lowered, which `jax.checkpoint` undoes.
+    args = lax.optimization_barrier(args)
   run = jax.checkpoint(
     _inner(ctx, eqn.params['jaxpr'], names),
     prevent_cse=eqn.params['prevent_cse'],

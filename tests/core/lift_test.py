@@ -480,6 +480,13 @@ class CostTest(parameterized.TestCase):
       sines.append(str(jax.make_jaxpr(g)(W, X)).count(' = sin '))
     self.assertEqual(sines, [2, 3])
 
+  def test_a_gradient_inside_recomputes(self):
+    body = jax.checkpoint(lambda w, x: jnp.sin(x @ w).sum())
+    f = jax.jit(lift.lift(lambda w, x: jax.grad(body, 1)(w, x)))
+    self.assertIn('optimization_barrier', f.lower(W, X).as_text())
+    want = jnp.cos(X @ W.materialize()) @ W.materialize().T
+    np.testing.assert_allclose(f(W, X), want, rtol=1e-4, atol=1e-4)
+
 
 class ExplainTest(parameterized.TestCase):
   def test_meetings_in_program_order(self):
