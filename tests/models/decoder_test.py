@@ -76,7 +76,15 @@ def oracle(params, tokens, heads, kv_heads):
   table = params['embed']['embedding']
   width = table.shape[-1]
   d = width // heads
-  x = table[tokens] * np.sqrt(width)
+  x = table[tokens]
+  if 'past' in params:
+    past = params['past']['embedding'].reshape(-1, *table.shape)
+    x = x + sum(
+      past[k][np.pad(tokens, (k + 1, 0))[: len(tokens)]]
+      for k in range(len(past))
+    )
+    x = x / np.sqrt(len(past) + 1)
+  x = x * np.sqrt(width)
   for i in range(len(params['blocks'])):
     block = params['blocks'][str(i)]
     kernel = {k: v['kernel'] for k, v in (block['attn'] | block['mlp']).items()}
@@ -115,7 +123,7 @@ def shaken(params):
 class EquationsTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(heads=4, kv_heads=2),
-    dict(heads=4, kv_heads=1),
+    dict(heads=4, kv_heads=1, lookback=3),
     dict(heads=2, kv_heads=None, tied=False),
   )
   def test_logits(self, **kwargs):
@@ -195,22 +203,26 @@ class FormsTest(parameterized.TestCase):
 
   @parameterized.parameters(*FORMS)
   def test_logits_and_gradients_agree(self, **form):
-    reference = small(scan=False)
     f = small(**form)
-
-    def loss(apply, params):
-      logits, out, _ = apply(params, {}, TOKENS)
-      return (logits**2).mean() + (out['block0'] ** 2).mean()
-
-    want_logits, want_out, _ = run(reference)
-    want = jax.grad(lambda p: loss(reference.apply, p))(reference.params)
+    want_out, want = self.logits_and_gradients(scan=False)
+    got_out, got = self.logits_and_gradients(**form)
     if form['scan']:
       want = decoder.stack(want)
-    got_logits, got_out, _ = run(f)
-    np.testing.assert_allclose(got_logits, want_logits, atol=1e-5)
+    chex.assert_trees_all_equal_shapes(got, f.params)
     chex.assert_trees_all_close(got_out, want_out, atol=1e-5)
-    got = jax.jit(jax.grad(lambda p: loss(f.apply, p)))(f.params)
     chex.assert_trees_all_close(got, want, atol=1e-5)
+
+  def logits_and_gradients(self, **form):
+    f = small(**form)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradients(params):
+      logits, out, _ = f.apply(params, {}, TOKENS)
+      loss = (logits**2).mean() + (out['block0'] ** 2).mean()
+      return loss, out | {'logits': logits}
+
+    return gradients(f.params)[::-1]
 
   def test_dropout_agrees(self):
     scanned = small(dropout=0.5, scan=True, remat=True)
@@ -243,10 +255,15 @@ class FormsTest(parameterized.TestCase):
 
 
 class DecodeTest(parameterized.TestCase):
-  @parameterized.product(scan=(True, False), sizes=((1,) * 9, (4, 1, 4), (9,)))
-  def test_equal_to_the_full_forward(self, scan, sizes):
-    f = small(scan=scan)
-    cache = empty_cache()
+  @parameterized.parameters(
+    dict(scan=True, sizes=(1,) * 9),
+    dict(scan=True, sizes=(1, 4, 4), lookback=3),
+    dict(scan=False, sizes=(4, 1, 4), lookback=2),
+    dict(scan=False, sizes=(9,)),
+  )
+  def test_equal_to_the_full_forward(self, sizes, **kwargs):
+    f = small(**kwargs)
+    cache = empty_cache(**kwargs)
     logits, at = [], 0
     for n in sizes:
       x = (TOKENS[:, at : at + n], cache)
@@ -258,13 +275,17 @@ class DecodeTest(parameterized.TestCase):
     np.testing.assert_allclose(jnp.concatenate(logits, 1), run(f)[0], atol=1e-5)
 
   def test_method(self):
-    model = models.build('decoder', **SMALL)
-    want, _ = model(jnp.asarray(TOKENS))
-    first, cache = model.decode(jnp.asarray(TOKENS[:, :5]), model.init_cache(2))
-    rest, _ = model.decode(jnp.asarray(TOKENS[:, 5:]), cache)
-    # The call has no effect on the model or on the cache it was given.
-    again, _ = model.decode(jnp.asarray(TOKENS[:, 5:]), cache)
-    np.testing.assert_array_equal(rest, again)
+    @jax.jit
+    def calls(tokens):
+      model = models.build('decoder', **SMALL)
+      first, cache = model.decode(tokens[:, :5], model.init_cache(2))
+      rest, _ = model.decode(tokens[:, 5:], cache)
+      # No call changes the model, or the cache that it was given.
+      again, _ = model.decode(tokens[:, 5:], cache)
+      return model(tokens)[0], first, rest, again
+
+    want, first, rest, again = calls(TOKENS)
+    np.testing.assert_allclose(rest, again, atol=1e-6)
     np.testing.assert_allclose(
       jnp.concatenate([first, rest], 1), want, atol=1e-5
     )
