@@ -11,14 +11,13 @@ _COLABS = pathlib.Path(__file__).parent.parent / 'colabs'
 
 
 class ColabsTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      *((p.name,) for p in sorted(_COLABS.glob('*.ipynb')))
+    *((p.name,) for p in sorted(_COLABS.glob('*.ipynb')))
   )
   def test_runs(self, name):
     notebook = nbformat.read(_COLABS / name, as_version=4)
     done = nbclient.NotebookClient(
-        notebook, timeout=600, resources={'metadata': {'path': str(_COLABS)}}
+      notebook, timeout=600, resources={'metadata': {'path': str(_COLABS)}}
     ).execute()
     last = [c for c in done.cells if c.cell_type == 'code'][-1]
     accuracy, _, ratio = eval(last.outputs[-1]['data']['text/plain'])  # noqa: S307

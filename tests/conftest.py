@@ -1,11 +1,19 @@
 """Every test runs on CPU with four simulated devices."""
 
+import importlib.metadata
 import os
 
 os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-)
+
+_FLAGS = [
+  '--xla_force_host_platform_device_count=4',
+  # Most of the time goes into compiling programs that run once. What must hold
+  # of programs as users compile them runs in a process of its own.
+  '--xla_backend_optimization_level=0',
+]
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 
 import jax  # noqa: E402
 

@@ -12,13 +12,13 @@ _PACKAGE = 'jaxopt_compress'
 # What each room may import of the others. `train` may import them all.
 _TECHNIQUES = ('quantization', 'pruning', 'distillation', 'parallel', 'export')
 _MAY = {
-    'core': set(),
-    **{room: {'core'} for room in _TECHNIQUES},
-    'calibration': {'core', 'quantization', 'pruning'},
-    'models': {'core'},
-    'data': {'core'},
-    'report': {'core'},
-    'train': {'core', *_TECHNIQUES, 'calibration', 'models', 'data', 'report'},
+  'core': set(),
+  **{room: {'core'} for room in _TECHNIQUES},
+  'calibration': {'core', 'quantization', 'pruning'},
+  'models': {'core'},
+  'data': {'core'},
+  'report': {'core'},
+  'train': {'core', *_TECHNIQUES, 'calibration', 'models', 'data', 'report'},
 }
 
 # Outside packages that the inner rooms do without.
@@ -48,12 +48,13 @@ def _room(path):
 
 
 class LayeringTest(parameterized.TestCase):
-
   def test_walks_something(self):
     rooms = {_room(p) for p in _files(_PACKAGE)} - {None}
     self.assertLessEqual(rooms, set(_MAY))
-    self.assertIn('jaxopt_compress.core.array', set(_imports(
-        _ROOT / _PACKAGE / 'core' / 'lift.py')))
+    self.assertIn(
+      'jaxopt_compress.core.array',
+      set(_imports(_ROOT / _PACKAGE / 'core' / 'lift.py')),
+    )
 
   def test_rooms_import_only_what_they_may(self):
     wrong = []
@@ -72,48 +73,48 @@ class LayeringTest(parameterized.TestCase):
 
   def test_inner_rooms_do_without_frameworks(self):
     wrong = [
-        f'{path.relative_to(_ROOT)} imports {name}'
-        for room in _INNER
-        for path in _files(f'{_PACKAGE}/{room}')
-        for name in _imports(path)
-        if name.split('.')[0] in _NOT_INSIDE
+      f'{path.relative_to(_ROOT)} imports {name}'
+      for room in _INNER
+      for path in _files(f'{_PACKAGE}/{room}')
+      for name in _imports(path)
+      if name.split('.')[0] in _NOT_INSIDE
     ]
     self.assertEqual(wrong, [])
 
   def test_only_jaxprs_meets_jax_extend(self):
     meets = {
-        str(path.relative_to(_ROOT))
-        for path in _files(_PACKAGE)
-        for name in _imports(path)
-        if name.startswith('jax.extend')
+      str(path.relative_to(_ROOT))
+      for path in _files(_PACKAGE)
+      for name in _imports(path)
+      if name.startswith('jax.extend')
     }
     self.assertEqual(meets, {'jaxopt_compress/core/jaxprs.py'})
 
   def test_no_private_jax(self):
     wrong = [
-        f'{path.relative_to(_ROOT)} imports {name}'
-        for folder in (_PACKAGE, 'launch', 'configs', 'tests')
-        for path in _files(folder)
-        for name in _imports(path)
-        if name.startswith('jax._src') or name.startswith('jax.core')
+      f'{path.relative_to(_ROOT)} imports {name}'
+      for folder in (_PACKAGE, 'launch', 'configs', 'tests')
+      for path in _files(folder)
+      for name in _imports(path)
+      if name.startswith('jax._src') or name.startswith('jax.core')
     ]
     self.assertEqual(wrong, [])
 
   def test_the_library_does_not_import_what_runs_it(self):
     wrong = [
-        f'{path.relative_to(_ROOT)} imports {name}'
-        for path in _files(_PACKAGE)
-        for name in _imports(path)
-        if name.split('.')[0] in ('launch', 'configs', 'tests')
+      f'{path.relative_to(_ROOT)} imports {name}'
+      for path in _files(_PACKAGE)
+      for name in _imports(path)
+      if name.split('.')[0] in ('launch', 'configs', 'tests')
     ]
     self.assertEqual(wrong, [])
 
   def test_no_drawers_without_a_name(self):
     drawers = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}
     wrong = [
-        str(path.relative_to(_ROOT))
-        for path in _files(_PACKAGE)
-        if drawers & {path.stem, *path.relative_to(_ROOT).parts}
+      str(path.relative_to(_ROOT))
+      for path in _files(_PACKAGE)
+      if drawers & {path.stem, *path.relative_to(_ROOT).parts}
     ]
     self.assertEqual(wrong, [])
 

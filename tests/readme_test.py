@@ -11,7 +11,6 @@ _README = pathlib.Path(__file__).parent.parent / 'README.md'
 
 
 class ReadmeTest(absltest.TestCase):
-
   def test_python_blocks(self):
     blocks = re.findall(r'```python\n(.*?)```', _README.read_text(), re.DOTALL)
     self.assertGreaterEqual(len(blocks), 4)
@@ -20,10 +19,10 @@ class ReadmeTest(absltest.TestCase):
       with contextlib.redirect_stdout(printed):
         exec(compile(block, str(_README), 'exec'), names)  # noqa: S102
     said = [
-        line.rsplit('# ', 1)[1]
-        for block in blocks
-        for line in block.splitlines()
-        if line.startswith('print(')
+      line.rsplit('# ', 1)[1]
+      for block in blocks
+      for line in block.splitlines()
+      if line.startswith('print(')
     ]
     self.assertEqual(printed.getvalue().splitlines(), said)
     self.assertEqual(names['pruned']['query']['kernel'].shape, (64, 4, 16))

@@ -5,7 +5,8 @@ Leading axes of `x` are examples, four of them at least; widths divide by four, 
 that everything can be cut over four devices.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 from flax import nnx
@@ -46,13 +47,12 @@ def _linen(module, x, **kwargs):
   variables = module.init(jax.random.key(0), x, **kwargs)
   params = variables.pop('params')
   apply = lambda params, x: module.apply(
-      {'params': params, **variables}, x, **kwargs
+    {'params': params, **variables}, x, **kwargs
   )
   return Case(apply, params, x)
 
 
 class NnxMlp(nnx.Module):
-
   def __init__(self, rngs):
     self.a = nnx.Linear(8, 16, rngs=rngs)
     self.b = nnx.Linear(16, 8, rngs=rngs)
@@ -62,19 +62,17 @@ class NnxMlp(nnx.Module):
 
 
 class LinenMlp(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return nn.Dense(8)(nn.gelu(nn.Dense(16)(x)))
 
 
 class NnxCnn(nnx.Module):
-
   def __init__(self, rngs):
     self.conv = nnx.Conv(4, 8, (3, 3), rngs=rngs)
     self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
     self.depthwise = nnx.Conv(
-        8, 8, (3, 3), strides=2, feature_group_count=8, rngs=rngs
+      8, 8, (3, 3), strides=2, feature_group_count=8, rngs=rngs
     )
     self.head = nnx.Linear(8, 8, rngs=rngs)
 
@@ -84,7 +82,6 @@ class NnxCnn(nnx.Module):
 
 
 class LinenCnn(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     x = nn.Conv(8, (3, 3))(x)
@@ -94,10 +91,9 @@ class LinenCnn(nn.Module):
 
 
 class NnxAttention(nnx.Module):
-
   def __init__(self, rngs):
     self.attend = nnx.MultiHeadAttention(
-        num_heads=2, in_features=8, decode=False, rngs=rngs
+      num_heads=2, in_features=8, decode=False, rngs=rngs
     )
 
   def __call__(self, x):
@@ -105,18 +101,16 @@ class NnxAttention(nnx.Module):
 
 
 class LinenAttention(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return x + nn.MultiHeadDotProductAttention(num_heads=2)(x, x)
 
 
 class NnxBlock(nnx.Module):
-
   def __init__(self, rngs):
     self.norm = nnx.LayerNorm(8, rngs=rngs)
     self.attend = nnx.MultiHeadAttention(
-        num_heads=2, in_features=8, decode=False, rngs=rngs
+      num_heads=2, in_features=8, decode=False, rngs=rngs
     )
     self.up = nnx.Linear(8, 16, rngs=rngs)
     self.down = nnx.Linear(16, 8, rngs=rngs)
@@ -142,7 +136,6 @@ class NnxScanned(nnx.Module):
 
 
 class LinenBlock(nn.Module):
-
   @nn.compact
   def __call__(self, x, _):
     h = nn.LayerNorm()(x)
@@ -152,20 +145,18 @@ class LinenBlock(nn.Module):
 
 
 class LinenScanned(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     blocks = nn.scan(
-        nn.remat(LinenBlock, prevent_cse=False),
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        length=2,
+      nn.remat(LinenBlock, prevent_cse=False),
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=2,
     )
     return blocks()(x, None)[0]
 
 
 class NnxTied(nnx.Module):
-
   def __init__(self, rngs):
     self.embed = nnx.Embed(12, 8, rngs=rngs)
     self.dense = nnx.Linear(8, 8, rngs=rngs)
@@ -175,7 +166,6 @@ class NnxTied(nnx.Module):
 
 
 class LinenTied(nn.Module):
-
   @nn.compact
   def __call__(self, tokens):
     embed = nn.Embed(12, 8)
@@ -183,7 +173,6 @@ class LinenTied(nn.Module):
 
 
 class NnxLstm(nnx.Module):
-
   def __init__(self, rngs):
     self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(8, 8, rngs=rngs))
 
@@ -193,14 +182,12 @@ class NnxLstm(nnx.Module):
 
 
 class LinenLstm(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return nn.RNN(nn.OptimizedLSTMCell(8))(x)
 
 
 class NnxEinsum(nnx.Module):
-
   def __init__(self, rngs):
     self.split = nnx.Einsum('btd,dhk->hbkt', (8, 2, 4), rngs=rngs)
     self.merge = nnx.Einsum('hbkt,khd->tbd', (4, 2, 8), rngs=rngs)
@@ -210,12 +197,11 @@ class NnxEinsum(nnx.Module):
 
 
 class LinenEinsum(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     x = nn.Einsum((8, 2, 4), 'btd,dhk->hbkt', use_bias=False)(x)
     return nn.Einsum((4, 2, 8), 'hbkt,khd->tbd', use_bias=False)(x).swapaxes(
-        0, 1
+      0, 1
     )
 
 
@@ -225,16 +211,15 @@ def clipped_matmul(x, w):
 
 
 clipped_matmul.defvjp(
-    lambda x, w: (x @ w, (x, w)),
-    lambda saved, g: (
-        jnp.clip(g @ saved[1].T, -0.1, 0.1),
-        jnp.clip(jnp.einsum('...i,...j->ij', saved[0], g), -0.1, 0.1),
-    ),
+  lambda x, w: (x @ w, (x, w)),
+  lambda saved, g: (
+    jnp.clip(g @ saved[1].T, -0.1, 0.1),
+    jnp.clip(jnp.einsum('...i,...j->ij', saved[0], g), -0.1, 0.1),
+  ),
 )
 
 
 class NnxCustomVjp(nnx.Module):
-
   def __init__(self, rngs):
     self.a = nnx.Linear(8, 16, use_bias=False, rngs=rngs)
     self.b = nnx.Linear(16, 8, rngs=rngs)
@@ -244,7 +229,6 @@ class NnxCustomVjp(nnx.Module):
 
 
 class LinenCustomVjp(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     w = self.param('kernel', nn.initializers.lecun_normal(), (8, 16))
@@ -252,7 +236,6 @@ class LinenCustomVjp(nn.Module):
 
 
 class NnxDropout(nnx.Module):
-
   def __init__(self, rngs):
     self.a = nnx.Linear(8, 16, rngs=rngs)
     self.drop = nnx.Dropout(0.5)
@@ -264,7 +247,6 @@ class NnxDropout(nnx.Module):
 
 
 class LinenDropout(nn.Module):
-
   @nn.compact
   def __call__(self, x, train=True):
     x = nn.relu(nn.Dense(16)(x))
@@ -275,7 +257,7 @@ def _linen_dropout():
   module, x = LinenDropout(), _vectors()
   params = module.init(jax.random.key(0), x, train=False)['params']
   apply = lambda params, x: module.apply(
-      {'params': params}, x, rngs={'dropout': jax.random.key(3)}
+    {'params': params}, x, rngs={'dropout': jax.random.key(3)}
   )
   return Case(apply, params, x)
 
@@ -284,8 +266,8 @@ def _plain():
   """A function of a tuple of a dict and an array: cond, loop, w and w.T."""
   k1, k2 = jax.random.split(jax.random.key(0))
   params = (
-      {'w': jax.random.normal(k1, (8, 8)) / 3},
-      jax.random.normal(k2, (3, 8, 8)) / 3,
+    {'w': jax.random.normal(k1, (8, 8)) / 3},
+    jax.random.normal(k2, (3, 8, 8)) / 3,
   )
 
   def apply(params, x):
@@ -298,23 +280,23 @@ def _plain():
 
 
 CASES = {
-    'mlp nnx': lambda: _nnx(NnxMlp(nnx.Rngs(0)), _vectors()),
-    'mlp linen': lambda: _linen(LinenMlp(), _vectors()),
-    'cnn nnx': lambda: _nnx(NnxCnn(nnx.Rngs(0)), _images()),
-    'cnn linen': lambda: _linen(LinenCnn(), _images()),
-    'attention nnx': lambda: _nnx(NnxAttention(nnx.Rngs(0)), _sequences()),
-    'attention linen': lambda: _linen(LinenAttention(), _sequences()),
-    'scanned nnx': lambda: _nnx(NnxScanned(nnx.Rngs(0)), _sequences()),
-    'scanned linen': lambda: _linen(LinenScanned(), _sequences()),
-    'tied nnx': lambda: _nnx(NnxTied(nnx.Rngs(0)), _tokens()),
-    'tied linen': lambda: _linen(LinenTied(), _tokens()),
-    'lstm nnx': lambda: _nnx(NnxLstm(nnx.Rngs(0)), _sequences()),
-    'lstm linen': lambda: _linen(LinenLstm(), _sequences()),
-    'einsum nnx': lambda: _nnx(NnxEinsum(nnx.Rngs(0)), _sequences()),
-    'einsum linen': lambda: _linen(LinenEinsum(), _sequences()),
-    'custom_vjp nnx': lambda: _nnx(NnxCustomVjp(nnx.Rngs(0)), _vectors()),
-    'custom_vjp linen': lambda: _linen(LinenCustomVjp(), _vectors()),
-    'dropout nnx': lambda: _nnx(NnxDropout(nnx.Rngs(0)), _vectors()),
-    'dropout linen': _linen_dropout,
-    'plain': _plain,
+  'mlp nnx': lambda: _nnx(NnxMlp(nnx.Rngs(0)), _vectors()),
+  'mlp linen': lambda: _linen(LinenMlp(), _vectors()),
+  'cnn nnx': lambda: _nnx(NnxCnn(nnx.Rngs(0)), _images()),
+  'cnn linen': lambda: _linen(LinenCnn(), _images()),
+  'attention nnx': lambda: _nnx(NnxAttention(nnx.Rngs(0)), _sequences()),
+  'attention linen': lambda: _linen(LinenAttention(), _sequences()),
+  'scanned nnx': lambda: _nnx(NnxScanned(nnx.Rngs(0)), _sequences()),
+  'scanned linen': lambda: _linen(LinenScanned(), _sequences()),
+  'tied nnx': lambda: _nnx(NnxTied(nnx.Rngs(0)), _tokens()),
+  'tied linen': lambda: _linen(LinenTied(), _tokens()),
+  'lstm nnx': lambda: _nnx(NnxLstm(nnx.Rngs(0)), _sequences()),
+  'lstm linen': lambda: _linen(LinenLstm(), _sequences()),
+  'einsum nnx': lambda: _nnx(NnxEinsum(nnx.Rngs(0)), _sequences()),
+  'einsum linen': lambda: _linen(LinenEinsum(), _sequences()),
+  'custom_vjp nnx': lambda: _nnx(NnxCustomVjp(nnx.Rngs(0)), _vectors()),
+  'custom_vjp linen': lambda: _linen(LinenCustomVjp(), _vectors()),
+  'dropout nnx': lambda: _nnx(NnxDropout(nnx.Rngs(0)), _vectors()),
+  'dropout linen': _linen_dropout,
+  'plain': _plain,
 }
