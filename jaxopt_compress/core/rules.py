@@ -164,13 +164,10 @@ def _listed(paths, most=8) -> str:
 
 def _guess(pattern, paths) -> str:
   literal = re.sub(r'\\(.)', r'\1', pattern.pattern)
-  close = difflib.get_close_matches(literal, paths, n=1, cutoff=0.6)
-  if close:
-    return f' Did you mean {close[0]!r}?'
   words = sorted({word for path in paths for word in path.split('/')})
   for part in re.findall(r'\w+', literal):
-    if part not in words:
-      close = difflib.get_close_matches(part, words, n=1, cutoff=0.6)
-      if close:
-        return f' Did you mean {close[0]!r} where it says {part!r}?'
-  return ''
+    close = difflib.get_close_matches(part, words, n=1, cutoff=0.6)
+    if close and part not in words:
+      return f' Did you mean {close[0]!r} where it says {part!r}?'
+  close = difflib.get_close_matches(literal, paths, n=1, cutoff=0.6)
+  return f' Did you mean {close[0]!r}?' if close else ''
