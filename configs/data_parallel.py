@@ -21,7 +21,7 @@ def get_config(arg=''):
   mode = next((w for w in words if w in ('pmap', 'jit')), 'shard_map')
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='digits', train='train+validation', eval_batch_size=360)
+  c.data = dict(name='digits', train='train+validation', eval_batch_size=359)
   c.models = dict(
     # With 'jit' there is one replica, and no axis to name.
     cnn=dict(

@@ -1,9 +1,11 @@
-"""Distillation alone: the same small network, with and without a teacher.
+"""Distillation alone: the same small network with labels, and with a teacher.
 
-Claim: from few labels (the validation split, a tenth of the digits) a student
-  learns more from a teacher's probabilities than from the labels.
-Cost: about a minute on two CPU cores.
+Claim: a ResNet of 1,400 parameters learns more from a teacher's probabilities than
+  from the labels (97.5 against 96.1%; seed 1: 96.1 against 95.8). A start in weights
+  cut out of the teacher is no help: 95.8 and 94.7.
+Cost: about a minute and a half on two CPU cores.
 Command: python -m launch.main --config=configs/distill.py --workdir=/tmp/distill
+  Another seed: --config=configs/distill.py --config.seed=1 and another workdir.
 """
 
 import ml_collections
@@ -14,24 +16,27 @@ from jaxopt_compress.train import plan
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='digits', train='validation', eval_batch_size=360)
+  c.data = dict(name='digits', train='train+validation', eval_batch_size=359)
   c.models = dict(
-    big=dict(name='resnet', widths=(16, 32), depths=1),
-    small=dict(name='mlp', in_features=64, widths=(16,)),
+    big=dict(name='resnet', widths=(32, 64), depths=1),
+    small=dict(name='resnet', widths=(4, 8), depths=1),
   )
-  common = dict(steps=300, batch_size=64, augment=True)
+  common = dict(batch_size=128, augment=True, warmup=0.1, clip=1.0)
+  small = dict(model='small', steps=600, learning_rate=1e-2, **common)
+  taught = dict(teacher='teacher', alpha=0.9, temperature=4.0, **small)
   c.stages = ('teacher', 'labels', 'distilled', 'warm_started')
-  small = dict(model='small', learning_rate=1e-2, **common)
   c.stage = dict(
-    teacher=dict(model='big', learning_rate=3e-3, warmup=0.1, **common),
-    labels=small,
-    distilled=dict(teacher='teacher', alpha=1.0, temperature=4.0, **small),
-    warm_started=dict(
-      teacher='teacher', init='labels', alpha=1.0, temperature=4.0, **small
+    teacher=dict(
+      model='big', steps=300, learning_rate=3e-3, weight_decay=1e-3, **common
     ),
+    labels=small,
+    distilled=taught,
+    # Another model: its weights are cut out of the teacher's.
+    warm_started=dict(init='teacher', **taught),
   )
+  c.report = {}
   if arg == 'runlocal':
-    for stage in c.stage.values():
-      stage.steps = 10
-    c.report = dict(seconds=0.0)
+    for name in c.stages:
+      c.stage[name].steps = 10
+    c.report.seconds = 0.0
   return plan.complete(c)

@@ -1,7 +1,9 @@
 """Pruning alone: a network trains while most of its weights are taken away.
 
-Claim: with 90% of its kernels masked on a cubic schedule, a small ResNet is within
-  one point of the dense one that it starts from; 2:4 sparsity costs less.
+Claim: with 70% of its kernels masked on a cubic schedule, or with 2 weights kept of
+  each 4, a small ResNet is within half a point of the dense one that it starts
+  from (99.2 -> 99.4 and 99.2%; seed 1: 98.6 -> 98.6 and 99.2). At 80% it loses
+  1.4 points. Neither is faster here: the dense program multiplies the zeros.
 Cost: about a minute on two CPU cores.
 Command: python -m launch.main --config=configs/prune.py --workdir=/tmp/prune
 """
@@ -17,15 +19,15 @@ KEEP = ((r'(stem|head)/.*', None),)
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='digits', train='train+validation', eval_batch_size=360)
+  c.data = dict(name='digits', train='train+validation', eval_batch_size=359)
   c.models = dict(resnet=dict(widths=(16, 32), depths=1))
   common = dict(model='resnet', batch_size=128, augment=True, clip=1.0)
-  pruned = dict(init='dense', steps=300, learning_rate=2e-3, **common)
+  pruned = dict(init='dense', steps=400, learning_rate=3e-3, **common)
   c.stages = ('dense', 'sparse', 'two_of_four')
   c.stage = dict(
     dense=dict(steps=300, learning_rate=5e-3, warmup=0.1, **common),
     sparse=dict(
-      prune=(*KEEP, (r'.*/kernel', 0.9), (r'.*', None)),
+      prune=(*KEEP, (r'.*/kernel', 0.7), (r'.*', None)),
       prune_span=(0.0, 0.6),
       **pruned,
     ),

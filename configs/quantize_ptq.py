@@ -14,7 +14,7 @@ from jaxopt_compress.train import plan
 def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='digits', train='train+validation', eval_batch_size=360)
+  c.data = dict(name='digits', train='train+validation', eval_batch_size=359)
   c.models = dict(mlp=dict(in_features=64, widths=(256, 256)))
   c.stages = ('float', 'w8a16', 'w8a8', 'w4a16', 'w4_groups_of_32')
   c.stage = {
