@@ -25,17 +25,26 @@ def get_config(arg=''):
     limit=200_000,
   )
   c.models = dict(
-    decoder=dict(width=256, depth=4, heads=4, kv_heads=2, max_length=256)
+    decoder=dict(
+      width=256,
+      depth=4,
+      heads=4,
+      kv_heads=2,
+      mlp_width=640,
+      max_length=256,
+      lookback=3,
+    )
   )
   c.stages = ('float', 'w8a8', 'w4a16', 'half')
   c.stage = {
     'float': dict(
       model='decoder',
-      steps=700,
-      batch_size=16,
-      learning_rate=2e-3,
-      warmup=0.05,
-      weight_decay=0.1,
+      steps=1100,
+      batch_size=8,
+      optimizer='muon',
+      learning_rate=2e-2,
+      warmup=0.04,
+      weight_decay=1e-2,
       clip=1.0,
     ),
     'w8a8': dict(quantize=((MATRICES, 'W8A8'), (r'.*', None))),
@@ -50,7 +59,7 @@ def get_config(arg=''):
   c.run = dict(log_every=20, save_every=100)
   if arg == 'runlocal':
     c.data.update(window=32, limit=2_000)
-    c.models.decoder.update(width=32, depth=2, max_length=32)
+    c.models.decoder.update(width=32, depth=2, mlp_width=64, max_length=32)
     c.stage['float'].steps = 4
     c.report.update(seconds=0.0, batches=(1, 2))
   return plan.complete(c)

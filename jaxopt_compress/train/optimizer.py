@@ -17,7 +17,9 @@ def build(
   """An optax optimizer over a schedule.
 
   Args:
-    name: 'adamw', or 'sgd' (Nesterov momentum 0.9).
+    name: 'adamw', 'sgd' (Nesterov momentum 0.9), or 'muon' (orthogonalised
+      momentum for kernels, AdamW for the rest; Jordan et al. 2024,
+      https://kellerjordan.github.io/posts/muon/).
     steps: length of the schedule.
     learning_rate: its peak.
     warmup: fraction of the steps in which it rises from 0 to the peak.
@@ -36,13 +38,33 @@ def build(
       optax.add_decayed_weights(weight_decay, mask=_matrices),
       optax.sgd(rate, momentum=0.9, nesterov=True),
     )
+  elif name == 'muon':
+    tx = optax.contrib.muon(
+      rate,
+      weight_decay=weight_decay,
+      adam_b2=0.99,
+      muon_weight_dimension_numbers=_kernels,
+    )
   else:
-    raise ValueError(f"optimizer={name!r}; choose 'adamw' or 'sgd'.")
+    raise ValueError(
+      f"optimizer={name!r}; choose 'adamw', 'sgd' or 'muon'."
+    )
   return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
 
 
 def _matrices(params):
   return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _kernels(params):
+  """The last two axes of each kernel are its matrix, the others a stack."""
+
+  def one(path, x):
+    if getattr(path[-1], 'key', None) != 'kernel' or x.ndim < 2:
+      return None
+    return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def schedule(
