@@ -1,0 +1,81 @@
+"""Two processes train what one does, on the same global batches."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from absl.testing import absltest
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from jaxopt_compress.parallel import cluster
+from jaxopt_compress.train import compare
+from jaxopt_compress.train import loop
+
+CONFIG = dict(
+  data=dict(name='digits', test='validation', eval_batch_size=64),
+  models=dict(mlp=dict(in_features=64, widths=(8,))),
+  stages=('model',),
+  stage=dict(
+    model=dict(
+      model='mlp', steps=6, batch_size=16, optimizer='sgd', learning_rate=0.1
+    )
+  ),
+  report=dict(batches=(1,), seconds=0.0, plots=False),
+  run=dict(log_every=2, save_every=3),
+)
+
+
+class ProcessesTest(absltest.TestCase):
+  @pytest.fixture(autouse=True)
+  def _tmp(self, tmp_path):
+    self.dir = tmp_path
+
+  def _weights(self, name):
+    path = self.dir / name / 'stages' / 'model' / compare.WEIGHTS
+    return safetensors.load_file(path)
+
+  def test_two_equal_one(self):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    environ = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    running = [
+      subprocess.Popen(
+        [sys.executable, __file__, address, str(i), str(self.dir / 'two')],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      for i in range(2)
+    ]
+    try:
+      outputs = [p.communicate(timeout=240)[0] for p in running]
+    finally:
+      for process in running:
+        process.kill()
+    for process, output in zip(running, outputs, strict=True):
+      self.assertEqual(process.returncode, 0, output)
+    self.assertIn('Devices: 2', outputs[0])
+    self.assertNotIn('[model]', outputs[1])  # process 0 speaks for both
+
+    one = {**CONFIG, 'run': {**CONFIG['run'], 'devices': 1}}
+    loop.run(one, self.dir / 'one')
+    expected, found = self._weights('one'), self._weights('two')
+    self.assertEqual(expected.keys(), found.keys())
+    for name in expected:
+      np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def main(address, process_id, workdir):
+  assert cluster.initialize(address, 2, int(process_id)) == 'arguments'
+  assert cluster.initialize() == 'already running'
+  loop.run(CONFIG, pathlib.Path(workdir))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
