@@ -64,17 +64,13 @@ def _scatter(axis, points):
   better = 'higher' if points[0].higher_is_better else 'lower'
   axis.set_xlabel('bytes in memory, log scale (left is smaller)')
   axis.set_ylabel(f'{points[0].metric} ({better} is better)')
-  axis.yaxis.set_major_formatter(lambda y, _: format(y, _tick(points[0].spec)))
+  axis.yaxis.set_major_formatter(lambda y, _: format(y, points[0].spec))
   _pad(axis, [r.bytes_memory for r in points], [r.value for r in points])
   axis.grid(alpha=0.3)
   # Points crowd where compression works; names beside them would overlap.
   axis.legend(
     loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
   )
-
-
-def _tick(spec):
-  return '.1%' if spec.endswith('%') else spec
 
 
 def _pad(axis, x, y):

@@ -1,0 +1,74 @@
+"""What training computed, the frozen leaves compute: to the bit.
+
+Run as a script, it compares the two for models of the contract in programs
+compiled as users compile them; the test runs it in a process without the flags
+that make the other tests quick.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from absl.testing import parameterized
+import contract_models
+import jax
+import numpy as np
+
+import jaxopt_compress as jc
+
+MODELS = (
+  'mlp nnx',
+  'cnn nnx',
+  'attention linen',
+  'scanned nnx',
+  'tied nnx',
+  'lstm linen',
+)
+SCHEMES = {
+  'W8A16': jc.W8A16,
+  'W8A8': jc.W8A8,
+  'int4 g4': jc.Scheme('int4', 'group', group=4, scale_dtype='bfloat16'),
+}
+
+
+def differing(model, scheme):
+  """How many outputs of the trained and the frozen form differ at all."""
+  apply, params, x = contract_models.CASES[model]()
+  uses = jc.uses(apply)(params, x)
+  weights = [p for p, used in uses.items() if any(u.contracted for u in used)]
+  rules = [*((re.escape(p), SCHEMES[scheme]) for p in weights), (r'.*', None)]
+  comp = jc.fake_quantize(rules, uses)
+  state = comp.init(params)
+  lifted = jc.lift(apply)
+  trained = jax.jit(lambda p, x: lifted(comp.apply(p, state), x))(params, x)
+  frozen = jax.jit(lambda p: jc.freeze(comp.apply(p, state)))(params)
+  stored = jc.quantize(params, rules, uses)
+  for a, b in zip(*map(jax.tree.leaves, (frozen, stored)), strict=True):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+  return int((np.asarray(jax.jit(lifted)(frozen, x)) != trained).sum())
+
+
+class FrozenTest(parameterized.TestCase):
+  def test_as_users_compile(self):
+    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    here = pathlib.Path(__file__)
+    done = subprocess.run(
+      [sys.executable, str(here)],
+      cwd=here.parent,
+      env=env,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    lines = done.stdout.splitlines()
+    self.assertLen(lines, len(MODELS) * len(SCHEMES))
+    self.assertEqual([x for x in lines if not x.endswith(': 0')], [])
+
+
+if __name__ == '__main__':
+  for model in MODELS:
+    for scheme in SCHEMES:
+      print(f'{model}, {scheme}: {differing(model, scheme)}')
