@@ -270,11 +270,16 @@ def _finished(work, plan, b, mesh):
   directory = work / 'stages' / b.stage.name
   if not (directory / 'result.json').exists():
     return None
-  return checkpoint.restore(
-    directory / 'tree',
-    stages_lib.with_sharding(b.final, mesh),
-    plan.fingerprint(b.stage),
-  )
+  try:
+    return checkpoint.restore(
+      directory / 'tree',
+      stages_lib.with_sharding(b.final, mesh),
+      plan.fingerprint(b.stage),
+    )
+  except checkpoint.CorruptCheckpoint as e:
+    raise ValueError(
+      f'{e} Remove {directory} to make that stage again; the others are kept.'
+    ) from e
 
 
 def _open_workdir(workdir) -> pathlib.Path:
