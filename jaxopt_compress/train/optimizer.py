@@ -46,9 +46,7 @@ def build(
       muon_weight_dimension_numbers=_kernels,
     )
   else:
-    raise ValueError(
-      f"optimizer={name!r}; choose 'adamw', 'sgd' or 'muon'."
-    )
+    raise ValueError(f"optimizer={name!r}; choose 'adamw', 'sgd' or 'muon'.")
   return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
 
 

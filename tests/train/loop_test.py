@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,17 @@ class LoopTest(parameterized.TestCase):
     config = tiny(student=dict(alpha=0.5))
     with pytest.raises(ValueError, match='stage.student.alpha was 0.9, is 0.5'):
       loop.run(config, self.shared)
+
+  def test_damaged_stage(self):
+    self._unbroken()
+    shutil.copytree(self.shared, self.dir / 'copy')
+    tree = self.dir / 'copy' / 'stages' / 'teacher' / 'tree'
+    shutil.rmtree(tree / 'state' / 'd')
+    with pytest.raises(ValueError, match='Remove .*teacher to make that stage'):
+      loop.run(tiny(), self.dir / 'copy')
+    shutil.rmtree(tree.parent)
+    loop.run(tiny(), self.dir / 'copy')
+    self.assertEqual(_bits(self.dir / 'copy'), self._unbroken())
 
   def test_dry_run_computes_nothing(self):
     loop.run(tiny(), self.dir / 'none', dry_run=True)
