@@ -22,7 +22,7 @@ def get_config(arg=''):
     target='label',
     window=256,
     eval_batch_size=16,
-    limit=200_000,
+    limit=100_000,
   )
   c.models = dict(
     decoder=dict(
@@ -39,7 +39,7 @@ def get_config(arg=''):
   c.stage = {
     'float': dict(
       model='decoder',
-      steps=1100,
+      steps=900,
       batch_size=8,
       optimizer='muon',
       learning_rate=2e-2,
