@@ -46,7 +46,7 @@ setuptools.setup(
       'nbformat>=5.10',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
-      'ruff>=0.8',
+      'ruff==0.17.6',
       'tensorboardX>=2.6',
     ],
   },
