@@ -79,6 +79,12 @@ class CompressedArray:
     )
     return all(x.can_cut(axis, size) for x in inside if is_compressed(x))
 
+  def __jax_array__(self):
+    raise TypeError(
+      f'A JAX function met a compressed leaf ({self.describe()}). Call the model'
+      ' through jc.lift(f), or take leaf.materialize().'
+    )
+
   def freeze(self):
     """What is stored of this leaf when training is over; itself by default."""
     return self

@@ -56,16 +56,27 @@ def _jit(ctx, eqn, operands):
   if id(closed) not in ctx.jits:
 
     def run(*args):
+      args = _constrain(args, eqn.params.get('in_shardings'))
       outs = jaxprs.run(
         ctx, closed.jaxpr, closed.consts, args, [None] * len(args)
       )
-      return [x for x, _ in outs]
+      return _constrain([x for x, _ in outs], eqn.params.get('out_shardings'))
 
     run.__name__ = run.__qualname__ = eqn.params.get('name', 'jit')
     inline = eqn.params.get('inline', False)
     ctx.jits[id(closed)] = closed, jax.jit(run, inline=inline)
   outs = ctx.jits[id(closed)][1](*args)
   return [(x, None) for x in outs]
+
+
+def _constrain(values, shardings):
+  """Keeps the shardings that a jit inside the model asks of dense values."""
+  return [
+    lax.with_sharding_constraint(x, s)
+    if isinstance(s, jax.sharding.Sharding) and not array.is_compressed(x)
+    else x
+    for x, s in zip(values, shardings or [None] * len(values), strict=True)
+  ]
 
 
 def _call(ctx, eqn, operands):

@@ -228,6 +228,28 @@ def eval_windows(
   return result
 
 
+def excerpts(text: np.ndarray, n: int, length: int = 4096) -> np.ndarray:
+  """About `n` bytes of a text, in evenly spaced excerpts of `length` bytes.
+
+  They come from all over the text, where its first `n` bytes are a file or two.
+
+  Args:
+    text: [m] uint8, as `load` returns it.
+    n: how many bytes; m or more for all of them.
+    length: of one excerpt.
+
+  Returns:
+    [k * length] uint8 with k = max(1, n // length), or `text`.
+
+  >>> excerpts(np.arange(100), 20, length=10)[[0, 9, 10, 19]]
+  array([ 0,  9, 90, 99])
+  """
+  if n >= len(text) or length >= len(text):
+    return text
+  starts = np.linspace(0, len(text) - length, max(1, n // length)).astype(int)
+  return np.concatenate([text[s : s + length] for s in starts])
+
+
 def gzip_bits_per_byte(text: np.ndarray) -> float:
   """What `gzip -9` needs for a text, the rival of a model of it.
 

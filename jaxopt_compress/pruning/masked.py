@@ -45,7 +45,12 @@ class Masked(array.CompressedArray):
     value = (
       self.value.freeze() if array.is_compressed(self.value) else self.value
     )
-    return _where(self.mask, array.materialize(value))
+    if array.is_compressed(value):
+      raise ValueError(
+        f'A mask over {value.describe()} would be stored as floats. Prune first,'
+        ' then quantise: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
+      )
+    return _where(self.mask, value)
 
   def describe(self):
     inner = (

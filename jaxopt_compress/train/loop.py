@@ -6,7 +6,7 @@
     workdir/stages/<stage>/          of a finished stage: tree/ (a checkpoint),
                                      weights.safetensors and result.json
     workdir/export/<stage>/          exported programs
-    workdir/report.md, .json, *.png
+    workdir/report.md, .json, plots/
 
 A directory under `stages` appears by one rename, so it is whole or not there: a run
 that was killed anywhere goes on where it was when the same command is given again,
@@ -98,9 +98,9 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
 
   # -- Workdir ------------------------------------------------------------------
   work = _open_workdir(workdir)
-  _write_atomically(
-    work / 'config.json', json.dumps(_jsonable(config), indent=2)
-  )
+  asked = json.dumps(_jsonable(config), indent=2)
+  if not (work / 'config.json').exists():
+    _write_atomically(work / 'config.json', asked)
   metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
 
   # -- Go -----------------------------------------------------------------------
@@ -127,6 +127,8 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     # One process can do it, each stage being whole on each of its devices.
     if jax.process_index() == 0:
       compare.compare(plan, built, mesh_lib.local(finished), data, work)
+      # Not before: a config that does not fit what is here must not replace it.
+      _write_atomically(work / 'config.json', asked)
     _together('report')
 
 

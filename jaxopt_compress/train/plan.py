@@ -20,6 +20,11 @@ import difflib
 from typing import Any
 import zlib
 
+from jaxopt_compress.parallel import step as step_lib
+
+METRICS = ('accuracy', 'bits per byte')
+_COUNTS = ('log_every', 'save_every', 'keep')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -32,7 +37,9 @@ class Data:
   target: str = 'label'
   eval_batch_size: int = 256
   window: int = 256  # of a text, in bytes
-  limit: int = 0  # evaluate on that many held-out examples (bytes); 0: on all
+  # Evaluate on that many held-out examples; of a text, bytes in excerpts from all
+  # over it. 0: on all.
+  limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,8 +213,30 @@ def _check_references(plan):
     earlier.append(stage.name)
   for name in plan.report.export:
     _one_of('config.report.export', name, earlier)
+  _one_of('config.report.metric', plan.report.metric, METRICS)
+  _one_of('config.run.mode', plan.run.mode, step_lib.MODES)
+  _check_numbers(plan)
   if plan.report.reference:
     _one_of('config.report.reference', plan.report.reference, earlier)
+
+
+def _check_numbers(plan):
+  least = [
+    *((f'config.run.{k}', getattr(plan.run, k), 1) for k in _COUNTS),
+    *(('config.report.batches', batch, 1) for batch in plan.report.batches),
+  ]
+  for stage in plan.stages:
+    where = f'config.stage.{stage.name}'
+    least += [(f'{where}.batch_size', stage.batch_size, 1)]
+    least += [(f'{where}.steps', stage.steps, 0)]
+    if not 0 <= stage.warmup < 1:
+      raise ValueError(
+        f'{where}.warmup is {stage.warmup}; a fraction of the steps in [0, 1) is'
+        ' expected.'
+      )
+  for where, value, smallest in least:
+    if value < smallest:
+      raise ValueError(f'{where} is {value}; at least {smallest} is expected.')
 
 
 def _build(cls, where, values):
