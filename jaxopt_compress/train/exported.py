@@ -3,9 +3,12 @@
 The fresh process loads the directory, computes the first held-out batch, and what
 it says is compared with what was evaluated. Equal is expected to the last bit but
 not required: a program that is compiled for any batch size may add in another order.
+It runs on the CPU, for which each program is exported beside this platform: an
+accelerator may belong to this process alone.
 """
 
 from collections.abc import Mapping
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import tempfile
 from typing import Any
 
 import jax
+from jax import export as jax_export
 import numpy as np
 
 from jaxopt_compress.export import stablehlo
@@ -46,9 +50,14 @@ def export_and_check(
   """
   x = batch[inputs]
   directory.mkdir(parents=True, exist_ok=True)
+  platforms = sorted({'cpu', jax_export.default_export_platform()})
   for name, (fun, params) in programs.items():
     stablehlo.save(
-      directory / name, fun, params, jax.ShapeDtypeStruct(x.shape, x.dtype)
+      directory / name,
+      fun,
+      params,
+      jax.ShapeDtypeStruct(x.shape, x.dtype),
+      platforms=platforms,
     )
   with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)
@@ -69,6 +78,7 @@ def _start(directory, scratch, name):
       *('-m', 'jaxopt_compress.export.run'),
       *(directory, scratch / 'inputs.npz', scratch / f'{name}.npz'),
     ],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -169,6 +169,13 @@ CELLS = [
 ]
 
 
+# Where int8 weights become dense, and why; nowhere else.
+DENSE = {
+  # Its cell joins the kernels of the four gates before the product.
+  'lstm linen': {('concatenate', 'QArray has no rule for it')},
+}
+
+
 class ContractTest(parameterized.TestCase):
   @parameterized.named_parameters(*CELLS)
   def test_jit(self, model, leaf):
@@ -178,6 +185,18 @@ class ContractTest(parameterized.TestCase):
     _close(t.y, want, 2e-5 + t.leaf.rounds)
     leaves = jax.tree.leaves(t.q, is_leaf=jc.is_compressed)
     self.assertTrue(any(map(jc.is_compressed, leaves)))
+
+  @parameterized.named_parameters(
+    *(dict(testcase_name=m, model=m) for m in contract_models.CASES)
+  )
+  def test_runs_on_the_integers(self, model):
+    t = _cell(model, 'int8')
+    dense = {
+      (met.primitive, met.reason)
+      for met in jc.explain(t.apply)(t.q, t.x)
+      if not met.native
+    }
+    self.assertEqual(dense, DENSE.get(model, set()))
 
   @parameterized.named_parameters(*CELLS)
   def test_eager(self, model, leaf):

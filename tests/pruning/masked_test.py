@@ -1,5 +1,7 @@
 """The masked leaf: its meaning, its derivative, what it keeps back."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -12,6 +14,19 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import masked
 
 MASK = jnp.array([[True, False, True], [False, False, True]])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored(array.CompressedArray):
+  """A leaf that stays what it is when training is over."""
+
+  x: jax.Array
+  shape = property(lambda self: self.x.shape)
+  dtype = property(lambda self: self.x.dtype)
+
+  def materialize(self):
+    return self.x
 
 
 def leaf(dtype=jnp.float32):
@@ -57,6 +72,11 @@ class MaskedTest(parameterized.TestCase):
     np.testing.assert_array_equal(outer.materialize(), want)
     np.testing.assert_array_equal(outer.freeze(), want)
     self.assertEqual(outer.describe(), 'masked 50% masked 50%')
+
+  def test_a_mask_over_what_is_stored_is_refused(self):
+    outer = masked.Masked(Stored(jnp.ones((2, 3))), jnp.ones((2, 3), bool))
+    with self.assertRaisesRegex(ValueError, 'Prune first'):
+      outer.freeze()
 
   def test_describe_without_values(self):
     self.assertEqual(leaf().describe(), 'masked 50%')
