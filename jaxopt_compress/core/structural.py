@@ -49,24 +49,27 @@ def _open(jaxpr):
 def _jit(ctx, eqn, operands):
   closed = eqn.params['jaxpr']
   args, names = _unzip(operands)
+  ins, outs = (eqn.params.get(k) for k in ('in_shardings', 'out_shardings'))
   if ctx.inline:
-    return jaxprs.run(ctx, closed.jaxpr, closed.consts, args, names)
+    args = _constrain(args, ins)
+    found = jaxprs.run(ctx, closed.jaxpr, closed.consts, args, names)
+    values, names = _unzip(found)
+    return list(zip(_constrain(values, outs), names, strict=True))
   # One jitted function for each shared body, so that JAX's own cache sees the
   # second call of the same block as it would without us.
   if id(closed) not in ctx.jits:
 
     def run(*args):
-      args = _constrain(args, eqn.params.get('in_shardings'))
-      outs = jaxprs.run(
+      args = _constrain(args, ins)
+      found = jaxprs.run(
         ctx, closed.jaxpr, closed.consts, args, [None] * len(args)
       )
-      return _constrain([x for x, _ in outs], eqn.params.get('out_shardings'))
+      return _constrain([x for x, _ in found], outs)
 
     run.__name__ = run.__qualname__ = eqn.params.get('name', 'jit')
     inline = eqn.params.get('inline', False)
     ctx.jits[id(closed)] = closed, jax.jit(run, inline=inline)
-  outs = ctx.jits[id(closed)][1](*args)
-  return [(x, None) for x in outs]
+  return [(x, None) for x in ctx.jits[id(closed)][1](*args)]
 
 
 def _constrain(values, shardings):

@@ -137,6 +137,13 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
     ValueError: a mask for a leaf that is not there, or of another shape.
   """
   shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
+  for path, x in rules_lib.named_leaves(params):
+    stored = array.is_compressed(x) and not isinstance(x, masked.Masked)
+    if path in masks and stored:
+      raise ValueError(
+        f'{path} is {x.describe()} already; a mask over it would be stored as'
+        ' floats. Prune first: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
+      )
   for path, mask in masks.items():
     if shapes.get(path) != tuple(mask.shape):
       was = f'shape {shapes[path]}' if path in shapes else 'no such leaf'

@@ -79,7 +79,7 @@ class QArray(array.CompressedArray):
 
   def describe(self):
     if self.group:
-      return f'{self.format} g{self.group}'
+      return f'{self.format} g{min(self.group, self.shape[self.axis])}'
     shared = all(n == 1 for n in self.scale.shape[-2:])
     return f'{self.format} {"tensor" if shared else "channel"}'
 

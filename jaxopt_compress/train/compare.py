@@ -4,6 +4,7 @@ Everything here is measured again from what the finished stages left behind, so 
 run that resumes at its very end reports what a run without a break reports.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -50,6 +51,10 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
       targets=plan.data.target,
       reference=found[reference].logits if found else None,
     )
+    if name != reference:  # one batch is enough to check an export
+      found[name] = dataclasses.replace(
+        found[name], logits=found[name].logits[:1]
+      )
 
   # -- Latency: stages of one model interleaved, against its float form ----------
   timings = {}
@@ -73,16 +78,20 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     )
 
   # -- Exports, each reloaded by a process that has nothing else ------------------
-  checked = exported.export_and_check(
-    work / 'export',
-    {
-      name: (_over_tree(by_name[name].model.apply), _stored(finished[name]))
-      for name in plan.report.export
-    },
-    data.test[0],
-    plan.data.input,
-    {name: found[name].logits[0] for name in plan.report.export},
-  )
+  checked, failed = {}, None
+  try:
+    checked = exported.export_and_check(
+      work / 'export',
+      {
+        name: (_over_tree(by_name[name].model.apply), _stored(finished[name]))
+        for name in plan.report.export
+      },
+      data.test[0],
+      plan.data.input,
+      {name: found[name].logits[0] for name in plan.report.export},
+    )
+  except RuntimeError as e:  # the report is written first, and says so
+    checked, failed = {'stages': f'FAILED. {e}'}, e
 
   # -- Records --------------------------------------------------------------------
   one = _examples(data, plan, 1)
@@ -122,6 +131,8 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     plots=plan.report.plots,
   )
   metrics_lib.log(report_lib.text(report))
+  if failed:
+    raise failed
   return report
 
 

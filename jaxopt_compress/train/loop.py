@@ -14,6 +14,7 @@ and on one device ends with the same bits.
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -116,7 +117,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
         )
         _finish(b, plan, data, state, work, metrics)
         finished[name] = _finished(work, plan, b, mesh)
-      if watch.requested(b.stage.steps):
+      if watch.requested():
         raise preemption.Preempted(
           f'Stopped after stage {name!r}, which is saved.'
         )
@@ -177,8 +178,10 @@ def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
     def flush():
       for i, values in pending:
         if not state_lib.is_finite(values):
-          loss = float(values['loss'])
-          raise Diverged(_diverged(stage, f'The loss is {loss}', i, saver))
+          bad = {k: float(x) for k, x in values.items()}
+          bad = {k: x for k, x in bad.items() if not math.isfinite(x)}
+          what = ' and '.join(f'{k} is {x}' for k, x in bad.items())
+          raise Diverged(_diverged(stage, f'The {what}', i, saver))
       if pending:
         i, values = pending[-1]
         values = {name: float(x) for name, x in values.items()}
@@ -211,7 +214,7 @@ def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
         flush()
       if done % options.save_every == 0 or done == stage.steps:
         save(done)
-      if watch.requested(done):
+      if watch.requested():
         save(done)
         saver.wait()
         raise preemption.Preempted(

@@ -8,7 +8,7 @@ A config (`configs/*.py`) is a ConfigDict of ints, floats, strings and tuples:
     stages                the names of the stages, in the order they run
     stage.<name>          Stage: what is trained, from what, and how it is compressed
     report                Report: what is exported and compared
-    run                   Run: how it runs, which does not change what it computes
+    run                   Run: how it runs; no part of a checkpoint's identity
 
 The ConfigDict stops here: everything below gets these dataclasses or keywords.
 """

@@ -37,6 +37,7 @@ class Watch:
   def __init__(self, saved: bool = False):
     self._saved = saved
     self._asked = False
+    self._polls = 0
     self._previous = None
 
   def __enter__(self):
@@ -55,8 +56,11 @@ class Watch:
     if self._saved:
       raise Preempted('Stopped; all stages are saved.')
 
-  def requested(self, step: int) -> bool:
-    """Whether to stop now. Every process must ask, at the same steps."""
+  def requested(self) -> bool:
+    """Whether to stop now. Every process must ask, equally often."""
+    # Processes agree on a number at which to stop, so it must rise from call to
+    # call, over all stages.
+    self._polls += 1
     if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(step)
+      return multihost_utils.reached_preemption_sync_point(self._polls)
     return self._asked

@@ -187,7 +187,7 @@ class LoopTest(parameterized.TestCase):
     with self.monkeypatch.context() as patch:
       patch.setattr(batches_lib.Batches, '__getitem__', spoiled)
       message = (
-        "The loss is nan at step 7 of stage 'teacher'. The last good checkpoint"
+        "loss is nan at step 7 of stage 'teacher'. The last good checkpoint"
         r' is kept \(step 6\)'
       )
       with pytest.raises(loop.Diverged, match=message):
