@@ -28,7 +28,7 @@ from jaxopt_compress.core import structural  # noqa: F401  (its rules)
 Dense = jaxprs.Dense
 Met = jaxprs.Met
 
-_RULES: dict[tuple[Any, type], Callable] = {}
+_RULES: dict[tuple[str, type], Callable] = {}
 
 
 def rule(primitive: Any, *leaf_types: type) -> Callable[[Callable], Callable]:
@@ -37,19 +37,24 @@ def rule(primitive: Any, *leaf_types: type) -> Callable[[Callable], Callable]:
   The rule is called as the primitive is bound: `rule(*operands, **params)`. The
   operand of the leaf's type is the leaf, the others are dense. It returns what
   the primitive returns, of the same shape and dtype, where each result may be a
-  compressed leaf again, or `Dense(reason)` to decline.
+  compressed leaf again, or `Dense(reason)` to decline. A primitive that JAX does
+  not export is given by its name.
   """
 
   def register(f):
     for leaf_type in leaf_types:
-      _RULES[primitive, leaf_type] = f
+      _RULES[_name(primitive), leaf_type] = f
     return f
 
   return register
 
 
 def rule_for(primitive, leaf_type):
-  return _RULES.get((primitive, leaf_type))
+  return _RULES.get((_name(primitive), leaf_type))
+
+
+def _name(primitive) -> str:
+  return primitive if isinstance(primitive, str) else primitive.name
 
 
 def lift(fun: Callable, strict: bool = False) -> Callable:

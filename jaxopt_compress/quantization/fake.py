@@ -23,9 +23,11 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.quantization import conv  # noqa: F401  (its products)
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import ragged  # noqa: F401
 from jaxopt_compress.quantization import schemes
 from jaxopt_compress.quantization import straight
 
@@ -62,16 +64,16 @@ def _as_trained(w: jax.Array, frozen: array.CompressedArray) -> jax.Array:
   return straight.as_if(lambda w: w, stored, w)
 
 
-def _register_product(primitive):
+def _register_product(name, how):
   """Forward by the stored leaf's rule, derivative of the dense product."""
 
-  @lift.rule(primitive, FakeQuant)
+  @lift.rule(name, FakeQuant)
   def _(*operands, **params):
     side = [isinstance(x, FakeQuant) for x in operands].index(True)
     leaf = operands[side]
     put = lambda w, xs: [*xs[:side], w, *xs[side:]]
     others = [x for i, x in enumerate(operands) if i != side]
-    rule = lift.rule_for(primitive, type(leaf.frozen))
+    rule = lift.rule_for(name, type(leaf.frozen))
     out = rule(*put(leaf.frozen, lax.stop_gradient(others)), **params)
     if isinstance(out, lift.Dense):
       return out
@@ -79,8 +81,8 @@ def _register_product(primitive):
     def dense(w, frozen, *others):
       values = put(_as_trained(w, frozen), others)
       if isinstance(frozen, qarray.QDotArray):
-        values = dot.round_other(primitive, values, side, frozen.act, params)
-      return primitive.bind(*values, **params)
+        values = how.round_other(values, side, frozen, params)
+      return how.bind(*values, **params)
 
     latent = array.materialize(leaf.value)
     return straight.as_if(dense, out, latent, leaf.frozen, *others)
@@ -115,8 +117,8 @@ def _register_gather():
     return straight.as_if(dense, out, value, indices)
 
 
-for _primitive in (lax.dot_general_p, lax.conv_general_dilated_p):
-  _register_product(_primitive)
+for _name, _how in dot.PRODUCTS.items():
+  _register_product(_name, _how)
 for _primitive in moves.PRIMITIVES:
   _register_move(_primitive)
 _register_gather()

@@ -1,8 +1,8 @@
 """What keeps a QArray a QArray on its way to a product.
 
 Weights reach dots through transpose, reshape, squeeze, slice, split and convert.
-Each is done to the codes and to the scales; where the parts cannot follow, the
-rule declines and the array becomes dense.
+Each is done to every part of the leaf: codes, scales, zero points; where a part
+cannot follow, the rule declines and the array becomes dense.
 """
 
 import dataclasses
@@ -38,22 +38,49 @@ def _rule(primitive):
       out = move(x.weight, *rest, **params)
       if isinstance(out, lift.Dense):
         return out
-      return each(primitive, lambda w: dataclasses.replace(x, weight=w), out)
+      return each(primitive, lambda w: _again(x, w), out)
 
     return move
 
   return register
 
 
-def _with_parts(q, qvalue, scale, axis):
-  return dataclasses.replace(q, qvalue=qvalue, scale=scale, axis=axis)
+def _again(x: qarray.QDotArray, weight: qarray.QArray) -> qarray.QDotArray:
+  """The same with another weight; a calibrated range keeps to its rank."""
+  static = {
+    name: ranged.reshape((1,) * weight.ndim)
+    for name, ranged in (('act_scale', x.act_scale), ('act_zero', x.act_zero))
+    if ranged is not None and ranged.size == 1
+  }
+  return dataclasses.replace(x, weight=weight, **static)
+
+
+def _with(q, move):
+  """The leaf of moved parts, or why one of them cannot move."""
+  parts = {}
+  for name, part in q.parts().items():
+    moved = move(part)
+    if isinstance(moved, lift.Dense):
+      return moved
+    parts[name] = moved
+  return q.with_parts(parts)
+
+
+def _units(part, ndim, place):
+  """Units after each axis i (from the start) became axis place[i] of ndim."""
+  old = part.array.ndim
+  return {place[old + a] - ndim: u for a, u in part.units.items()}
 
 
 @_rule(lax.transpose_p)
 def _(q, *, permutation):
-  axis = permutation.index(q.axis % q.ndim) - q.ndim
-  parts = (lax.transpose(p, permutation) for p in (q.qvalue, q.scale))
-  return _with_parts(q, *parts, axis)
+  place = {i: j for j, i in enumerate(permutation)}
+
+  def move(part):
+    moved = lax.transpose(part.array, permutation)
+    return qarray.Part(moved, _units(part, q.ndim, place))
+
+  return _with(q, move)
 
 
 @_rule(lax.convert_element_type_p)
@@ -89,27 +116,70 @@ def _(q, *sizes, new_sizes, dimensions, **_):
 
 
 def reshape(q, new_shape):
-  """Reshapes codes and scales alike, or declines."""
+  """Reshapes all parts alike, or declines."""
   if not new_shape:
     return lift.Dense('a reshape to a scalar')
-  axis = q.axis % q.ndim
-  # A scale shared along the whole axis is a group of as many as there are.
-  group = q.shape[axis] if q.scale.shape[axis] == 1 else q.group
-  blocks = common_blocks(q.shape, new_shape)
-  new_axis = _moved_axis(blocks, axis, q)
-  qvalue, scale = (
-    part_shape(blocks, q.shape, part.shape, new_shape, axis, factor)
-    for part, factor in ((q.qvalue, 1 + q.packed), (q.scale, group))
+  if q.size == 0:
+    return lift.Dense('an empty array')
+  pairs = common_blocks(q.shape, new_shape)
+  why = lift.Dense(f'a reshape {q.shape} to {tuple(new_shape)} cuts groups')
+  return _with(
+    q, lambda part: _reshaped(part, pairs, q.shape, new_shape) or why
   )
-  if new_axis is None or qvalue is None or scale is None:
-    return lift.Dense(f'a reshape {q.shape} to {tuple(new_shape)} cuts groups')
-  return dataclasses.replace(
-    q,
-    qvalue=q.qvalue.reshape(qvalue),
-    scale=q.scale.reshape(scale),
-    axis=new_axis - len(new_shape),
-    group=group,
-  )
+
+
+def _reshaped(part, pairs, old, new):
+  """A part after the reshape of its leaf, or None where its groups are cut."""
+  shape, units = [1] * len(new), {}
+  for rows, columns in pairs:
+    moved = _regrouped(part, rows, columns, old, new)
+    if moved is None:
+      return None
+    for j, size, unit in moved:
+      shape[j] = size
+      if unit != (1, 1):
+        units[j - len(new)] = unit
+  return part._replace(array=part.array.reshape(shape), units=units)
+
+
+def _regrouped(part, rows, columns, old, new):
+  """[(axis, size, unit)] of the `columns` that `rows` become together.
+
+  Seen as one long axis, the rows of a part have runs of `entries` consecutive
+  entries of the leaf for `stored` of its own: the unit of the minor axis, times
+  the minor axes that are shared as a whole.
+  """
+
+  def unit_of(i):
+    unit = part.units.get(i - len(old), (1, 1))
+    shared = unit == (1, 1) and part.array.shape[i] == 1
+    return (old[i], 1) if shared else unit
+
+  if len(rows) == len(columns) == 1:
+    # An axis that stays itself keeps a ragged last unit too.
+    (i,), (j,) = rows, columns
+    return [(j, part.array.shape[i], part.units.get(i - len(old), (1, 1)))]
+  entries, stored, through = 1, 1, True
+  for i in reversed(rows):
+    count, size = unit_of(i)
+    if old[i] % count or (not through and count > 1):
+      return None
+    entries, stored = entries * count, stored * size
+    through = through and count == old[i]
+  out = []
+  for j in reversed(columns):
+    n = new[j]
+    if n % entries == 0:
+      keep = part.packed or entries < n
+      unit = (entries, stored) if keep else (1, 1)
+      out.append((j, n // entries * stored, unit))
+      entries, stored = 1, 1
+    elif entries % n == 0 and not part.packed:
+      out.append((j, 1, (1, 1)))
+      entries //= n
+    else:
+      return None
+  return out if (entries, stored) == (1, 1) else None
 
 
 def common_blocks(old, new):
@@ -146,44 +216,6 @@ def common_blocks(old, new):
   return blocks
 
 
-def _moved_axis(blocks, axis, q):
-  """Where the packed or grouped axis goes: the minor one of its block."""
-  rows, columns = next(b for b in blocks if axis in b[0])
-  if rows[-1] == axis and columns:
-    return columns[-1]
-  if q.packed or q.grouped:
-    return None
-  # An axis that is neither packed nor grouped has nothing to keep together.
-  return columns[-1] if columns else 0
-
-
-def part_shape(blocks, old, part, new, axis, factor):
-  """The shape of a part after the reshape of its leaf, or None.
-
-  In each block a part is shared (all ones) or whole; along `axis`, the minor one
-  of its block, it may be shorter by `factor` (packing, groups).
-  """
-  out = [1] * len(new)
-  for rows, columns in blocks:
-    sizes = [part[i] for i in rows]
-    whole = [old[i] for i in rows]
-    shorter = rows and rows[-1] == axis and sizes[-1] * factor == whole[-1]
-    if all(n == 1 for n in sizes):
-      continue
-    if len(rows) == len(columns) == 1:
-      out[columns[0]] = sizes[0]
-      continue
-    if sizes[:-1] != whole[:-1] or not (shorter or sizes == whole):
-      return None
-    for j in columns:
-      out[j] = new[j]
-    if sizes != whole:
-      if new[columns[-1]] % factor:
-        return None
-      out[columns[-1]] //= factor
-  return out
-
-
 # ---------------------------------------------------------------------- slices
 
 
@@ -192,53 +224,74 @@ def _(q, *, start_indices, limit_indices, strides):
   strides = strides or (1,) * q.ndim
   cuts = zip(start_indices, limit_indices, strides, strict=True)
   cuts = {i: c for i, c in enumerate(cuts) if c != (0, q.shape[i], 1)}
-  empty = any(start >= limit for start, limit, _ in cuts.values())
+  return _cut(q, cuts)
 
-  def cut(part):
+
+@_rule(lax.split_p)
+def _(q, *, sizes, axis):
+  ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+  pieces = [
+    _cut(q, {axis: (end - n, end, 1)})
+    for n, end in zip(sizes, ends, strict=True)
+  ]
+  declined = [p for p in pieces if isinstance(p, lift.Dense)]
+  return declined[0] if declined else pieces
+
+
+def _cut(q, cuts):
+  """The entries start, start + stride, ... < limit of some axes."""
+  if any(start >= limit for start, limit, _ in cuts.values()):
+    return lift.Dense('an empty slice')
+  tail = q.tail
+  if q.packed and q.ndim + q.packed in cuts:
+    _, limit, _ = cuts[q.ndim + q.packed]
+    tail = q.tail if limit == q.shape[q.packed] else 0
+
+  def move(part):
+    x = part.array
     for i, (start, limit, stride) in cuts.items():
-      if part.shape[i] != 1:
-        part = lax.slice_in_dim(part, start, limit, stride, axis=i)
-    return part
+      if x.shape[i] == 1 and q.shape[i] > 1:
+        continue
+      entries, stored = part.units.get(i - q.ndim, (1, 1))
+      whole = start % entries == 0 and (
+        limit % entries == 0 or limit == q.shape[i]
+      )
+      if entries > 1 and (stride != 1 or not whole):
+        return lift.Dense('a slice that cuts packed or grouped entries')
+      first, last = start // entries * stored, -(-limit // entries) * stored
+      x = lax.slice_in_dim(x, first, last, stride, axis=i)
+    return part._replace(array=x)
 
-  return _each_part(q, cut, cuts, empty)
+  out = _with(q, move)
+  if isinstance(out, lift.Dense):
+    return out
+  return _single(dataclasses.replace(out, tail=tail))
+
+
+def _single(q):
+  """Forgets blocks along axes of which one block is left."""
+  inside = lambda blocks: tuple((a, n) for a, n in blocks if n < q.shape[a])
+  return dataclasses.replace(
+    q, blocks=inside(q.blocks), global_blocks=inside(q.global_blocks)
+  )
 
 
 @_rule(lax.dynamic_slice_p)
 def _(q, *starts, slice_sizes, **_):
   if not isinstance(q, qarray.QArray):
     return lift.Dense('it is an index')
+  if 0 in slice_sizes:
+    return lift.Dense('an empty slice')
   cuts = [i for i, n in enumerate(slice_sizes) if n != q.shape[i]]
 
-  def cut(part):
+  def move(part):
+    x = part.array
     for i in cuts:
-      if part.shape[i] != 1:
-        part = lax.dynamic_slice_in_dim(part, starts[i], slice_sizes[i], axis=i)
-    return part
+      if x.shape[i] == 1:
+        continue
+      if part.units.get(i - q.ndim, (1, 1)) != (1, 1):
+        return lift.Dense('a slice along a packed or grouped axis')
+      x = lax.dynamic_slice_in_dim(x, starts[i], slice_sizes[i], axis=i)
+    return part._replace(array=x)
 
-  return _each_part(q, cut, cuts, empty=0 in slice_sizes)
-
-
-@_rule(lax.split_p)
-def _(q, *, sizes, axis):
-  ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-
-  def piece(n, end):
-    cut = lambda part: (
-      part
-      if part.shape[axis] == 1
-      else lax.slice_in_dim(part, end - n, end, axis=axis)
-    )
-    return _each_part(q, cut, [axis], empty=n == 0)
-
-  pieces = [piece(n, end) for n, end in zip(sizes, ends, strict=True)]
-  declined = [p for p in pieces if isinstance(p, lift.Dense)]
-  return declined[0] if declined else pieces
-
-
-def _each_part(q, cut, axes, empty):
-  """Cuts both parts along `axes`, on which each is whole or shared."""
-  if (q.packed or q.grouped) and q.axis % q.ndim in axes:
-    return lift.Dense('a slice along the packed or grouped axis')
-  if empty:
-    return lift.Dense('an empty slice')
-  return _with_parts(q, cut(q.qvalue), cut(q.scale), q.axis)
+  return _with(q, move)

@@ -1,102 +1,218 @@
-"""The leaf: integers and a scale.
+"""The leaf: codes and scales.
 
-QArray      stands for  qvalue * scale, scale broadcast over what shares it
-QDotArray   the same, and its dots round the other operand to int8 as well
+    QArray      stands for  (number - zero) * scale
+    QDotArray   the same, and its products quantise the other operand as well
+
+`number` is what a code means in its format; scale and zero are broadcast over what
+shares them.
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
-from jaxopt_compress.quantization import numerics
+from jaxopt_compress.quantization import blocks as blocks_lib
+from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import packing
+from jaxopt_compress.quantization import scales as scales_lib
+from jaxopt_compress.quantization import spec as spec_lib
+
+
+class Part(NamedTuple):
+  """One array of a leaf, and how its axes follow those of the leaf.
+
+  Attributes:
+    array: of the rank of the leaf; size 1 on axes that it is shared along.
+    units: {axis from the end: (entries, stored)}, how many entries of the leaf
+      are how many of the array; (1, 1) where nothing is said.
+    packed: whether its units are codes that share bytes, rather than a scale.
+  """
+
+  array: jax.Array
+  units: dict[int, tuple[int, int]]
+  packed: bool = False
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QArray(array.CompressedArray):
-  """Stands for `qvalue * scale`: [..., n, ...] of `dtype`.
+  """Stands for `(number(qvalue) - zero) * scale`: [..., n, ...] of `dtype`.
+
+  All arrays have the rank of what they stand for, and size 1 on the axes that
+  they are shared along.
 
   Attributes:
-    qvalue: int8 codes; or uint8 with two int4 codes to a byte along `axis`.
-    scale: same rank; 1 on the axes that share a scale, ceil(n / group) on
-      `axis` if it is grouped.
-    format: 'int8' or 'int4'.
-    axis: the axis, counted from the end, that is packed and grouped.
-    group: how many entries along `axis` share a scale; 0 where all do.
-    odd: whether the packed axis ends in a filling nibble.
+    qvalue: codes. int8 or float8 of the full shape; formats of fewer bits are
+      packed along the axis `packed`, in uint8.
+    scale: float32, bfloat16, or of the second level's type; ceil(n / size)
+      entries on an axis with blocks.
+    zero: None; or the number that stands for zero, the shape of `scale`: int8
+      for integer formats, float32 for others.
+    global_scale: None; or float32 scales of the scales.
+    global_offset: None; or float32, added to the scales.
+    format: name of the number format.
     dtype: of the array that this stands for.
+    packed: the axis, counted from the end, along which codes share bytes; 0 for
+      none.
+    tail: filling codes at the end of the packed axis.
+    blocks: ((axis, size), ...), how many entries share a scale, on axes where
+      it is neither one nor all.
+    global_blocks: the same of global_scale.
   """
 
   qvalue: jax.Array
   scale: jax.Array
+  zero: jax.Array | None
+  global_scale: jax.Array | None
+  global_offset: jax.Array | None
   format: str = dataclasses.field(metadata={'static': True})
-  axis: int = dataclasses.field(metadata={'static': True})
-  group: int = dataclasses.field(metadata={'static': True})
-  odd: bool = dataclasses.field(metadata={'static': True})
   dtype: jnp.dtype = dataclasses.field(metadata={'static': True})
+  packed: int = dataclasses.field(default=0, metadata={'static': True})
+  tail: int = dataclasses.field(default=0, metadata={'static': True})
+  blocks: blocks_lib.Blocks = dataclasses.field(
+    default=(), metadata={'static': True}
+  )
+  global_blocks: blocks_lib.Blocks = dataclasses.field(
+    default=(), metadata={'static': True}
+  )
+
+  @property
+  def numbers_format(self) -> formats.Format:
+    return formats.FORMATS[self.format]
 
   @property
   def shape(self):
     shape = list(self.qvalue.shape)
     if self.packed:
-      shape[self.axis] = 2 * shape[self.axis] - self.odd
+      codes, num_bytes = packing.unit(self.numbers_format.bits)
+      n = shape[self.packed]
+      shape[self.packed] = n // num_bytes * codes - self.tail
     return tuple(shape)
 
   @property
-  def packed(self) -> bool:
-    """Whether two codes share a byte along `axis`."""
-    return numerics.FORMATS[self.format].packed
-
-  @property
-  def grouped(self) -> bool:
-    """Whether several entries along `axis` share a scale, but not all."""
-    return self.group > 1 and self.scale.shape[self.axis] > 1
-
-  def can_cut(self, axis, size):
-    if axis != self.axis or not (self.packed or self.grouped):
-      return True
-    whole_bytes = not self.packed or size % 2 == 0
-    whole_groups = not self.grouped or size % self.group == 0
-    return size > 1 and whole_bytes and whole_groups
+  def integer(self) -> bool:
+    """Whether its numbers are integers, so that products can be."""
+    return self.numbers_format.integer
 
   @property
   def codes(self) -> jax.Array:
-    """int8 codes, of `shape`."""
-    if self.packed:
-      return numerics.unpack(self.qvalue, self.axis, self.odd)
-    return self.qvalue
+    """Stored codes, one an entry, of `shape`."""
+    if not self.packed:
+      return self.qvalue
+    bits = self.numbers_format.bits
+    return packing.unpack(self.qvalue, bits, self.packed, self.tail)
+
+  @property
+  def numbers(self) -> jax.Array:
+    """What the codes mean: int8 for integer formats, else float32; `shape`."""
+    return self.numbers_format.numbers(self.codes)
+
+  @property
+  def scale_hat(self) -> jax.Array:
+    """float32 scales as they are used, the shape of `scale`."""
+    s = scales_lib.Scales(
+      self.scale, self.global_scale, self.global_offset, self.global_blocks
+    )
+    return scales_lib.read(s, self.blocks)
 
   def materialize(self):
-    scale = self.scale.astype(jnp.float32)
-    if self.grouped:
-      scale = numerics.by_group(scale, self.group, self.axis)
-      scale = jax.lax.slice_in_dim(
-        scale, 0, self.shape[self.axis], axis=self.axis
-      )
-    return (self.codes.astype(jnp.float32) * scale).astype(self.dtype)
+    x = self.numbers.astype(jnp.float32)
+    spread = lambda p: blocks_lib.expand(p, self.blocks, self.shape)
+    if self.zero is not None:
+      x = x - spread(self.zero.astype(jnp.float32))
+    return (x * spread(self.scale_hat)).astype(self.dtype)
+
+  def parts(self) -> dict[str, Part]:
+    """Its arrays by field, with their units."""
+    unit = packing.unit(self.numbers_format.bits)
+    one = lambda blocks: {a: (n, 1) for a, n in blocks}
+    found = {
+      'qvalue': Part(self.qvalue, {self.packed: unit}, packed=True)
+      if self.packed
+      else Part(self.qvalue, {}),
+      'scale': Part(self.scale, one(self.blocks)),
+      'zero': Part(self.zero, one(self.blocks)),
+      'global_scale': Part(self.global_scale, one(self.global_blocks)),
+      'global_offset': Part(self.global_offset, {}),
+    }
+    return {k: p for k, p in found.items() if p.array is not None}
+
+  def with_parts(self, parts: dict[str, Part]) -> 'QArray':
+    """The leaf with other arrays, whose units say what is packed and grouped."""
+    packed = next(iter(parts['qvalue'].units), 0)
+    sizes = lambda name: tuple(
+      sorted((a, n) for a, (n, _) in parts[name].units.items())
+    )
+    return dataclasses.replace(
+      self,
+      **{name: part.array for name, part in parts.items()},
+      packed=packed,
+      tail=self.tail if packed else 0,
+      blocks=sizes('scale'),
+      global_blocks=sizes('global_scale') if 'global_scale' in parts else (),
+    )
+
+  def can_cut(self, axis, size):
+    for part, units in self.parts().values():
+      entries, _ = units.get(axis, (1, 1))
+      if entries > 1 and part.shape[axis] > 1:
+        if size == 1 or size % entries:
+          return False
+    return True
 
   def describe(self):
-    if self.group:
-      return f'{self.format} g{min(self.group, self.shape[self.axis])}'
-    shared = all(n == 1 for n in self.scale.shape[-2:])
-    return f'{self.format} {"tensor" if shared else "channel"}'
+    return f'{self.format} {_granularity(self)}'
+
+
+def _granularity(q: QArray) -> str:
+  sizes = dict(q.blocks)
+  matrix = q.scale.shape[-2:]
+  if len(sizes) > 1:
+    how = 'x'.join(str(n) for _, n in q.blocks)
+  elif sizes:
+    how = f'g{next(iter(sizes.values()))}'
+  else:
+    how = 'tensor' if all(n == 1 for n in matrix) else 'channel'
+  words = [how]
+  if q.scale.dtype == jnp.float8_e8m0fnu:
+    words.append('mx')
+  elif q.global_offset is not None:
+    words.append('dq')
+  elif q.global_scale is not None:
+    words.append('nv')
+  if q.zero is not None:
+    words.append('asym')
+  return ' '.join(words)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QDotArray(array.CompressedArray):
-  """A `QArray` whose products round the other operand to int8, per token.
+  """A `QArray` whose products quantise the other operand.
 
-  `materialize` is that of the weight. A dot with x, contracted over K entries
-  with codes of absolute value at most 128, differs from the dot of the
-  materialised weight by at most  K * (absmax(x) / 255) * max|w|  for each token:
-  half a step of x for each of its entries.
+  `materialize` is that of the weight. A dot with x, contracted over K entries,
+  differs from that of the materialised weight by at most K * e * max|w| for each
+  token, with e the largest rounding error of the activations' format: for int8
+  half a step, absmax(x) / 255.
+
+  Attributes:
+    weight: the weight; what it stands for is what this stands for.
+    act_scale: None, where ranges are measured at run time; or float32 of the
+      rank of the weight, 1 on all but stacked axes: calibrated or learned.
+    act_zero: the zero point that goes with it, or None.
+    act: how the other operand becomes codes.
   """
 
   weight: QArray
-  act: str = dataclasses.field(default='int8', metadata={'static': True})
+  act_scale: jax.Array | None = None
+  act_zero: jax.Array | None = None
+  act: spec_lib.Spec = dataclasses.field(
+    default=spec_lib.Spec('int8', 'token'), metadata={'static': True}
+  )
 
   shape = property(lambda self: self.weight.shape)
   dtype = property(lambda self: self.weight.dtype)
@@ -104,56 +220,89 @@ class QDotArray(array.CompressedArray):
   def materialize(self):
     return self.weight.materialize()
 
+  def can_cut(self, axis, size):
+    return self.weight.can_cut(axis, size)
+
   def describe(self):
-    return f'{self.weight.describe()}, {self.act} activations'
+    act = self.act.format + (' static' if self.act.static else '')
+    return f'{self.weight.describe()}, {act} activations'
 
 
 def quantize_array(
   x: jax.Array,
-  format: str,
-  shared: tuple[int, ...],
+  spec: spec_lib.Spec,
+  blocks: blocks_lib.Blocks,
   *,
-  axis: int,
-  group: int = 0,
-  scale_dtype=jnp.float32,
+  packed: int = -1,
+  stacked: tuple[int, ...] = (),
+  ranges: tuple[jax.Array, jax.Array | None] | None = None,
+  key: jax.Array | None = None,
 ) -> QArray:
-  """Rounds an array to the nearest codes.
+  """Rounds an array to codes.
 
   Args:
     x: floating array.
-    format: 'int8' or 'int4'.
-    shared: axes, counted from the end, along which entries share a scale.
-    axis: the axis that is packed (int4) and grouped.
-    group: entries along `axis` that share a scale; 0 for no groups. The last
-      group may be shorter.
-    scale_dtype: float32 or bfloat16.
+    spec: format, scales and rounding; its granularity is in `blocks`.
+    blocks: ((axis from the end, size), ...) of what shares a scale; size 0 for
+      the whole axis.
+    packed: the axis along which narrow codes share bytes; 0 to leave one code
+      to a byte.
+    stacked: axes along which matrices lie, each with second-level scales of its
+      own.
+    ranges: (reach, center) of each block where they are known already, center
+      None for symmetric.
+    key: for stochastic rounding.
 
   Returns:
     A QArray of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: stochastic rounding without a key.
   """
-  fmt = numerics.FORMATS[format]
-  if group:
-    scale = _group_scale(x, fmt, shared, axis, group, scale_dtype)
-    full = numerics.by_group(scale, group, axis)
-    full = jax.lax.slice_in_dim(full, 0, x.shape[axis], axis=axis)
-  else:
-    scale = full = numerics.absmax_scale(x, fmt, shared, scale_dtype)
-  codes = numerics.encode(x, full, fmt)
-  odd = fmt.packed and bool(x.shape[axis] % 2)
-  payload = numerics.pack(codes, axis) if fmt.packed else codes
-  return QArray(payload, scale, format, axis, group, odd, jnp.dtype(x.dtype))
+  if spec.rounding == 'stochastic' and key is None:
+    raise ValueError(
+      'Stochastic rounding needs a random key; pass key=, or use'
+      " rounding='nearest'."
+    )
+  dtype, x = jnp.dtype(x.dtype), x.astype(jnp.float32)
+  reach, center = ranges or scales_lib.reach_and_center(x, spec, blocks)
+  s = scales_lib.stored(reach, spec, blocks, x.shape, stacked)
+  noise = None
+  if spec.rounding == 'stochastic':
+    noise = jax.random.uniform(key, x.shape)
+  return _with_scales(x, dtype, spec, blocks, packed, s, center, noise)
 
 
-def _group_scale(x, fmt, shared, axis, group, scale_dtype):
-  position = x.ndim + axis
-  short = -x.shape[axis] % group
-  padding = [(0, short if i == position else 0) for i in range(x.ndim)]
-  x = jnp.pad(x, padding)
-  n_groups = x.shape[axis] // group
-  split = (*x.shape[:position], n_groups, group, *x.shape[position + 1 :])
-  # Axes counted from the end move by one where they lie before the split.
-  axes = {axis} | {a - 1 if a < axis else a for a in shared if a != axis}
-  scale = numerics.absmax_scale(
-    x.reshape(split), fmt, tuple(sorted(axes)), scale_dtype
+def _with_scales(x, dtype, spec, blocks, packed, s, center, noise):
+  fmt = spec.numbers
+  inner = blocks_lib.inner_sizes(x.shape, blocks)
+  spread = functools.partial(blocks_lib.expand, blocks=inner, shape=x.shape)
+  scale_hat = scales_lib.read(s, inner)
+  zero = None
+  scaled = x * spread(1 / scale_hat)
+  if center is not None:
+    zero = scales_lib.zero_point(center, scale_hat, spec)
+    # Rounded first, so that where integers fall does not depend on the sum.
+    integer = jnp.issubdtype(zero.dtype, jnp.integer)
+    scaled = jnp.round(scaled) if integer and noise is None else scaled
+    scaled = scaled + spread(zero.astype(jnp.float32))
+  codes = fmt.round(scaled, noise)
+  tail = 0
+  if fmt.native:
+    packed = 0
+  if packed:
+    tail = -x.shape[packed] % packing.unit(fmt.bits)[0]
+    codes = packing.pack(codes, fmt.bits, packed)
+  return QArray(
+    codes,
+    s.scale,
+    zero,
+    s.global_scale,
+    s.global_offset,
+    format=spec.format,
+    dtype=dtype,
+    packed=packed,
+    tail=tail,
+    blocks=inner,
+    global_blocks=s.global_blocks,
   )
-  return jnp.squeeze(scale, position + 1)

@@ -1,12 +1,14 @@
 """What to make of a weight, in the field's words, and `quantize`.
 
-W8A16: weights int8, activations as they are. W8A8: both int8, the activations
-rounded per token at run time. W4A16: weights int4 in groups of 128.
+W8A16 says weights of 8 bits, activations of 16: as they are. W8A8, W4A8, W4A4 and
+FP8_DYNAMIC also round the activations at run time; FP8 in ranges that were
+calibrated. MXFP8, MXFP4 and NVFP4 are the block formats of those names.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import functools
 from typing import Any
 
 import jax
@@ -15,57 +17,106 @@ import jax.numpy as jnp
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import uses as uses_lib
-from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import spec as spec_lib
+
+Spec = spec_lib.Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-  """How a weight, and the operand that it meets, become integers.
+  """How a weight, the operand that it meets, and gradients become codes.
+
+  Each is a `Spec`, or the name of a format for `Spec(format)`.
 
   Attributes:
-    weight: 'int8' or 'int4' (two to a byte).
-    granularity: what shares a scale: 'tensor' (one for each matrix, so one for
-      each layer of a stack), 'channel' (one for each output), 'group'.
-    group: with 'group', how many entries along the longest contracted axis.
-    act: 'int8' to round the other operand per token; None to leave it.
-    scale_dtype: 'float32' or 'bfloat16'.
+    weight: how the weight is stored.
+    act: how the other operand is rounded in products; None to leave it.
+    grad: while training, how the incoming gradient and the operands of the two
+      products of the backward pass are rounded; None for float.
   """
 
-  weight: str = 'int8'
-  granularity: str = 'channel'
-  group: int = 0
-  act: str | None = None
-  scale_dtype: str = 'float32'
+  weight: Spec = Spec('int8')
+  act: Spec | None = None
+  grad: Spec | None = None
 
   def __post_init__(self):
-    _one_of('weight', self.weight, tuple(numerics.FORMATS))
-    _one_of('granularity', self.granularity, ('tensor', 'channel', 'group'))
-    _one_of('act', self.act, (None, 'int8'))
-    _one_of('scale_dtype', self.scale_dtype, ('float32', 'bfloat16'))
-    if (self.granularity == 'group') != (self.group > 0):
+    for name, default in (
+      ('weight', 'channel'),
+      ('act', 'token'),
+      ('grad', 'token'),
+    ):
+      value = getattr(self, name)
+      if isinstance(value, str):
+        object.__setattr__(self, name, Spec(value, default))
+      elif not isinstance(value, Spec) and (
+        value is not None or name == 'weight'
+      ):
+        raise ValueError(
+          f'{name}={value!r}; give a jc.Spec or the name of a format.'
+        )
+    if self.weight.static:
+      raise ValueError('static=True is for activations; a weight is always.')
+    if self.act is not None and self.act.rounding == 'stochastic':
       raise ValueError(
-        "granularity='group' and a positive group go together, not"
-        f' {self.granularity!r} with group={self.group}.'
+        'Activations are rounded without a random key; stochastic rounding is for'
+        ' weights, where a key is given, and for gradients.'
       )
 
-
-def _one_of(what, value, choices):
-  if value not in choices:
-    raise ValueError(f'{what}={value!r}; choose one of {choices}.')
-
-
-W8A16 = Scheme('int8', 'channel')
-W8A8 = Scheme('int8', 'channel', act='int8')
-W4A16 = Scheme('int4', 'group', group=128, scale_dtype='bfloat16')
-
-PRESETS = {'W8A16': W8A16, 'W8A8': W8A8, 'W4A16': W4A16}
+  def describe(self) -> str:
+    """In a few words."""
+    words = [self.weight.describe()]
+    if self.act:
+      words.append(f'{self.act.describe()} activations')
+    if self.grad:
+      words.append(f'{self.grad.describe()} gradients')
+    return ', '.join(words)
 
 
-def scheme(value: Scheme | str | None) -> Scheme | None:
-  """A scheme from itself, its preset name, or None."""
+_INT8 = Spec('int8', 'token')
+_W4 = Spec('int4', 'group', 128, scale='bfloat16')
+_MX = functools.partial(Spec, granularity='group', group=32, scale='e8m0')
+_NV = Spec('e2m1', 'group', 16, scale='e4m3')
+
+W8A16 = Scheme(Spec('int8'))
+W8A8 = Scheme(Spec('int8'), act=_INT8)
+W4A16 = Scheme(_W4)
+W4A8 = Scheme(_W4, act=_INT8)
+W4A4 = Scheme(Spec('int4'), act=Spec('int4', 'token'))
+W2A16 = Scheme(Spec('int2', 'group', 64, symmetric=False, scale='bfloat16'))
+FP8 = Scheme(Spec('e4m3', 'tensor'), act=Spec('e4m3', 'tensor', static=True))
+FP8_DYNAMIC = Scheme(Spec('e4m3'), act=Spec('e4m3', 'token'))
+NF4 = Scheme(Spec('nf4', 'group', 64, scale='int8'))
+MXFP8 = Scheme(_MX('e4m3'), act=_MX('e4m3'))
+MXFP6 = Scheme(_MX('e2m3'), act=_MX('e2m3'))
+MXFP4 = Scheme(_MX('e2m1'), act=_MX('e2m1'))
+MXINT8 = Scheme(_MX('int8'), act=_MX('int8'))
+NVFP4 = Scheme(_NV, act=_NV)
+
+PRESETS = {
+  'W8A16': W8A16,
+  'W8A8': W8A8,
+  'W4A16': W4A16,
+  'W4A8': W4A8,
+  'W4A4': W4A4,
+  'W2A16': W2A16,
+  'FP8': FP8,
+  'FP8_DYNAMIC': FP8_DYNAMIC,
+  'NF4': NF4,
+  'MXFP8': MXFP8,
+  'MXFP6': MXFP6,
+  'MXFP4': MXFP4,
+  'MXINT8': MXINT8,
+  'NVFP4': NVFP4,
+}
+
+
+def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
+  """A scheme from itself, its preset name, the spec of a weight, or None."""
   if value is None or isinstance(value, Scheme):
     return value
+  if isinstance(value, Spec):
+    return Scheme(value)
   if not isinstance(value, str) or value not in PRESETS:
     close = difflib.get_close_matches(str(value), PRESETS, n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
@@ -76,8 +127,44 @@ def scheme(value: Scheme | str | None) -> Scheme | None:
   return PRESETS[value]
 
 
+def layout(path: str, leaf: Any, spec: Spec, uses: dict | None):
+  """What shares a scale, along which axis codes are packed, what is stacked.
+
+  Args:
+    path: name of the leaf, for messages.
+    leaf: anything with a shape.
+    spec: of the weight.
+    uses: what `jc.uses(apply)(params, x)` returned, or None.
+
+  Returns:
+    blocks ((axis, size), ...), packed axis, stacked axes; from the end.
+  """
+  contracted, stacked, free = uses_lib.axes(path, leaf, uses)
+  if spec.granularity in ('channel', 'token') and not free:
+    raise ValueError(
+      f'{path}, shape {leaf.shape}, is contracted over all of its axes'
+      f' ({_sources(uses, path)}), so it has no output channels. Use a scheme'
+      " with granularity='tensor', or leave it as it is."
+    )
+  axis = max(contracted, key=lambda a: (leaf.shape[a], a))
+  sizes = spec.group if isinstance(spec.group, tuple) else (spec.group,) * 2
+  whole = lambda axes: tuple((a, 0) for a in axes)
+  blocks = {
+    'tensor': whole(contracted + free),
+    'group': ((axis, sizes[0]),),
+    'block': ((axis, sizes[0]), *((a, sizes[1]) for a in free[-1:])),
+  }.get(spec.granularity, whole(contracted))
+  return tuple(sorted(blocks)), axis, stacked
+
+
 def quantize_leaf(
-  path: str, x: Any, scheme: Scheme, uses: dict | None
+  path: str,
+  x: Any,
+  scheme: Scheme,
+  uses: dict | None,
+  *,
+  act_range: tuple[jax.Array, jax.Array | None] | None = None,
+  key: jax.Array | None = None,
 ) -> qarray.QArray | qarray.QDotArray:
   """Quantises one weight under a scheme.
 
@@ -87,32 +174,35 @@ def quantize_leaf(
     scheme: how.
     uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's
       convention.
+    act_range: (scale, zero) of a static activation, each of the rank of the
+      weight and 1 on all but stacked axes.
+    key: for stochastic rounding.
 
   Raises:
-    ValueError: not floating, not finite, empty, or axes that cannot be told.
+    ValueError: not floating, not finite, empty, axes that cannot be told, or a
+      static activation without a range.
   """
   x = jnp.asarray(array.materialize(x))
   _check_values(path, x)
-  contracted, _, free = uses_lib.axes(path, x, uses)
-  if scheme.granularity == 'channel' and not free:
+  blocks, axis, stacked = layout(path, x, scheme.weight, uses)
+  q = _rounded(x, key, scheme.weight, blocks, axis, stacked)
+  if scheme.act is None:
+    return q
+  if scheme.act.static and act_range is None:
     raise ValueError(
-      f'{path}, shape {x.shape}, is contracted over all of its axes'
-      f' ({_sources(uses, path)}), so it has no output channels. Use a scheme'
-      " with granularity='tensor', or leave it as it is."
+      f'{path} has a scheme with static activations ({scheme.describe()}), and no'
+      ' range of them. Calibrate with jc.observe and pass ranges=, or use'
+      ' static=False to measure at run time.'
     )
-  shared = contracted + free if scheme.granularity == 'tensor' else contracted
-  axis = max(contracted, key=lambda a: (x.shape[a], a))
-  if scheme.group:
-    shared = (axis,)
-  q = qarray.quantize_array(
-    x,
-    scheme.weight,
-    shared,
-    axis=axis,
-    group=scheme.group,
-    scale_dtype=jnp.dtype(scheme.scale_dtype),
+  scale, zero = act_range or (None, None)
+  return qarray.QDotArray(q, scale, zero, scheme.act)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _rounded(x, key, spec, blocks, packed, stacked):
+  return qarray.quantize_array(
+    x, spec, blocks, packed=packed, stacked=stacked, key=key
   )
-  return qarray.QDotArray(q, scheme.act) if scheme.act else q
 
 
 def _sources(uses, path):
@@ -128,7 +218,7 @@ def _check_values(path, x):
   if x.size == 0:
     raise ValueError(f'{path} is empty, shape {x.shape}: nothing to quantise.')
   if not isinstance(x, jax.core.Tracer):
-    bad = int(x.size - jnp.isfinite(x.astype(jnp.float32)).sum())
+    bad = int(x.size - _finite(x))
     if bad:
       raise ValueError(
         f'{path} holds {bad} values that are NaN or infinite in float32, of'
@@ -138,22 +228,35 @@ def _check_values(path, x):
       )
 
 
+@jax.jit
+def _finite(x):
+  return jnp.isfinite(x.astype(jnp.float32)).sum()
+
+
 def quantize(
   params: Any,
-  rules: Sequence[tuple[str, Scheme | str | None]],
+  rules: Sequence[tuple[str, Scheme | Spec | str | None]],
   uses: dict | None = None,
+  *,
+  ranges: dict | None = None,
+  key: jax.Array | None = None,
+  donate: bool = False,
 ) -> Any:
-  """Turns the weights that rules name into integers (round to nearest).
+  """Turns the weights that rules name into codes.
 
   Args:
     params: a tree of arrays: dicts, `nnx.State`, FrozenDict, dataclasses. Leaves
       that are compressed already (masks, say) are quantised by their meaning.
     rules: ordered `(regex, scheme)`; a scheme is `jc.W8A8` and the like, a
-      `jc.Scheme`, a preset's name, or None for "as it is". First match wins,
-      every leaf must be covered and every rule used.
+      `jc.Scheme`, the `jc.Spec` of a weight, a preset's name, or None for "as it
+      is". First match wins, every leaf must be covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted. Without it Flax's convention is used (last axis out), and what
       it does not settle is refused.
+    ranges: {path: (scale, zero)} of static activations.
+    key: for stochastic rounding; a different one is drawn for each leaf.
+    donate: delete each array of `params` once it is quantised, so that no more
+      than one leaf is held twice.
 
   Returns:
     The tree with `QArray` leaves (`QDotArray` where activations are rounded).
@@ -167,11 +270,25 @@ def quantize(
   ('int8 channel', 16)
   """
   schemes = by_leaf(rules, params)
+  order = {path: i for i, path in enumerate(schemes)}
 
   def one(path, x):
     if schemes[path] is None:
       return x
-    return quantize_leaf(path, x, schemes[path], uses)
+    mine = None if key is None else jax.random.fold_in(key, order[path])
+    q = quantize_leaf(
+      path,
+      x,
+      schemes[path],
+      uses,
+      act_range=(ranges or {}).get(path),
+      key=mine,
+    )
+    if donate:
+      jax.block_until_ready(q)
+      for part in jax.tree.leaves(x):
+        part.delete()
+    return q
 
   return rules_lib.map_named(one, params)
 

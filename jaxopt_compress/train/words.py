@@ -1,7 +1,7 @@
 """What the rules of a config mean: words and numbers become specifications.
 
 quantize = ((r'.*/kernel', 'W8A8'), (r'.*', None))
-quantize = ((r'.*/kernel', ('int4', 'group', 32)), (r'.*', None))   a Scheme
+quantize = ((r'.*/kernel', ('int4', 'group', 32)), (r'.*', None))   a Spec
 prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
 prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
 prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
@@ -19,7 +19,7 @@ def quantize_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
 
   def scheme(value):
     if isinstance(value, tuple):
-      return quantization.Scheme(*value)
+      return quantization.Spec(*value)
     return value
 
   return [(pattern, scheme(value)) for pattern, value in _pairs(stage.quantize)]

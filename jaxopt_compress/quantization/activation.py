@@ -1,0 +1,115 @@
+"""The operand that a weight meets: what becomes codes at run time.
+
+token   one scale for each entry of the free axes     (dynamic)
+tensor  one scale                                     (dynamic, or static)
+group   one scale for each `group` contracted entries (MX, NVFP4)
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import product
+from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import spec as spec_lib
+from jaxopt_compress.quantization import straight
+
+
+def quantize(
+  x: jax.Array, act: spec_lib.Spec, summed: tuple[int, ...], grouped: int
+) -> qarray.QArray:
+  """Codes of an activation, its range measured now; one code to a byte.
+
+  Args:
+    x: [...] floating.
+    act: how.
+    summed: the axes that the product sums over.
+    grouped: the one of them along which groups run.
+  """
+  everything = tuple((i - x.ndim, 0) for i in range(x.ndim))
+  blocks = {
+    'tensor': everything,
+    'group': ((grouped - x.ndim, act.group),),
+    'block': ((grouped - x.ndim, _first(act.group)),),
+  }.get(act.granularity, tuple((i - x.ndim, 0) for i in summed))
+  return qarray.quantize_array(x, act, blocks, packed=0)
+
+
+def _first(group):
+  return group[0] if isinstance(group, tuple) else group
+
+
+def with_range(
+  x: jax.Array, act: spec_lib.Spec, scale: jax.Array, zero: jax.Array | None
+) -> qarray.QArray:
+  """Codes of an activation in a range that is given.
+
+  Args:
+    x: [...] floating.
+    act: how; integer or float format.
+    scale, zero: the rank of `x`, broadcastable to it.
+  """
+  scaled = x.astype(jnp.float32) * (1 / scale)
+  if zero is not None:
+    scaled = jnp.round(scaled) if act.numbers.integer else scaled
+    scaled = scaled + zero.astype(jnp.float32)
+  codes = act.numbers.round(scaled)
+  return qarray.QArray(
+    codes, scale, zero, None, None, act.format, jnp.dtype(x.dtype)
+  )
+
+
+def other_operand(
+  x: jax.Array, leaf: qarray.QDotArray, d: product.Dims, side: int
+) -> qarray.QArray:
+  """The codes of `x`, which meets the weight `leaf` at position `side`.
+
+  Args:
+    x: the other operand of a dot.
+    leaf: the weight.
+    d: which axes meet.
+    side: 0 or 1, where the weight is.
+  """
+  if leaf.act_scale is None:
+    return quantize(
+      x, leaf.act, d.contracting[1 - side], _grouped(leaf, d, side)
+    )
+  place = lambda p: None if p is None else _by_batch(p, x.ndim, d, side)
+  return with_range(x, leaf.act, place(leaf.act_scale), place(leaf.act_zero))
+
+
+def _grouped(leaf, d, side) -> int:
+  """The axis of the other operand that meets the grouped one of the weight."""
+  w = leaf.weight
+  blocked = {w.ndim + a for a, _ in w.blocks}
+  pairs = sorted(
+    zip(d.contracting[side], d.contracting[1 - side], strict=True),
+    key=lambda pair: (pair[0] in blocked, w.shape[pair[0]], pair[0]),
+  )
+  return pairs[-1][1] if pairs else -1
+
+
+def _by_batch(p, ndim, d, side):
+  """A range of each stacked weight, where the other operand has that axis."""
+  shape = [1] * ndim
+  for mine, other in zip(d.batch[side], d.batch[1 - side], strict=True):
+    shape[other] = p.shape[mine]
+  order = sorted(range(len(d.batch[side])), key=lambda i: d.batch[1 - side][i])
+  rest = [i for i in range(p.ndim) if i not in d.batch[side]]
+  p = lax.transpose(p, (*(d.batch[side][i] for i in order), *rest))
+  return p.reshape(shape)
+
+
+def straight_through(q: qarray.QArray, x: jax.Array) -> jax.Array:
+  """What the codes stand for, with the derivative of `x` itself."""
+  x_hat = jax.tree.map(lax.stop_gradient, q).materialize()
+  return straight.as_if(lambda x: x, x_hat, x)
+
+
+def holds_numbers(fmt: formats.Format, dtype) -> bool:
+  """Whether all numbers of a format are numbers of a floating dtype."""
+  if not jnp.issubdtype(dtype, jnp.floating):
+    return False
+  bits = jnp.finfo(dtype).nmant
+  return bits >= (7 if fmt.integer or isinstance(fmt, formats.Float) else 23)

@@ -1,0 +1,158 @@
+"""What a QArray does in a convolution.
+
+    sum (x - z_x)(w - z_w) = x*w - z_w (x*1) - z_x (1*w) + z_x z_w (1*1)
+
+with * the convolution, 1 all ones: a padded position is a real zero, so it counts
+in none of the four. Activations have one scale for each image.
+"""
+
+import math
+
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.quantization import activation
+from jaxopt_compress.quantization import dot
+from jaxopt_compress.quantization import product
+from jaxopt_compress.quantization import qarray
+
+
+def _conv(x, w, params):
+  """The convolution of numbers: int32 of int8, else float32."""
+  integer = x.dtype == w.dtype == jnp.int8
+  sums = jnp.int32 if integer else jnp.float32
+  changed = {'preferred_element_type': jnp.dtype(sums)}
+  if integer:
+    changed['precision'] = None
+  return lax.conv_general_dilated_p.bind(x, w, **{**params, **changed})
+
+
+def _per_output(p, params):
+  """Moves one number for each output feature to where the result has them."""
+  numbers = params['dimension_numbers']
+  shape = [1] * p.ndim
+  shape[numbers.out_spec[1]] = p.shape[numbers.rhs_spec[0]]
+  return p.reshape(shape)
+
+
+def _per_image(p, params):
+  """Moves one number for each image to where the result has images."""
+  numbers = params['dimension_numbers']
+  shape = [1] * p.ndim
+  shape[numbers.out_spec[0]] = p.shape[numbers.lhs_spec[0]]
+  return p.reshape(shape)
+
+
+def _ones_kernel(w, params):
+  """One all-ones filter for each group of features."""
+  shape = list(w.shape)
+  shape[params['dimension_numbers'].rhs_spec[0]] = params['feature_group_count']
+  return jnp.ones(shape, w.dtype)
+
+
+def _ones_image(x, params):
+  shape = list(x.shape)
+  shape[params['dimension_numbers'].lhs_spec[0]] = 1
+  return jnp.ones(shape, x.dtype)
+
+
+def _for_each_output(y, params, w):
+  """Repeats the result of `_ones_kernel` to all features of its group."""
+  numbers = params['dimension_numbers']
+  features = w.shape[numbers.rhs_spec[0]]
+  repeats = features // params['feature_group_count']
+  return jnp.repeat(y, repeats, axis=numbers.out_spec[1])
+
+
+def _less_zeros(y, x, w, x_zero, w_zero, params):
+  """Takes the terms of the zero points off `y`, the product of the numbers."""
+  if w_zero is not None:
+    sums = _conv(x, _ones_kernel(w, params), params)
+    w_zero = _per_output(w_zero, params)
+    y, w_zero = product.same_type(y, w_zero)
+    y = y - w_zero * _for_each_output(sums, params, w).astype(y.dtype)
+  if x_zero is None:
+    return y
+  inside = _ones_image(x, params)
+  weight = _conv(inside, w, params)
+  if w_zero is not None:
+    count = _conv(inside, _ones_kernel(w, params), params)
+    count = _for_each_output(count, params, w)
+    weight, w_zero = product.same_type(weight, w_zero)
+    weight = weight - w_zero * count.astype(weight.dtype)
+  y, x_zero = product.same_type(y, _per_image(x_zero, params))
+  return y - x_zero * weight.astype(y.dtype)
+
+
+@lift.rule(lax.conv_general_dilated_p, qarray.QArray)
+def conv_weight_only(lhs, rhs, **params):
+  declined = _declines(lhs, rhs, params, qarray.QArray)
+  if declined:
+    return declined
+  out_dtype = dot.result_dtype(params['preferred_element_type'], lhs, rhs)
+  inside = activation.holds_numbers(rhs.numbers_format, lhs.dtype)
+  if not inside or not _scaled_per_output(rhs, params):
+    w = rhs.materialize()
+    return lax.conv_general_dilated_p.bind(lhs, w, **params).astype(out_dtype)
+  q = dot.as_operand(rhs, (), lhs.dtype)
+  y = _conv(lhs, q.numbers, params)
+  y = _less_zeros(y, lhs, q.numbers, None, q.zero, params)
+  return (y * _per_output(q.scale, params)).astype(out_dtype)
+
+
+def _conv_both(lhs, rhs, **params):
+  declined = _declines(lhs, rhs, params, qarray.QDotArray)
+  if declined:
+    return declined
+  q, x = rhs.weight, _codes(lhs, rhs, params)
+  products = math.prod(q.shape) // q.shape[params['dimension_numbers'][1][0]]
+  native = (q.integer and x.integer and products <= product.MOST_PRODUCTS) or (
+    dot.is_float8(q) and dot.is_float8(x)
+  )
+  if not native or x.blocks or not _scaled_per_output(q, params):
+    return conv_weight_only(x.materialize(), q, **params)
+  a, b = dot.as_operand(x, ()), dot.as_operand(q, ())
+  numbers = _conv(a.numbers, b.numbers, params)
+  y = _less_zeros(numbers, a.numbers, b.numbers, a.zero, b.zero, params)
+  y = y.astype(jnp.float32) * _per_image(a.scale, params)
+  y = y * _per_output(b.scale, params)
+  preferred = params['preferred_element_type']
+  return y.astype(dot.result_dtype(preferred, lhs, q))
+
+
+def _codes(x, leaf, params):
+  """An image in codes, its range that of the image, or a given one."""
+  if leaf.act_scale is not None:
+    one = lambda p: None if p is None else p.reshape((1,) * x.ndim)
+    return activation.with_range(
+      x, leaf.act, one(leaf.act_scale), one(leaf.act_zero)
+    )
+  batch, feature = params['dimension_numbers'].lhs_spec[:2]
+  summed = tuple(i for i in range(x.ndim) if i != batch)
+  return activation.quantize(x, leaf.act, summed, feature)
+
+
+def _rounded(operands, side, leaf, params):
+  x = operands[0]
+  q = _codes(lax.stop_gradient(x), leaf, params)
+  return activation.straight_through(q, x)
+
+
+def _declines(lhs, rhs, params, leaf_type):
+  if not isinstance(rhs, leaf_type):
+    return lift.Dense('it is the image of a convolution, not the kernel')
+  if params['batch_group_count'] != 1:
+    return lift.Dense('a convolution grouped over the batch')
+  return dot.refuses(lhs)
+
+
+def _scaled_per_output(q, params) -> bool:
+  return dot.shared_along(q, params['dimension_numbers'].rhs_spec[1:])
+
+
+dot.register(
+  'conv_general_dilated',
+  _conv_both,
+  dot.Product(lax.conv_general_dilated_p.bind, 0, _rounded),
+)
