@@ -43,6 +43,8 @@ class CompressedArray:
         ' final, so that a rule registered for one means one layout: derive'
         ' from CompressedArray, and hold the other leaf as a field.'
       )
+    # Before `dataclass` writes one that prints every number.
+    cls.__repr__ = CompressedArray.__repr__
 
   shape: tuple[int, ...]  # of the array that this leaf stands for
   dtype: Any
@@ -79,12 +81,6 @@ class CompressedArray:
     )
     return all(x.can_cut(axis, size) for x in inside if is_compressed(x))
 
-  def __jax_array__(self):
-    raise TypeError(
-      f'A JAX function met a compressed leaf ({self.describe()}). Call the model'
-      ' through jc.lift(f), or take leaf.materialize().'
-    )
-
   def freeze(self):
     """What is stored of this leaf when training is over; itself by default."""
     return self
@@ -92,6 +88,84 @@ class CompressedArray:
   def describe(self) -> str:
     """The format in a few words, for tables."""
     return type(self).__name__
+
+  def __repr__(self):
+    # JAX's own error for a leaf given to a JAX function prints this.
+    return (
+      f'<{type(self).__name__}: {self.describe()}, {jnp.dtype(self.dtype).name}'
+      f'{list(self.shape)}; call functions of it through jc.lift, or'
+      ' .materialize() it>'
+    )
+
+  # What arrays can do. Moves stay compressed where the leaf has a rule for them;
+  # products run by the leaf's own rules; the rest is dense. Eager: a model is
+  # called through `jc.lift` and jit.
+
+  @property
+  def T(self):  # noqa: N802  (as arrays spell it)
+    return self.transpose()
+
+  def transpose(self, *axes):
+    axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+    return _lifted(lambda w: jnp.transpose(w, axes or None), self)
+
+  def swapaxes(self, axis1, axis2):
+    return _lifted(lambda w: jnp.swapaxes(w, axis1, axis2), self)
+
+  def reshape(self, *shape):
+    return _lifted(lambda w: w.reshape(*shape), self)
+
+  def squeeze(self, axis=None):
+    return _lifted(lambda w: jnp.squeeze(w, axis), self)
+
+  def astype(self, dtype):
+    return _lifted(lambda w: w.astype(dtype), self)
+
+  def __getitem__(self, index):
+    return _lifted(lambda w: w[index], self)
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __matmul__(self, other):
+    return _lifted(jnp.matmul, self, other)
+
+  def __rmatmul__(self, other):
+    return _lifted(jnp.matmul, other, self)
+
+  def __mul__(self, other):
+    return _lifted(jnp.multiply, self, other)
+
+  def __rmul__(self, other):
+    return _lifted(jnp.multiply, other, self)
+
+  def __truediv__(self, other):
+    return _lifted(jnp.divide, self, other)
+
+  def __add__(self, other):
+    return _lifted(jnp.add, self, other)
+
+  def __radd__(self, other):
+    return _lifted(jnp.add, other, self)
+
+  def __sub__(self, other):
+    return _lifted(jnp.subtract, self, other)
+
+  def __rsub__(self, other):
+    return _lifted(jnp.subtract, other, self)
+
+  def __neg__(self):
+    return _lifted(jnp.negative, self)
+
+  # numpy leaves `array @ leaf` to the leaf.
+  __array_ufunc__ = None
+
+
+def _lifted(f, *operands):
+  # Imported here: `lift` is built on this file.
+  from jaxopt_compress.core import lift  # noqa: PLC0415
+
+  return lift.lift(f, keep=True)(*operands)
 
 
 def is_compressed(x: Any) -> bool:

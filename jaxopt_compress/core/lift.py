@@ -57,7 +57,7 @@ def _name(primitive) -> str:
   return primitive if isinstance(primitive, str) else primitive.name
 
 
-def lift(fun: Callable, strict: bool = False) -> Callable:
+def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
   """Lets any array argument of `fun` be a compressed leaf.
 
   Without compressed leaves among the arguments, `fun` is called as it is. With
@@ -67,9 +67,11 @@ def lift(fun: Callable, strict: bool = False) -> Callable:
   Args:
     fun: a function of pytrees of arrays.
     strict: refuse to materialise a leaf: raise instead.
+    keep: return results that are still compressed as they are: a cache that a
+      decoding step appends to, a transposed weight.
 
   Returns:
-    A function with the same arguments; its result is dense.
+    A function with the same arguments; its result is dense, unless `keep`.
 
   Raises:
     ValueError: with `strict`, where an operation has no rule for a leaf; names
@@ -87,7 +89,8 @@ def lift(fun: Callable, strict: bool = False) -> Callable:
       return fun(*args, **kwargs)
     record = _refuse if strict else None
     ctx = jaxprs.Context(rule_for, record, inline=strict)
-    return run(ctx, fun, args, kwargs)
+    out = run(ctx, fun, args, kwargs)
+    return out if keep else array.materialize(out)
 
   return lifted
 
@@ -102,7 +105,10 @@ def _refuse(met: Met):
 
 
 def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
-  """Evaluates `fun` over arguments with compressed leaves, under `ctx`."""
+  """Evaluates `fun` over arguments with compressed leaves, under `ctx`.
+
+  Results may be compressed.
+  """
   named = rules_lib.named_leaves((args, kwargs))
   treedef = jax.tree.structure((args, kwargs), is_leaf=array.is_compressed)
   leaves = [x for _, x in named]
@@ -124,7 +130,7 @@ def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
     [leaves[i] for i in traced],
     [_within_argument(named[i][0]) for i in traced],
   )
-  return jax.tree.unflatten(out_tree, array.materialize(outs))
+  return jax.tree.unflatten(out_tree, outs)
 
 
 def _is_array(x) -> bool:
@@ -183,6 +189,6 @@ def analyse(ctx, fun, args, kwargs, prepare=lambda args: args) -> None:
     for i, value in zip(arrays, values, strict=True):
       filled[i] = value
     args, kwargs = jax.tree.unflatten(treedef, filled)
-    return run(ctx, fun, prepare(args), kwargs)
+    return array.materialize(run(ctx, fun, prepare(args), kwargs))
 
   jax.eval_shape(abstract_fun, [leaves[i] for i in arrays])

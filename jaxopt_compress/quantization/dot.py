@@ -20,6 +20,7 @@ from jaxopt_compress.quantization import activation
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import scaled
 from jaxopt_compress.quantization import straight
 
 
@@ -91,16 +92,19 @@ def both(a: qarray.QArray, b: qarray.QArray, d: product.Dims, precision):
   On the codes where both are integers, or both float8; on what they stand for
   otherwise.
   """
+  dense = lambda a, b: lax.dot_general(
+    a.materialize(),
+    b.materialize(),
+    d,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  if scaled.suits(a, b, d):
+    return scaled.multiply(a, b, d, dense)
   pair, size = _groups(a, b, d)
   native = all(q.integer for q in (a, b)) or all(is_float8(q) for q in (a, b))
   if size is None or not native:
-    return lax.dot_general(
-      a.materialize(),
-      b.materialize(),
-      d,
-      precision=precision,
-      preferred_element_type=jnp.float32,
-    )
+    return dense(a, b)
   x, y = (as_operand(q, d.contracting[i]) for i, q in enumerate((a, b)))
   if size == 0:
     return product.multiply(x, y, d)
