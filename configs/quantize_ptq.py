@@ -31,8 +31,7 @@ def get_config(arg=''):
     'w8a16': 'W8A16',
     'w8a8': 'W8A8',
     'w4a16': 'W4A16',
-    # The arguments of jc.Scheme: weight, granularity, group.
-    'w4_groups_of_32': ('int4', 'group', 32),
+    'w4_groups_of_32': 'int4 g32',
   }
   for name, scheme in formats.items():
     c.stage[name] = dict(

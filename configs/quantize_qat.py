@@ -12,8 +12,7 @@ import ml_collections
 
 from jaxopt_compress.train import plan
 
-# The arguments of jc.Scheme: weight, granularity, group, act.
-RULES = ((r'.*/kernel', ('int4', 'tensor', 0, 'int8')), (r'.*', None))
+RULES = ((r'.*/kernel', 'int4 tensor, int8 token'), (r'.*', None))
 
 
 def get_config(arg=''):

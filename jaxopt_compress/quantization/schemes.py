@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
 
@@ -112,19 +113,39 @@ PRESETS = {
 
 
 def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
-  """A scheme from itself, its preset name, the spec of a weight, or None."""
+  """A scheme from itself, the spec of a weight, words, or None.
+
+  Words are the name of a preset; or those of a spec (`jc.Spec.describe`) for the
+  weight, then after commas for activations and for gradients: 'int4 g128',
+  'int4 tensor, int8 token', 'int8, int8, e5m2'.
+  """
   if value is None or isinstance(value, Scheme):
     return value
   if isinstance(value, Spec):
     return Scheme(value)
-  if not isinstance(value, str) or value not in PRESETS:
+  words = (
+    [w.strip() for w in value.split(',')] if isinstance(value, str) else []
+  )
+  known = words and words[0].split(' ')[0] in formats.FORMATS
+  if value not in PRESETS and not known:
     close = difflib.get_close_matches(str(value), PRESETS, n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(
-      f'{value!r} is no scheme.{guess} Presets: {list(PRESETS)}; or write a'
-      ' jc.Scheme(...).'
+      f'{value!r} is no scheme.{guess} Presets: {list(PRESETS)}; or words that'
+      " begin with a format, as in 'int4 g128' (formats:"
+      f' {list(formats.FORMATS)}); or write a jc.Scheme(...).'
     )
-  return PRESETS[value]
+  if value in PRESETS:
+    return PRESETS[value]
+  if len(words) > 3:
+    raise ValueError(
+      f'{value!r} has {len(words)} parts; weight, activations and gradients are'
+      ' expected.'
+    )
+  weight, *others = words
+  return Scheme(
+    spec_lib.parse(weight), *(spec_lib.parse(w, 'token') for w in others)
+  )
 
 
 def layout(path: str, leaf: Any, spec: Spec, uses: dict | None):

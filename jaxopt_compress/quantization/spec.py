@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 
 from jaxopt_compress.quantization import formats
 
@@ -73,25 +74,85 @@ class Spec:
     return formats.FORMATS[self.format]
 
   def describe(self) -> str:
-    """In a few words: 'int4 g128 asym'.
+    """In words that `parse` reads: what differs from the plain float32 scale.
 
     >>> Spec('int4', 'group', 128, symmetric=False).describe()
     'int4 g128 asym'
     """
     sizes = self.group if isinstance(self.group, tuple) else (self.group,) * 2
-    how = {
-      'group': f'g{self.group}',
-      'block': f'{sizes[0]}x{sizes[1]}',
-    }.get(self.granularity, self.granularity)
-    scale = {'e8m0': ' mx', 'e4m3': ' nv', 'int8': ' dq'}.get(self.scale, '')
-    return (
-      f'{self.format} {how}{scale}'
-      f'{"" if self.symmetric else " asym"}{" static" if self.static else ""}'
-    )
+    words = [
+      self.format,
+      {'group': f'g{self.group}', 'block': f'{sizes[0]}x{sizes[1]}'}.get(
+        self.granularity, self.granularity
+      ),
+    ]
+    for name, choices in _WORDS.items():
+      word = next(w for w, v in choices.items() if v == getattr(self, name))
+      words.append(word)
+    return ' '.join(w for w in words if w)
+
+
+# The words of each attribute; its default has none.
+_WORDS = {
+  'symmetric': {'': True, 'asym': False},
+  'scale': {
+    '': 'float32',
+    'bfloat16': 'bfloat16',
+    'mx': 'e8m0',
+    'nv': 'e4m3',
+    'dq': 'int8',
+  },
+  'rule': {
+    '': 'floor',
+    'rceil': 'rceil',
+    'even': 'even',
+    'compressed-tensors': 'compressed-tensors',
+  },
+  'range': {'': 'absmax', 'mse': 'mse'},
+  'rounding': {'': 'nearest', 'stochastic': 'stochastic'},
+  'static': {'': False, 'static': True},
+}
+
+
+def parse(words: str, granularity: str = 'channel') -> Spec:
+  """A spec from the words that describe one.
+
+  The format first, then in any order what differs from `Spec(format)`: 'tensor',
+  'channel', 'token', 'g<size>', '<size>x<size>', 'asym', 'bfloat16', 'mx' (e8m0
+  scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse',
+  'stochastic', 'static'.
+
+  Args:
+    words: as above.
+    granularity: where the words name none.
+
+  >>> parse('int4 g128 asym').describe()
+  'int4 g128 asym'
+  """
+  first, *rest = words.split() or ['']
+  options = {'format': first, 'granularity': granularity}
+  meaning = {
+    word: (name, value)
+    for name, choices in _WORDS.items()
+    for word, value in choices.items()
+    if word
+  }
+  meaning |= {w: ('granularity', w) for w in ('tensor', 'channel', 'token')}
+  for word in rest:
+    if match := re.fullmatch(r'g(\d+)', word):
+      options |= {'granularity': 'group', 'group': int(match[1])}
+    elif match := re.fullmatch(r'(\d+)x(\d+)', word):
+      sizes = (int(match[1]), int(match[2]))
+      options |= {'granularity': 'block', 'group': sizes}
+    else:
+      one_of(f'a word of {words!r}', word, (*meaning, 'g<size>'))
+      name, value = meaning[word]
+      options[name] = value
+  return Spec(**options)
 
 
 def one_of(what, value, choices):
   if value not in choices:
     close = difflib.get_close_matches(str(value), map(str, choices), n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
-    raise ValueError(f'{what}={value!r}; choose one of {choices}.{guess}')
+    raise ValueError(f'{what} is {value!r}; choose one of {choices}.{guess}')

@@ -1,7 +1,7 @@
 """What the rules of a config mean: words and numbers become specifications.
 
 quantize = ((r'.*/kernel', 'W8A8'), (r'.*', None))
-quantize = ((r'.*/kernel', ('int4', 'group', 32)), (r'.*', None))   a Spec
+quantize = ((r'.*/kernel', 'int4 g32, int8 token'), (r'.*', None))
 prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
 prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
 prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
@@ -16,13 +16,8 @@ from jaxopt_compress.train import plan as plan_lib
 
 def quantize_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
   """Rules for `jc.quantize` and `quantization.fake_quantize`."""
-
-  def scheme(value):
-    if isinstance(value, tuple):
-      return quantization.Spec(*value)
-    return value
-
-  return [(pattern, scheme(value)) for pattern, value in _pairs(stage.quantize)]
+  pairs = _pairs(stage.quantize)
+  return [(p, quantization.schemes.scheme(value)) for p, value in pairs]
 
 
 def prune_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
