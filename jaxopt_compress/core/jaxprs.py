@@ -68,6 +68,21 @@ class Met:
   detail: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Monoid:
+  """How findings about one leaf are put together.
+
+  Attributes:
+    merge: (finding, finding) -> finding.
+    empty: a finding's shapes -> the finding of nothing.
+    all_reduce: (finding, axis names) -> the finding over devices.
+  """
+
+  merge: Callable[[Any, Any], Any]
+  empty: Callable[[Any], Any]
+  all_reduce: Callable[[Any, tuple[str, ...]], Any]
+
+
 @dataclasses.dataclass
 class Context:
   """What one evaluation needs to know.
@@ -80,6 +95,10 @@ class Context:
     jits: jitted evaluations of shared bodies, by the identity of their jaxpr.
     calls: the lines of the structural equations being evaluated, outermost
       first.
+    monoids: how what rules find out about each leaf is put together; empty
+      unless something is observed.
+    found: what rules found out so far in the body that is evaluated, by the name
+      of the leaf.
   """
 
   rule_for: Callable[[Any, type], Callable | None]
@@ -89,6 +108,27 @@ class Context:
     default_factory=dict
   )
   calls: list[str] = dataclasses.field(default_factory=list)
+  monoids: dict[str, Monoid] = dataclasses.field(default_factory=dict)
+  found: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def give(self, found: dict[str, Any]) -> None:
+    """Adds to what was found."""
+    for name, value in found.items():
+      if name in self.found:
+        value = self.monoids[name].merge(self.found[name], value)
+      self.found[name] = value
+
+  def apart(self, run: Callable) -> Callable:
+    """`run`, returning (its result, what was found in it): no tracer stays."""
+
+    def both(*args):
+      outer, self.found = self.found, {}
+      try:
+        return run(*args), self.found
+      finally:
+        self.found = outer
+
+    return both
 
   def note(self, eqn, name, native, reason='', detail=None):
     if self.record is not None:

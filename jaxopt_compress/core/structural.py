@@ -37,6 +37,11 @@ def _inner(ctx, jaxpr, names):
   return run
 
 
+def _inner_apart(ctx, jaxpr, names):
+  """`_inner`, returning (results, what rules found out in the body)."""
+  return ctx.apart(_inner(ctx, jaxpr, names))
+
+
 def _unzip(operands):
   return [x for x, _ in operands], [name for _, name in operands]
 
@@ -86,12 +91,18 @@ def _call(ctx, eqn, operands):
   closed = eqn.params.get('call_jaxpr', eqn.params.get('jaxpr'))
   if closed is None:
     return NotImplemented
-  jaxpr, consts = _open(closed)
+  return _in_place(ctx, closed, operands)
+
+
+def _in_place(ctx, jaxpr, operands):
+  jaxpr, consts = _open(jaxpr)
   args, names = _unzip(operands)
   return jaxprs.run(ctx, jaxpr, consts, args, names)
 
 
 def _remat(ctx, eqn, operands):
+  if ctx.monoids:  # what is observed is not differentiated
+    return _in_place(ctx, eqn.params['jaxpr'], operands)
   args, names = _unzip(operands)
   if eqn.params.get('differentiated') and eqn.params['prevent_cse']:
     # The recomputation of a gradient: what keeps XLA from merging it with the
@@ -127,14 +138,14 @@ def _scan(ctx, eqn, operands):
   args, names = _unzip(consts + carry + xs)
   if not any(map(array.is_compressed, args)):
     return [(x, None) for x in jaxprs.run_dense(eqn, args)]
-  run = _inner(ctx, closed, names)
+  run = _inner_apart(ctx, closed, names)
   init, rebuild = _loop_state(args[n_consts : n_consts + n_carry])
 
   def body(state, xs):
-    outs = run(*args[:n_consts], *rebuild(state), *xs)
-    return _loop_state(outs[:n_carry], init)[0], outs[n_carry:]
+    outs, found = run(*args[:n_consts], *rebuild(state), *xs)
+    return _loop_state(outs[:n_carry], init)[0], (outs[n_carry:], found)
 
-  state, ys = lax.scan(
+  state, (ys, found) = lax.scan(
     body,
     init,
     args[n_consts + n_carry :],
@@ -142,8 +153,23 @@ def _scan(ctx, eqn, operands):
     reverse=p['reverse'],
     unroll=p['unroll'],
   )
+  # Leaves that the loop cuts keep what was found about each of their slices.
+  sliced = set(names[n_consts + n_carry :])
+  ctx.give(
+    {
+      name: value if name in sliced else _over(ctx.monoids[name], value)
+      for name, value in found.items()
+    }
+  )
   last = zip(rebuild(state), names[n_consts : n_consts + n_carry], strict=True)
   return [*last, *((y, None) for y in ys)]
+
+
+def _over(monoid, stacked):
+  """The findings of all turns of a loop as one."""
+  first = jax.tree.map(lambda x: x[0], stacked)
+  rest = jax.tree.map(lambda x: x[1:], stacked)
+  return lax.scan(lambda a, b: (monoid.merge(a, b), None), first, rest)[0]
 
 
 def _scan_counts(params):
@@ -177,14 +203,25 @@ def _while(ctx, eqn, operands):
   cond_args, cond_names = _unzip(cond_consts)
   body_args, body_names = _unzip(body_consts)
   carry_args, carry_names = _unzip(carry)
-  test = _inner(ctx, cond, cond_names + carry_names)
-  step = _inner(ctx, body, body_names + carry_names)
+  # A condition computes no layer; what is found in it is left.
+  test = _inner_apart(ctx, cond, cond_names + carry_names)
+  step = _inner_apart(ctx, body, body_names + carry_names)
   init, rebuild = _loop_state(carry_args)
-  state = lax.while_loop(
-    lambda state: test(*cond_args, *rebuild(state))[0],
-    lambda state: _loop_state(step(*body_args, *rebuild(state)), init)[0],
-    init,
+
+  def turn(carried):
+    state, found = carried
+    outs, more = step(*body_args, *rebuild(state))
+    merged = {n: ctx.monoids[n].merge(found[n], more[n]) for n in more}
+    return _loop_state(outs, init)[0], merged
+
+  _, shapes = jax.eval_shape(lambda s: step(*body_args, *rebuild(s)), init)
+  nothing = {n: ctx.monoids[n].empty(like) for n, like in shapes.items()}
+  state, found = lax.while_loop(
+    lambda carried: test(*cond_args, *rebuild(carried[0]))[0][0],
+    turn,
+    (init, nothing),
   )
+  ctx.give(found)
   return list(zip(rebuild(state), carry_names, strict=True))
 
 
@@ -219,19 +256,45 @@ def _sliceable(x, length) -> bool:
 def _cond(ctx, eqn, operands):
   index, *rest = operands
   args, names = _unzip(rest)
-  branches = [_inner(ctx, b, names) for b in eqn.params['branches']]
+  branches = _alike(
+    ctx, [_inner_apart(ctx, b, names) for b in eqn.params['branches']], args
+  )
   (index, _) = _drop(ctx, eqn, index, 'it chooses the branch')
   platforms = eqn.params.get('branches_platforms')
   if platforms is not None:  # of lax.platform_dependent; None is its default
     pairs = list(zip(platforms, branches, strict=True))
     by_name = {name: f for names, f in pairs for name in names or ['default']}
-    return [(x, None) for x in lax.platform_dependent(*args, **by_name)]
-  return [(x, None) for x in lax.switch(index, branches, *args)]
+    outs, found = lax.platform_dependent(*args, **by_name)
+  else:
+    outs, found = lax.switch(index, branches, *args)
+  ctx.give(found)
+  return [(x, None) for x in outs]
+
+
+def _alike(ctx, branches, args):
+  """Branches that all find out about the same leaves: nothing, if need be."""
+  if not ctx.monoids:
+    return branches
+  shapes = {}
+  for branch in branches:
+    shapes |= jax.eval_shape(branch, *args)[1]
+
+  def complete(branch):
+    def run(*args):
+      outs, found = branch(*args)
+      nothing = {n: ctx.monoids[n].empty(like) for n, like in shapes.items()}
+      return outs, {**nothing, **found}
+
+    return run
+
+  return [complete(branch) for branch in branches]
 
 
 def _custom_jvp(ctx, eqn, operands):
-  args, names = _unzip(operands)
   closed = eqn.params['call_jaxpr']
+  if ctx.monoids:
+    return _in_place(ctx, closed, operands)
+  args, names = _unzip(operands)
   run = jax.custom_jvp(_inner(ctx, closed, names))
 
   @run.defjvp
@@ -243,8 +306,10 @@ def _custom_jvp(ctx, eqn, operands):
 
 
 def _custom_vjp(ctx, eqn, operands):
-  args, names = _unzip(operands)
   closed = eqn.params['call_jaxpr']
+  if ctx.monoids:
+    return _in_place(ctx, closed, operands)
+  args, names = _unzip(operands)
   run = jax.custom_vjp(_inner(ctx, closed, names))
   dense = lambda *xs: jaxprs.run_dense(eqn, jaxprs.materialized(xs))
   run.defvjp(
@@ -275,15 +340,36 @@ def _shard_map(ctx, eqn, operands):
   kwargs = {}
   if 'newly_manual_axes' in p:
     kwargs['axis_names'] = set(p['newly_manual_axes'])
+  checked = p.get('check_vma', True)
+  axes = tuple(kwargs.get('axis_names', p['mesh'].axis_names))
+  inner = _inner_apart(ctx, p['jaxpr'], names)
+
+  def body(*args):
+    outs, found = inner(*args)
+    return outs, {
+      name: ctx.monoids[name].all_reduce(
+        value, _varying(value) if checked else axes
+      )
+      for name, value in found.items()
+    }
+
   run = jax.shard_map(
-    _inner(ctx, p['jaxpr'], names),
+    body,
     mesh=p['mesh'],
     in_specs=tuple(specs),
-    out_specs=list(p['out_specs']),
-    check_vma=p.get('check_vma', True),
+    out_specs=(list(p['out_specs']), jax.P()),
+    check_vma=checked,
     **kwargs,
   )
-  return [(x, None) for x in run(*args)]
+  outs, found = run(*args)
+  ctx.give(found)
+  return [(x, None) for x in outs]
+
+
+def _varying(tree) -> tuple[str, ...]:
+  """The manual axes along which devices have different values."""
+  axes = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)]
+  return tuple(sorted(set().union(*axes)))
 
 
 def _pvary(ctx, eqn, operands):

@@ -63,6 +63,7 @@ class Probe(array.CompressedArray):
   value: jax.Array
   axes: tuple = dataclasses.field(metadata={'static': True})
   origin: int = dataclasses.field(metadata={'static': True})  # rank of the leaf
+  path: str = dataclasses.field(default='', metadata={'static': True})
 
   shape = property(lambda self: self.value.shape)
   dtype = property(lambda self: self.value.dtype)
@@ -86,7 +87,8 @@ def _fit(pieces, n):
   return pieces
 
 
-def _probe(x) -> Any:
+def probe(x) -> Any:
+  """A probe that stands for a parameter; what has no shape stays itself."""
   if not hasattr(x, 'shape'):
     return x
   axes = tuple(((i - x.ndim, n),) for i, n in enumerate(x.shape))
@@ -144,7 +146,7 @@ _LOOPS = ('scan', 'while', 'cond', 'shard_map')
 def _probes(args, only=None):
   params, *rest = args
   params = rules_lib.map_named(
-    lambda path, x: x if only not in (None, path or '0') else _probe(x),
+    lambda path, x: x if only not in (None, path or '0') else probe(x),
     array.materialize(params),
   )
   return (params, *rest)
@@ -208,9 +210,14 @@ def _by_convention(path, shape) -> Axes:
 _RULES: dict[str, Callable] = {}
 
 
+def move_for(primitive) -> Callable | None:
+  """What a probe does under a primitive."""
+  return _RULES.get(primitive.name)
+
+
 def _rule_for(primitive, leaf_type):
   if leaf_type is Probe:
-    return _RULES.get(primitive.name)
+    return move_for(primitive)
   return lift.rule_for(primitive, leaf_type)
 
 

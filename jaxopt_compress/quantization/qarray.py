@@ -159,7 +159,7 @@ class QArray(array.CompressedArray):
   def can_cut(self, axis, size):
     for part in self.parts().values():
       entries, _ = part.units.get(axis, (1, 1))
-      if entries > 1 and part.array.shape[axis] > 1:
+      if entries > 1 and (part.packed or part.array.shape[axis] > 1):
         if size == 1 or size % entries:
           return False
     return True
