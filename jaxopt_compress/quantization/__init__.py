@@ -1,5 +1,6 @@
 """Quantisation: parameters and the computation become integers."""
 
+from jaxopt_compress.quantization import adapted as adapted
 from jaxopt_compress.quantization import conv as conv
 from jaxopt_compress.quantization import dot as dot
 from jaxopt_compress.quantization import gather as gather
@@ -8,8 +9,13 @@ from jaxopt_compress.quantization import ragged as ragged
 from jaxopt_compress.quantization import schemes as schemes
 from jaxopt_compress.quantization.fake import fake_quantize as fake_quantize
 from jaxopt_compress.quantization.fake import FakeQuant as FakeQuant
+from jaxopt_compress.quantization.lora import add_lora as add_lora
+from jaxopt_compress.quantization.lora import LoRA as LoRA
+from jaxopt_compress.quantization.lora import merge_lora as merge_lora
+from jaxopt_compress.quantization.lora import with_lora as with_lora
 from jaxopt_compress.quantization.qarray import QArray as QArray
 from jaxopt_compress.quantization.qarray import QDotArray as QDotArray
+from jaxopt_compress.quantization.ranges import calibrate as calibrate
 from jaxopt_compress.quantization.schemes import FP8 as FP8
 from jaxopt_compress.quantization.schemes import FP8_DYNAMIC as FP8_DYNAMIC
 from jaxopt_compress.quantization.schemes import MXFP4 as MXFP4

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
+from jaxopt_compress.quantization import clip
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import scales as scales_lib
@@ -236,6 +237,7 @@ def quantize_array(
   packed: int = -1,
   stacked: tuple[int, ...] = (),
   ranges: tuple[jax.Array, jax.Array | None] | None = None,
+  importance: jax.Array | None = None,
   key: jax.Array | None = None,
 ) -> QArray:
   """Rounds an array to codes.
@@ -251,6 +253,8 @@ def quantize_array(
       own.
     ranges: (reach, center) of each block where they are known already, center
       None for symmetric.
+    importance: weights of the squared errors where a clip is searched,
+      broadcastable to `x`; None for equal ones.
     key: for stochastic rounding.
 
   Returns:
@@ -266,11 +270,29 @@ def quantize_array(
     )
   dtype, x = jnp.dtype(x.dtype), x.astype(jnp.float32)
   reach, center = ranges or scales_lib.reach_and_center(x, spec, blocks)
-  s = scales_lib.stored(reach, spec, blocks, x.shape, stacked)
+
+  def rounded(shrink, packed=0, noise=None):
+    s = scales_lib.stored(reach, spec, blocks, x.shape, stacked, shrink)
+    middle = center
+    if center is not None and shrink is not None:
+      middle = center * shrink
+    return _with_scales(x, dtype, spec, blocks, packed, s, middle, noise)
+
+  shrink = None
+  if spec.range == 'mse' and ranges is None:
+
+    def error(shrink):
+      q = dataclasses.replace(rounded(shrink), dtype=jnp.dtype(jnp.float32))
+      squared = jnp.square(q.materialize() - x)
+      if importance is not None:
+        squared = squared * importance
+      return blocks_lib.reduce(jnp.sum, squared, blocks)
+
+    shrink = clip.search(error)
   noise = None
   if spec.rounding == 'stochastic':
     noise = jax.random.uniform(key, x.shape)
-  return _with_scales(x, dtype, spec, blocks, packed, s, center, noise)
+  return rounded(shrink, packed, noise)
 
 
 def _with_scales(x, dtype, spec, blocks, packed, s, center, noise):

@@ -104,7 +104,9 @@ def zero_point(center, scale_hat, spec: spec_lib.Spec):
 # -------------------------------------------------------------------- storage
 
 
-def stored(reach, spec: spec_lib.Spec, blocks, shape, stacked=()) -> Scales:
+def stored(
+  reach, spec: spec_lib.Spec, blocks, shape, stacked=(), shrink=None
+) -> Scales:
   """Scales that take `reach` to the bound of the format, as they are stored.
 
   A scale that its own format cannot hold is brought to the nearest one that it
@@ -116,15 +118,20 @@ def stored(reach, spec: spec_lib.Spec, blocks, shape, stacked=()) -> Scales:
     blocks: what shares a scale.
     shape: of the array.
     stacked: axes along which matrices lie, for scales of a second level.
+    shrink: how much smaller each range is to be, or None; a second level is that
+      of the whole ranges, so that searching one block's leaves the others alone.
   """
   fmt = spec.numbers
+  whole, reach = reach, reach if shrink is None else reach * shrink
   if spec.scale == 'e8m0':
     return Scales(power_of_two(reach, fmt, spec.rule))
-  scale = jnp.maximum(reach * np.float32(1 / fmt.bound), _TINY)
+  whole, scale = (
+    jnp.maximum(r * np.float32(1 / fmt.bound), _TINY) for r in (whole, reach)
+  )
   if spec.scale == 'e4m3':
-    return _two_levels(scale, stacked)
+    return _two_levels(scale, whole, stacked)
   if spec.scale == 'int8':
-    return _double(scale, blocks, shape, stacked)
+    return _double(scale, whole, blocks, shape, stacked)
   return Scales(scale.astype(jnp.dtype(spec.scale)))
 
 
@@ -153,7 +160,7 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
     floor  k = floor(log2 reach) - emax             OCP MX v1.0, section 6.3
     rceil  k = ceil(log2(reach / largest))
     even   floor, after rounding `reach` to as many mantissa bits as a number has
-    compressed-tensors  the same with one mantissa bit, whatever the format
+    compressed-tensors  the same with one mantissa bit, three for e2m3
 
   Args:
     reach: [...] float32, largest magnitude of each block.
@@ -163,15 +170,16 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
   Returns:
     [...] float8_e8m0fnu.
   """
-  largest = float(fmt.highest)
-  emax = int(np.floor(np.log2(largest)))
+  fraction, emax = np.frexp(np.float32(fmt.highest))
+  emax = int(emax) - 1
   bits = lax.bitcast_convert_type(reach, jnp.int32)
   if rule == 'rceil':
-    bits = lax.bitcast_convert_type(reach * np.float32(1 / largest), jnp.int32)
-    bits, emax = bits + 0x7FFFFF, 0
+    # One more where the mantissa exceeds that of the largest number: exact.
+    bits = bits + (0x7FFFFF - int((2 * fraction - 1) * 2**23))
   elif rule != 'floor':
-    even = getattr(fmt, 'mantissa', fmt.bits - 2)
-    mantissa = even if rule == 'even' else 1
+    integer = int(fmt.highest).bit_length() - 1
+    even = getattr(fmt, 'mantissa', integer)
+    mantissa = even if rule == 'even' or fmt.name == 'e2m3' else 1
     bits = bits + (1 << (22 - mantissa))
   exponent = (bits >> 23) - 127 - emax
   exponent = jnp.clip(exponent, -126, 127)
@@ -179,25 +187,25 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
   return lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
 
 
-def _two_levels(scale, stacked) -> Scales:
+def _two_levels(scale, whole, stacked) -> Scales:
   """e4m3 scales under one float32 scale for each matrix (NVFP4)."""
   e4m3 = formats.FORMATS['e4m3']
   matrix = tuple(i for i in range(scale.ndim) if i - scale.ndim not in stacked)
-  largest = jnp.max(scale, axis=matrix, keepdims=True)
+  largest = jnp.max(whole, axis=matrix, keepdims=True)
   shared = jnp.maximum(largest * np.float32(1 / e4m3.highest), _TINY)
   small = scale * (1 / shared)
   # The smallest number of the format rather than zero.
   return Scales(e4m3.round(jnp.maximum(small, np.float32(2**-9))), shared)
 
 
-def _double(scale, blocks, shape, stacked) -> Scales:
+def _double(scale, whole, blocks, shape, stacked) -> Scales:
   """int8 scales around their mean, 256 of them under a float32 scale.
 
   Dettmers et al. 2023, QLoRA, https://arxiv.org/abs/2305.14314, section 3.
   """
   ndim = scale.ndim
   matrix = tuple(i for i in range(ndim) if i - ndim not in stacked)
-  mean = jnp.mean(scale, axis=matrix, keepdims=True)
+  mean = jnp.mean(whole, axis=matrix, keepdims=True)
   # As many as there are along the grouped axis, then along the last other.
   sizes = dict(blocks)
   order = sorted(
@@ -209,10 +217,9 @@ def _double(scale, blocks, shape, stacked) -> Scales:
     room = max(room // along, 1)
     superblocks.append((axis, along))
   superblocks = tuple((a, s) for a, s in superblocks if s > 1)
-  centered = scale - mean
-  largest = blocks_lib.reduce(jnp.max, jnp.abs(centered), superblocks)
+  largest = blocks_lib.reduce(jnp.max, jnp.abs(whole - mean), superblocks)
   shared = jnp.maximum(largest * np.float32(1 / 128), _TINY)
   full = blocks_lib.expand(shared, superblocks, scale.shape)
-  codes = formats.FORMATS['int8'].round(centered * (1 / full))
+  codes = formats.FORMATS['int8'].round((scale - mean) * (1 / full))
   entries = tuple((a, s * (sizes.get(a) or 1)) for a, s in superblocks)
   return Scales(codes, shared, mean, blocks_lib.inner_sizes(shape, entries))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import functools
+import math
 from typing import Any
 
 import jax
@@ -185,6 +186,7 @@ def quantize_leaf(
   uses: dict | None,
   *,
   act_range: tuple[jax.Array, jax.Array | None] | None = None,
+  importance: jax.Array | None = None,
   key: jax.Array | None = None,
 ) -> qarray.QArray | qarray.QDotArray:
   """Quantises one weight under a scheme.
@@ -197,6 +199,8 @@ def quantize_leaf(
       convention.
     act_range: (scale, zero) of a static activation, each of the rank of the
       weight and 1 on all but stacked axes.
+    importance: [stacked..., contracted] weights of the squared errors, the mean
+      squares of what the weight meets, say.
     key: for stochastic rounding.
 
   Raises:
@@ -206,7 +210,9 @@ def quantize_leaf(
   x = jnp.asarray(array.materialize(x))
   _check_values(path, x)
   blocks, axis, stacked = layout(path, x, scheme.weight, uses)
-  q = _rounded(x, key, scheme.weight, blocks, axis, stacked)
+  if importance is not None:
+    importance = _spread(path, importance, x, uses)
+  q = _rounded(x, importance, key, scheme.weight, blocks, axis, stacked)
   if scheme.act is None:
     return q
   if scheme.act.static and act_range is None:
@@ -219,11 +225,35 @@ def quantize_leaf(
   return qarray.QDotArray(q, scale, zero, scheme.act)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _rounded(x, key, spec, blocks, packed, stacked):
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _rounded(x, importance, key, spec, blocks, packed, stacked):
   return qarray.quantize_array(
-    x, spec, blocks, packed=packed, stacked=stacked, key=key
+    x,
+    spec,
+    blocks,
+    packed=packed,
+    stacked=stacked,
+    importance=importance,
+    key=key,
   )
+
+
+def _spread(path, importance, x, uses):
+  """[stacked..., contracted] to the rank of the weight, 1 on free axes."""
+  axes = uses_lib.axes(path, x, uses)
+  of = lambda which: [x.shape[a] for a in which]
+  wanted = (*of(axes.stacked), math.prod(of(axes.contracted)))
+  if importance.shape not in (wanted, wanted[-1:]):
+    raise ValueError(
+      f'The importance of {path} has shape {importance.shape}; {wanted} is'
+      f' expected: stacked axes {axes.stacked}, then contracted ones'
+      f' {axes.contracted}.'
+    )
+  lead = of(axes.stacked) if importance.ndim > 1 else [1] * len(axes.stacked)
+  importance = importance.reshape(*lead, *of(axes.contracted))
+  importance = importance.reshape(importance.shape + (1,) * len(axes.free))
+  order = (*axes.stacked, *axes.contracted, *axes.free)
+  return jnp.transpose(importance, [order.index(a) for a in range(-x.ndim, 0)])
 
 
 def _sources(uses, path):
@@ -260,6 +290,7 @@ def quantize(
   uses: dict | None = None,
   *,
   ranges: dict | None = None,
+  importance: dict | None = None,
   key: jax.Array | None = None,
   donate: bool = False,
 ) -> Any:
@@ -274,7 +305,9 @@ def quantize(
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted. Without it Flax's convention is used (last axis out), and what
       it does not settle is refused.
-    ranges: {path: (scale, zero)} of static activations.
+    ranges: {path: (scale, zero)} of static activations, from `jc.calibrate`.
+    importance: {path: [stacked..., contracted]} weights of squared errors for
+      'mse' ranges: the sum of squares that `jc.observe` finds.
     key: for stochastic rounding; a different one is drawn for each leaf.
     donate: delete each array of `params` once it is quantised, so that no more
       than one leaf is held twice.
@@ -303,6 +336,7 @@ def quantize(
       schemes[path],
       uses,
       act_range=(ranges or {}).get(path),
+      importance=(importance or {}).get(path),
       key=mine,
     )
     if donate:
