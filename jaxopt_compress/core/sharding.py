@@ -2,7 +2,8 @@
 
 A part of the same rank as the leaf follows the leaf's spec on every axis that it
 really has, and is replicated on the axes where it has size 1 (a scale shared
-along them). A part of lower rank is replicated.
+along them). A part of higher rank does so with its first axes, and is whole on
+those after them (the rank of an adapter). A part of lower rank is replicated.
 """
 
 import math
@@ -25,9 +26,9 @@ def _cuts(entry, mesh) -> int:
 
 def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
   """The spec of one part, or None where it cannot be cut evenly."""
-  if len(shape) != leaf_ndim:
+  if len(shape) < leaf_ndim:
     return PartitionSpec()
-  entries = list(spec) + [None] * (leaf_ndim - len(spec))
+  entries = list(spec) + [None] * (len(shape) - len(spec))
   out = []
   for n, entry in zip(shape, entries, strict=True):
     cuts = _cuts(entry, mesh)

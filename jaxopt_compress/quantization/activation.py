@@ -5,11 +5,14 @@ tensor  one scale                                     (dynamic, or static)
 group   one scale for each `group` contracted entries (MX, NVFP4)
 """
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import learned
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
@@ -33,7 +36,15 @@ def quantize(
     'group': ((grouped - x.ndim, act.group),),
     'block': ((grouped - x.ndim, _first(act.group)),),
   }.get(act.granularity, tuple((i - x.ndim, 0) for i in summed))
-  return qarray.quantize_array(x, act, blocks, packed=0)
+  key = _key_of(x) if act.rounding == 'stochastic' else None
+  return qarray.quantize_array(x, act, blocks, packed=0, key=key)
+
+
+def _key_of(x: jax.Array) -> jax.Array:
+  """A key that follows from the values: no state, and the same on a resumed run."""
+  total = jnp.sum(x.astype(jnp.float32))
+  bits = lax.bitcast_convert_type(total, jnp.uint32)
+  return jax.random.fold_in(jax.random.key(0), bits)
 
 
 def _first(group):
@@ -101,10 +112,25 @@ def _by_batch(p, ndim, d, side):
   return p.reshape(shape)
 
 
-def straight_through(q: qarray.QArray, x: jax.Array) -> jax.Array:
-  """What the codes stand for, with the derivative of `x` itself."""
+def rounded(
+  x: jax.Array, q: qarray.QArray, act: spec_lib.Spec, entries: int
+) -> jax.Array:
+  """What the codes of `x` stand for, differentiable in `x` and in the range.
+
+  A range measured at run time moves with `x`: the derivative is one. A range that
+  is given clips: zero outside, and with respect to the range that of `learned`.
+
+  Args:
+    x: the operand.
+    q: its codes.
+    act: how it was rounded.
+    entries: how many of its numbers a token has.
+  """
   x_hat = jax.tree.map(lax.stop_gradient, q).materialize()
-  return straight.as_if(lambda x: x, x_hat, x)
+  if not act.static:
+    return straight.as_if(lambda x: x, x_hat, x)
+  dense = functools.partial(learned.surrogate, spec=act, entries=entries)
+  return straight.as_if(dense, x_hat, x, q.scale, q.zero)
 
 
 def holds_numbers(fmt: formats.Format, dtype) -> bool:

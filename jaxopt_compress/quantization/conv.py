@@ -136,7 +136,9 @@ def _codes(x, leaf, params):
 def _rounded(operands, side, leaf, params):
   x = operands[0]
   q = _codes(lax.stop_gradient(x), leaf, params)
-  return activation.straight_through(q, x)
+  return activation.rounded(
+    x, q, leaf.act, x.size // x.shape[params['dimension_numbers'].lhs_spec[0]]
+  )
 
 
 def _declines(lhs, rhs, params, leaf_type):

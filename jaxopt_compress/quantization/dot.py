@@ -9,6 +9,7 @@ x_hat . w_hat, straight through the rounding.
 """
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -190,7 +191,9 @@ def _dot_rounded(operands, side, leaf, params):
   x = operands[1 - side]
   d = product.dims(params['dimension_numbers'])
   q = activation.other_operand(lax.stop_gradient(x), leaf, d, side)
-  return activation.straight_through(q, x)
+  return activation.rounded(
+    x, q, leaf.act, math.prod(x.shape[i] for i in d.contracting[1 - side])
+  )
 
 
 class Product(NamedTuple):

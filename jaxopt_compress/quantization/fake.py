@@ -8,12 +8,15 @@ Every operation runs on the stored leaf, by that leaf's own rule, so that there 
 one definition of what a quantised model computes; only the derivative is that of
 the straight-through estimator (Bengio et al. 2013,
 https://arxiv.org/abs/1308.3432; Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877).
+https://arxiv.org/abs/1712.05877), or that of learned ranges (`learned.py`), or is
+itself computed on codes (`backward.py`).
 """
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
+import zlib
 
 import jax
 from jax import lax
@@ -23,36 +26,68 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.quantization import backward
+from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import conv  # noqa: F401  (its products)
 from jaxopt_compress.quantization import dot
+from jaxopt_compress.quantization import learned as learned_lib
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import ragged  # noqa: F401
 from jaxopt_compress.quantization import schemes
+from jaxopt_compress.quantization import spec as spec_lib
 from jaxopt_compress.quantization import straight
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class FakeQuant(array.CompressedArray):
-  """A float weight that computes as the integers it will be stored as.
+  """A float weight that computes as the codes it will be stored as.
 
   Attributes:
-    value: the float weight, or a leaf that stands for it (a mask, say).
-    frozen: its `QArray` or `QDotArray`.
+    value: the float weight, or a leaf that stands for it (a mask, say; its
+      rounding in a learned range): what is differentiated.
+    frozen: its `QArray` or `QDotArray`: what is computed.
+    act: None; or the learned {'scale', 'zero'} of static activations, as floats,
+      shaped like those of `frozen`.
+    share: None, for all; or how much of every result is the quantised one, 1 on
+      all but stacked axes.
+    grad: how gradients are rounded in the backward pass, or None.
   """
 
   value: Any
   frozen: Any
+  act: dict[str, jax.Array] | None = None
+  share: jax.Array | None = None
+  grad: spec_lib.Spec | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
 
   shape = property(lambda self: self.frozen.shape)
   dtype = property(lambda self: self.frozen.dtype)
 
   def materialize(self):
-    return _as_trained(array.materialize(self.value), self.frozen)
+    latent = array.materialize(self.value)
+    return self.mixed(lambda: _as_trained(latent, self.frozen), lambda: latent)
+
+  def mixed(self, quantised, dense):
+    """The share of `quantised()`, and for the rest `dense()`."""
+    if self.share is None:
+      return quantised()
+    share = jnp.max(self.share)
+
+    def blend():
+      mix = lambda q, d: (share * q + (1 - share) * d).astype(q.dtype)
+      return jax.tree.map(mix, quantised(), dense())
+
+    partly = lambda: lax.cond(share <= 0, dense, blend)
+    return lax.cond(share >= 1, quantised, partly)
 
   def freeze(self):
     return self.frozen
+
+  def can_cut(self, axis, size):
+    return self.frozen.can_cut(axis, size)
 
   def describe(self):
     return f'fake {self.frozen.describe()}'
@@ -74,18 +109,33 @@ def _register_product(name, how):
     put = lambda w, xs: [*xs[:side], w, *xs[side:]]
     others = [x for i, x in enumerate(operands) if i != side]
     rule = lift.rule_for(name, type(leaf.frozen))
-    out = rule(*put(leaf.frozen, lax.stop_gradient(others)), **params)
+    fixed = jax.tree.map(lax.stop_gradient, leaf.frozen)
+    out = rule(*put(fixed, lax.stop_gradient(others)), **params)
     if isinstance(out, lift.Dense):
       return out
+    bind = functools.partial(how.bind, **params)
 
-    def dense(w, frozen, *others):
+    def dense(w, act, frozen, *others):
       values = put(_as_trained(w, frozen), others)
+      product = bind
       if isinstance(frozen, qarray.QDotArray):
-        values = how.round_other(values, side, frozen, params)
-      return how.bind(*values, **params)
+        ranged = frozen
+        if act is not None:
+          zero = act.get('zero', frozen.act_zero)
+          ranged = dataclasses.replace(
+            frozen, act_scale=act['scale'], act_zero=zero
+          )
+        values = how.round_other(values, side, ranged, params)
+        if leaf.grad is not None:
+          at = 1 - side if how.at is None else how.at
+          product = backward.product(bind, at, side, frozen.act, leaf.grad)
+      return product(*values)
 
     latent = array.materialize(leaf.value)
-    return straight.as_if(dense, out, latent, leaf.frozen, *others)
+    return leaf.mixed(
+      lambda: straight.as_if(dense, out, latent, leaf.act, fixed, *others),
+      lambda: bind(*put(latent, others)).astype(out.dtype),
+    )
 
 
 def _register_move(primitive):
@@ -100,7 +150,16 @@ def _register_move(primitive):
     if isinstance(frozen, lift.Dense):
       return frozen
     value = primitive.bind(array.materialize(leaf.value), *rest, **params)
-    return moves.each(primitive, FakeQuant, value, frozen)
+    return moves.each(primitive, functools.partial(_moved, leaf), value, frozen)
+
+
+def _moved(leaf, value, frozen):
+  """The leaf again; what it has one of for each layer keeps to its rank."""
+  one = lambda p: p.reshape((1,) * frozen.ndim) if p.size == 1 else p
+  act, share = jax.tree.map(one, (leaf.act, leaf.share))
+  return dataclasses.replace(
+    leaf, value=value, frozen=frozen, act=act, share=share
+  )
 
 
 def _register_gather():
@@ -114,7 +173,10 @@ def _register_gather():
       return out
     value = array.materialize(operand.value)
     dense = lambda w, indices: lax.gather_p.bind(w, indices, **params)
-    return straight.as_if(dense, out, value, indices)
+    return operand.mixed(
+      lambda: straight.as_if(dense, out, value, indices),
+      lambda: dense(value, indices),
+    )
 
 
 for _name, _how in dot.PRODUCTS.items():
@@ -138,43 +200,153 @@ def _apart(frozen):
 
 def _branch(frozen):
   is_scale = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-  scales = [x for x in jax.tree.leaves(frozen) if is_scale(x)]
+  scales = [
+    x.astype(jnp.float32) for x in jax.tree.leaves(frozen) if is_scale(x)
+  ]
   finite = jnp.stack([jnp.isfinite(s).all() for s in scales]).all()
   spoil = lambda x: jnp.full_like(x, jnp.nan) if is_scale(x) else x
   return lax.cond(finite, lambda t: t, lambda t: jax.tree.map(spoil, t), frozen)
 
 
 def fake_quantize(
-  rules: Sequence[tuple[str, schemes.Scheme | str | None]],
+  rules: Sequence[tuple[str, schemes.Scheme | spec_lib.Spec | str | None]],
   uses: dict | None = None,
+  *,
+  ranges: dict | None = None,
+  begin: int = 0,
+  end: int = 0,
+  seed: int = 0,
 ) -> compression.Compression:
-  """Trains weights as the integers that they will be stored as.
+  """Trains weights as the codes that they will be stored as.
 
-  Takes the rules and schemes of `jc.quantize`, and `jc.freeze` of what `apply`
-  returns is what `jc.quantize` makes of the same parameters. Ranges are those of
-  the current weights at every step, so there is no state.
+  Takes the rules and schemes of `jc.quantize`. Without learned ranges and
+  stochastic rounding, `jc.freeze` of what `apply` returns is what `jc.quantize`
+  makes of the same parameters; with them it is what was trained last.
 
   Args:
     rules: ordered `(regex, scheme)`, as for `jc.quantize`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
+    ranges: {path: (scale, zero)} from `jc.calibrate`, for static activations;
+      where these are learned, their start.
+    begin, end: steps between which results go over from those of the float
+      network to those of the quantised one, share by share (Liu and Mattina 2019,
+      alpha-blending, https://arxiv.org/abs/1903.01061). Before `end` the frozen
+      leaves are not yet what is trained.
+    seed: of stochastic rounding.
+
+  Raises:
+    ValueError: as `jc.quantize`; at `end < begin`.
   """
+  if end and end < begin:
+    raise ValueError(f'begin={begin} is after end={end}.')
+  ranges = ranges or {}
+
+  def init(params):
+    chosen = schemes.by_leaf(rules, params)
+    leaves = dict(rules_lib.named_leaves(params))
+    found = {}
+    for path, scheme in chosen.items():
+      start = {} if scheme is None else _start(path, leaves[path], scheme)
+      if start:
+        found[path] = compression.Learned(start)
+    state = {'learned': found} if found else {}
+    if begin or end or any(_is_stochastic(s) for s in chosen.values()):
+      state['step'] = jnp.zeros((), jnp.int32)
+    return state or ()
+
+  def _start(path, x, scheme):
+    start = {}
+    if scheme.weight.learn:
+      blocks, _, _ = schemes.layout(path, x, scheme.weight, uses)
+      w = array.materialize(x)
+      start['weight'] = learned_lib.first_range(w, scheme.weight, blocks)
+    if scheme.act is not None and scheme.act.learn:
+      scale, zero = _range_of(path, scheme)
+      start['act'] = {'scale': scale}
+      if zero is not None and scheme.act.learn == 'lsq':
+        start['act']['zero'] = zero.astype(jnp.float32)
+    return start
+
+  def _range_of(path, scheme):
+    if path not in ranges:
+      raise schemes.no_range(path, scheme)
+    return ranges[path]
 
   def apply(params, state):
-    del state
     chosen = schemes.by_leaf(rules, params)
+    state = state or {}
+    learned = state.get('learned', {})
 
     def one(path, x):
-      if chosen[path] is None:
+      scheme = chosen[path]
+      if scheme is None:
         return x
+      mine = learned[path].value if path in learned else {}
       # The straight-through derivative goes around the rounding, not through.
       fixed = jax.tree.map(lax.stop_gradient, x)
-      frozen = schemes.quantize_leaf(path, fixed, chosen[path], uses)
-      return FakeQuant(x, _apart(frozen))
+      key = None
+      if _is_stochastic(scheme):
+        key = jax.random.fold_in(jax.random.key(seed), state['step'])
+        key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+      if 'weight' in mine:
+        q, value = _in_range(path, x, fixed, scheme, mine['weight'], uses)
+      else:
+        weight = dataclasses.replace(scheme, act=None, grad=None)
+        q = schemes.quantize_leaf(path, fixed, weight, uses, key=key)
+        value = x
+      frozen, act = _apart(q), mine.get('act')
+      if scheme.act is not None:
+        scale, zero = None, None
+        if scheme.act.static:
+          scale, zero = _range_of(path, scheme)
+        if act is not None:
+          s, z = learned_lib.stored(act, scheme.act)
+          scale, zero = s.scale.astype(jnp.float32), zero if z is None else z
+        frozen = qarray.QDotArray(frozen, scale, zero, scheme.act)
+      share = None
+      if 'step' in state and (begin or end):
+        share = _share(state['step'], x, uses, path)
+      return FakeQuant(value, frozen, act, share, scheme.grad)
 
     return rules_lib.map_named(one, params)
 
-  return compression.Compression(
-    init=lambda params: (),
-    apply=apply,
-    update=lambda state, params, info: state,
+  def _share(step, x, uses, path):
+    """1 on all axes but the stacked ones, so that a scan cuts it."""
+    steps = max(end - begin, 1)
+    share = jnp.clip((step - begin + 1) / steps, 0.0, 1.0)
+    if not end:
+      share = (step >= begin).astype(jnp.float32)
+    _, _, stacked = schemes.layout(
+      path, x, spec_lib.Spec('int8', 'tensor'), uses
+    )
+    shape = [x.shape[a] if a in stacked else 1 for a in range(-x.ndim, 0)]
+    return jnp.full(shape, share, jnp.float32)
+
+  def update(state, params, info):
+    if isinstance(state, dict) and 'step' in state:
+      return {**state, 'step': jnp.asarray(info.step, jnp.int32)}
+    return state
+
+  return compression.Compression(init, apply, update)
+
+
+def _is_stochastic(scheme) -> bool:
+  return scheme is not None and scheme.weight.rounding == 'stochastic'
+
+
+def _in_range(path, x, fixed, scheme, learned, uses):
+  """The stored weight in a learned range, and what is differentiated."""
+  spec = scheme.weight
+  blocks, axis, _ = schemes.layout(path, x, spec, uses)
+  w = array.materialize(fixed)
+  scales, zero = learned_lib.stored(
+    jax.tree.map(lax.stop_gradient, learned), spec
   )
+  q = qarray.with_scales(
+    w.astype(jnp.float32), jnp.dtype(w.dtype), spec, blocks, axis, scales, zero
+  )
+  inner = blocks_lib.inner_sizes(w.shape, blocks)
+  value = learned_lib.Ranged(
+    x, learned['scale'], learned.get('zero'), spec, inner
+  )
+  return q, value

@@ -83,6 +83,16 @@ def _(q, *, permutation):
   return _with(q, move)
 
 
+@_rule(lax.rev_p)
+def _(q, *, dimensions):
+  def move(part):
+    if any(i - q.ndim in part.units for i in dimensions):
+      return lift.Dense('a reversal of a packed or grouped axis')
+    return part._replace(array=lax.rev(part.array, dimensions))
+
+  return _with(q, move)
+
+
 @_rule(lax.convert_element_type_p)
 def _(q, *, new_dtype, **_):
   if not jnp.issubdtype(new_dtype, jnp.floating):

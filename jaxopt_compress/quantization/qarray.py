@@ -273,10 +273,12 @@ def quantize_array(
 
   def rounded(shrink, packed=0, noise=None):
     s = scales_lib.stored(reach, spec, blocks, x.shape, stacked, shrink)
-    middle = center
-    if center is not None and shrink is not None:
-      middle = center * shrink
-    return _with_scales(x, dtype, spec, blocks, packed, s, middle, noise)
+    zero = None
+    if center is not None:
+      middle = center if shrink is None else center * shrink
+      inner = blocks_lib.inner_sizes(x.shape, blocks)
+      zero = scales_lib.zero_point(middle, scales_lib.read(s, inner), spec)
+    return with_scales(x, dtype, spec, blocks, packed, s, zero, noise)
 
   shrink = None
   if spec.range == 'mse' and ranges is None:
@@ -295,15 +297,22 @@ def quantize_array(
   return rounded(shrink, packed, noise)
 
 
-def _with_scales(x, dtype, spec, blocks, packed, s, center, noise):
+def with_scales(x, dtype, spec, blocks, packed, s, zero=None, noise=None):
+  """Rounds an array in ranges that are given.
+
+  Args:
+    x: [...] float32.
+    dtype: of what the leaf stands for.
+    spec, blocks, packed: as for `quantize_array`.
+    s: the scales.
+    zero: zero points, or None.
+    noise: uniform in [0, 1), of the shape of `x`, for stochastic rounding.
+  """
   fmt = spec.numbers
   inner = blocks_lib.inner_sizes(x.shape, blocks)
   spread = functools.partial(blocks_lib.expand, blocks=inner, shape=x.shape)
-  scale_hat = scales_lib.read(s, inner)
-  zero = None
-  scaled = x * spread(1 / scale_hat)
-  if center is not None:
-    zero = scales_lib.zero_point(center, scale_hat, spec)
+  scaled = x * spread(1 / scales_lib.read(s, inner))
+  if zero is not None:
     # Rounded first, so that where integers fall does not depend on the sum.
     integer = jnp.issubdtype(zero.dtype, jnp.integer)
     scaled = jnp.round(scaled) if integer and noise is None else scaled

@@ -5,6 +5,8 @@
 Each expert has scales of its own, picked for each row.
 """
 
+import math
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -173,7 +175,9 @@ def _both(lhs, rhs, group_sizes, **params):
 def _rounded(operands, side, leaf, params):
   x = operands[0]
   q = activation.other_operand(jax.lax.stop_gradient(x), leaf, _dims(params), 1)
-  return activation.straight_through(q, x)
+  return activation.rounded(
+    x, q, leaf.act, math.prod(x.shape[i] for i in _dims(params).contracting[0])
+  )
 
 
 dot.register(_NAME, _both, dot.Product(_bind, 0, _rounded))

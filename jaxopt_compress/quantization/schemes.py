@@ -59,10 +59,15 @@ class Scheme:
         )
     if self.weight.static:
       raise ValueError('static=True is for activations; a weight is always.')
-    if self.act is not None and self.act.rounding == 'stochastic':
+    if self.weight.learn == 'pact':
+      raise ValueError("learn='pact' is for activations; weights have 'lsq'.")
+    if self.grad is not None and (
+      self.act is None or self.act.numbers.integer != self.grad.numbers.integer
+    ):
       raise ValueError(
-        'Activations are rounded without a random key; stochastic rounding is for'
-        ' weights, where a key is given, and for gradients.'
+        'Gradients are multiplied with activations and weights in the format of'
+        f' `act`, integers with integers, floats with floats; {self.grad.format}'
+        f' does not go with {self.act.format if self.act else None}.'
       )
 
   def describe(self) -> str:
@@ -216,13 +221,17 @@ def quantize_leaf(
   if scheme.act is None:
     return q
   if scheme.act.static and act_range is None:
-    raise ValueError(
-      f'{path} has a scheme with static activations ({scheme.describe()}), and no'
-      ' range of them. Calibrate with jc.observe and pass ranges=, or use'
-      ' static=False to measure at run time.'
-    )
+    raise no_range(path, scheme)
   scale, zero = act_range or (None, None)
   return qarray.QDotArray(q, scale, zero, scheme.act)
+
+
+def no_range(path: str, scheme: Scheme) -> ValueError:
+  return ValueError(
+    f'{path} has a scheme with static activations ({scheme.describe()}), and no'
+    ' range of them. Pass ranges=jc.calibrate(apply, params, rules, batches, uses),'
+    ' or leave out "static" to measure at run time.'
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))

@@ -31,8 +31,11 @@ class Spec:
     rule: how an 'e8m0' scale follows from the largest magnitude.
     range: 'absmax', or 'mse' to search for the clip of least squared error.
     rounding: 'nearest', or 'stochastic' where a random key is given.
-    static: of activations only: a range fixed by calibration, rather than one
-      measured at run time.
+    static: of activations only: a range fixed by calibration, or learned, rather
+      than one measured at run time.
+    learn: how training finds the range. '': as after training; 'lsq': scales are
+      learned, and with symmetric=False zero points (LSQ, LSQ+); 'pact': of
+      static activations only, the clip is learned (PACT).
   """
 
   format: str = 'int8'
@@ -44,6 +47,7 @@ class Spec:
   range: str = 'absmax'
   rounding: str = 'nearest'
   static: bool = False
+  learn: str = ''
 
   def __post_init__(self):
     one_of('format', self.format, tuple(formats.FORMATS))
@@ -52,6 +56,7 @@ class Spec:
     one_of('rule', self.rule, RULES)
     one_of('range', self.range, ('absmax', 'mse'))
     one_of('rounding', self.rounding, ('nearest', 'stochastic'))
+    one_of('learn', self.learn, ('', 'lsq', 'pact'))
     sizes = self.group if isinstance(self.group, tuple) else (self.group,)
     grouped = self.granularity in ('group', 'block')
     if grouped != all(s > 0 for s in sizes) or any(s < 0 for s in sizes):
@@ -68,6 +73,14 @@ class Spec:
         "A static range is one for the whole tensor: granularity='tensor', not"
         f' {self.granularity!r}.'
       )
+
+    if self.learn and self.scale not in ('float32', 'bfloat16'):
+      raise ValueError(
+        f'Scales stored as {self.scale} cannot be learned: they are too coarse to'
+        " follow a gradient. Use scale='float32' or 'bfloat16'."
+      )
+    if self.learn == 'pact' and not self.static:
+      raise ValueError("learn='pact' is for static activations: static=True.")
 
   @property
   def numbers(self) -> formats.Format:
@@ -111,6 +124,7 @@ _WORDS = {
   'range': {'': 'absmax', 'mse': 'mse'},
   'rounding': {'': 'nearest', 'stochastic': 'stochastic'},
   'static': {'': False, 'static': True},
+  'learn': {'': '', 'lsq': 'lsq', 'pact': 'pact'},
 }
 
 
@@ -120,7 +134,7 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
   The format first, then in any order what differs from `Spec(format)`: 'tensor',
   'channel', 'token', 'g<size>', '<size>x<size>', 'asym', 'bfloat16', 'mx' (e8m0
   scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse',
-  'stochastic', 'static'.
+  'stochastic', 'static', 'lsq', 'pact'.
 
   Args:
     words: as above.

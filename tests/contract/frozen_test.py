@@ -29,7 +29,11 @@ MODELS = (
 SCHEMES = {
   'W8A16': jc.W8A16,
   'W8A8': jc.W8A8,
-  'int4 g4': jc.Scheme('int4', 'group', group=4, scale_dtype='bfloat16'),
+  'int4 g4': jc.Spec('int4', 'group', 4, scale='bfloat16'),
+  'int8 asym': 'int8 asym, int8 token asym',
+  'nf4': 'nf4 g4 dq',
+  'mxfp8': jc.MXFP8,
+  'W4A4': jc.W4A4,
 }
 
 

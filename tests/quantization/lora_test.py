@@ -1,0 +1,492 @@
+"""Adapters against numpy: products, moves, gradients, memory, merging."""
+
+import re
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+import jaxopt_compress as jc
+from jaxopt_compress import models
+from jaxopt_compress.core import lift
+from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.quantization import lora
+from jaxopt_compress.quantization import qarray
+
+NF4 = jc.Scheme(jc.Spec('nf4', 'group', 4, scale='int8'))
+
+
+def _leaf(shape, contracted, stacked=(), *, base=NF4, rank=2, alpha=3.0):
+  """A LoRA leaf with random factors, and the same array in numpy."""
+  uses = {'w': (uses_lib.Use('dot_general', contracted, stacked, ''),)}
+  keys = jax.random.split(jax.random.key(sum(shape)), 3)
+  params = {'w': jax.random.normal(keys[0], shape)}
+  if base is not None:
+    params = jc.quantize(params, [('w', base)], uses)
+  factors = jc.add_lora(params, [('w', rank)], uses, key=keys[1])
+  factors['w']['b'] = jax.random.normal(keys[2], factors['w']['b'].shape)
+  leaf = jc.with_lora(params, factors, uses, alpha=alpha)['w']
+  dense = np.asarray(jc.materialize(params)['w'])
+  factors = {name: np.asarray(f) for name, f in factors['w'].items()}
+  return leaf, dense + alpha / rank * _matrix(
+    factors, shape, contracted, stacked
+  )
+
+
+def _matrix(factors, shape, contracted, stacked):
+  """a b as an array of that shape: matrices put back axis by axis."""
+  ndim = len(shape)
+  free = [a for a in range(-ndim, 0) if a not in (*contracted, *stacked)]
+  order = [a + ndim for a in (*stacked, *sorted(contracted), *free)]
+  flat = np.einsum('...ir,...ro->...io', factors['a'], factors['b'])
+  return flat.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+
+
+def _close(got, want, tolerance=1e-5):
+  np.testing.assert_allclose(
+    got, want, rtol=0, atol=tolerance * np.abs(want).max()
+  )
+
+
+class ProductTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('matrix', (8, 6), (-2,), (), 'ti,io->to'),
+    ('weight first', (8, 6), (-2,), (), 'ti,io->ot'),
+    ('out, in', (6, 8), (-1,), (), 'ti,oi->to'),
+    ('two batch axes of x', (8, 6), (-2,), (), 'bti,io->bto'),
+    ('heads', (8, 2, 6), (-3,), (), 'bti,ihd->bthd'),
+    ('out of heads', (2, 4, 6), (-3, -2), (), 'bthd,hdo->bto'),
+    ('experts', (3, 8, 6), (-2,), (-3,), 'eti,eio->eto'),
+    ('experts last', (8, 6, 3), (-3,), (-1,), 'tei,ioe->eto'),
+    ('the other way round', (8, 6), (-2,), (), 'to,io->ti'),
+    ('part of what is in', (4, 2, 6), (-3, -2), (), 'ti,iho->tho'),
+    ('axes of one', (8, 1, 6), (-3,), (), 'ti,iho->tho'),
+    ('contracted over one', (1, 8, 6), (-3, -2), (), 'tai,aio->to'),
+  )
+  def test_dot(self, shape, contracted, stacked, equation):
+    leaf, dense = _leaf(shape, contracted, stacked)
+    x_axes, w_axes = re.split(',|->', equation)[:2]
+    sizes = dict(zip(w_axes, shape, strict=True)) | {'t': 5, 'b': 2}
+    x_shape = [sizes[a] for a in x_axes]
+    x = jax.random.normal(jax.random.key(1), x_shape)
+    f = lambda w, x: jnp.einsum(equation, x, w)
+    if equation == 'ti,io->ot':
+      f = lambda w, x: lax.dot_general(w, x, (((0,), (1,)), ((), ())))
+    _close(jc.lift(f, strict=True)(leaf, x), np.einsum(equation, x, dense))
+
+  def test_a_product_over_axes_of_both_factors_is_dense(self):
+    leaf, dense = _leaf((8, 6), (-2,))
+    f = lambda w, x: jnp.einsum('io,io->', w, x)
+    x = jax.random.normal(jax.random.key(1), (8, 6))
+    _close(jc.lift(f)(leaf, x), np.sum(np.asarray(x) * dense))
+    [met] = [m for m in jc.explain(f)(leaf, x) if not m.native]
+    self.assertIn('both of its factors', met.reason)
+
+  @parameterized.named_parameters(
+    ('float', None, 1e-5),
+    ('int8', jc.W8A16, 1e-5),
+    # |x| <= 3.5 is rounded to 127 steps; 8 products of |w| <= 3.
+    ('int8 x int8', jc.W8A8, 0.05),
+    ('bfloat16 in', NF4, 2e-2),
+  )
+  def test_bases(self, base, tolerance):
+    leaf, dense = _leaf((8, 6), (-2,), base=base)
+    x = jax.random.normal(jax.random.key(1), (5, 8))
+    x = x.astype(jnp.bfloat16) if tolerance == 2e-2 else x
+    y = jc.lift(lambda w, x: jnp.matmul(x, w.astype(x.dtype)), strict=True)(
+      leaf, x
+    )
+    self.assertEqual(y.dtype, x.dtype)
+    x = np.asarray(x, np.float32)
+    _close(np.asarray(y, np.float32), x @ dense, tolerance)
+
+  @parameterized.parameters(
+    dict(strides=(1, 1), padding='SAME'),
+    dict(strides=(2, 1), padding='VALID'),
+  )
+  def test_convolution(self, **options):
+    leaf, dense = _leaf((3, 3, 4, 6), (-4, -3, -2))
+    x = jax.random.normal(jax.random.key(1), (2, 7, 8, 4))
+    f = lambda w: lax.conv_general_dilated(
+      x,
+      w,
+      window_strides=options['strides'],
+      padding=options['padding'],
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    _close(jc.lift(f, strict=True)(leaf), f(dense))
+
+  def test_convolution_of_another_layout(self):
+    leaf, dense = _leaf((6, 4, 3), (-2, -1))
+    x = jax.random.normal(jax.random.key(1), (2, 4, 9))
+    f = lambda w: lax.conv_general_dilated(
+      x, w, (1,), 'SAME', dimension_numbers=('NCH', 'OIH', 'NCH')
+    )
+    _close(jc.lift(f, strict=True)(leaf), f(dense))
+
+  def test_a_convolution_in_groups_is_dense(self):
+    leaf, dense = _leaf((3, 2, 4), (-3, -2))
+    x = jax.random.normal(jax.random.key(1), (2, 9, 4))
+    f = lambda w: lax.conv_general_dilated(
+      x,
+      w,
+      (1,),
+      'SAME',
+      dimension_numbers=('NHC', 'HIO', 'NHC'),
+      feature_group_count=2,
+    )
+    _close(jc.lift(f)(leaf), f(dense))
+    [met] = jc.explain(f)(leaf)
+    self.assertIn('in groups', met.reason)
+
+  def test_experts_of_a_ragged_dot(self):
+    leaf, dense = _leaf((3, 8, 6), (-2,), (-3,))
+    x = jax.random.normal(jax.random.key(1), (7, 8))
+    sizes = np.array([2, 4, 1], np.int32)
+    y = jc.lift(lax.ragged_dot, strict=True)(x, leaf, sizes)
+    expert = np.repeat(np.arange(3), sizes)
+    _close(y, np.einsum('ti,tio->to', x, dense[expert]))
+
+  @parameterized.named_parameters(
+    ('width', (12, 8), (-1,), lambda w, i: w[i]),
+    ('rows are in', (12, 8), (-2,), lambda w, i: w[i]),
+    ('second axis', (8, 12), (-2,), lambda w, i: jnp.take(w, i, axis=1)),
+    ('layers', (12, 4, 8), (-2,), lambda w, i: w[i]),
+  )
+  def test_rows(self, shape, contracted, f):
+    leaf, dense = _leaf(shape, contracted)
+    index = np.array([[3, 0], [11, 3], [7, 1]])
+    got = jc.lift(f, strict=True)(leaf, index)
+    np.testing.assert_allclose(got, f(dense, index), rtol=0, atol=1e-5)
+
+  def test_rows_out_of_bounds_are_as_of_the_dense_table(self):
+    leaf, dense = _leaf((12, 8), (-1,))
+    f = lambda w, i: w.at[i].get(mode='fill')
+    index = np.array([3, 12])
+    np.testing.assert_allclose(
+      jc.lift(f)(leaf, index), f(jnp.asarray(dense), index), rtol=0, atol=1e-5
+    )
+
+
+class MoveTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('transpose', lambda w: w.transpose(2, 0, 1), True),
+    ('split in', lambda w: w.reshape(3, 2, 4, 8), True),
+    ('split out', lambda w: w.reshape(3, 8, 4, 2), True),
+    ('merge in and out', lambda w: w.reshape(3, 64), False),
+    ('a layer', lambda w: w[1], True),
+    ('layers', lambda w: w[::2], True),
+    ('part of out', lambda w: w[..., 2:6], True),
+    ('part of in', lambda w: w[:, 4:], True),
+    ('cut groups', lambda w: w[:, 1:], False),
+    ('pieces', lambda w: jnp.split(w, 2, axis=-1)[1], True),
+    ('pieces of in', lambda w: jnp.split(w, 2, axis=-2)[1], True),
+    ('a traced layer', lambda w: w[jnp.int32(2)], True),
+    ('squeeze', lambda w: jnp.squeeze(w[:1], 0), True),
+    ('new axis', lambda w: w[:, None], True),
+    ('backwards', lambda w: w[:, ::-1, ::-1], True),
+    ('bfloat16', lambda w: w.astype(jnp.bfloat16), True),
+    ('integers', lambda w: w.astype(jnp.int32), False),
+    ('broadcast', lambda w: jnp.broadcast_to(w, (2, 3, 8, 8)), False),
+  )
+  def test_keeps_its_meaning(self, move, stays):
+    leaf, dense = _leaf((3, 8, 8), (-2,), (-3,))
+    moved = jc.lift(move, keep=True)(leaf)
+    self.assertEqual(isinstance(moved, jc.LoRA), stays)
+    want = move(jnp.asarray(dense))
+    self.assertEqual((moved.shape, moved.dtype), (want.shape, want.dtype))
+    tolerance = 1e-2 if want.dtype == jnp.bfloat16 else 1e-5
+    _close(
+      np.asarray(jc.materialize(moved), np.float32),
+      np.asarray(want, np.float32),
+      tolerance,
+    )
+
+  def test_integers_of_a_dense_base_are_not_a_leaf(self):
+    leaf, dense = _leaf((8, 6), (-2,), base=None)
+    got = jc.lift(lambda w: w.astype(jnp.int32), keep=True)(leaf)
+    np.testing.assert_array_equal(got, dense.astype(np.int32))
+
+
+def _model(**kwargs):
+  sizes = dict(vocab=32, width=16, depth=2, heads=2, kv_heads=1, mlp_width=32)
+  made = models.functional(
+    models.build('decoder', **sizes, max_length=12, **kwargs)
+  )
+  x = jax.random.randint(jax.random.key(0), (4, 8), 0, 32)
+  apply = lambda p, x: made.apply(p, made.variables, x)[0]
+  return apply, made.params, x
+
+
+WEIGHTS = r'blocks/.*/kernel|embed/.*'
+
+
+class ModelTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    apply, cls.params, cls.x = _model()
+    cls.apply = staticmethod(apply)
+    cls.uses = jc.uses(cls.apply)(cls.params, cls.x)
+    cls.q = jc.quantize(
+      cls.params, [(WEIGHTS, jc.NF4), (r'.*', None)], cls.uses
+    )
+    cls.adapters = jc.add_lora(
+      cls.q, [(WEIGHTS, 2), (r'.*', None)], cls.uses, key=jax.random.key(1)
+    )
+    cls.trained = jax.tree.map(
+      lambda f: 0.3 * jax.random.normal(jax.random.key(2), f.shape),
+      cls.adapters,
+    )
+
+  def tree(self, adapters, q=None):
+    return jc.with_lora(self.q if q is None else q, adapters, self.uses)
+
+  def loss(self, adapters, q=None):
+    y = jc.lift(self.apply)(self.tree(adapters, q), self.x)
+    return jnp.square(y).mean()
+
+  def test_starts_at_the_base_to_the_bit(self):
+    f = jax.jit(jc.lift(self.apply))
+    np.testing.assert_array_equal(
+      f(self.tree(self.adapters), self.x), f(self.q, self.x)
+    )
+
+  def test_nothing_becomes_dense(self):
+    met = jc.explain(self.apply)(self.tree(self.trained), self.x)
+    self.assertNotEmpty(met)
+    self.assertEqual([m for m in met if not m.native], [])
+
+  @parameterized.parameters(
+    dict(scan=True), dict(scan=False), dict(scan=True, remat=True)
+  )
+  def test_gradient_is_that_of_the_dense_sum(self, **kwargs):
+    apply, params, x = _model(**kwargs)
+    uses = jc.uses(apply)(params, x)
+    rules = [(WEIGHTS, jc.NF4), (r'.*', None)]
+    q = jc.quantize(params, rules, uses)
+    adapters = jc.add_lora(
+      q, [(WEIGHTS, 2), (r'.*', None)], uses, key=jax.random.key(1)
+    )
+    adapters = jax.tree.map(lambda f: f + 0.1, adapters)
+
+    def loss(adapters, call):
+      return jnp.square(call(jc.with_lora(q, adapters, uses))).mean()
+
+    got = jax.jit(jax.grad(lambda a: loss(a, lambda t: jc.lift(apply)(t, x))))
+    want = jax.jit(
+      jax.grad(lambda a: loss(a, lambda t: apply(jc.materialize(t), x)))
+    )
+    for a, b in zip(
+      *map(jax.tree.leaves, (got(adapters), want(adapters))), strict=True
+    ):
+      self.assertGreater(np.abs(b).max(), 0)
+      _close(a, b, 1e-4)
+
+  def test_no_gradient_reaches_the_base(self):
+    grads = jax.jit(jax.grad(self.loss, argnums=(0, 1), allow_int=True))
+    of_adapters, of_base = grads(self.trained, self.q)
+    named = jc.named_leaves(of_base, is_leaf=lambda x: False)
+    frozen = [
+      np.abs(g).max()
+      for path, g in named
+      if re.match(WEIGHTS, path) and g.dtype != jax.dtypes.float0
+    ]
+    self.assertNotEmpty(frozen)
+    self.assertEqual(set(frozen), {0.0})
+    self.assertGreater(float(optax.tree.norm(of_adapters)), 0)
+
+  def test_vmap_over_adapters(self):
+    pair = jax.tree.map(
+      lambda f, g: jnp.stack([f, g]), self.adapters, self.trained
+    )
+    both = jax.vmap(self.loss)(pair)
+    each = [self.loss(self.adapters), self.loss(self.trained)]
+    np.testing.assert_allclose(both, each, rtol=1e-5)
+
+  def test_trains_with_optax(self):
+    optimizer = optax.adam(1e-2)
+    state, adapters = optimizer.init(self.adapters), self.adapters
+    step = jax.jit(jax.value_and_grad(self.loss))
+    losses = []
+    for _ in range(8):
+      value, grads = step(adapters)
+      updates, state = optimizer.update(grads, state)
+      adapters = optax.apply_updates(adapters, updates)
+      losses.append(float(value))
+    self.assertLess(losses[-1], 0.7 * losses[0])
+
+  def test_cut_over_devices(self):
+    mesh = jax.make_mesh((4,), ('m',), axis_types=(jax.sharding.AxisType.Auto,))
+    leaf, dense = _leaf((16, 4), (-2,))
+    x = jax.random.normal(jax.random.key(1), (3, 16))
+    for spec in (P(None, 'm'), P('m', None)):
+      contracts = spec == P('m', None)
+
+      def f(w, x, contracts=contracts):
+        y = x @ w
+        return lax.psum(y, 'm') if contracts else y
+
+      run = jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=(spec, P(None, 'm') if contracts else P()),
+        out_specs=P() if contracts else P(None, 'm'),
+      )
+      _close(jax.jit(jc.lift(run, strict=True))(leaf, x), x @ dense)
+      placed = jc.device_put(leaf, mesh, spec)
+      cut = {name: getattr(placed, name).sharding.spec for name in 'ab'}
+      want = P('m', None, None) if contracts else P(None, 'm', None)
+      self.assertEqual(cut['a' if contracts else 'b'], want)
+      self.assertEqual(cut['b' if contracts else 'a'], P(None, None, None))
+
+
+class MemoryTest(absltest.TestCase):
+  def test_a_step_of_a_scanned_model_never_holds_its_dense_weights(self):
+    layers, width = 12, 256
+
+    def apply(p, x):
+      body = lambda x, p: (x + jnp.tanh(x @ p['up']) @ p['down'], None)
+      return lax.scan(body, x, p)[0]
+
+    like = jax.ShapeDtypeStruct((layers, width, width), jnp.float32)
+    params = {'up': like, 'down': like}
+    x = jax.ShapeDtypeStruct((4, width), jnp.float32)
+    uses = jc.uses(apply)(params, x)
+    q = jax.eval_shape(
+      lambda p: jc.quantize(p, [(r'.*', jc.NF4)], uses), params
+    )
+    adapters = jax.eval_shape(
+      lambda p: jc.add_lora(p, [(r'.*', 4)], uses, key=jax.random.key(0)), q
+    )
+
+    def temporaries(call):
+      loss = lambda a, q, x: jnp.square(
+        call(jc.with_lora(q, a, uses), x)
+      ).mean()
+      step = jax.jit(jax.grad(loss)).lower(adapters, q, x).compile()
+      return step.memory_analysis().temp_size_in_bytes
+
+    weights = jc.nbytes(params)
+    self.assertLess(temporaries(jc.lift(apply)), 0.45 * weights)
+    self.assertGreater(
+      temporaries(lambda p, x: apply(jc.materialize(p), x)), 1.5 * weights
+    )
+
+
+class AdaptersTest(parameterized.TestCase):
+  def test_shapes_and_start(self):
+    uses = {
+      'q': (uses_lib.Use('dot_general', (-3,), (-4,), ''),),
+      'bias': (),
+    }
+    params = {'q': jnp.ones((5, 6, 2, 4), jnp.bfloat16), 'bias': jnp.ones(3)}
+    rules = [('q', 3), ('.*', None)]
+    got = jc.add_lora(params, rules, uses, key=jax.random.key(0))
+    self.assertEqual(list(got), ['q'])
+    a, b = got['q']['a'], got['q']['b']
+    self.assertEqual((a.shape, b.shape), ((5, 6, 3), (5, 3, 8)))
+    self.assertEqual((a.dtype, b.dtype), (jnp.bfloat16,) * 2)
+    self.assertEqual(float(jnp.abs(b).max()), 0)
+    # 90 draws of variance 1 / 6.
+    self.assertBetween(float(a.astype(float).std()) * 6**0.5, 0.75, 1.25)
+
+  @parameterized.named_parameters(
+    ('alpha over rank', {}, 16 / 4),
+    ('alpha', dict(alpha=8.0), 8 / 4),
+    ('stabilized', dict(rank_stabilized=True), 16 / 2),
+  )
+  def test_scale(self, options, want):
+    params = {'w': jnp.zeros((6, 5))}
+    factors = jc.add_lora(params, [('w', 4)], key=jax.random.key(0))
+    factors['w']['b'] = jnp.ones((4, 5))
+    [leaf] = jc.with_lora(params, factors, **options).values()
+    ones = np.asarray(factors['w']['a']) @ np.ones((4, 5))
+    np.testing.assert_allclose(leaf.materialize(), want * ones, rtol=1e-5)
+
+  def test_describes_itself(self):
+    leaf, _ = _leaf((8, 6), (-2,))
+    self.assertEqual(leaf.describe(), 'nf4 g4 dq + rank 2')
+    self.assertEqual(
+      _leaf((8, 6), (-2,), base=None)[0].describe(), 'float32 + rank 2'
+    )
+
+  def test_bytes(self):
+    leaf, _ = _leaf((8, 6), (-2,), base=jc.W8A16, rank=2)
+    self.assertEqual(jc.nbytes(leaf), 48 + 4 * 6 + 4 * 2 * (8 + 6))
+
+  @parameterized.named_parameters(
+    ('too high', [('w', 7)], r'w is 8 x 6.*from 1 to 6'),
+    ('no rank', [('w', 0)], r'from 1 to 6'),
+    ('a word', [('w', 'r8')], r'an int from 1 to 6'),
+    ('no such path', [('v', 2), ('.*', None)], r"'v' matches no path"),
+    ('not covered', [], r'No rule covers w'),
+  )
+  def test_mistakes(self, rules, message):
+    params = {'w': jnp.ones((8, 6))}
+    with self.assertRaisesRegex(ValueError, message):
+      jc.add_lora(params, rules, key=jax.random.key(0))
+
+  def test_other_parameters(self):
+    params = {'w': jnp.ones((8, 6))}
+    adapters = jc.add_lora(params, [('w', 2)], key=jax.random.key(0))
+    with self.assertRaisesRegex(ValueError, 'Adapters for w, which is no leaf'):
+      jc.with_lora({'v': params['w']}, adapters)
+    with self.assertRaisesRegex(ValueError, r'\(4, 2\).*are expected'):
+      jc.with_lora({'w': jnp.ones((4, 6))}, adapters)
+
+
+class MergeTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    leaf, self.dense = _leaf((8, 6), (-2,))
+    self.tree = {'w': leaf, 'bias': jnp.ones(6)}
+
+  def test_dense(self):
+    merged, errors = jc.merge_lora(self.tree)
+    self.assertFalse(jc.is_compressed(merged['w']))
+    _close(merged['w'], self.dense)
+    self.assertEqual(list(errors), ['w'])
+    self.assertEqual(float(errors['w'].rounding), 0)
+    base = np.asarray(self.tree['w'].base.materialize())
+    norm = np.linalg.norm
+    np.testing.assert_allclose(
+      errors['w'].update, norm(self.dense - base) / norm(self.dense), rtol=1e-5
+    )
+
+  def test_rounded_again(self):
+    rules = [('w', jc.W8A16), ('.*', None)]
+    merged, errors = jc.merge_lora(self.tree, rules)
+    self.assertIsInstance(merged['w'], qarray.QArray)
+    again = np.asarray(merged['w'].materialize())
+    norm = np.linalg.norm
+    want = norm(again - self.dense) / norm(self.dense)
+    self.assertBetween(want, 1e-4, 1e-2)
+    np.testing.assert_allclose(errors['w'].rounding, want, rtol=1e-3)
+
+  def test_nothing_to_merge(self):
+    with self.assertRaisesRegex(ValueError, 'No leaf.*has an adapter'):
+      jc.merge_lora({'w': jnp.ones((8, 6))})
+
+  def test_freeze_keeps_the_adapters(self):
+    frozen = jc.freeze(self.tree)['w']
+    self.assertIsInstance(frozen, jc.LoRA)
+    np.testing.assert_array_equal(
+      frozen.materialize(), self.tree['w'].materialize()
+    )
+
+
+class RegisteredTest(absltest.TestCase):
+  def test_every_rule_of_a_weight_is_one_of_an_adapted_weight(self):
+    names = {name for name, t in lift._RULES if t is qarray.QArray}
+    mine = {name for name, t in lift._RULES if t is lora.LoRA}
+    self.assertEqual(names - mine, set())
+
+
+if __name__ == '__main__':
+  absltest.main()
