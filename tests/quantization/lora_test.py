@@ -189,7 +189,7 @@ class MoveTest(parameterized.TestCase):
     ('a traced layer', lambda w: w[jnp.int32(2)], True),
     ('squeeze', lambda w: jnp.squeeze(w[:1], 0), True),
     ('new axis', lambda w: w[:, None], True),
-    ('backwards', lambda w: w[:, ::-1, ::-1], True),
+    ('backwards', lambda w: w[::-1, :, ::-1], True),
     ('bfloat16', lambda w: w.astype(jnp.bfloat16), True),
     ('integers', lambda w: w.astype(jnp.int32), False),
     ('broadcast', lambda w: jnp.broadcast_to(w, (2, 3, 8, 8)), False),
