@@ -13,7 +13,6 @@ ragged dots. Reverse mode only.
 """
 
 from collections.abc import Callable
-import functools
 
 import jax
 from jax import lax
@@ -43,7 +42,6 @@ def product(
 
   def transposed(operands, i):
     """(operand that stays, gradient) -> the gradient of operand i."""
-    like = jax.ShapeDtypeStruct(operands[i].shape, operands[i].dtype)
     kept = side if i == at else at
 
     def linear(other, g):
@@ -52,7 +50,7 @@ def product(
         values[i], values[kept] = x, other
         return bind(*values)
 
-      return jax.linear_transpose(f, like)(g)[0]
+      return jax.linear_transpose(f, operands[i])(g)[0]
 
     return linear, operands[kept]
 
@@ -62,9 +60,9 @@ def product(
       for x in operands
     ]
     f, w = transposed(operands, at)
-    grads[at] = _on_codes(lambda w, g: f(w, g), w, g, act, grad)
-    f, x = transposed(operands, side)
-    grads[side] = _on_codes(lambda g, x: f(x, g), g, x, grad, act)
+    grads[at] = _on_codes(f, w, g, act, grad)
+    h, x = transposed(operands, side)
+    grads[side] = _on_codes(lambda g, x: h(x, g), g, x, grad, act)
     return tuple(grads)
 
   run.defvjp(lambda *operands: (run(*operands), operands), backward)
@@ -86,7 +84,7 @@ def _on_codes(f, a, b, stored: spec_lib.Spec, act: spec_lib.Spec):
   blocks = tuple((axis, 0) for axis in contracted)
   q = qarray.quantize_array(a, _plain(stored), blocks, packed=0, key=key)
   leaf = qarray.QDotArray(q, act=_plain(act))
-  return lift.lift(functools.partial(f))(leaf, b)
+  return lift.lift(f)(leaf, b)
 
 
 def _plain(spec: spec_lib.Spec) -> spec_lib.Spec:

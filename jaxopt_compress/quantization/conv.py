@@ -108,7 +108,7 @@ def _conv_both(lhs, rhs, **params):
   q, x = rhs.weight, _codes(lhs, rhs, params)
   products = math.prod(q.shape) // q.shape[params['dimension_numbers'][1][0]]
   native = (q.integer and x.integer and products <= product.MOST_PRODUCTS) or (
-    dot.is_float8(q) and dot.is_float8(x)
+    dot.is_float8(q) and q.format == x.format
   )
   if not native or x.blocks or not _scaled_per_output(q, params):
     return conv_weight_only(x.materialize(), q, **params)

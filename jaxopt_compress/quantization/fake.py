@@ -68,7 +68,9 @@ class FakeQuant(array.CompressedArray):
 
   def materialize(self):
     latent = array.materialize(self.value)
-    return self.mixed(lambda: _as_trained(latent, self.frozen), lambda: latent)
+    return self.mixed(
+      lambda: _as_trained(latent, self.frozen), lambda: _float(self.value)
+    )
 
   def mixed(self, quantised, dense):
     """The share of `quantised()`, and for the rest `dense()`."""
@@ -91,6 +93,12 @@ class FakeQuant(array.CompressedArray):
 
   def describe(self):
     return f'fake {self.frozen.describe()}'
+
+
+def _float(value) -> jax.Array:
+  """The weight as it is before any rounding."""
+  ranged = isinstance(value, learned_lib.Ranged)
+  return array.materialize(value.value if ranged else value)
 
 
 def _as_trained(w: jax.Array, frozen: array.CompressedArray) -> jax.Array:
@@ -134,7 +142,7 @@ def _register_product(name, how):
     latent = array.materialize(leaf.value)
     return leaf.mixed(
       lambda: straight.as_if(dense, out, latent, leaf.act, fixed, *others),
-      lambda: bind(*put(latent, others)).astype(out.dtype),
+      lambda: bind(*put(_float(leaf.value), others)).astype(out.dtype),
     )
 
 
@@ -175,7 +183,7 @@ def _register_gather():
     dense = lambda w, indices: lax.gather_p.bind(w, indices, **params)
     return operand.mixed(
       lambda: straight.as_if(dense, out, value, indices),
-      lambda: dense(value, indices),
+      lambda: dense(_float(operand.value), indices),
     )
 
 
@@ -224,7 +232,8 @@ def fake_quantize(
   makes of the same parameters; with them it is what was trained last.
 
   Args:
-    rules: ordered `(regex, scheme)`, as for `jc.quantize`.
+    rules: ordered `(regex, scheme)`, as for `jc.quantize`. Scales that are learned
+      start as their paper says, or, with range='mse', at the least squared error.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     ranges: {path: (scale, zero)} from `jc.calibrate`, for static activations;
       where these are learned, their start.
@@ -260,6 +269,11 @@ def fake_quantize(
       blocks, _, _ = schemes.layout(path, x, scheme.weight, uses)
       w = array.materialize(x)
       start['weight'] = learned_lib.first_range(w, scheme.weight, blocks)
+      if scheme.weight.range == 'mse':
+        q = schemes.quantize_leaf(path, w, schemes.Scheme(scheme.weight), uses)
+        start['weight']['scale'] = q.scale.astype(jnp.float32)
+        if q.zero is not None:
+          start['weight']['zero'] = q.zero.astype(jnp.float32)
     if scheme.act is not None and scheme.act.learn:
       scale, zero = _range_of(path, scheme)
       start['act'] = {'scale': scale}
