@@ -19,9 +19,11 @@ from absl.testing import parameterized
 import golden_oracle as oracle
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
 _HERE = pathlib.Path(__file__).parent
@@ -224,6 +226,34 @@ class TiesTest(parameterized.TestCase):
     _, numbers, _ = _quantized(jnp.asarray(w), jc.Spec('int4'))
     lowest = np.asarray(numbers)[np.abs(w).argmax(0), np.arange(96)]
     self.assertContainsSubset(set(lowest), {-7, -8})
+
+
+class CastsTest(parameterized.TestCase):
+  """Every float16 and every bfloat16, against ml_dtypes, to the bit."""
+
+  @parameterized.named_parameters(
+    ('e4m3', 'e4m3', ml_dtypes.float8_e4m3fn),
+    ('e5m2', 'e5m2', ml_dtypes.float8_e5m2),
+    ('e3m2', 'e3m2', ml_dtypes.float6_e3m2fn),
+    ('e2m3', 'e2m3', ml_dtypes.float6_e2m3fn),
+    ('e2m1', 'e2m1', ml_dtypes.float4_e2m1fn),
+  )
+  def test_casts(self, name, dtype):
+    format = formats.FORMATS[name]
+    patterns = np.arange(2**16, dtype=np.uint16)
+    x = np.concatenate(
+      [
+        patterns.view(t).astype(np.float32)
+        for t in (np.float16, ml_dtypes.bfloat16)
+      ]
+    )
+    # XLA takes subnormal float32 for zero, of the same sign.
+    x = x[np.isfinite(x) & ((np.abs(x) > 2.0**-126) | (x == 0))]
+    want = np.clip(x, format.lowest, format.highest).astype(dtype)
+    codes = np.asarray(jax.jit(format.round)(jnp.asarray(x)))
+    np.testing.assert_array_equal(codes.view(np.uint8), want.view(np.uint8))
+    numbers = np.asarray(jax.jit(format.numbers)(jnp.asarray(codes)))
+    np.testing.assert_array_equal(numbers, want.astype(np.float32))
 
 
 class RulesTest(parameterized.TestCase):
