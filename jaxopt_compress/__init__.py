@@ -58,8 +58,10 @@ from jaxopt_compress.quantization import MXINT8 as MXINT8
 from jaxopt_compress.quantization import NF4 as NF4
 from jaxopt_compress.quantization import NVFP4 as NVFP4
 from jaxopt_compress.quantization import QArray as QArray
+from jaxopt_compress.quantization import QCache as QCache
 from jaxopt_compress.quantization import QDotArray as QDotArray
 from jaxopt_compress.quantization import quantize as quantize
+from jaxopt_compress.quantization import quantize_cache as quantize_cache
 from jaxopt_compress.quantization import Scheme as Scheme
 from jaxopt_compress.quantization import Spec as Spec
 from jaxopt_compress.quantization import W2A16 as W2A16

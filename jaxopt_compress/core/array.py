@@ -48,6 +48,8 @@ class CompressedArray:
 
   shape: tuple[int, ...]  # of the array that this leaf stands for
   dtype: Any
+  # Whether programs write to it: loops then carry and return it as a leaf.
+  writable = False
 
   @property
   def ndim(self) -> int:

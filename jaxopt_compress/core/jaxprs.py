@@ -293,9 +293,13 @@ def _first_order(ctx, eqn, operands):
     if rule is None:
       declined[i] = Dense(f'{type(x).__name__} has no rule for it')
       continue
-    others = [
-      y if j == i or not array.is_compressed(y) else y.materialize()
+    stay = [
+      j == i or (getattr(rule, 'together', False) and type(y) is type(x))
       for j, y in enumerate(values)
+    ]
+    others = [
+      y if stays or not array.is_compressed(y) else y.materialize()
+      for y, stays in zip(values, stay, strict=True)
     ]
     result = rule(*others, **eqn.params)
     if isinstance(result, Dense):
@@ -304,7 +308,7 @@ def _first_order(ctx, eqn, operands):
     ctx.note(eqn, name, native=True)
     for j, (y, other) in enumerate(operands):
       if j != i and array.is_compressed(y):
-        ctx.note(eqn, other, False, TAKEN)
+        ctx.note(eqn, other, stay[j], '' if stay[j] else TAKEN)
     outs = result if eqn.primitive.multiple_results else [result]
     _check(eqn, outs)
     return [(y, name if array.is_compressed(y) else None) for y in outs]

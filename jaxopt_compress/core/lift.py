@@ -31,17 +31,21 @@ Met = jaxprs.Met
 _RULES: dict[tuple[str, type], Callable] = {}
 
 
-def rule(primitive: Any, *leaf_types: type) -> Callable[[Callable], Callable]:
+def rule(
+  primitive: Any, *leaf_types: type, together: bool = False
+) -> Callable[[Callable], Callable]:
   """Registers what leaves of a type do under a first-order primitive.
 
   The rule is called as the primitive is bound: `rule(*operands, **params)`. The
   operand of the leaf's type is the leaf, the others are dense. It returns what
   the primitive returns, of the same shape and dtype, where each result may be a
   compressed leaf again, or `Dense(reason)` to decline. A primitive that JAX does
-  not export is given by its name.
+  not export is given by its name. With `together`, all operands of the leaf's type
+  are leaves: what is written to a cache, and the cache.
   """
 
   def register(f):
+    f.together = together
     for leaf_type in leaf_types:
       _RULES[_name(primitive), leaf_type] = f
     return f

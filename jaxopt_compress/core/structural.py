@@ -26,20 +26,70 @@ def _drop(ctx, eqn, operand, reason):
   return x.materialize(), None
 
 
-def _inner(ctx, jaxpr, names):
-  """A function of values that evaluates `jaxpr` and returns dense results."""
+def _inner(ctx, jaxpr, names, written=()):
+  """A function of values that evaluates `jaxpr` and returns dense results.
+
+  Of the results at the positions `written`, caches stay leaves.
+  """
   jaxpr, consts = _open(jaxpr)
 
   def run(*args):
     outs = jaxprs.run(ctx, jaxpr, consts, args, names)
-    return jaxprs.materialized([x for x, _ in outs])
+    return [
+      x if i in written and _is_written(x) else array.materialize(x)
+      for i, (x, _) in enumerate(outs)
+    ]
 
   return run
 
 
-def _inner_apart(ctx, jaxpr, names):
+def _inner_apart(ctx, jaxpr, names, written=()):
   """`_inner`, returning (results, what rules found out in the body)."""
-  return ctx.apart(_inner(ctx, jaxpr, names))
+  return ctx.apart(_inner(ctx, jaxpr, names, written))
+
+
+def _is_written(x) -> bool:
+  return array.is_compressed(x) and x.writable
+
+
+def _written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
+  """The results of a loop's body that are caches in the form in which they came.
+
+  Args:
+    ctx: the rules; nothing is recorded.
+    jaxpr: the body.
+    args, names: its arguments.
+    places: {position of a result: that of the argument}, of those to look at.
+    n_whole: how many arguments come whole; the loop cuts the others along their
+      first axis.
+  """
+  places = {i: j for i, j in places.items() if _is_written(args[j])}
+  quiet = jaxprs.Context(ctx.rule_for)
+  while places:
+
+    def turn(*args, places=tuple(places)):
+      cut = jax.tree.map(lambda p: p[0], args[n_whole:] if n_whole else ())
+      run = _inner(quiet, jaxpr, names, places)
+      return run(*args[:n_whole], *cut)
+
+    outs = jax.eval_shape(turn, *args)
+    changed = {i: j for i, j in places.items() if not _alike(outs[i], args[j])}
+    if not changed:
+      break
+    args = [
+      array.materialize(x) if j in changed.values() else x
+      for j, x in enumerate(args)
+    ]
+    places = {i: j for i, j in places.items() if i not in changed}
+  return set(places)
+
+
+def _alike(a, b) -> bool:
+  """Whether two leaves have the same fields and arrays of the same shapes."""
+  shapes = [[c.shape for c in jax.tree.leaves(x)] for x in (a, b)]
+  return jax.tree.structure(a) == jax.tree.structure(b) and (
+    shapes[0] == shapes[1]
+  )
 
 
 def _unzip(operands):
@@ -109,7 +159,7 @@ def _remat(ctx, eqn, operands):
     # forward pass is added when it is lowered, which `jax.checkpoint` undoes.
     args = lax.optimization_barrier(args)
   run = jax.checkpoint(
-    _inner(ctx, eqn.params['jaxpr'], names),
+    _inner(ctx, eqn.params['jaxpr'], names, range(len(eqn.outvars))),
     prevent_cse=eqn.params['prevent_cse'],
     policy=eqn.params['policy'],
   )
@@ -125,10 +175,6 @@ def _scan(ctx, eqn, operands):
     jaxprs.is_var(out) and out is jaxpr.invars[n_consts + i]
     for i, out in enumerate(jaxpr.outvars[:n_carry])
   ]
-  carry = [
-    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
-    for c, keep in zip(carry, kept, strict=True)
-  ]
   xs = [
     x
     if _sliceable(x[0], p['length'])
@@ -136,14 +182,24 @@ def _scan(ctx, eqn, operands):
     for x in xs
   ]
   args, names = _unzip(consts + carry + xs)
+  changed = [i for i, keep in enumerate(kept) if not keep]
+  places = {i: n_consts + i for i in changed if p['length']}
+  n_whole = n_consts + n_carry
+  written = _written(ctx, closed, args, names, places, n_whole)
+  carry = [
+    c if keep or i in written else _drop(ctx, eqn, c, 'the loop changes it')
+    for i, (c, keep) in enumerate(zip(carry, kept, strict=True))
+  ]
+  args, names = _unzip(consts + carry + xs)
   if not any(map(array.is_compressed, args)):
     return [(x, None) for x in jaxprs.run_dense(eqn, args)]
-  run = _inner_apart(ctx, closed, names)
-  init, rebuild = _loop_state(args[n_consts : n_consts + n_carry])
+  results = {*written, *range(n_carry, len(jaxpr.outvars))}
+  run = _inner_apart(ctx, closed, names, results)
+  init, rebuild = _loop_state(args[n_consts : n_consts + n_carry], written)
 
   def body(state, xs):
     outs, found = run(*args[:n_consts], *rebuild(state), *xs)
-    return _loop_state(outs[:n_carry], init)[0], (outs[n_carry:], found)
+    return _state_of(outs, init), (outs[n_carry:], found)
 
   state, (ys, found) = lax.scan(
     body,
@@ -191,9 +247,12 @@ def _while(ctx, eqn, operands):
     jaxprs.is_var(out) and out is body.jaxpr.invars[n + i]
     for i, out in enumerate(body.jaxpr.outvars)
   ]
+  args, names = _unzip(body_consts + carry)
+  places = {i: n + i for i, keep in enumerate(kept) if not keep}
+  written = _written(ctx, body, args, names, places)
   carry = [
-    c if keep else _drop(ctx, eqn, c, 'the loop changes it')
-    for c, keep in zip(carry, kept, strict=True)
+    c if keep or i in written else _drop(ctx, eqn, c, 'the loop changes it')
+    for i, (c, keep) in enumerate(zip(carry, kept, strict=True))
   ]
   all_operands = cond_consts + body_consts + carry
   if not any(array.is_compressed(x) for x, _ in all_operands):
@@ -205,14 +264,14 @@ def _while(ctx, eqn, operands):
   carry_args, carry_names = _unzip(carry)
   # A condition computes no layer; what is found in it is left.
   test = _inner_apart(ctx, cond, cond_names + carry_names)
-  step = _inner_apart(ctx, body, body_names + carry_names)
-  init, rebuild = _loop_state(carry_args)
+  step = _inner_apart(ctx, body, body_names + carry_names, written)
+  init, rebuild = _loop_state(carry_args, written)
 
   def turn(carried):
     state, found = carried
     outs, more = step(*body_args, *rebuild(state))
     merged = {n: ctx.monoids[n].merge(found[n], more[n]) for n in more}
-    return _loop_state(outs, init)[0], merged
+    return _state_of(outs, init), merged
 
   _, shapes = jax.eval_shape(lambda s: step(*body_args, *rebuild(s)), init)
   nothing = {n: ctx.monoids[n].empty(like) for n, like in shapes.items()}
@@ -231,19 +290,23 @@ def _split(operands, n_first, n_second):
   return operands[:n_first], operands[n_first:cut], operands[cut:]
 
 
-def _loop_state(values, like=None):
-  """Takes compressed (so unchanging) leaves out of a loop's carry.
+def _loop_state(values, written):
+  """Takes compressed leaves that do not change out of a loop's carry.
 
   Returns the carry, a dict of the others by position, and the function that
-  puts the leaves back. With `like`, keeps the positions that `like` has.
+  puts the leaves back.
   """
-  positions = (
-    [i for i, x in enumerate(values) if not array.is_compressed(x)]
-    if like is None
-    else list(like)
-  )
-  state = {i: values[i] for i in positions}
+  state = {
+    i: x
+    for i, x in enumerate(values)
+    if i in written or not array.is_compressed(x)
+  }
   return state, lambda state: [state.get(i, x) for i, x in enumerate(values)]
+
+
+def _state_of(outs, like):
+  """What of a body's results is the carry, of the positions that `like` has."""
+  return {i: outs[i] for i in like}
 
 
 def _sliceable(x, length) -> bool:
@@ -256,9 +319,11 @@ def _sliceable(x, length) -> bool:
 def _cond(ctx, eqn, operands):
   index, *rest = operands
   args, names = _unzip(rest)
-  branches = _alike(
-    ctx, [_inner_apart(ctx, b, names) for b in eqn.params['branches']], args
-  )
+  written = _written_by_all(ctx, eqn.params['branches'], args, names)
+  branches = [
+    _inner_apart(ctx, b, names, written) for b in eqn.params['branches']
+  ]
+  branches = _complete(ctx, branches, args)
   (index, _) = _drop(ctx, eqn, index, 'it chooses the branch')
   platforms = eqn.params.get('branches_platforms')
   if platforms is not None:  # of lax.platform_dependent; None is its default
@@ -271,7 +336,23 @@ def _cond(ctx, eqn, operands):
   return [(x, None) for x in outs]
 
 
-def _alike(ctx, branches, args):
+def _written_by_all(ctx, branches, args, names) -> set[int]:
+  """The results that all branches give as caches of one form."""
+  if not any(map(_is_written, args)):
+    return set()
+  quiet = jaxprs.Context(ctx.rule_for)
+  everything = range(len(branches[0].out_avals))
+  outs = [
+    jax.eval_shape(_inner(quiet, b, names, everything), *args) for b in branches
+  ]
+  return {
+    i
+    for i, each in enumerate(zip(*outs, strict=True))
+    if all(_is_written(x) and _alike(x, each[0]) for x in each)
+  }
+
+
+def _complete(ctx, branches, args):
   """Branches that all find out about the same leaves: nothing, if need be."""
   if not ctx.monoids:
     return branches

@@ -1,12 +1,15 @@
 """Quantisation: parameters and the computation become integers."""
 
 from jaxopt_compress.quantization import adapted as adapted
+from jaxopt_compress.quantization import cache as cache
 from jaxopt_compress.quantization import conv as conv
 from jaxopt_compress.quantization import dot as dot
 from jaxopt_compress.quantization import gather as gather
 from jaxopt_compress.quantization import moves as moves
 from jaxopt_compress.quantization import ragged as ragged
 from jaxopt_compress.quantization import schemes as schemes
+from jaxopt_compress.quantization.cache import QCache as QCache
+from jaxopt_compress.quantization.cache import quantize_cache as quantize_cache
 from jaxopt_compress.quantization.fake import fake_quantize as fake_quantize
 from jaxopt_compress.quantization.fake import FakeQuant as FakeQuant
 from jaxopt_compress.quantization.lora import add_lora as add_lora
