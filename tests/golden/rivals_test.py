@@ -10,11 +10,11 @@ at ten magnitudes from 1e-6 to 1e3, what differed was:
       e2m1; floor, rceil, even       0 of 8,192      0         each of 15
       NVFP4, at 1, 0.02, 0.001       0 of 16,384     0         each of 3
       NVFP4, ten magnitudes          8,409           37,512    (a)
-      NF4                            -               35        (b)
-      NF4, double quantisation       0 of 4,096      644       (b), (c)
+      NF4, at 0.02                   -               35        (b)
+      the same, double quantisation  0 of 4,096      644       (b), (c)
     compressed-tensors
       MXFP8, MXFP6, MXFP4            0 of 8,192      0         each
-      NVFP4                          0 of 16,384     0
+      NVFP4, at 0.02                 0 of 16,384     0
       int4 g128 / int3 g128          to the last bit 658 / 591 (d)
       int8 channel                   to the last bit 49        (d)
       int4 g128 asym / int8 asym     to the last bit 0 / 2     zero points: 0
