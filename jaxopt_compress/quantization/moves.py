@@ -260,8 +260,8 @@ def _cut(q, cuts):
   def move(part):
     x = part.array
     for i, (start, limit, stride) in cuts.items():
-      if x.shape[i] == 1 and q.shape[i] > 1:
-        continue
+      if x.shape[i] == 1 and q.shape[i] > 1 and not part.packed:
+        continue  # shared
       entries, stored = part.units.get(i - q.ndim, (1, 1))
       whole = start % entries == 0 and (
         limit % entries == 0 or limit == q.shape[i]
@@ -297,7 +297,7 @@ def _(q, *starts, slice_sizes, **_):
   def move(part):
     x = part.array
     for i in cuts:
-      if x.shape[i] == 1:
+      if x.shape[i] == 1 and not part.packed:
         continue
       if part.units.get(i - q.ndim, (1, 1)) != (1, 1):
         return lift.Dense('a slice along a packed or grouped axis')

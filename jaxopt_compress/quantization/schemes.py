@@ -129,11 +129,9 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
     return value
   if isinstance(value, Spec):
     return Scheme(value)
-  words = (
-    [w.strip() for w in value.split(',')] if isinstance(value, str) else []
-  )
-  known = words and words[0].split(' ')[0] in formats.FORMATS
-  if value not in PRESETS and not known:
+  text = value if isinstance(value, str) else ''
+  words = [w.strip() for w in text.split(',')]
+  if text not in PRESETS and words[0].split(' ')[0] not in formats.FORMATS:
     close = difflib.get_close_matches(str(value), PRESETS, n=1)
     guess = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(
@@ -141,8 +139,8 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
       " begin with a format, as in 'int4 g128' (formats:"
       f' {list(formats.FORMATS)}); or write a jc.Scheme(...).'
     )
-  if value in PRESETS:
-    return PRESETS[value]
+  if text in PRESETS:
+    return PRESETS[text]
   if len(words) > 3:
     raise ValueError(
       f'{value!r} has {len(words)} parts; weight, activations and gradients are'

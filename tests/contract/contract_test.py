@@ -73,7 +73,7 @@ def _mask(params, uses):
   )
 
 
-_INT4_G4 = jc.Scheme('int4', 'group', group=4, scale_dtype='bfloat16')
+_INT4_G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
 
 LEAVES = {
   'int8': Leaf(_stored(jc.W8A16)),

@@ -268,8 +268,13 @@ class RefusalTest(ExportTestCase):
     self.assertEqual(os.listdir(self.root / 'home'), ['thesis.tex'])
 
   def test_leaves_that_are_not_lifted(self):
+    unlifted = lambda p, x: [
+      jnp.sin(w)
+      for w in jax.tree.leaves(p, is_leaf=jc.is_compressed)
+      if jc.is_compressed(w)
+    ]
     with self.assertRaises(TypeError) as caught:
-      export.save(self.folder, apply, quantized(jc.W8A16), inputs(2))
+      export.save(self.folder, unlifted, quantized(jc.W8A16), inputs(2))
     self.assertIn('export jc.lift(fun)', caught.exception.__notes__[0])
 
   def test_the_runner_says_what_is_missing(self):

@@ -14,7 +14,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.quantization import fake
 
-W4G4 = jc.Scheme('int4', 'group', group=4, scale_dtype='bfloat16')
+W4G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
 SCHEMES = {'W8A16': jc.W8A16, 'W8A8': jc.W8A8, 'W4G4': W4G4}
 
 

@@ -7,11 +7,14 @@ from absl.testing import parameterized
 import jax
 from jax import lax
 import jax.numpy as jnp
+import making
 import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.core import lift
+from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import moves
+from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import qarray
 
 
@@ -21,30 +24,49 @@ def numpy_leaf(rng, shape, format, shared, axis, group):
     list(shape),
     [1 if i - len(shape) in shared else n for i, n in enumerate(shape)],
   )
-  odd = False
+  tail, packed, blocks = 0, 0, ()
   if group:
     scale[axis] = -(-shape[axis] // group)
-  if format == 'int4':
-    codes[axis], odd = -(-shape[axis] // 2), bool(shape[axis] % 2)
+    blocks = ((axis, group),) if 1 < group < shape[axis] else ()
+  bits = formats.FORMATS[format].bits
+  if bits < 8:
+    entries, stored = packing.unit(bits)
+    tail, packed = -shape[axis] % entries, axis
+    codes[axis] = -(-shape[axis] // entries) * stored
     qvalue = rng.integers(0, 256, codes).astype(np.uint8)
   else:
     qvalue = rng.integers(-128, 128, codes).astype(np.int8)
   scale = rng.normal(size=scale).astype(np.float32)
   return qarray.QArray(
-    qvalue, scale, format, axis, group, odd, jnp.dtype(jnp.float32)
+    qvalue,
+    scale,
+    None,
+    None,
+    None,
+    format,
+    jnp.dtype(jnp.float32),
+    packed,
+    tail,
+    blocks,
   )
 
 
 def meaning(q):
   """materialize, in numpy."""
-  codes, scale, axis = q.qvalue, q.scale, q.qvalue.ndim + q.axis
-  if q.format == 'int4':
-    nibbles = np.stack([codes & 15, codes >> 4], axis + 1)
-    shape = (*codes.shape[:axis], -1, *codes.shape[axis + 1 :])
-    codes = nibbles.reshape(shape).astype(np.int8) - 8
-    codes = codes.take(range(codes.shape[axis] - q.odd), axis)
-  if q.group and scale.shape[axis] > 1:
-    scale = scale.repeat(q.group, axis).take(range(codes.shape[axis]), axis)
+  codes, scale = q.qvalue, q.scale
+  if q.packed:
+    bits = q.numbers_format.bits
+    axis = codes.ndim + q.packed
+    flat = np.moveaxis(codes, axis, -1)
+    each = np.unpackbits(flat, axis=-1, bitorder='little')
+    each = each.reshape(*each.shape[:-1], -1, bits)
+    values = (each * 2 ** np.arange(bits)).sum(-1) - 2 ** (bits - 1)
+    values = values[..., : values.shape[-1] - q.tail]
+    codes = np.moveaxis(values, -1, axis)
+  for axis, size in q.blocks:
+    n = codes.shape[axis]
+    if scale.shape[axis] > 1:
+      scale = scale.repeat(size, axis).take(range(n), axis)
   return codes * scale
 
 
@@ -67,7 +89,7 @@ def _a_leaf(draw, rng):
   axis = -draw.randint(1, len(shape))
   shared = {a for a in range(-len(shape), 0) if draw.random() < 0.5}
   group = draw.choice([0, 0, 1, 2, 3, 4, 128])
-  format = draw.choice(['int8', 'int4'])
+  format = draw.choice(['int8', 'int4', 'int3', 'int6'])
   return numpy_leaf(rng, shape, format, shared | {axis}, axis, group)
 
 
@@ -81,7 +103,7 @@ class ReshapeTest(parameterized.TestCase):
       want = meaning(q)
       for _ in range(3):
         shape = _a_shape_of_size(draw, want.size)
-        told = f'{q.describe()} {q.shape} axis {q.axis} to {shape}'
+        told = f'{q.describe()} {q.shape} packed {q.packed} to {shape}'
         q = moves.reshape(q, shape)
         if isinstance(q, lift.Dense):
           declined += 1
@@ -136,14 +158,20 @@ class ReshapeTest(parameterized.TestCase):
   )
   def test_native(self, shape, group, axis, to):
     rng = np.random.default_rng(0)
-    for format in ('int8', 'int4'):
+    for format in ('int8', 'int4', 'int2'):
       q = numpy_leaf(rng, shape, format, {axis}, axis, group)
       out = moves.reshape(q, to)
       self.assertIsInstance(out, qarray.QArray)
       np.testing.assert_array_equal(meaning(out), meaning(q).reshape(to))
 
+  def test_a_group_may_be_split_over_two_axes(self):
+    q = numpy_leaf(np.random.default_rng(0), (8, 6), 'int8', {-2}, -2, 4)
+    out = moves.reshape(q, (4, 2, 6))
+    self.assertEqual(out.scale.shape, (2, 1, 6))
+    np.testing.assert_array_equal(meaning(out), meaning(q).reshape(4, 2, 6))
+
   @parameterized.named_parameters(
-    dict(testcase_name='cuts a group', shape=(8, 6), group=4, to=(4, 2, 6)),
+    dict(testcase_name='cuts a group', shape=(12, 6), group=4, to=(2, 6, 6)),
     dict(
       testcase_name='cuts a ragged group', shape=(6, 6), group=4, to=(2, 3, 6)
     ),
@@ -169,7 +197,7 @@ class ReshapeTest(parameterized.TestCase):
 
 def _sharing(*axes, format='int8', group=0, shape=(4, 6, 8)):
   w = jax.random.normal(jax.random.key(0), shape)
-  return qarray.quantize_array(w, format, axes, axis=axes[0], group=group)
+  return making.leaf(w, format, axes, axis=axes[0], group=group)
 
 
 LEAVES = {

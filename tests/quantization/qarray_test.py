@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import making
 import numpy as np
 
 from jaxopt_compress.core import array
@@ -64,8 +65,8 @@ CASES = [
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _quantized(w, format, shared, axis, group):
-  q = qarray.quantize_array(w, format, shared, axis=axis, group=group)
-  return q, q.codes, q.materialize()
+  q = making.leaf(w, format, shared, axis=axis, group=group)
+  return q, q.numbers, q.materialize()
 
 
 class QuantizeArrayTest(parameterized.TestCase):
@@ -104,25 +105,25 @@ class QuantizeArrayTest(parameterized.TestCase):
 
   def test_a_bfloat16_scale_is_the_one_that_the_codes_saw(self):
     w = jax.random.normal(jax.random.key(1), (64, 6))
-    make = lambda w: qarray.quantize_array(
+    make = lambda w: making.leaf(
       w, 'int4', (-2,), axis=-2, group=16, scale_dtype=jnp.bfloat16
     )
     codes, full = oracle(w, 'int4', (-2,), -2, 16, jnp.bfloat16)
     for q in (make(w), jax.jit(make)(w)):
       self.assertEqual(q.scale.dtype, jnp.bfloat16)
-      np.testing.assert_array_equal(q.codes, codes)
+      np.testing.assert_array_equal(q.numbers, codes)
       np.testing.assert_array_equal(q.materialize(), codes.astype('f') * full)
 
   @parameterized.parameters(('int8', 1.01 / 255), ('int4', 1.01 / 15))
   def test_error_is_half_a_step(self, format, bound):
     w = jax.random.normal(jax.random.key(1), (64, 6))
-    q = qarray.quantize_array(w, format, (-2,), axis=-2)
+    q = making.leaf(w, format, (-2,), axis=-2)
     error = jnp.abs(q.materialize() - w).max(0) / jnp.abs(w).max(0)
     self.assertLessEqual(float(error.max()), bound)
 
   def test_channels_of_zeros(self):
     w = jnp.zeros((4, 3)).at[0, 0].set(2.0)
-    q = qarray.quantize_array(w, 'int8', (-2,), axis=-2)
+    q = making.leaf(w, 'int8', (-2,), axis=-2)
     np.testing.assert_array_equal(q.materialize()[:, 1:], np.zeros((4, 2)))
     self.assertTrue(bool((q.scale > 0).all()))
 
@@ -153,7 +154,7 @@ class BytesTest(parameterized.TestCase):
     ),
   )
   def test_nbytes(self, format, group, scale_dtype, want):
-    make = lambda w: qarray.quantize_array(
+    make = lambda w: making.leaf(
       w, format, (-2,), axis=-2, group=group, scale_dtype=scale_dtype
     )
     q = jax.eval_shape(make, jnp.ones((256, 64)))
@@ -163,7 +164,7 @@ class BytesTest(parameterized.TestCase):
     self.assertEqual(sum(p.nbytes for p in jax.tree.leaves(real)), want)
 
   def test_odd_rows_cost_half_a_byte_more(self):
-    q = qarray.quantize_array(jnp.ones((7, 4)), 'int4', (-2,), axis=-2)
+    q = making.leaf(jnp.ones((7, 4)), 'int4', (-2,), axis=-2)
     self.assertEqual(array.nbytes(q), 4 * 4 + 4 * 4)
 
 
@@ -174,9 +175,7 @@ class LeafTest(parameterized.TestCase):
     ('int8', 0, (-2, -1), 'int8 tensor'),
   )
   def test_describe(self, format, group, shared, want):
-    q = qarray.quantize_array(
-      jnp.ones((8, 4)), format, shared, axis=-2, group=group
-    )
+    q = making.leaf(jnp.ones((8, 4)), format, shared, axis=-2, group=group)
     self.assertEqual(q.describe(), want)
     self.assertEqual(
       qarray.QDotArray(q).describe(), f'{want}, int8 activations'
@@ -184,9 +183,7 @@ class LeafTest(parameterized.TestCase):
 
   @parameterized.product(format=('int8', 'int4'), group=(0, 4))
   def test_stacks_and_slices_like_an_array(self, format, group):
-    make = lambda w: qarray.quantize_array(
-      w, format, (-2,), axis=-2, group=group
-    )
+    make = lambda w: making.leaf(w, format, (-2,), axis=-2, group=group)
     w = jax.random.normal(jax.random.key(0), (3, 8, 6))
     stacked, mapped = make(w), jax.vmap(make)(w)
     self.assertEqual(jax.tree.structure(stacked), jax.tree.structure(mapped))
@@ -217,9 +214,7 @@ class LeafTest(parameterized.TestCase):
   )
   def test_can_cut(self, args, axis, size, want):
     format, group = args
-    q = qarray.quantize_array(
-      jnp.ones((12, 6)), format, (-2,), axis=-2, group=group
-    )
+    q = making.leaf(jnp.ones((12, 6)), format, (-2,), axis=-2, group=group)
     for leaf in (q, qarray.QDotArray(q)):
       self.assertEqual(leaf.can_cut(axis, size), want)
 

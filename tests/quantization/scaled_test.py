@@ -4,8 +4,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
-import jaxopt_compress as jc
 import numpy as np
+
+import jaxopt_compress as jc
 
 _RNG = np.random.default_rng(0)
 _E5M2 = jc.Spec('e5m2', 'group', 32, scale='e8m0')

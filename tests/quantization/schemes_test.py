@@ -16,8 +16,9 @@ import jaxopt_compress as jc
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import schemes
+from jaxopt_compress.quantization import spec as spec_lib
 
-TENSOR = jc.Scheme('int8', 'tensor')
+TENSOR = jc.Scheme(jc.Spec('int8', 'tensor'))
 
 
 def _normal(*shape, seed=0):
@@ -26,40 +27,73 @@ def _normal(*shape, seed=0):
 
 class SchemeTest(parameterized.TestCase):
   @parameterized.named_parameters(
-    dict(
-      testcase_name='format',
-      args=('int3',),
-      says="weight='int3'; choose one of",
+    ('format', dict(format='int9'), "format is 'int9'; choose one of"),
+    ('int1', dict(format='int1'), 'binary'),
+    ('granularity', dict(granularity='row'), "granularity is 'row'"),
+    ('group without size', dict(granularity='group'), 'go together'),
+    ('size without group', dict(group=8), 'go together'),
+    ('a pair', dict(granularity='group', group=(2, 2)), 'a pair of sizes'),
+    ('scale', dict(scale='f16'), "scale is 'f16'"),
+    ('rule', dict(rule='ceil'), "Did you mean 'rceil'"),
+    ('range', dict(range='max'), "Did you mean 'absmax'"),
+    ('static channels', dict(static=True), 'one for the whole tensor'),
+  )
+  def test_refused(self, options, says):
+    with self.assertRaisesRegex(ValueError, says):
+      jc.Spec(**options)
+
+  @parameterized.named_parameters(
+    ('act', dict(act=8), 'act=8; give a jc.Spec'),
+    ('no weight', dict(weight=None), 'weight=None'),
+    (
+      'static weight',
+      dict(weight=jc.Spec('int8', 'tensor', static=True)),
+      'for act',
     ),
-    dict(
-      testcase_name='granularity',
-      args=('int8', 'row'),
-      says="granularity='row'",
-    ),
-    dict(
-      testcase_name='group without size',
-      args=('int8', 'group'),
-      says='go together',
-    ),
-    dict(
-      testcase_name='size without group',
-      args=('int8', 'channel', 8),
-      says='go together',
-    ),
-    dict(
-      testcase_name='act',
-      args=('int8', 'channel', 0, 'int4'),
-      says="act='int4'",
-    ),
-    dict(
-      testcase_name='scale',
-      args=('int8', 'channel', 0, None, 'f16'),
-      says="scale_dtype='f16'",
+    (
+      'stochastic activations',
+      dict(grad='e5m2', act='int8'),
+      'integers with integers',
     ),
   )
-  def test_refused(self, args, says):
+  def test_refused_schemes(self, options, says):
     with self.assertRaisesRegex(ValueError, says):
-      jc.Scheme(*args)
+      jc.Scheme(**options)
+
+  @parameterized.product(
+    format=('int4', 'e4m3', 'nf4'),
+    how=(('tensor', 0), ('channel', 0), ('group', 32), ('block', (16, 8))),
+    symmetric=(True, False),
+    scale=('float32', 'bfloat16', 'e8m0', 'e4m3', 'int8'),
+    rule=('floor', 'compressed-tensors'),
+    range=('absmax', 'mse'),
+  )
+  def test_words_say_all(self, format, how, symmetric, scale, rule, range):
+    spec = jc.Spec(
+      format, *how, symmetric=symmetric, scale=scale, rule=rule, range=range
+    )
+    self.assertEqual(spec_lib.parse(spec.describe()), spec)
+
+  def test_words(self):
+    got = schemes.scheme('int4 g128 asym bfloat16 mse, int8 tensor')
+    self.assertEqual(
+      got,
+      jc.Scheme(
+        jc.Spec(
+          'int4', 'group', 128, symmetric=False, scale='bfloat16', range='mse'
+        ),
+        act=jc.Spec('int8', 'tensor'),
+      ),
+    )
+    self.assertEqual(schemes.scheme('int8, int8'), jc.W8A8)
+    for words, says in (
+      ('int4 g', "a word of 'int4 g' is 'g'"),
+      ('int4 asymm', "Did you mean 'asym'"),
+      ('int8, int8, int8, int8', '4 parts'),
+      ('', 'is no scheme'),
+    ):
+      with self.assertRaisesRegex(ValueError, says):
+        schemes.scheme(words)
 
   def test_by_name(self):
     self.assertIs(schemes.scheme('W4A16'), jc.W4A16)
@@ -173,10 +207,10 @@ class QuantizeTest(parameterized.TestCase):
   def test_groups_run_along_the_longest_contracted_axis(self):
     f = lambda p, x: jnp.einsum('bhk,hkd->bd', x, p['w'])
     p = {'w': _normal(2, 8, 6)}
-    scheme = jc.Scheme('int4', 'group', group=4)
+    scheme = jc.Spec('int4', 'group', 4)
     q = jc.quantize(p, [('w', scheme)], jc.uses(f)(p, jnp.ones((3, 2, 8))))['w']
     self.assertEqual(
-      (q.axis, q.qvalue.shape, q.scale.shape), (-2, (2, 4, 6), (2, 2, 6))
+      (q.packed, q.qvalue.shape, q.scale.shape), (-2, (2, 4, 6), (2, 2, 6))
     )
 
   @parameterized.named_parameters(
