@@ -1,10 +1,11 @@
 """Evaluates a jaxpr over values some of which are compressed leaves.
 
-An equation that meets no compressed leaf runs exactly as it was, custom
-derivatives included. An equation that meets one is
+An equation that meets no compressed leaf, and that no handler wants, runs exactly
+as it was, custom derivatives included. Any other is
 
   structural  (jit, remat, scan, cond, while, custom_jvp, custom_vjp, shard_map):
               rebuilt around its body, with the leaf inside still compressed;
+  first-order at a scope that has a handler: the handler;
   first-order with a rule for (primitive, leaf type): the rule;
   else        the equation as it was, on the materialised array.
 
@@ -19,6 +20,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import lax
 import jax.extend as jex
 from jax.extend import source_info_util
 import jax.extend.core  # noqa: F401  (jax.extend loads its parts lazily)
@@ -92,24 +94,64 @@ class Context:
     record: called with a `Met` for every meeting.
     inline: evaluate jitted bodies in place instead of under `jax.jit`, so that
       each call of a shared body is recorded.
-    jits: jitted evaluations of shared bodies, by the identity of their jaxpr.
+    jits: jitted evaluations of shared bodies, by the identity of their jaxpr and
+      the scope around it.
     calls: the lines of the structural equations being evaluated, outermost
       first.
     monoids: how what rules find out about each leaf is put together; empty
       unless something is observed.
     found: what rules found out so far in the body that is evaluated, by the name
       of the leaf.
+    placed: (leaf, spec) -> the leaf that knows how a `shard_map` cuts it.
+    handler_at: scope path, ending in the primitive's name -> what replaces a
+      first-order equation there, or None; see `scopes`.
+    scope: names of the scopes around the body that is evaluated.
   """
 
   rule_for: Callable[[Any, type], Callable | None]
   record: Callable[[Met], None] | None = None
   inline: bool = False
-  jits: dict[int, tuple[Any, Callable]] = dataclasses.field(
+  jits: dict[Any, tuple[Any, Callable]] = dataclasses.field(
     default_factory=dict
   )
   calls: list[str] = dataclasses.field(default_factory=list)
   monoids: dict[str, Monoid] = dataclasses.field(default_factory=dict)
   found: dict[str, Any] = dataclasses.field(default_factory=dict)
+  placed: Callable[[Any, Any], Any] = lambda leaf, spec: leaf
+  handler_at: Callable[[str], Callable | None] | None = None
+  scope: tuple[str, ...] = ()
+  _wanted: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+  def path(self, eqn) -> str:
+    """Where an equation of the body that is evaluated is, and what it is."""
+    return '/'.join((*self.scope, *scope_names(eqn), eqn.primitive.name))
+
+  def wants(self, eqn) -> bool:
+    """Whether a handler is for the equation, or for one inside it."""
+    if self.handler_at is None:
+      return False
+    inside = bodies(eqn)
+    if not inside:
+      return self.handler_at(self.path(eqn)) is not None
+    with self.within((*self.scope, *scope_names(eqn))):
+      return any([self._wants_inside(body) for body in inside])
+
+  def _wants_inside(self, jaxpr) -> bool:
+    key = id(jaxpr), self.scope
+    if (
+      key not in self._wanted
+    ):  # the jaxpr is held so that its id stays its own
+      self._wanted[key] = jaxpr, any(self.wants(eqn) for eqn in jaxpr.eqns)
+    return self._wanted[key][1]
+
+  @contextlib.contextmanager
+  def within(self, scope):
+    """Evaluates a body that is in a scope."""
+    outer, self.scope = self.scope, scope
+    try:
+      yield
+    finally:
+      self.scope = outer
 
   def give(self, found: dict[str, Any]) -> None:
     """Adds to what was found."""
@@ -153,8 +195,46 @@ class Context:
   def entering(self, eqn):
     """Remembers where the body that is evaluated meanwhile was called."""
     self.calls.append(self._source(eqn) if self.record else '')
-    yield
+    # Without handlers scopes say nothing, and bodies called from two are shared.
+    scope = (*self.scope, *scope_names(eqn)) if self.handler_at else ()
+    with self.within(scope):
+      yield
     self.calls.pop()
+
+
+_Scope = type(source_info_util.new_name_stack('a').stack[0])
+
+
+def scope_names(eqn) -> list[str]:
+  """The names of the scopes of an equation in its body, without transforms."""
+  runs, marks = [[]], set()
+  for entry in eqn.source_info.name_stack.stack:
+    if isinstance(entry, _Scope):
+      runs[-1].append(entry.name)
+    else:
+      marks.add(entry.name)
+      runs.append([])
+  if 'transpose' in marks:
+    # The backward pass of a remat has its scopes twice: transpose(jvp(a))/jvp(a).
+    runs = [r for i, r in enumerate(runs) if not r or r not in runs[:i]]
+  return [n for run in runs for n in run if n not in _MARKS]
+
+
+# What JAX itself opens around a recomputation.
+_MARKS = ('rematted_computation',)
+
+
+def bodies(eqn) -> list[Any]:
+  """The jaxprs that a structural equation runs."""
+  if eqn.primitive.name not in STRUCTURAL:
+    return []
+  found = []
+  for p in eqn.params.values():
+    for x in p if isinstance(p, (tuple, list)) else (p,):
+      x = getattr(x, 'jaxpr', x)
+      if hasattr(x, 'eqns'):
+        found.append(x)
+  return found
 
 
 def trace(fun: Callable, *args) -> tuple[Any, Any]:
@@ -185,7 +265,10 @@ def run(ctx, jaxpr, consts, args, names):
   env = dict(zip(jaxpr.constvars, ((c, None) for c in consts), strict=True))
   env.update(zip(jaxpr.invars, zip(args, names, strict=True), strict=True))
   compressed = {v for v, (x, _) in env.items() if array.is_compressed(x)}
-  last_use = _last_use(jaxpr)
+  # What is observed is seen before it is cast to vary along a mesh axis of a
+  # weight that it meets: the cast says nothing about the data.
+  before = _before_casts(jaxpr) if ctx.monoids else {}
+  last_use = _last_use(jaxpr, before)
   waiting = []  # equations without compressed operands, not run yet
 
   def flush(position):
@@ -194,11 +277,15 @@ def run(ctx, jaxpr, consts, args, names):
       waiting.clear()
 
   for i, eqn in enumerate(jaxpr.eqns):
-    if compressed.isdisjoint(v for v in eqn.invars if is_var(v)):
+    meets = not compressed.isdisjoint(v for v in eqn.invars if is_var(v))
+    if not meets and not ctx.wants(eqn):
       waiting.append(eqn)
       continue
     flush(i)
-    operands = [_read(env, v) for v in eqn.invars]
+    seen = {} if eqn.primitive.name in STRUCTURAL else before
+    operands = [
+      _read(env, seen.get(v, v) if is_var(v) else v) for v in eqn.invars
+    ]
     for v, out in zip(eqn.outvars, _treat(ctx, eqn, operands), strict=True):
       env[v] = out
       if array.is_compressed(out[0]):
@@ -215,12 +302,23 @@ def _read(env, v):
   return env[v] if is_var(v) else (v.val, None)
 
 
-def _last_use(jaxpr) -> dict[Any, int]:
+def _before_casts(jaxpr) -> dict[Any, Any]:
+  """What each variable was before it was cast to vary along mesh axes."""
+  before = {}
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'pvary':
+      for v, out in zip(eqn.invars, eqn.outvars, strict=True):
+        if is_var(v):
+          before[out] = before.get(v, v)
+  return before
+
+
+def _last_use(jaxpr, before) -> dict[Any, int]:
   last = {}
   for i, eqn in enumerate(jaxpr.eqns):
     for v in eqn.invars:
       if is_var(v):
-        last[v] = i
+        last[v] = last[before.get(v, v)] = i
   for v in jaxpr.outvars:
     if is_var(v):
       last[v] = len(jaxpr.eqns)
@@ -256,11 +354,22 @@ def run_dense(eqn, values):
   invars = []
   for v, x in zip(eqn.invars, values, strict=True):
     if is_var(v) and v not in env:
-      env[v] = x
+      env[v] = vary(x, varying(v.aval))
       invars.append(v)
   outvars = [v for v in eqn.outvars if not _is_dropped(v)]
   outs = iter(_bind(invars, outvars, [eqn], [env[v] for v in invars]))
   return [None if _is_dropped(v) else next(outs) for v in eqn.outvars]
+
+
+def varying(aval) -> frozenset[str]:
+  """The manual mesh axes along which a value differs between devices."""
+  return aval.manual_axis_type.varying
+
+
+def vary(x, axes):
+  """Casts an array to vary along mesh axes where it does not yet."""
+  missing = tuple(sorted(axes - varying(jax.typeof(x)))) if axes else ()
+  return lax.pcast(x, missing, to='varying') if missing else x
 
 
 def _is_dropped(v) -> bool:
@@ -273,14 +382,40 @@ def _treat(ctx, eqn, operands):
   with source_info_util.user_context(
     eqn.source_info.traceback, name_stack=stack
   ):
+    if not bodies(eqn) and ctx.wants(eqn):
+      outs = _handled(ctx, eqn, operands)
+      if outs is not None:
+        return outs
     structural = STRUCTURAL.get(eqn.primitive.name)
     if structural is not None:
       with ctx.entering(eqn):
         outs = structural(ctx, eqn, operands)
       if outs is not NotImplemented:
         return outs
+      if ctx.wants(eqn):
+        raise ValueError(
+          f'{ctx.path(eqn)} cannot be entered in this release of JAX, and'
+          ' handlers are for operations inside it.'
+        )
       return [(x, None) for x in _dense(ctx, eqn, operands)]
     return _first_order(ctx, eqn, operands)
+
+
+def _handled(ctx, eqn, operands):
+  """What a handler makes of an equation, or None where it declines."""
+  path = ctx.path(eqn)
+  values = [x for x, _ in operands]
+  result = ctx.handler_at(path)(eqn.primitive, values, eqn.params)
+  if isinstance(result, Dense):
+    return None
+  outs = result if eqn.primitive.multiple_results else [result]
+  for v, y in zip(eqn.outvars, outs, strict=True):
+    if _type_of(v.aval) != _type_of(y):
+      raise ValueError(
+        f'The handler of {path} gave {_type_of(y)}; the operation gives'
+        f' {_type_of(v.aval)}. Return that shape and dtype, or Dense(reason).'
+      )
+  return [(y, path if array.is_compressed(y) else None) for y in outs]
 
 
 def _first_order(ctx, eqn, operands):
@@ -319,11 +454,14 @@ def _first_order(ctx, eqn, operands):
 
 def _check(eqn, outs):
   for v, y in zip(eqn.outvars, outs, strict=True):
-    want = (tuple(v.aval.shape), v.aval.dtype)
-    got = (tuple(y.shape), jnp.dtype(y.dtype))
+    want, got = _type_of(v.aval), _type_of(y)
     assert want == got, (
       f'The rule for {eqn.primitive} gave {got}, the operation gives {want}.'
     )
+
+
+def _type_of(x):
+  return tuple(x.shape), jnp.dtype(x.dtype)
 
 
 def materialized(values):

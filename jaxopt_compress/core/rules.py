@@ -92,7 +92,7 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
   >>> match([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
   {'a/bias': None, 'a/kernel': 8}
   """
-  compiled = _compile(rules)
+  compiled = compiled_rules(rules)
   paths = [path for path, _ in named_leaves(tree)]
   _check_distinct(paths)
   values, hits = {}, [0] * len(compiled)
@@ -137,7 +137,8 @@ def _check_distinct(paths):
     )
 
 
-def _compile(rules):
+def compiled_rules(rules: Rules) -> list[tuple[re.Pattern, Any]]:
+  """The pairs with their patterns compiled; ValueError where one is none."""
   if isinstance(rules, dict):
     rules = list(rules.items())
   compiled = []

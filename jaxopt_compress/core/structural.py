@@ -31,14 +31,21 @@ def _inner(ctx, jaxpr, names, written=()):
 
   Of the results at the positions `written`, caches stay leaves.
   """
+  body = _body(ctx, jaxpr, names)
+  return lambda *args: [
+    x if i in written and _is_written(x) else array.materialize(x)
+    for i, x in enumerate(body(*args))
+  ]
+
+
+def _body(ctx, jaxpr, names):
+  """A function of values that evaluates `jaxpr`; its results may be leaves."""
   jaxpr, consts = _open(jaxpr)
+  scope = ctx.scope  # a derivative calls it when the evaluation is elsewhere
 
   def run(*args):
-    outs = jaxprs.run(ctx, jaxpr, consts, args, names)
-    return [
-      x if i in written and _is_written(x) else array.materialize(x)
-      for i, (x, _) in enumerate(outs)
-    ]
+    with ctx.within(scope):
+      return [x for x, _ in jaxprs.run(ctx, jaxpr, consts, args, names)]
 
   return run
 
@@ -112,19 +119,14 @@ def _jit(ctx, eqn, operands):
     return list(zip(_constrain(values, outs), names, strict=True))
   # One jitted function for each shared body, so that JAX's own cache sees the
   # second call of the same block as it would without us.
-  if id(closed) not in ctx.jits:
-
-    def run(*args):
-      args = _constrain(args, ins)
-      found = jaxprs.run(
-        ctx, closed.jaxpr, closed.consts, args, [None] * len(args)
-      )
-      return _constrain([x for x, _ in found], outs)
-
+  key = id(closed), ctx.scope
+  if key not in ctx.jits:
+    body = _body(ctx, closed, [None] * len(args))
+    run = lambda *args: _constrain(body(*_constrain(args, ins)), outs)
     run.__name__ = run.__qualname__ = eqn.params.get('name', 'jit')
     inline = eqn.params.get('inline', False)
-    ctx.jits[id(closed)] = closed, jax.jit(run, inline=inline)
-  return [(x, None) for x in ctx.jits[id(closed)][1](*args)]
+    ctx.jits[key] = closed, jax.jit(run, inline=inline)
+  return [(x, None) for x in ctx.jits[key][1](*args)]
 
 
 def _constrain(values, shardings):
@@ -191,7 +193,7 @@ def _scan(ctx, eqn, operands):
     for i, (c, keep) in enumerate(zip(carry, kept, strict=True))
   ]
   args, names = _unzip(consts + carry + xs)
-  if not any(map(array.is_compressed, args)):
+  if ctx.handler_at is None and not any(map(array.is_compressed, args)):
     return [(x, None) for x in jaxprs.run_dense(eqn, args)]
   results = {*written, *range(n_carry, len(jaxpr.outvars))}
   run = _inner_apart(ctx, closed, names, results)
@@ -255,10 +257,9 @@ def _while(ctx, eqn, operands):
     for i, (c, keep) in enumerate(zip(carry, kept, strict=True))
   ]
   all_operands = cond_consts + body_consts + carry
-  if not any(array.is_compressed(x) for x, _ in all_operands):
-    return [
-      (x, None) for x in jaxprs.run_dense(eqn, [x for x, _ in all_operands])
-    ]
+  all_args, _ = _unzip(all_operands)
+  if ctx.handler_at is None and not any(map(array.is_compressed, all_args)):
+    return [(x, None) for x in jaxprs.run_dense(eqn, all_args)]
   cond_args, cond_names = _unzip(cond_consts)
   body_args, body_names = _unzip(body_consts)
   carry_args, carry_names = _unzip(carry)
@@ -409,6 +410,7 @@ def _shard_map(ctx, eqn, operands):
     operands, p['in_specs'], p['jaxpr'].invars, strict=True
   ):
     if array.is_compressed(x):
+      x = ctx.placed(x, spec)
       leaf_spec = sharding.leaf_specs(x, spec, p['mesh'], v.aval.shape)
       if leaf_spec is None:
         reason = f'its parts cannot be cut as {spec} cuts the array'

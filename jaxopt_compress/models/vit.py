@@ -134,10 +134,13 @@ class Attention(nnx.Module):
     """Maps x [batch, n, width] to (the same, probabilities [..., h, n, n])."""
     split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
     q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
+    with jax.named_scope('attention/scores'):
+      scores = jnp.einsum('bqhd,bkhd->bhqk', q, k)
+    scores = scores * q.shape[-1] ** -0.5
     # In bfloat16 the sum of many exponentials loses its small terms.
     probabilities = jax.nn.softmax(scores.astype(jnp.float32))
-    y = jnp.einsum('bhqk,bkhd->bqhd', probabilities.astype(v.dtype), v)
+    with jax.named_scope('attention/values'):
+      y = jnp.einsum('bhqk,bkhd->bqhd', probabilities.astype(v.dtype), v)
     return self.out(y.reshape(x.shape)), probabilities
 
 

@@ -1,0 +1,136 @@
+"""Where, for operations that no compressed leaf takes part in.
+
+    scores = r'.*/attn/\\.\\.\\.qhd,\\.\\.\\.khd->\\.\\.\\.hqk/dot_general'
+    y = at_scopes(apply, [(scores, int8_product)])(params, x)
+
+An operation is named by the scopes around it and its primitive, joined by '/':
+'blocks/attn/dot_general'. Scopes are those of `jax.named_scope`, as profiles show
+them. Flax Linen opens one for each module, by its name; Flax NNX opens none, so a
+model names its places itself, as those in `models` do; `jnp.einsum` opens one
+with its equation. Names in the body of a jit, scan, remat, cond or shard_map follow
+those around it, and what transforms add, such as 'jvp(', is left out: operations
+of a backward pass have the name of those they come from.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules as rules_lib
+
+PRODUCTS = ('dot_general', 'conv_general_dilated', 'ragged_dot_general')
+
+
+def at_scopes(fun: Callable, rules: Any) -> Callable:
+  """Replaces operations of `fun` by where they are.
+
+  Apply it to the function that is differentiated, not to its gradient. Where
+  `fun` has derivatives of its own around an operation that is replaced, they
+  stay: its `custom_vjp` says how the operation is differentiated.
+
+  Args:
+    fun: a function of pytrees of arrays.
+    rules: ordered `(regex, handler)` over whole paths 'scope/.../primitive'; the
+      first that matches takes the operation, None leaves it as it is, and so does
+      no match. `handler(primitive, operands, params)` returns what
+      `primitive.bind(*operands, **params)` would, of the same shape and dtype, or
+      `Dense(reason)` to leave it. Primitives with bodies, such as scan and jit,
+      are entered, never replaced.
+
+  Returns:
+    A function with the same arguments.
+
+  Raises:
+    ValueError: a rule that takes no operation.
+
+  >>> import jax.numpy as jnp
+  >>> def f(q, k):
+  ...   with jax.named_scope('attention'):
+  ...     return q @ k.T
+  >>> double = lambda p, operands, params: 2 * p.bind(*operands, **params)
+  >>> q = jnp.ones((1, 2))
+  >>> at_scopes(f, [('attention/dot_general', double)])(q, q)
+  Array([[4.]], dtype=float32)
+  """
+  compiled = rules_lib.compiled_rules(rules)
+
+  @functools.cache
+  def rule_at(path):
+    return next((r for r in compiled if r[0].fullmatch(path)), None)
+
+  def handler_at(path):
+    found = rule_at(path)
+    return found and found[1]
+
+  @functools.wraps(fun)
+  def replaced(*args, **kwargs):
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    traced = [
+      i for i, x in enumerate(leaves) if isinstance(x, (jax.Array, np.ndarray))
+    ]
+
+    def flat_fun(*values):
+      filled = list(leaves)
+      for i, value in zip(traced, values, strict=True):
+        filled[i] = value
+      args, kwargs = jax.tree.unflatten(treedef, filled)
+      return fun(*args, **kwargs)
+
+    values = [leaves[i] for i in traced]
+    closed, out_tree = jaxprs.trace(flat_fun, *values)
+    ctx = jaxprs.Context(lift.rule_for, handler_at=handler_at)
+    _check_used(compiled, rule_at, list(_paths(ctx, closed.jaxpr)))
+    outs = jaxprs.evaluate(ctx, closed, values, [None] * len(values))
+    return jax.tree.unflatten(out_tree, jaxprs.materialized(outs))
+
+  return replaced
+
+
+def paths(fun: Callable) -> Callable[..., list[str]]:
+  """What rules of `at_scopes` match: the paths of operations, each once.
+
+  `paths(fun)(*args)` is in program order and computes nothing; arguments may be
+  abstract.
+  """
+
+  def listed(*args, **kwargs):
+    closed = jax.make_jaxpr(fun)(*args, **kwargs)
+    return list(dict.fromkeys(_paths(jaxprs.Context(None), closed.jaxpr)))
+
+  return listed
+
+
+def _paths(ctx, jaxpr):
+  """The path of each first-order equation, those of bodies included."""
+  for eqn in jaxpr.eqns:
+    inside = jaxprs.bodies(eqn)
+    if not inside:
+      yield ctx.path(eqn)
+    with ctx.within((*ctx.scope, *jaxprs.scope_names(eqn))):
+      for body in inside:
+        yield from _paths(ctx, body)
+
+
+def _check_used(compiled, rule_at, paths):
+  used = [rule_at(path) for path in dict.fromkeys(paths)]
+  for rule in compiled:
+    if any(rule is u for u in used):
+      continue
+    pattern = rule[0].pattern
+    taken = [p for p in dict.fromkeys(paths) if rule[0].fullmatch(p)]
+    if taken:
+      raise ValueError(
+        f'The rule {pattern!r} is never used: earlier rules take all that it'
+        f' matches ({", ".join(taken[:8])}). Put it before them, or drop it.'
+      )
+    products = [p for p in dict.fromkeys(paths) if p.split('/')[-1] in PRODUCTS]
+    raise ValueError(
+      f'The rule {pattern!r} matches no operation. A pattern matches the whole'
+      f' path, the primitive at its end. Products are at: {products}. Name'
+      " places in the model by jax.named_scope('attention')."
+    )
