@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import os
 import pathlib
+import re
 import sysconfig
 
 import numpy as np
@@ -39,6 +40,7 @@ def load(
   split: str,
   root: str | os.PathLike | None = None,
   *,
+  only: str = '.*',
   suffixes: Sequence[str] = ('.py',),
   skip: Sequence[str] = SKIP,
 ) -> np.ndarray:
@@ -48,6 +50,7 @@ def load(
     split: 'train', 'validation' or 'test': about 90, 5 and 5 percent of the
       files; or several: 'train+validation'.
     root: a directory of text files; the standard library by default.
+    only: a regular expression that the whole path of a file must match.
     suffixes: of the files to read.
     skip: names of files and directories to leave out; may have wildcards.
 
@@ -66,12 +69,13 @@ def load(
   names = [
     name
     for name in files(root, suffixes=suffixes, skip=skip)
-    if split_of(name) in wanted
+    if split_of(name) in wanted and re.fullmatch(only, name)
   ]
   if not names:
+    among = '' if only == '.*' else f' that match {only!r}'
     raise ValueError(
-      f'None of the files under {root} falls into {split!r}: there are too few'
-      ' to be split by file. Use read([...]) and cut the array yourself.'
+      f'None of the files under {root}{among} falls into {split!r}: there are'
+      ' too few to be split by file. Use read([...]) and cut the array yourself.'
     )
   return read(root / name for name in names)
 

@@ -113,7 +113,7 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
         latency=timings[name],
       )
     )
-    if b.stage.prune or b.stage.quantize:
+    if b.stage.compresses:
       coverage[name] = report_lib.coverage(
         final['params'], final['plain'], lift.explain(run)(*args)
       )

@@ -34,7 +34,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
   headers = 'stage model steps init teacher parameters bytes compressed'.split()
   text = report.table.render(headers, rows)
   for b in built if leaves else ():
-    if b.stage.prune or b.stage.quantize:
+    if b.stage.compresses:
       text += f'\n\n{b.stage.name}:\n{_leaves(b.final["params"])}'
   return text
 

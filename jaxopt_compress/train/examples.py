@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,12 +55,22 @@ def load(data: plan_lib.Data, seed: int) -> Examples:
   return read(module, data, lambda s: plan_lib.stage_seed(seed, s.name))
 
 
+def _no_files(where, files):
+  if files:
+    raise ValueError(
+      f'{where}.files is {files!r}, which chooses files of a text; this data set'
+      ' has none.'
+    )
+
+
 def _arrays(module, data, seed_of) -> Examples:
+  _no_files('config.data', data.files)
   train, test = module.load(data.train), module.load(data.test)
   if data.limit:
     test = {name: x[: data.limit] for name, x in test.items()}
 
   def batches(stage):
+    _no_files(f'config.stage.{stage.name}', stage.files)
     return data_lib.batches(
       train,
       batch_size=stage.batch_size,
@@ -77,14 +88,17 @@ def _arrays(module, data, seed_of) -> Examples:
 
 
 def _text(module, data, seed_of) -> Examples:
-  train, test = module.load(data.train), module.load(data.test)
+  read = functools.cache(
+    lambda split, files: module.load(split, only=files or data.files or '.*')
+  )
+  train, test = read(data.train, ''), read(data.test, '')
   whole = test
   if data.limit:
     test = module.excerpts(test, data.limit)
 
   def batches(stage):
     return module.windows(
-      train,
+      read(data.train, stage.files),
       batch_size=stage.batch_size,
       length=data.window,
       seed=seed_of(stage),

@@ -37,6 +37,7 @@ class Data:
   target: str = 'label'
   eval_batch_size: int = 256
   window: int = 256  # of a text, in bytes
+  files: str = ''  # of a text: those whose path this regex matches; '': all
   # Evaluate on that many held-out examples; of a text, bytes in excerpts from all
   # over it. 0: on all.
   limit: int = 0
@@ -53,6 +54,7 @@ class Stage:
   steps: int = 0  # 0: nothing is trained, `init` is compressed as it is
   batch_size: int = 128
   augment: bool = False
+  files: str = ''  # to train on, of a text; '': those of the data
   # Optimizer.
   optimizer: str = 'adamw'
   learning_rate: float = 1e-3
@@ -72,6 +74,15 @@ class Stage:
   prune_span: tuple[float, float] = (0.0, 0.7)  # fractions of the steps
   prune_every: int = 10
   quantize: tuple = ()
+  # Adapters: only they are trained, beside the frozen parameters of `init`, which
+  # are stored as `quantize` says. Rules of (regex, rank).
+  lora: tuple = ()
+  lora_alpha: float = 16.0
+  lora_rank_stabilized: bool = False
+
+  @property
+  def compresses(self) -> bool:
+    return bool(self.prune or self.quantize or self.lora)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,6 +215,11 @@ def _check_references(plan):
       raise ValueError(
         f'{where} trains nothing and starts from nothing. Set steps, or init to'
         ' the stage that it compresses.'
+      )
+    if stage.lora and not (stage.steps and stage.init and not stage.prune):
+      raise ValueError(
+        f'{where} has adapters, which are trained beside the finished parameters'
+        ' of another stage. Set steps and init, and prune in a stage before.'
       )
     if not stage.steps and not (stage.prune or stage.quantize):
       raise ValueError(

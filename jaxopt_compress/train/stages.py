@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxopt_compress import distillation
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
+from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import model as model_lib
@@ -54,6 +55,7 @@ def build(
   """
   try:
     compression = compression_of(stage, model.uses)
+    trained = adapters if stage.lora else everything
     optimizer = optimizer_lib.build(
       stage.optimizer,
       steps=stage.steps,
@@ -65,6 +67,7 @@ def build(
     )
 
     def create(params, variables, rng):
+      params, compression = trained(stage, model.uses, params, rng)
       return state_lib.create(
         params, variables, rng, optimizer, compression=compression
       )
@@ -95,10 +98,51 @@ def build(
   )
 
 
+def everything(stage, uses, params, rng):
+  """(what is trained, its compression) of a stage that trains all parameters."""
+  del rng
+  return params, compression_of(stage, uses)
+
+
+def adapters(stage, uses, params, rng):
+  """(what is trained, its compression) of a stage that trains adapters.
+
+  The state of the compression is the frozen base, stored as the stage says.
+  """
+  if stage.quantize:
+    params = quantization.quantize(params, words.quantize_rules(stage), uses)
+  # A key that no step has: those fold in their number.
+  key = jax.random.fold_in(rng, 2**32 - 1)
+  factors = quantization.add_lora(
+    params, words.lora_rules(stage), uses, key=key
+  )
+  compression = compression_of(stage, uses)
+  return factors, compression._replace(init=lambda factors: params)
+
+
+def _beside(
+  stage: plan_lib.Stage, uses: dict[str, Any]
+) -> compression_lib.Compression:
+  """Adapters beside a frozen base, which is the state."""
+  return compression_lib.Compression(
+    init=lambda factors: (),
+    apply=lambda factors, base: quantization.with_lora(
+      base,
+      factors,
+      uses,
+      alpha=stage.lora_alpha,
+      rank_stabilized=stage.lora_rank_stabilized,
+    ),
+    update=lambda base, factors, info: base,
+  )
+
+
 def compression_of(
   stage: plan_lib.Stage, uses: dict[str, Any]
 ) -> compression_lib.Compression:
   """What happens to the parameters while a stage trains: masks, then rounding."""
+  if stage.lora:
+    return _beside(stage, uses)
   parts = []
   if stage.prune:
     parts.append(pruning.prune.prune(words.prune_rules(stage), uses))
@@ -116,9 +160,10 @@ def finish(
   compression: compression_lib.Compression,
 ) -> dict[str, Any]:
   """What a stage leaves behind: see `Built.final`."""
-  params = state.params
+  params = plain = state.params
   if stage.steps:
     params = state_lib.compressed(state, compression)
+    plain = array.materialize(params) if stage.lora else plain
   else:
     if stage.prune:
       params = pruning.prune.magnitude_prune(
@@ -131,7 +176,7 @@ def finish(
   return {
     'params': compression_lib.freeze(params),
     'variables': state.variables,
-    'plain': state.params,
+    'plain': plain,
   }
 
 

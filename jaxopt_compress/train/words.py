@@ -5,6 +5,7 @@ quantize = ((r'.*/kernel', 'int4 g32, int8 token'), (r'.*', None))
 prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
 prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
 prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
+lora     = ((r'.*/kernel', 8), (r'.*', None))                       of rank 8
 """
 
 from typing import Any
@@ -18,6 +19,11 @@ def quantize_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
   """Rules for `jc.quantize` and `quantization.fake_quantize`."""
   pairs = _pairs(stage.quantize)
   return [(p, quantization.schemes.scheme(value)) for p, value in pairs]
+
+
+def lora_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
+  """Rules for `jc.add_lora`."""
+  return list(_pairs(stage.lora))
 
 
 def prune_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
