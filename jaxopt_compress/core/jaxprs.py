@@ -77,12 +77,14 @@ class Monoid:
   Attributes:
     merge: (finding, finding) -> finding.
     empty: a finding's shapes -> the finding of nothing.
-    all_reduce: (finding, axis names) -> the finding over devices.
+    all_reduce: (finding, axes, known) -> the finding over devices. `axes` are those
+      along which devices saw different data, which is `known` from types, or else
+      assumed from how the arguments are cut.
   """
 
   merge: Callable[[Any, Any], Any]
   empty: Callable[[Any], Any]
-  all_reduce: Callable[[Any, tuple[str, ...]], Any]
+  all_reduce: Callable[[Any, tuple[str, ...], bool], Any]
 
 
 @dataclasses.dataclass
@@ -102,7 +104,7 @@ class Context:
       unless something is observed.
     found: what rules found out so far in the body that is evaluated, by the name
       of the leaf.
-    placed: (leaf, spec) -> the leaf that knows how a `shard_map` cuts it.
+    placed: (leaf, spec) -> the leaf, which may remember how a `shard_map` cuts it.
     handler_at: scope path, ending in the primitive's name -> what replaces a
       first-order equation there, or None; see `scopes`.
     scope: names of the scopes around the body that is evaluated.
@@ -363,7 +365,8 @@ def run_dense(eqn, values):
 
 def varying(aval) -> frozenset[str]:
   """The manual mesh axes along which a value differs between devices."""
-  return aval.manual_axis_type.varying
+  known = getattr(aval, 'manual_axis_type', None)
+  return known.varying if known is not None else frozenset()
 
 
 def vary(x, axes):

@@ -33,7 +33,8 @@ class Observed(NamedTuple):
   """A statistic of one weight, and how many rows it saw.
 
   Leading axes of both are those along which there is one weight after the other:
-  layers of a scan, outermost first, then experts.
+  layers of a scan, outermost first, then experts. A row counts once for each time
+  it meets the weight; in a grouped convolution, once for each group.
   """
 
   count: jax.Array
@@ -43,6 +44,12 @@ class Observed(NamedTuple):
 def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
   """Collects a statistic of what the leaves of the first argument meet.
 
+  All uses of a leaf are merged: the turns of a loop, the devices of a
+  `shard_map`, and slices taken by indexing; the layers of a scan and the experts
+  of a batched or ragged product stay apart. A leaf that a `shard_map` cuts has the
+  statistic of the whole leaf; with `check_vma=False` data must be cut in one way.
+  The result is not for differentiating.
+
   Args:
     fun: a function of parameters and further arguments.
     statistics: ordered `(regex, Statistic or None)`, which must cover every
@@ -50,11 +57,12 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
 
   Returns:
     A function of the same arguments that returns `(fun(...), stats)`, stats a
-    dict {path: Observed}. Statistics of loops, of several uses and of the devices
-    of a `shard_map` are merged; the layers of a scan stay apart.
+    dict {path: Observed}.
 
   Raises:
-    ValueError: a chosen leaf reaches no product.
+    ValueError: a chosen leaf reaches no product, or products of which the
+      statistics cannot be those of one leaf: with a part of what it contracts,
+      with other axes contracted, or as the image of a convolution.
 
   >>> from jaxopt_compress.core import statistics
   >>> f = lambda p, x: x @ p['w']
@@ -65,40 +73,31 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
   """
 
   def observed(params, *args, **kwargs):
+    chosen = _by_leaf(statistics, params)
+    met = []
     # `lift` names an argument that is itself a leaf by its number.
-    paths = {p or '0': p for p in _by_leaf(statistics, params)}
-    chosen = {
-      n: s
-      for n, s in zip(paths, _by_leaf(statistics, params).values(), strict=True)
+    watched = {
+      path or '0': _Watch(path or '0', s) for path, s in chosen.items()
     }
-    entries = {}  # how many each leaf contracts, found on the way
     ctx = jaxprs.Context(
       rule_for=None,
+      record=met.append,
       inline=True,
       monoids={
-        name: jaxprs.Monoid(
-          merge=functools.partial(_merge, s),
-          empty=functools.partial(_empty, s, entries, name),
-          all_reduce=functools.partial(_all_reduce, s),
-        )
-        for name, s in chosen.items()
+        name: jaxprs.Monoid(w.merge, w.empty, w.all_reduce)
+        for name, w in watched.items()
       },
+      placed=uses_lib.placed,
     )
-    ctx.rule_for = functools.partial(_rule_for, ctx, chosen, entries)
+    ctx.rule_for = functools.partial(_rule_for, ctx, watched)
     probes = rules_lib.map_named(
-      lambda path, x: _probe(path, x) if (path or '0') in chosen else x,
-      array.materialize(params),
+      lambda path, x: _probe(path, x) if path in chosen else x, params
     )
     out = lift.run(ctx, fun, (probes, *args), kwargs)
-    missing = [path for name, path in paths.items() if name not in ctx.found]
+    missing = [path for path in chosen if (path or '0') not in ctx.found]
     if missing:
-      raise ValueError(
-        f'{missing[0]} meets nothing in a product, so there is nothing to'
-        ' observe (an embedding that is only looked up meets indices). Put'
-        f' (r"{missing[0]}", None) before the rule that takes it.'
-        f' The same holds for {len(missing) - 1} more leaves.'
-      )
-    return array.materialize(out), {p: ctx.found[n] for n, p in paths.items()}
+      raise ValueError(_unseen(missing, met))
+    return array.materialize(out), {p: ctx.found[p or '0'] for p in chosen}
 
   return observed
 
@@ -110,14 +109,24 @@ def merge_stats(statistics: Any, a: dict, b: dict) -> dict:
     statistics: as given to `observe`.
     a, b: what two calls returned; an empty dict is no call.
 
+  Raises:
+    ValueError: the calls observed different leaves, or leaves of other shapes.
+
   Example, over batches:
 
+      observed = jax.jit(jc.observe(apply, chosen))
       stats = {}
       for x in batches:
         stats = jc.merge_stats(chosen, stats, observed(params, x)[1])
+      jc.check_seen(stats)
   """
   if not a or not b:
     return a or b
+  if set(a) != set(b):
+    raise ValueError(
+      f'Two calls observed different leaves: {sorted(set(a) ^ set(b))} are in'
+      ' one of them. Merge statistics of one function and one set of rules.'
+    )
   pairs = statistics
   if isinstance(statistics, Mapping):
     pairs = statistics.items()
@@ -125,7 +134,7 @@ def merge_stats(statistics: Any, a: dict, b: dict) -> dict:
   def of(path):
     return next(s for pattern, s in pairs if re.fullmatch(pattern, path))
 
-  return {path: _merge(of(path), a[path], b[path]) for path in a}
+  return {path: _Watch(path, of(path)).merge(a[path], b[path]) for path in a}
 
 
 def check_seen(stats: dict) -> None:
@@ -151,34 +160,108 @@ def _by_leaf(statistics, tree):
 
 
 def _probe(path, x):
-  return dataclasses.replace(uses_lib.probe(x), path=path or '0')
+  probe = uses_lib.probe(array.materialize(x))
+  return dataclasses.replace(probe, path=path or '0')
 
 
-def _merge(statistic, a, b):
-  """Merges states, one by one along the leading axes."""
-  f = statistic.merge
-  for _ in range(a.count.ndim):
+def _unseen(missing, met) -> str:
+  path, more = missing[0], len(missing) - 1
+  where = sorted(
+    {f'{m.primitive} at {m.source}' for m in met if m.path == (path or '0')}
+  )
+  also = f' The same holds for {more} more leaves.' if more else ''
+  return (
+    f'{path} reaches no product, only {"; ".join(where)}. There is nothing to'
+    f' observe: put (r"{re.escape(path)}", None) before the rule that takes it.'
+    f'{also}'
+    if where
+    else f'{path} meets nothing: the program never reads it. Put'
+    f' (r"{re.escape(path)}", None) before the rule that takes it.{also}'
+  )
+
+
+@dataclasses.dataclass
+class _Watch:
+  """How what one leaf meets is put together, and what is learned on the way.
+
+  Attributes:
+    name: of the leaf.
+    statistic: of what it meets.
+    k: how many entries it contracts.
+    joined: mesh axes along which data was joined, so that devices have the same.
+    layers: mesh axes that cut the leaf along an axis that is gone at the product.
+  """
+
+  name: str
+  statistic: Any
+  k: int = 0
+  joined: tuple[str, ...] = ()
+  layers: tuple[str, ...] = ()
+
+  def merge(self, a, b):
+    """Merges states, one by one along the leading axes."""
+    shapes = [[s.shape for s in jax.tree.leaves(seen)] for seen in (a, b)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(
+        f'{self.name} has uses whose statistics cannot be merged: arrays of'
+        f' shapes {shapes[0]} and {shapes[1]}. It is contracted along other axes,'
+        ' or stacked in one and not in the other. Leave it out with'
+        f' (r"{re.escape(self.name)}", None), or observe a function without one.'
+      )
+    merge = _over_stack(a.count.ndim, self.statistic.merge)
+    return Observed(a.count + b.count, merge(a.state, b.state))
+
+  def empty(self, like):
+    """The state of no rows, of the shapes of `like`."""
+    none = Observed(jnp.zeros(()), self.statistic.init(self.k))
+    return jax.tree.map(
+      lambda x, s: jaxprs.vary(jnp.broadcast_to(x, s.shape), jaxprs.varying(s)),
+      none,
+      like,
+    )
+
+  def all_reduce(self, seen, axes, known):
+    if self.layers:
+      seen = jax.tree.map(lambda s: _joined(s, self.layers, 0), seen)
+    gone = {*self.layers, *(() if known else self.joined)}
+    self.joined = ()  # the next `shard_map` cuts as it likes
+    axes = tuple(a for a in axes if a not in gone)
+    if not axes:
+      return seen
+    reduce = _over_stack(
+      seen.count.ndim, lambda s: self.statistic.all_reduce(s, axes)
+    )
+    return Observed(lax.psum(seen.count, axes), reduce(seen.state))
+
+
+def _over_stack(depth, f):
+  for _ in range(depth):
     f = jax.vmap(f)
-  return Observed(a.count + b.count, f(a.state, b.state))
+  return f
 
 
-def _empty(statistic, entries, name, like):
-  """The state of no rows, of the shapes of `like`."""
-  none = Observed(jnp.zeros(()), statistic.init(entries[name]))
-  return jax.tree.map(lambda x, s: jnp.broadcast_to(x, s.shape), none, like)
+def _joined(x, names, axis):
+  """The parts of an array on all devices along mesh axes, one after the other.
 
-
-def _all_reduce(statistic, seen, axes):
-  f = lambda s: statistic.all_reduce(s, axes)
-  for _ in range(seen.count.ndim):
-    f = jax.vmap(f)
-  return Observed(lax.psum(seen.count, axes), f(seen.state))
+  By a sum, which is exact here and, other than a gather, known to be the same on
+  all of them.
+  """
+  n, ways = x.shape[axis], lax.axis_size(names)
+  shape = (*x.shape[:axis], ways * n, *x.shape[axis + 1 :])
+  start = lax.axis_index(names) * n
+  whole = lax.dynamic_update_slice_in_dim(
+    jaxprs.vary(jnp.zeros(shape, x.dtype), jaxprs.varying(jax.typeof(x))),
+    x,
+    start,
+    axis,
+  )
+  return lax.psum(whole, names)
 
 
 # ------------------------------------------------------------------- products
 
 
-def _rule_for(ctx, chosen, entries, primitive, leaf_type):
+def _rule_for(ctx, watched, primitive, leaf_type):
   if leaf_type is not uses_lib.Probe:
     return lift.rule_for(primitive, leaf_type)
   rows = _ROWS.get(primitive.name)
@@ -186,116 +269,196 @@ def _rule_for(ctx, chosen, entries, primitive, leaf_type):
     return uses_lib.move_for(primitive)
 
   def product(*operands, **params):
-    for i, probe in enumerate(operands):
+    for side, probe in enumerate(operands):
       if isinstance(probe, uses_lib.Probe):
-        statistic = chosen[probe.path]
-        found = rows(probe, i, operands, params, statistic)
-        if found is not None:
-          entries[probe.path] = found[2]
-          ctx.give({probe.path: _state(statistic, *found)})
+        watch = watched[probe.path]
+        met = rows(probe, side, operands, params, watch.statistic)
+        ctx.give({probe.path: _seen(watch, probe, met)})
     return lift.Dense('observed')
 
   return product
 
 
-def _state(statistic, x, mask, k) -> Observed:
-  """The state of rows [stack..., n, k] that `mask` [stack..., n] admits."""
+class _Rows(NamedTuple):
+  """What a probe met.
+
+  Attributes:
+    x: [stack..., n, k].
+    mask: [stack..., n], the rows that count.
+    k: how many entries the leaf contracts.
+    contracted: the axes of the probe that are.
+    stack: axes of the probe that the leading axes of `x` are, in order.
+  """
+
+  x: jax.Array
+  mask: jax.Array
+  k: int
+  contracted: tuple[int, ...]
+  stack: tuple[int, ...] = ()
+
+
+def _seen(watch, probe, met) -> Observed:
+  """The state of the rows that a probe met, that of the whole leaf."""
 
   def one(x, mask):
-    added = statistic.add(statistic.init(k), x, mask)
+    added = watch.statistic.add(watch.statistic.init(met.k), x, mask)
     return Observed(jnp.sum(mask, dtype=jnp.float32), added)
 
-  for _ in range(x.ndim - 2):
-    one = jax.vmap(one)
-  return one(x.astype(jnp.float32), mask)
+  f = _over_stack(met.x.ndim - 2, one)
+  seen = f(met.x.astype(jnp.float32), met.mask)
+  cut = dict(probe.cut)
+  for i, dim in enumerate(met.stack):
+    names = cut.get(probe.pieces[dim][0][0])
+    if names:
+      seen = jax.tree.map(lambda s, i=i, n=names: _joined(s, n, i), seen)
+  for dim in (*met.contracted, *met.stack):
+    for axis, _ in probe.pieces[dim]:
+      watch.joined += cut.get(axis, ())
+  watch.k = met.k
+  watch.layers = _cut_layers(watch, probe)
+  return seen
 
 
-def _ordered(probe, dims):
-  """The pieces of some axes of a probe, and their order by axis of the leaf."""
+def _cut_layers(watch, probe) -> tuple[str, ...]:
+  """The mesh axes that cut the leaf along an axis that a scan has taken since."""
+  present = {axis for pieces in probe.pieces for axis, _ in pieces}
+  gone = {axis: names for axis, names in probe.cut if axis not in present}
+  if gone and set(gone) != {-probe.origin}:
+    raise ValueError(
+      f'{watch.name} is cut along its axes {sorted(gone)} by a shard_map and'
+      ' sliced there. Only its first axis, scanned, can be put together again:'
+      ' observe this function without the shard_map.'
+    )
+  return gone.get(-probe.origin, ())
+
+
+def _complete(probe, dims) -> None:
+  """Raises where axes of a product are not whole axes of the leaf."""
+  sizes = {}
+  for i in dims:
+    for axis, size in probe.pieces[i]:
+      sizes[axis] = sizes.get(axis, 1) * size
+  for axis, names in probe.cut:
+    if axis in sizes:
+      sizes[axis] *= lax.axis_size(names)
+  whole = all(
+    math.prod(s for _, s in probe.pieces[i]) == probe.shape[i] for i in dims
+  )
+  for axis, size in sizes.items():
+    if not whole or size != probe.full[axis]:
+      raise ValueError(
+        f'{probe.path} is contracted, or stacked, in a product along a part of'
+        f' its axis {axis}: {size} entries of {probe.full[axis]}. The parts meet'
+        ' different data, which cannot be observed as one. Make them leaves of'
+        f' their own, or leave it out with (r"{re.escape(probe.path)}", None).'
+      )
+
+
+def _columns(x, probe, dims):
+  """Joins the last axes of `x`, which meet `dims`, in the order of the leaf.
+
+  Returns [..., k], whole also where a `shard_map` has cut the leaf.
+  """
+  _complete(probe, dims)
   pieces = [p for i in dims for p in probe.pieces[i]]
+  n = x.ndim - len(dims)
+  x = x.reshape(*x.shape[:n], *(size for _, size in pieces))
+  cut = dict(probe.cut)
+  for j, (axis, _) in enumerate(pieces):
+    if axis in cut:  # of several pieces of an axis, the first is cut
+      x = _joined(x, cut.pop(axis), n + j)
   order = sorted(range(len(pieces)), key=lambda j: (pieces[j][0], j))
-  return [size for _, size in pieces], order
-
-
-def _flat(x, n_last, sizes, order):
-  """Splits the last axes of `x` into pieces, reorders and joins them."""
-  lead = x.shape[: x.ndim - n_last]
-  x = x.reshape(*lead, *sizes)
-  n = len(lead)
   x = lax.transpose(x, (*range(n), *(n + j for j in order)))
-  return x.reshape(*lead, math.prod(sizes))
+  return x.reshape(*x.shape[:n], -1)
 
 
 def _dot_rows(probe, side, operands, params, statistic):
   contracting, batch = params['dimension_numbers']
   x = operands[1 - side]
   mine, other = contracting[side], contracting[1 - side]
-  # Experts in the order of the leaf's axes.
+  # Experts in the order of the leaf's axes; where it was broadcast, more rows.
   pairs = sorted(
-    zip(batch[side], batch[1 - side], strict=True),
+    (
+      p
+      for p in zip(batch[side], batch[1 - side], strict=True)
+      if probe.pieces[p[0]]
+    ),
     key=lambda p: probe.pieces[p[0]],
   )
+  _complete(probe, [i for i, _ in pairs])
   stack = [j for _, j in pairs]
   free = [i for i in range(x.ndim) if i not in (*stack, *other)]
   x = lax.transpose(x, (*stack, *free, *other))
-  lead = x.shape[: len(stack)]
-  n = math.prod(x.shape[len(stack) : len(stack) + len(free)])
-  x = x.reshape(*lead, n, *x.shape[len(stack) + len(free) :])
-  x = _flat(x, len(mine), *_ordered(probe, mine))
-  return x, jnp.ones(x.shape[:-1], bool), x.shape[-1]
+  m = len(stack)
+  n = math.prod(x.shape[m : m + len(free)])
+  x = x.reshape(*x.shape[:m], n, *x.shape[m + len(free) :])
+  x = _columns(x, probe, mine)
+  mask = jnp.ones(x.shape[:-1], bool)
+  return _Rows(x, mask, x.shape[-1], mine, tuple(i for i, _ in pairs))
 
 
 def _conv_rows(probe, side, operands, params, statistic):
   if side != 1 or params['batch_group_count'] != 1:
-    return None
+    raise _not_a_weight(probe, 'conv_general_dilated')
   x, numbers = operands[0], params['dimension_numbers']
-  groups = params['feature_group_count']
   dims = numbers.rhs_spec[1:]
-  k = math.prod(probe.shape[i] for i in dims)
-  if statistic.per == 'tensor':
-    x = x.reshape(-1, 1)
-    return x, jnp.ones(x.shape[0], bool), k
-  window = [probe.shape[i] for i in dims[1:]]
-  patches = lax.conv_general_dilated_patches(
-    x.astype(jnp.float32),
-    window,
-    params['window_strides'],
-    params['padding'],
-    lhs_dilation=params['lhs_dilation'],
-    rhs_dilation=params['rhs_dilation'],
-    dimension_numbers=numbers,
-    precision=lax.Precision.HIGHEST,
-  )
-  patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
-  # Channels major, then the window, as in rhs_spec[1:]; each group is a row.
-  rows = patches.reshape(-1, k)
-  assert rows.shape[0] * k == patches.size and groups
-  rows = _flat(rows, 1, *_ordered(probe, dims))
-  return rows, jnp.ones(rows.shape[0], bool), k
+  sizes = [probe.shape[i] for i in dims]
+  if statistic.per == 'tensor':  # patches hold the same entries, and padding
+    x = jnp.moveaxis(x, numbers.lhs_spec[1], -1)
+    x = x.reshape(-1, x.shape[-1])
+    for axis, _ in probe.pieces[dims[0]]:
+      if axis in (cut := dict(probe.cut)):
+        x = _joined(x, cut[axis], 1)
+    k = math.prod(sizes)
+  else:
+    patches = lax.conv_general_dilated_patches(
+      x.astype(jnp.float32),
+      sizes[1:],
+      params['window_strides'],
+      params['padding'],
+      lhs_dilation=params['lhs_dilation'],
+      rhs_dilation=params['rhs_dilation'],
+      dimension_numbers=numbers,
+      precision=lax.Precision.HIGHEST,
+    )
+    # Channels major, then the window, as in rhs_spec[1:]; each group is a row.
+    patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
+    x = _columns(patches.reshape(-1, *sizes), probe, dims)
+    k = x.shape[-1]
+  return _Rows(x, jnp.ones(x.shape[0], bool), k, dims)
 
 
 def _ragged_rows(probe, side, operands, params, statistic):
   numbers = params['ragged_dot_dimension_numbers']
   contracting, batch = numbers.dot_dimension_numbers
-  if side != 1 or any(batch) or len(numbers.lhs_ragged_dimensions) != 1:
-    return None
+  ragged = numbers.lhs_ragged_dimensions
+  known = side == 1 and not any(batch) and len(ragged) == 1
+  if not known or ragged[0] in contracting[0]:
+    raise _not_a_weight(probe, 'ragged_dot_general')
   x, _, group_sizes = operands
-  (ragged,) = numbers.lhs_ragged_dimensions
-  if ragged in contracting[0]:
-    return None
   other = contracting[0]
-  free = [i for i in range(x.ndim) if i not in (*other, ragged)]
-  x = lax.transpose(x, (ragged, *free, *other))
+  free = [i for i in range(x.ndim) if i not in (*other, *ragged)]
+  x = lax.transpose(x, (*ragged, *free, *other))
   rows = x.shape[0]
   x = x.reshape(rows, -1, *(x.shape[1 + len(free) :]))
-  x = _flat(x, len(other), *_ordered(probe, contracting[1]))
+  x = _columns(x, probe, contracting[1])
   ends = jnp.cumsum(group_sizes)
   index = jnp.arange(rows)[None]
   mine = (index >= (ends - group_sizes)[:, None]) & (index < ends[:, None])
   mine = jnp.repeat(mine, x.shape[1], axis=1)
   x = x.reshape(-1, x.shape[-1])
   x = jnp.broadcast_to(x, (len(ends), *x.shape))
-  return x, mine, x.shape[-1]
+  groups = tuple(numbers.rhs_group_dimensions)
+  _complete(probe, groups)
+  return _Rows(x, mine, x.shape[-1], contracting[1], groups)
+
+
+def _not_a_weight(probe, primitive) -> ValueError:
+  return ValueError(
+    f'{probe.path} is not the weight of a {primitive} that it reaches, or that'
+    ' one is batched over groups: what it meets there is not observed. Leave it'
+    f' out with (r"{re.escape(probe.path)}", None).'
+  )
 
 
 _ROWS = {

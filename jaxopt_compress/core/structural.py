@@ -420,18 +420,20 @@ def _shard_map(ctx, eqn, operands):
     placed.append((x, name))
     specs.append(spec)
   args, names = _unzip(placed)
+  dense = [not array.is_compressed(x) for x in args]
   kwargs = {}
   if 'newly_manual_axes' in p:
     kwargs['axis_names'] = set(p['newly_manual_axes'])
   checked = p.get('check_vma', True)
-  axes = tuple(kwargs.get('axis_names', p['mesh'].axis_names))
   inner = _inner_apart(ctx, p['jaxpr'], names)
 
   def body(*args):
     outs, found = inner(*args)
     return outs, {
       name: ctx.monoids[name].all_reduce(
-        value, _varying(value) if checked else axes
+        value,
+        _varying(value) if checked else _cut_along(p['in_specs'], dense),
+        checked,
       )
       for name, value in found.items()
     }
@@ -451,8 +453,25 @@ def _shard_map(ctx, eqn, operands):
 
 def _varying(tree) -> tuple[str, ...]:
   """The manual axes along which devices have different values."""
-  axes = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)]
+  axes = [jaxprs.varying(jax.typeof(x)) for x in jax.tree.leaves(tree)]
   return tuple(sorted(set().union(*axes)))
+
+
+def _cut_along(specs, dense) -> tuple[str, ...]:
+  """The mesh axes along which the data of a `shard_map` is cut."""
+  kinds = set()
+  for spec, is_data in zip(specs, dense, strict=True):
+    names = [n if isinstance(n, tuple) else (n,) for n in spec if n is not None]
+    if is_data and names:
+      kinds.add(frozenset(sum(names, ())))
+  if len(kinds) > 1:
+    raise ValueError(
+      'A shard_map with check_vma=False does not tell along which mesh axes a'
+      f' value differs, and its arguments are cut in several ways: {specs}. What'
+      ' weights meet cannot be merged over devices. Observe it with'
+      ' check_vma=True, or without the shard_map.'
+    )
+  return tuple(sorted(kinds.pop())) if kinds else ()
 
 
 def _pvary(ctx, eqn, operands):

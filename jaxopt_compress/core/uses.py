@@ -58,15 +58,21 @@ class Axes(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe(array.CompressedArray):
-  """Stands for a parameter; `axes[-i]` names the pieces of axis -i."""
+  """Stands for a parameter; `axes[-i]` names the pieces of axis -i.
+
+  `full` is the shape of the leaf, and `cut` pairs (axis of the leaf, mesh axes)
+  along which a `shard_map` has cut it, where `placed` was told.
+  """
 
   value: jax.Array
   axes: tuple = dataclasses.field(metadata={'static': True})
-  origin: int = dataclasses.field(metadata={'static': True})  # rank of the leaf
+  full: tuple[int, ...] = dataclasses.field(metadata={'static': True})
+  cut: tuple = dataclasses.field(default=(), metadata={'static': True})
   path: str = dataclasses.field(default='', metadata={'static': True})
 
   shape = property(lambda self: self.value.shape)
   dtype = property(lambda self: self.value.dtype)
+  origin = property(lambda self: len(self.full))  # rank of the leaf
 
   def materialize(self):
     return self.value
@@ -92,7 +98,20 @@ def probe(x) -> Any:
   if not hasattr(x, 'shape'):
     return x
   axes = tuple(((i - x.ndim, n),) for i, n in enumerate(x.shape))
-  return Probe(x, axes, x.ndim)
+  return Probe(x, axes, x.shape)
+
+
+def placed(x, spec) -> Any:
+  """A probe that knows how a `shard_map` cuts it; other leaves as they are."""
+  if not isinstance(x, Probe):
+    return x
+  cut = dict(x.cut)
+  for pieces, names in zip(x.pieces, spec, strict=False):
+    names = names if isinstance(names, tuple) else (names,)
+    if pieces and names != (None,):
+      axis = pieces[0][0]
+      cut[axis] = (*cut.get(axis, ()), *names)
+  return dataclasses.replace(x, cut=tuple(cut.items()))
 
 
 def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
@@ -284,6 +303,19 @@ def _(lhs, rhs, group_sizes, *, ragged_dot_dimension_numbers, **_):
     return _found(lhs, lhs_axes, lhs_batch)
   groups = numbers.rhs_group_dimensions
   return _found(rhs, rhs_axes, (*rhs_batch, *groups))
+
+
+@_rule('all_gather')
+def _(x, *, all_gather_dimension, axis_name, axis_index_groups, tiled, **_):
+  i, names = all_gather_dimension, axis_name
+  if not tiled or axis_index_groups is not None or not x.pieces[i]:
+    return lift.Dense('a gather of another form')
+  value = lax.all_gather(x.value, names, axis=i, tiled=True)
+  pieces = x.pieces
+  pieces[i] = _fit(pieces[i], value.shape[i])
+  whole = pieces[i][0][0], names if isinstance(names, tuple) else (names,)
+  cut = tuple(c for c in x.cut if c != whole)
+  return dataclasses.replace(_moved(x, value, pieces), cut=cut)
 
 
 @_rule('transpose')

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
+from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -140,6 +141,179 @@ class StructureTest(parameterized.TestCase):
     _close(stats['w'].state, met.T @ met)
 
 
+def _grid(f, in_specs, out_specs, checked):
+  """`f(w, x)` on two by two devices: 'd' for data, 'm' for the model."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ('d', 'm'))
+  mapped = jax.shard_map(
+    f,
+    mesh=mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    check_vma=checked,
+  )
+  return lambda p, x: mapped(p['w'], x)
+
+
+def _conv(w, x):
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(
+    x, w, (1, 1), 'SAME', dimension_numbers=numbers
+  )
+
+
+_BMK, _EKO = _rand(4, 8, 6), _rand(4, 6, 5)
+_IMAGES, _KERNEL = _rand(4, 5, 5, 4), _rand(3, 3, 4, 2)
+_HEADS, _OUT = _rand(8, 2, 4), _rand(2, 4, 5)
+
+# What a device computes, and the same function on one.
+_CUTS = dict(
+  data=(lambda w, x: x @ w, P(), P('d'), P('d'), LAYERS[0], X, None),
+  replicated=(lambda w, x: x @ w, P(), P(), P(), LAYERS[0], X, None),
+  column=(
+    lambda w, x: x @ w,
+    P(None, 'm'),
+    P('d'),
+    P('d', 'm'),
+    LAYERS[0],
+    X,
+    None,
+  ),
+  row=(
+    lambda w, x: lax.psum(x @ w, 'm'),
+    P('m'),
+    P('d', 'm'),
+    P('d'),
+    LAYERS[0],
+    X,
+    lambda w, x: x @ w,
+  ),
+  gathered=(
+    lambda w, x: x @ lax.all_gather(w, 'd', tiled=True),
+    P('d'),
+    P('d'),
+    P('d'),
+    LAYERS[0],
+    X,
+    lambda w, x: x @ w,
+  ),
+  experts=(
+    lambda w, x: jnp.einsum('enk,eko->eno', x, w),
+    P('m'),
+    P('m', 'd'),
+    P('m', 'd'),
+    _EKO,
+    _BMK,
+    None,
+  ),
+  heads=(
+    lambda w, x: lax.psum(jnp.einsum('bhd,hdo->bo', x, w), 'm'),
+    P('m'),
+    P('d', 'm'),
+    P('d'),
+    _OUT,
+    _HEADS,
+    lambda w, x: jnp.einsum('bhd,hdo->bo', x, w),
+  ),
+  inside_heads=(
+    lambda w, x: lax.psum(x.reshape(len(x), -1) @ w.reshape(-1, 5), 'm'),
+    P(None, 'm'),
+    P('d', None, 'm'),
+    P('d'),
+    _OUT,
+    _HEADS,
+    lambda w, x: jnp.einsum('bhd,hdo->bo', x, w),
+  ),
+  channels=(
+    lambda w, x: lax.psum(_conv(w, x), 'm'),
+    P(None, None, 'm'),
+    P('d', None, None, 'm'),
+    P('d'),
+    _KERNEL,
+    _IMAGES,
+    _conv,
+  ),
+  constant_of_a_loop=(
+    lambda w, x: lax.while_loop(
+      lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ w)), (0, x)
+    )[1],
+    P(),
+    P('d'),
+    P('d'),
+    LAYERS[0],
+    X,
+    None,
+  ),
+)
+
+
+class MeshTest(parameterized.TestCase):
+  """Data and model on a grid of devices: as on one."""
+
+  @parameterized.product(
+    name=tuple(_CUTS),
+    checked=(True, False),
+    statistic=(jc.gram(), jc.absmax('tensor')),
+  )
+  def test_cut_leaves_are_whole(self, name, checked, statistic):
+    f, w_spec, x_spec, y_spec, w, x, single = _CUTS[name]
+    single = single or f
+    got = _observed(
+      _grid(f, (w_spec, x_spec), y_spec, checked), statistic, w, x
+    )
+    want = _observed(lambda p, x: single(p['w'], x), statistic, w, x)
+    np.testing.assert_array_equal(got.count, want.count)
+    jax.tree.map(_close, got.state, want.state)
+
+  @parameterized.parameters(True, False)
+  def test_layers_on_different_devices(self, checked):
+    def f(ws, x):
+      x = lax.pcast(x, 'm', to='varying') if checked else x
+      h = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0]
+      return lax.psum(h, 'm')
+
+    ws = _rand(4, 6, 6)
+    g = _grid(f, (P('m'), P('d')), P('d'), checked)
+    seen = _observed(g, jc.gram(), ws, X)
+    met = [*_hidden(ws[:2]), *_hidden(ws[2:])]
+    np.testing.assert_array_equal(seen.count, [8] * 4)
+    _close(seen.state, [h.T @ h for h in met])
+
+  def test_column_then_row(self):
+    def f(p, x):
+      return lax.psum(jnp.tanh(x @ p['w']) @ p['v'], 'm')
+
+    params = {'w': LAYERS[0], 'v': LAYERS[1]}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ('d', 'm'))
+    mapped = jax.shard_map(
+      f,
+      mesh=mesh,
+      in_specs=({'w': P(None, 'm'), 'v': P('m')}, P('d')),
+      out_specs=P('d'),
+    )
+    stats = jax.jit(jc.observe(mapped, {'.*': jc.gram()}))(params, X)[1]
+    for name, met in zip('wv', _hidden(LAYERS[:2]), strict=True):
+      self.assertEqual(stats[name].count, 8)
+      _close(stats[name].state, met.T @ met)
+
+  def test_data_cut_in_ways_that_types_do_not_tell(self):
+    def f(p, x, y):
+      both = lambda w, x, y: (x @ w, y @ w)
+      mesh = jax.sharding.Mesh(
+        np.array(jax.devices()).reshape(2, 2), ('d', 'm')
+      )
+      specs = P('d'), P('m')
+      return jax.shard_map(
+        both,
+        mesh=mesh,
+        in_specs=(P(), *specs),
+        out_specs=specs,
+        check_vma=False,
+      )(p['w'], x, y)
+
+    with self.assertRaisesRegex(ValueError, 'check_vma=True'):
+      jc.observe(f, {'w': jc.gram()})({'w': LAYERS[0]}, X, X)
+
+
 class ProductTest(parameterized.TestCase):
   def test_contracted_entries_in_the_order_of_the_leaf(self):
     w, x = _rand(4, 3, 7), _rand(5, 3, 4)
@@ -163,6 +337,46 @@ class ProductTest(parameterized.TestCase):
     seen = _observed(f, jc.gram(), w, x)
     _close(seen.state, np.einsum('bei,bej->eij', x, x))
     np.testing.assert_array_equal(seen.count, [2] * 5)
+
+  def test_a_broadcast_weight_is_one_weight(self):
+    w, x = _rand(4, 7), _rand(3, 5, 4)
+    f = lambda p, x: jnp.einsum(
+      'bnk,bko->bno', x, jnp.broadcast_to(p['w'], (3, 4, 7))
+    )
+    seen = _observed(f, jc.gram(), w, x)
+    self.assertEqual(seen.count, 15)
+    _close(seen.state, np.einsum('bnk,bnl->kl', x, x))
+
+  def test_parts_of_what_is_contracted(self):
+    f = lambda p, x: x[:, :3] @ p['w'][:3] + x[:, 3:] @ p['w'][3:]
+    with self.assertRaisesRegex(ValueError, 'w is .* its axis -2: 3 .* of 6'):
+      _observed(f, jc.gram(), LAYERS[0], X)
+
+  def test_parts_of_what_is_not(self):
+    """The gates of a recurrent cell, in one kernel."""
+    f = lambda p, x: jnp.tanh(x @ p['w'][:, :3]) * (x @ p['w'][:, 3:])
+    seen = _observed(f, jc.gram(), LAYERS[0], X)
+    self.assertEqual(seen.count, 16)
+    _close(seen.state, 2 * X.T @ X)
+
+  def test_uses_that_do_not_fit_together(self):
+    scan = lambda p, x: lax.scan(lambda h, w: (h @ w, None), x, p['w'])[0]
+    f = lambda p, x: scan(p, x) @ p['w'][0]
+    with self.assertRaisesRegex(ValueError, 'w has uses whose statistics'):
+      _observed(f, jc.gram(), LAYERS, X)
+
+  def test_the_image_of_a_convolution(self):
+    with self.assertRaisesRegex(ValueError, 'w is not the weight of a conv'):
+      _observed(lambda p, x: _conv(x, p['w']), jc.gram(), _IMAGES, _KERNEL)
+
+  def test_other_leaves_stay_compressed(self):
+    params = {'q': LAYERS[0], 'w': LAYERS[1]}
+    params = jc.quantize(params, [('q', jc.W8A8), ('w', None)])
+    f = lambda p, x: (x @ p['q']) @ p['w']
+    y, stats = jax.jit(jc.observe(f, {'w': jc.sums()}))(params, X)
+    _close(y, jax.jit(jc.lift(f))(params, X))
+    met = jax.jit(jc.lift(lambda p, x: x @ p['q']))(params, X)
+    _close(stats['w'].state, np.asarray(met).sum(0))
 
   @parameterized.product(
     how=(
@@ -225,6 +439,51 @@ class ProductTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'^w saw no data at \[\[1\]\]'):
       jc.check_seen(stats)
 
+  def test_nnx(self):
+    model = nnx.Sequential(
+      nnx.Linear(6, 4, rngs=nnx.Rngs(0)),
+      jnp.tanh,
+      nnx.Linear(4, 2, rngs=nnx.Rngs(1)),
+    )
+    graphdef, params = nnx.split(model)
+    apply = lambda p, x: nnx.merge(graphdef, p)(x)
+    _, stats = jc.observe(apply, {r'.*/kernel': jc.gram()})(params, X)
+    first, second = stats.values()
+    _close(first.state, X.T @ X)
+    kernel, bias = (
+      np.asarray(model.layers[0].kernel[...]),
+      model.layers[0].bias,
+    )
+    h = np.tanh(X @ kernel + np.asarray(bias[...])[None])
+    _close(second.state, h.T @ h)
+
+  def test_layers_of_a_scanned_linen_model(self):
+    class Layer(nn.Module):
+      @nn.compact
+      def __call__(self, h, _):
+        return jnp.tanh(nn.Dense(6, use_bias=False)(h)), None
+
+    class Model(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        layers = nn.scan(
+          nn.remat(Layer),
+          variable_axes={'params': 1},
+          split_rngs={'params': True},
+          length=3,
+        )
+        return layers(name='layers')(x, None)[0]
+
+    model = Model()
+    params = model.init(jax.random.key(0), X)
+    _, stats = jax.jit(jc.observe(model.apply, {'.*': jc.gram()}))(params, X)
+    (seen,) = stats.values()
+    kernel = params['params']['layers']['Dense_0']['kernel']
+    self.assertEqual(kernel.shape, (6, 3, 6))
+    met = _hidden(np.asarray(kernel).swapaxes(0, 1))
+    np.testing.assert_array_equal(seen.count, [8, 8, 8])
+    _close(seen.state, [h.T @ h for h in met])
+
   def test_the_output_projection_of_attention(self):
     """Two contracted axes, which other calibrators skip."""
     model = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6)
@@ -270,10 +529,25 @@ class StatisticsTest(parameterized.TestCase):
 
   def test_nothing_to_observe(self):
     f = lambda p, i: p['table'][i]
-    with self.assertRaisesRegex(ValueError, 'table meets nothing in a product'):
+    with self.assertRaisesRegex(
+      ValueError, 'table reaches no product, only gather at .*observe_test'
+    ):
       jc.observe(f, {'table': jc.absmax()})(
         {'table': LAYERS[0]}, jnp.array([1])
       )
+
+  def test_a_leaf_that_is_never_read(self):
+    with self.assertRaisesRegex(ValueError, 'w meets nothing: .* never reads'):
+      _observed(lambda p, x: x, jc.gram(), LAYERS[0], X)
+
+  def test_other_calls_are_not_merged(self):
+    f = lambda p, x: x @ p['w']
+    a = jc.observe(f, {'w': jc.gram()})({'w': LAYERS[0]}, X)[1]
+    b = jc.observe(f, {'w': jc.gram()})({'w': LAYERS[0][:4]}, X[:, :4])[1]
+    with self.assertRaisesRegex(ValueError, 'cannot be merged'):
+      jc.merge_stats({'w': jc.gram()}, a, b)
+    with self.assertRaisesRegex(ValueError, 'different leaves'):
+      jc.merge_stats({'w': jc.gram()}, a, {'v': b['w']})
 
   def test_rules_are_checked(self):
     f = lambda p, x: x @ p['w']

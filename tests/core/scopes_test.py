@@ -54,7 +54,7 @@ def _cond(w, x):
 
 def _custom_jvp(w, x):
   f = jax.custom_jvp(_block)
-  f.defjvps(None, None)
+  f.defjvp(lambda primals, tangents: (f(*primals), tangents[1]))
   return f(w, x)
 
 
@@ -139,6 +139,18 @@ class StructureTest(parameterized.TestCase):
 
     both = scopes.at_scopes(f, [('scores/dot_general', _double)])
     _close(jax.vjp(both, W, X)[1](X)[1], 2 * (2 * X @ W) @ W.T)
+
+  @parameterized.parameters('custom_vjp', 'custom_jvp', 'remat', 'jit')
+  def test_derivatives_know_the_scope_around_them(self, how):
+    """They evaluate a body again, when the rest has been evaluated."""
+
+    def f(w, x):
+      with jax.named_scope('a'):
+        return STRUCTURES[how](w, x)
+
+    g = jax.jit(scopes.at_scopes(f, [('a/scores/dot_general', _double)]))
+    y, _ = jax.vjp(g, W, X)
+    _close(y, _want(W, X))
 
   def test_untouched_programs_are_as_they_were(self):
     f = lambda w, x: _block(w, lax.scan(lambda h, _: (h @ w, h), x, None, 3)[0])

@@ -77,6 +77,17 @@ def _sharded(w, x):
   return f(w, x)
 
 
+def _gathered(w, x):
+  mesh = jax.make_mesh((4,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
+  f = jax.shard_map(
+    lambda w, x: x @ lax.all_gather(w, 'd', axis=1, tiled=True),
+    mesh=mesh,
+    in_specs=(P(None, 'd'), P('d')),
+    out_specs=P('d'),
+  )
+  return f(w, x)
+
+
 # What is met, in program order: (primitive, contracted, stacked).
 CASES = dict(
   dense=((6, 8), lambda w, x: x @ w, [(DOT, (-2,), ())]),
@@ -173,6 +184,7 @@ CASES = dict(
     [(CONV, (-4, -3, -1), ())],
   ),
   in_shard_map=((2, 3, 8), _sharded, [(DOT, (-3, -2), ())]),
+  gathered_in_shard_map=((6, 8), _gathered, [(DOT, (-2,), ())]),
   bias=((1, 6), lambda w, x: x + w, [('add', (), ())]),
   scaled_first=((6, 8), lambda w, x: x @ (w * 2), [('mul', (), ())]),
   unused=((6, 8), lambda w, x: x, []),
