@@ -12,7 +12,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -25,6 +24,7 @@ import numpy as np
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
+from jaxopt_compress.core import rows as rows_lib
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import uses as uses_lib
 
@@ -170,13 +170,14 @@ def _unseen(missing, met) -> str:
     {f'{m.primitive} at {m.source}' for m in met if m.path == (path or '0')}
   )
   also = f' The same holds for {more} more leaves.' if more else ''
+  leave = (
+    f'put (r"{re.escape(path)}", None) before the rule that takes it.{also}'
+  )
+  if not where:
+    return f'{path} meets nothing: the program never reads it; {leave}'
   return (
     f'{path} reaches no product, only {"; ".join(where)}. There is nothing to'
-    f' observe: put (r"{re.escape(path)}", None) before the rule that takes it.'
-    f'{also}'
-    if where
-    else f'{path} meets nothing: the program never reads it. Put'
-    f' (r"{re.escape(path)}", None) before the rule that takes it.{also}'
+    f' observe: {leave}'
   )
 
 
@@ -222,7 +223,13 @@ class _Watch:
 
   def all_reduce(self, seen, axes, known):
     if self.layers:
-      seen = jax.tree.map(lambda s: _joined(s, self.layers, 0), seen)
+      if not seen.count.ndim:
+        raise ValueError(
+          f'{self.name} is cut along {self.layers} by a shard_map, and indexed'
+          ' there, not scanned: which layers were met is not known. Observe this'
+          ' function without the shard_map.'
+        )
+      seen = jax.tree.map(lambda s: rows_lib.joined(s, self.layers, 0), seen)
     gone = {*self.layers, *(() if known else self.joined)}
     self.joined = ()  # the next `shard_map` cuts as it likes
     axes = tuple(a for a in axes if a not in gone)
@@ -240,31 +247,13 @@ def _over_stack(depth, f):
   return f
 
 
-def _joined(x, names, axis):
-  """The parts of an array on all devices along mesh axes, one after the other.
-
-  By a sum, which is exact here and, other than a gather, known to be the same on
-  all of them.
-  """
-  n, ways = x.shape[axis], lax.axis_size(names)
-  shape = (*x.shape[:axis], ways * n, *x.shape[axis + 1 :])
-  start = lax.axis_index(names) * n
-  whole = lax.dynamic_update_slice_in_dim(
-    jaxprs.vary(jnp.zeros(shape, x.dtype), jaxprs.varying(jax.typeof(x))),
-    x,
-    start,
-    axis,
-  )
-  return lax.psum(whole, names)
-
-
 # ------------------------------------------------------------------- products
 
 
 def _rule_for(ctx, watched, primitive, leaf_type):
   if leaf_type is not uses_lib.Probe:
     return lift.rule_for(primitive, leaf_type)
-  rows = _ROWS.get(primitive.name)
+  rows = rows_lib.ROWS.get(primitive.name)
   if rows is None:
     return uses_lib.move_for(primitive)
 
@@ -277,24 +266,6 @@ def _rule_for(ctx, watched, primitive, leaf_type):
     return lift.Dense('observed')
 
   return product
-
-
-class _Rows(NamedTuple):
-  """What a probe met.
-
-  Attributes:
-    x: [stack..., n, k].
-    mask: [stack..., n], the rows that count.
-    k: how many entries the leaf contracts.
-    contracted: the axes of the probe that are.
-    stack: axes of the probe that the leading axes of `x` are, in order.
-  """
-
-  x: jax.Array
-  mask: jax.Array
-  k: int
-  contracted: tuple[int, ...]
-  stack: tuple[int, ...] = ()
 
 
 def _seen(watch, probe, met) -> Observed:
@@ -310,7 +281,9 @@ def _seen(watch, probe, met) -> Observed:
   for i, dim in enumerate(met.stack):
     names = cut.get(probe.pieces[dim][0][0])
     if names:
-      seen = jax.tree.map(lambda s, i=i, n=names: _joined(s, n, i), seen)
+      seen = jax.tree.map(
+        lambda s, i=i, n=names: rows_lib.joined(s, n, i), seen
+      )
   for dim in (*met.contracted, *met.stack):
     for axis, _ in probe.pieces[dim]:
       watch.joined += cut.get(axis, ())
@@ -330,139 +303,3 @@ def _cut_layers(watch, probe) -> tuple[str, ...]:
       ' observe this function without the shard_map.'
     )
   return gone.get(-probe.origin, ())
-
-
-def _complete(probe, dims) -> None:
-  """Raises where axes of a product are not whole axes of the leaf."""
-  sizes = {}
-  for i in dims:
-    for axis, size in probe.pieces[i]:
-      sizes[axis] = sizes.get(axis, 1) * size
-  for axis, names in probe.cut:
-    if axis in sizes:
-      sizes[axis] *= lax.axis_size(names)
-  whole = all(
-    math.prod(s for _, s in probe.pieces[i]) == probe.shape[i] for i in dims
-  )
-  for axis, size in sizes.items():
-    if not whole or size != probe.full[axis]:
-      raise ValueError(
-        f'{probe.path} is contracted, or stacked, in a product along a part of'
-        f' its axis {axis}: {size} entries of {probe.full[axis]}. The parts meet'
-        ' different data, which cannot be observed as one. Make them leaves of'
-        f' their own, or leave it out with (r"{re.escape(probe.path)}", None).'
-      )
-
-
-def _columns(x, probe, dims):
-  """Joins the last axes of `x`, which meet `dims`, in the order of the leaf.
-
-  Returns [..., k], whole also where a `shard_map` has cut the leaf.
-  """
-  _complete(probe, dims)
-  pieces = [p for i in dims for p in probe.pieces[i]]
-  n = x.ndim - len(dims)
-  x = x.reshape(*x.shape[:n], *(size for _, size in pieces))
-  cut = dict(probe.cut)
-  for j, (axis, _) in enumerate(pieces):
-    if axis in cut:  # of several pieces of an axis, the first is cut
-      x = _joined(x, cut.pop(axis), n + j)
-  order = sorted(range(len(pieces)), key=lambda j: (pieces[j][0], j))
-  x = lax.transpose(x, (*range(n), *(n + j for j in order)))
-  return x.reshape(*x.shape[:n], -1)
-
-
-def _dot_rows(probe, side, operands, params, statistic):
-  contracting, batch = params['dimension_numbers']
-  x = operands[1 - side]
-  mine, other = contracting[side], contracting[1 - side]
-  # Experts in the order of the leaf's axes; where it was broadcast, more rows.
-  pairs = sorted(
-    (
-      p
-      for p in zip(batch[side], batch[1 - side], strict=True)
-      if probe.pieces[p[0]]
-    ),
-    key=lambda p: probe.pieces[p[0]],
-  )
-  _complete(probe, [i for i, _ in pairs])
-  stack = [j for _, j in pairs]
-  free = [i for i in range(x.ndim) if i not in (*stack, *other)]
-  x = lax.transpose(x, (*stack, *free, *other))
-  m = len(stack)
-  n = math.prod(x.shape[m : m + len(free)])
-  x = x.reshape(*x.shape[:m], n, *x.shape[m + len(free) :])
-  x = _columns(x, probe, mine)
-  mask = jnp.ones(x.shape[:-1], bool)
-  return _Rows(x, mask, x.shape[-1], mine, tuple(i for i, _ in pairs))
-
-
-def _conv_rows(probe, side, operands, params, statistic):
-  if side != 1 or params['batch_group_count'] != 1:
-    raise _not_a_weight(probe, 'conv_general_dilated')
-  x, numbers = operands[0], params['dimension_numbers']
-  dims = numbers.rhs_spec[1:]
-  sizes = [probe.shape[i] for i in dims]
-  if statistic.per == 'tensor':  # patches hold the same entries, and padding
-    x = jnp.moveaxis(x, numbers.lhs_spec[1], -1)
-    x = x.reshape(-1, x.shape[-1])
-    for axis, _ in probe.pieces[dims[0]]:
-      if axis in (cut := dict(probe.cut)):
-        x = _joined(x, cut[axis], 1)
-    k = math.prod(sizes)
-  else:
-    patches = lax.conv_general_dilated_patches(
-      x.astype(jnp.float32),
-      sizes[1:],
-      params['window_strides'],
-      params['padding'],
-      lhs_dilation=params['lhs_dilation'],
-      rhs_dilation=params['rhs_dilation'],
-      dimension_numbers=numbers,
-      precision=lax.Precision.HIGHEST,
-    )
-    # Channels major, then the window, as in rhs_spec[1:]; each group is a row.
-    patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
-    x = _columns(patches.reshape(-1, *sizes), probe, dims)
-    k = x.shape[-1]
-  return _Rows(x, jnp.ones(x.shape[0], bool), k, dims)
-
-
-def _ragged_rows(probe, side, operands, params, statistic):
-  numbers = params['ragged_dot_dimension_numbers']
-  contracting, batch = numbers.dot_dimension_numbers
-  ragged = numbers.lhs_ragged_dimensions
-  known = side == 1 and not any(batch) and len(ragged) == 1
-  if not known or ragged[0] in contracting[0]:
-    raise _not_a_weight(probe, 'ragged_dot_general')
-  x, _, group_sizes = operands
-  other = contracting[0]
-  free = [i for i in range(x.ndim) if i not in (*other, *ragged)]
-  x = lax.transpose(x, (*ragged, *free, *other))
-  rows = x.shape[0]
-  x = x.reshape(rows, -1, *(x.shape[1 + len(free) :]))
-  x = _columns(x, probe, contracting[1])
-  ends = jnp.cumsum(group_sizes)
-  index = jnp.arange(rows)[None]
-  mine = (index >= (ends - group_sizes)[:, None]) & (index < ends[:, None])
-  mine = jnp.repeat(mine, x.shape[1], axis=1)
-  x = x.reshape(-1, x.shape[-1])
-  x = jnp.broadcast_to(x, (len(ends), *x.shape))
-  groups = tuple(numbers.rhs_group_dimensions)
-  _complete(probe, groups)
-  return _Rows(x, mine, x.shape[-1], contracting[1], groups)
-
-
-def _not_a_weight(probe, primitive) -> ValueError:
-  return ValueError(
-    f'{probe.path} is not the weight of a {primitive} that it reaches, or that'
-    ' one is batched over groups: what it meets there is not observed. Leave it'
-    f' out with (r"{re.escape(probe.path)}", None).'
-  )
-
-
-_ROWS = {
-  'dot_general': _dot_rows,
-  'conv_general_dilated': _conv_rows,
-  'ragged_dot_general': _ragged_rows,
-}

@@ -278,6 +278,12 @@ class MeshTest(parameterized.TestCase):
     np.testing.assert_array_equal(seen.count, [8] * 4)
     _close(seen.state, [h.T @ h for h in met])
 
+  def test_layers_on_different_devices_that_are_indexed(self):
+    f = lambda ws, x: lax.psum(x @ ws[0] @ ws[1], 'm')
+    g = _grid(f, (P('m'), P('d')), P('d'), True)
+    with self.assertRaisesRegex(ValueError, 'w is cut along .* and indexed'):
+      _observed(g, jc.gram(), _rand(4, 6, 6), X)
+
   def test_column_then_row(self):
     def f(p, x):
       return lax.psum(jnp.tanh(x @ p['w']) @ p['v'], 'm')
@@ -346,6 +352,24 @@ class ProductTest(parameterized.TestCase):
     seen = _observed(f, jc.gram(), w, x)
     self.assertEqual(seen.count, 15)
     _close(seen.state, np.einsum('bnk,bnl->kl', x, x))
+
+  def test_a_split_axis_that_a_product_lists_backwards(self):
+    w, x = _rand(12, 5), _rand(8, 12)
+    numbers = (((2, 1), (1, 0)), ((), ()))
+    f = lambda p, x: lax.dot_general(
+      x.reshape(8, 3, 4), p['w'].reshape(3, 4, 5), numbers
+    )
+    _close(_observed(f, jc.sums(), w, x).state, x.sum(0))
+
+  def test_a_broadcast_axis_that_is_contracted(self):
+    w, x = _rand(6, 5), _rand(8, 3, 6)
+    f = lambda p, x: jnp.einsum(
+      'bjk,jko->bo', x, jnp.broadcast_to(p['w'], (3, 6, 5))
+    )
+    with self.assertRaisesRegex(
+      ValueError, 'w is .* 3 entries that are no axis'
+    ):
+      _observed(f, jc.gram(), w, x)
 
   def test_parts_of_what_is_contracted(self):
     f = lambda p, x: x[:, :3] @ p['w'][:3] + x[:, 3:] @ p['w'][3:]
