@@ -22,6 +22,7 @@ from jaxopt_compress.core.compression import Info as Info
 from jaxopt_compress.core.compression import Learned as Learned
 from jaxopt_compress.core.compression import merge_learned as merge_learned
 from jaxopt_compress.core.compression import split_learned as split_learned
+from jaxopt_compress.core.lift import Dense as Dense
 from jaxopt_compress.core.lift import explain as explain
 from jaxopt_compress.core.lift import lift as lift
 from jaxopt_compress.core.lift import rule as rule
@@ -32,6 +33,7 @@ from jaxopt_compress.core.observe import Observed as Observed
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
+from jaxopt_compress.core.scopes import at_scopes as at_scopes
 from jaxopt_compress.core.sharding import device_put as device_put
 from jaxopt_compress.core.statistics import absmax as absmax
 from jaxopt_compress.core.statistics import gram as gram
@@ -61,6 +63,9 @@ from jaxopt_compress.quantization import QArray as QArray
 from jaxopt_compress.quantization import QCache as QCache
 from jaxopt_compress.quantization import QDotArray as QDotArray
 from jaxopt_compress.quantization import quantize as quantize
+from jaxopt_compress.quantization import (
+  quantize_activations as quantize_activations,
+)
 from jaxopt_compress.quantization import quantize_cache as quantize_cache
 from jaxopt_compress.quantization import Scheme as Scheme
 from jaxopt_compress.quantization import Spec as Spec

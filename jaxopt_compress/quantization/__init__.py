@@ -35,4 +35,7 @@ from jaxopt_compress.quantization.schemes import W4A8 as W4A8
 from jaxopt_compress.quantization.schemes import W4A16 as W4A16
 from jaxopt_compress.quantization.schemes import W8A8 as W8A8
 from jaxopt_compress.quantization.schemes import W8A16 as W8A16
+from jaxopt_compress.quantization.scoped import (
+  quantize_activations as quantize_activations,
+)
 from jaxopt_compress.quantization.spec import Spec as Spec
