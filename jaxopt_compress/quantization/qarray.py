@@ -18,6 +18,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import clip
 from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import hqq
 from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import scales as scales_lib
 from jaxopt_compress.quantization import spec as spec_lib
@@ -277,7 +278,13 @@ def quantize_array(
     if center is not None:
       middle = center if shrink is None else center * shrink
       inner = blocks_lib.inner_sizes(x.shape, blocks)
-      zero = scales_lib.zero_point(middle, scales_lib.read(s, inner), spec)
+      scale_hat = scales_lib.read(s, inner)
+      zero = scales_lib.zero_point(middle, scale_hat, spec)
+      if spec.range == 'hqq':
+        fmt = spec.numbers
+        nearest = lambda v: fmt.numbers(fmt.round(v)).astype(jnp.float32)
+        start = zero.astype(jnp.float32)
+        zero = hqq.zero_points(x, scale_hat, start, nearest, blocks)
     return with_scales(x, dtype, spec, blocks, packed, s, zero, noise)
 
   shrink = None

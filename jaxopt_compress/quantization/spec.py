@@ -29,7 +29,8 @@ class Spec:
       (MX); 'e4m3' with a float32 scale for each matrix (NVFP4); 'int8' with a
       float32 scale for 256 of them and their mean (double quantisation).
     rule: how an 'e8m0' scale follows from the largest magnitude.
-    range: 'absmax', or 'mse' to search for the clip of least squared error.
+    range: 'absmax'; 'mse' to search for the clip of least squared error; 'hqq' to
+      improve zero points for a heavy-tailed error, asymmetric only.
     rounding: 'nearest', or 'stochastic' where a random key is given.
     static: of activations only: a range fixed by calibration, or learned, rather
       than one measured at run time.
@@ -54,7 +55,7 @@ class Spec:
     one_of('granularity', self.granularity, GRANULARITIES)
     one_of('scale', self.scale, SCALES)
     one_of('rule', self.rule, RULES)
-    one_of('range', self.range, ('absmax', 'mse'))
+    one_of('range', self.range, ('absmax', 'mse', 'hqq'))
     one_of('rounding', self.rounding, ('nearest', 'stochastic'))
     one_of('learn', self.learn, ('', 'lsq', 'pact'))
     sizes = self.group if isinstance(self.group, tuple) else (self.group,)
@@ -78,6 +79,11 @@ class Spec:
       raise ValueError(
         f'Scales stored as {self.scale} cannot be learned: they are too coarse to'
         " follow a gradient. Use scale='float32' or 'bfloat16'."
+      )
+    if self.range == 'hqq' and (self.symmetric or self.static or self.learn):
+      raise ValueError(
+        "range='hqq' finds zero points of weights: it goes with symmetric=False,"
+        ' and neither with static nor with learned ranges.'
       )
     if self.learn == 'pact' and not self.static:
       raise ValueError("learn='pact' is for static activations: static=True.")
@@ -121,7 +127,7 @@ _WORDS = {
     'even': 'even',
     'compressed-tensors': 'compressed-tensors',
   },
-  'range': {'': 'absmax', 'mse': 'mse'},
+  'range': {'': 'absmax', 'mse': 'mse', 'hqq': 'hqq'},
   'rounding': {'': 'nearest', 'stochastic': 'stochastic'},
   'static': {'': False, 'static': True},
   'learn': {'': '', 'lsq': 'lsq', 'pact': 'pact'},
@@ -133,7 +139,7 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
 
   The format first, then in any order what differs from `Spec(format)`: 'tensor',
   'channel', 'token', 'g<size>', '<size>x<size>', 'asym', 'bfloat16', 'mx' (e8m0
-  scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse',
+  scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse', 'hqq',
   'stochastic', 'static', 'lsq', 'pact'.
 
   Args:
