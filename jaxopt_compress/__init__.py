@@ -48,6 +48,7 @@ from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
 from jaxopt_compress.quantization import add_lora as add_lora
 from jaxopt_compress.quantization import calibrate as calibrate
+from jaxopt_compress.quantization import correct_bias as correct_bias
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
 from jaxopt_compress.quantization import FP8 as FP8
 from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC

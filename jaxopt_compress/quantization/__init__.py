@@ -8,6 +8,7 @@ from jaxopt_compress.quantization import gather as gather
 from jaxopt_compress.quantization import moves as moves
 from jaxopt_compress.quantization import ragged as ragged
 from jaxopt_compress.quantization import schemes as schemes
+from jaxopt_compress.quantization.bias import correct_bias as correct_bias
 from jaxopt_compress.quantization.cache import QCache as QCache
 from jaxopt_compress.quantization.cache import quantize_cache as quantize_cache
 from jaxopt_compress.quantization.fake import fake_quantize as fake_quantize

@@ -1,0 +1,113 @@
+"""Bias correction: what rounding a weight shifts on average, taken off its bias.
+
+    b' = b - (W_hat - W)^T E[x]
+
+Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias
+Correction, https://arxiv.org/abs/1906.04721, section 4.2, with E[x] measured.
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import observe
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import statistics  # noqa: F401  (of the example)
+from jaxopt_compress.core import uses as uses_lib
+
+
+def correct_bias(
+  params: Any,
+  qparams: Any,
+  stats: Mapping[str, observe.Observed],
+  biases: Mapping[str, str],
+  uses: dict,
+) -> Any:
+  """Takes the mean shift that rounding causes off the biases.
+
+  Args:
+    params: the tree as it was trained.
+    qparams: the same tree with compressed leaves.
+    stats: {path of a weight: its `jc.sums()`}, from `jc.observe`.
+    biases: {path of a weight: path of the bias that is added to its product}.
+    uses: what `jc.uses(apply)(params, x)` returned.
+
+  Returns:
+    `qparams` with corrected biases, in their own dtype.
+
+  Raises:
+    ValueError: a path that is not there, a weight that saw no data, or a bias
+      that is compressed or does not have one entry for each output.
+
+  >>> w, b = jnp.array([[0.3], [0.9]]), jnp.zeros((1, 1))
+  >>> f = lambda p, x: x @ p['w'] + p['b']
+  >>> params, x = {'w': w, 'b': b}, jnp.ones((4, 2))
+  >>> q = {'w': jnp.round(w), 'b': b}  # any other form of the weight
+  >>> _, stats = observe.observe(f, {'w': statistics.sums()})(params, x)
+  >>> fixed = correct_bias(
+  ...   params, q, stats, {'w': 'b'}, uses_lib.uses(f)(params, x))
+  >>> bool(jnp.allclose(f(fixed, x), f(params, x), atol=1e-6))
+  True
+  """
+  leaves = dict(rules_lib.named_leaves(params))
+  compressed = dict(rules_lib.named_leaves(qparams))
+  _check(biases, leaves, compressed, stats)
+  observe.check_seen({path: stats[path] for path in biases})
+  shifts = {}
+  for weight, bias in biases.items():
+    error = _value(compressed[weight]) - _value(leaves[weight])
+    shift = _mean_output(weight, error, stats[weight], uses)
+    want = leaves[bias].shape
+    if shift.size != math.prod(want):
+      raise ValueError(
+        f'{bias} has shape {want}; {weight} has {shift.shape} outputs, so it is'
+        ' not its bias.'
+      )
+    shifts[bias] = shifts.get(bias, 0) + shift.reshape(want)
+
+  def one(path, x):
+    return x if path not in shifts else (x - shifts[path]).astype(x.dtype)
+
+  return rules_lib.map_named(one, qparams)
+
+
+def _value(x) -> jax.Array:
+  return jnp.asarray(array.materialize(x)).astype(jnp.float32)
+
+
+def _mean_output(path, w, seen, uses):
+  """w^T E[x]: [stacked..., free...]."""
+  axes = uses_lib.axes(path, w, uses)
+  shape = w.shape
+  of = lambda which: [shape[a] for a in which]
+  order = (*axes.stacked, *axes.contracted, *axes.free)
+  w = jnp.transpose(w, [w.ndim + a for a in order])
+  k = math.prod(of(axes.contracted))
+  w = w.reshape(*of(axes.stacked), k, math.prod(of(axes.free)))
+  count = seen.count.reshape(seen.count.shape + (1,))
+  mean = seen.state / count
+  y = jnp.einsum('...kf,...k->...f', w, mean)
+  return y.reshape(*of(axes.stacked), *of(axes.free))
+
+
+def _check(biases, leaves, compressed, stats):
+  for weight, bias in biases.items():
+    for path, tree, what in (
+      (weight, leaves, 'params'),
+      (weight, stats, 'stats'),
+      (bias, leaves, 'params'),
+    ):
+      if path not in tree:
+        raise ValueError(
+          f'{path} is not in {what}, which has {list(tree)[:8]}. Give biases as'
+          ' {path of a weight: path of its bias}.'
+        )
+    if array.is_compressed(compressed[bias]):
+      raise ValueError(
+        f'{bias} is compressed; leave biases as they are, and correct them'
+        ' before they are rounded.'
+      )
