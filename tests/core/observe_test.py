@@ -67,7 +67,16 @@ def _custom(p, x):
   return jax.nn.relu(layer(p['w'], x))
 
 
-class StructureTest(parameterized.TestCase):
+class _Case(parameterized.TestCase):
+  """Draws the same numbers whatever ran before."""
+
+  def setUp(self):
+    super().setUp()
+    global _RNG
+    _RNG = np.random.default_rng(0)
+
+
+class StructureTest(_Case):
   @parameterized.named_parameters(
     ('scan', _scan),
     ('remat', lambda p, x: _scan(p, x, jax.checkpoint)),
@@ -246,7 +255,7 @@ _CUTS = dict(
 )
 
 
-class MeshTest(parameterized.TestCase):
+class MeshTest(_Case):
   """Data and model on a grid of devices: as on one."""
 
   @parameterized.product(
@@ -320,7 +329,7 @@ class MeshTest(parameterized.TestCase):
       jc.observe(f, {'w': jc.gram()})({'w': LAYERS[0]}, X, X)
 
 
-class ProductTest(parameterized.TestCase):
+class ProductTest(_Case):
   def test_contracted_entries_in_the_order_of_the_leaf(self):
     w, x = _rand(4, 3, 7), _rand(5, 3, 4)
     f = lambda p, x: jnp.einsum('bdh,hdo->bo', x, p['w'])
@@ -526,7 +535,7 @@ class ProductTest(parameterized.TestCase):
     )
 
 
-class StatisticsTest(parameterized.TestCase):
+class StatisticsTest(_Case):
   @parameterized.named_parameters(
     ('absmax', statistics.absmax(), lambda x: np.abs(x).max(0)),
     ('absmax_tensor', statistics.absmax('tensor'), lambda x: np.abs(x).max()),

@@ -29,7 +29,16 @@ def _same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-class HistogramTest(parameterized.TestCase):
+class _Case(parameterized.TestCase):
+  """Draws the same numbers whatever ran before."""
+
+  def setUp(self):
+    super().setUp()
+    global _RNG
+    _RNG = np.random.default_rng(0)
+
+
+class HistogramTest(_Case):
   @parameterized.parameters(1.0, 1e-20, 3e7, 0.37)
   def test_counts_are_those_of_numpy(self, size):
     x = _RNG.laplace(size=5000).astype(np.float32) * np.float32(size)
@@ -127,7 +136,7 @@ class HistogramTest(parameterized.TestCase):
     )
 
 
-class AverageTest(parameterized.TestCase):
+class AverageTest(_Case):
   def test_is_the_recurrence(self):
     statistic = ranges.moving_average(0.9)
     batches = [_RNG.normal(size=(20, 1)) * s for s in (1, 3, 2, 5)]
@@ -146,7 +155,7 @@ class AverageTest(parameterized.TestCase):
       )
 
 
-class ClipTest(parameterized.TestCase):
+class ClipTest(_Case):
   def test_finds_the_least_of_each_block(self):
     wanted = jnp.array([0.25, 0.6, 1.0, jnp.nan])
     found = clip.search(lambda s: jnp.square(s - wanted))
@@ -190,7 +199,7 @@ class ClipTest(parameterized.TestCase):
       error({'w': jnp.ones(63)})
 
 
-class CalibrateTest(parameterized.TestCase):
+class CalibrateTest(_Case):
   def setUp(self):
     super().setUp()
     self.params = {
