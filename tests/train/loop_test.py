@@ -243,6 +243,7 @@ class LoopTest(parameterized.TestCase):
 
   @parameterized.parameters('shard_map', 'pmap', 'jit')
   def test_modes(self, mode):
+    self._unbroken()
     config = tiny()
     config['stages'] = ('teacher',)
     config['run'].update(mode=mode, devices=2)
