@@ -4,7 +4,7 @@
                   y = x . (numbers * scale)        otherwise (groups)
     both:         y = (codes_x . codes_w) * scale_x * scale_w
 
-The second form rounds the other operand at run time; its derivative is that of
+The last form rounds the other operand; its derivative is that of
 x_hat . w_hat, straight through the rounding.
 """
 

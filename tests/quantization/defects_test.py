@@ -272,7 +272,7 @@ class FormatsTest(parameterized.TestCase):
     self.assertAlmostEqual(error, 0.095, delta=0.003)
 
   def test_one_bit_is_plus_and_minus_one(self):
-    """qwix 0.1.8: 'int1' has the codes -1 and 0; nothing is left of a weight."""
+    """qwix 0.1.8: 'int1' leaves nothing of a weight."""
     w = jax.random.normal(jax.random.key(10), (512, 64))
     q = quantized(w, 'binary')
     self.assertEqual(set(np.unique(q.numbers)), {-1, 1})
