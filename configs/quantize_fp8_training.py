@@ -2,8 +2,9 @@
 
 Claim: a small vision transformer whose weights and activations are e4m3 and whose
   gradients are e5m2 in all products, in all steps, learns the digits as the float one
-  does; with int8 everywhere, and stochastic rounding of gradients, likewise.
-Cost: two to three minutes on two CPU cores, where float8 is emulated.
+  does (97.8% against 96.7% held out). int8 everywhere, with stochastic rounding of
+  gradients, learns as well but less: 93.9%. One seed each; one image is 0.28 points.
+Cost: six minutes on two busy CPU cores, where float8 is emulated.
 Command: python -m launch.main --config=configs/quantize_fp8_training.py --workdir=/tmp/fp8
 """
 
