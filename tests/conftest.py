@@ -1,5 +1,6 @@
 """Every test runs on CPU with four simulated devices."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -13,7 +14,12 @@ _FLAGS = [
 ]
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+  # Each process has a core of its own: cutting programs up only costs.
+  _FLAGS.append('--xla_cpu_parallel_codegen_split_count=1')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
+
+# Traces are many objects that stay: looking through them often finds nothing.
+gc.set_threshold(100_000)
 
 import jax  # noqa: E402
 
