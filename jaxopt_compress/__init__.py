@@ -30,6 +30,7 @@ from jaxopt_compress.core.observe import check_seen as check_seen
 from jaxopt_compress.core.observe import merge_stats as merge_stats
 from jaxopt_compress.core.observe import observe as observe
 from jaxopt_compress.core.observe import Observed as Observed
+from jaxopt_compress.core.rescale import rescalings as rescalings
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
@@ -49,7 +50,9 @@ from jaxopt_compress.pruning.prune import Sparsity as Sparsity
 from jaxopt_compress.quantization import add_lora as add_lora
 from jaxopt_compress.quantization import calibrate as calibrate
 from jaxopt_compress.quantization import correct_bias as correct_bias
+from jaxopt_compress.quantization import equalize as equalize
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
+from jaxopt_compress.quantization import fold_norms as fold_norms
 from jaxopt_compress.quantization import FP8 as FP8
 from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC
 from jaxopt_compress.quantization import LoRA as LoRA

@@ -170,7 +170,7 @@ def _remat(ctx, eqn, operands):
 
 def _scan(ctx, eqn, operands):
   p = eqn.params
-  closed, (n_consts, n_carry) = p['jaxpr'], _scan_counts(p)
+  closed, (n_consts, n_carry) = p['jaxpr'], scan_counts(p)
   jaxpr = closed.jaxpr
   consts, carry, xs = _split(operands, n_consts, n_carry)
   kept = [
@@ -230,7 +230,7 @@ def _over(monoid, stacked):
   return lax.scan(lambda a, b: (monoid.merge(a, b), None), first, rest)[0]
 
 
-def _scan_counts(params):
+def scan_counts(params):
   """How many constants and carried values a scan has."""
   if 'num_consts' in params:
     return params['num_consts'], params['num_carry']

@@ -11,6 +11,8 @@ from jaxopt_compress.quantization import schemes as schemes
 from jaxopt_compress.quantization.bias import correct_bias as correct_bias
 from jaxopt_compress.quantization.cache import QCache as QCache
 from jaxopt_compress.quantization.cache import quantize_cache as quantize_cache
+from jaxopt_compress.quantization.equalization import equalize as equalize
+from jaxopt_compress.quantization.equalization import fold_norms as fold_norms
 from jaxopt_compress.quantization.fake import fake_quantize as fake_quantize
 from jaxopt_compress.quantization.fake import FakeQuant as FakeQuant
 from jaxopt_compress.quantization.lora import add_lora as add_lora
