@@ -326,12 +326,15 @@ def _shard_map(f):
   )
 
 
-# Where weights become dense, and why; nowhere else.
-GATES = {('concatenate', 'QArray has no rule for it')}
-DENSE = {
-  # Its cell joins the kernels of the four gates before the product.
-  'lstm linen': GATES,
-}
+def _dense(model, leaf):
+  """Where leaves become dense, and why; nowhere else. Masks always do."""
+  if model == 'lstm linen':
+    # Its cell joins the kernels of the four gates before the product.
+    return {('concatenate', f'{leaf} has no rule for it')}
+  if model.startswith('cnn') and leaf == 'LoRA':
+    # Channel by channel, a depthwise kernel is not one matrix in and out.
+    return {('conv_general_dilated', 'a convolution in groups')}
+  return set()
 
 
 class ContractTest(parameterized.TestCase):
@@ -362,14 +365,19 @@ class ContractTest(parameterized.TestCase):
   @parameterized.named_parameters(
     *(dict(testcase_name=m, model=m) for m in contract_models.CASES)
   )
-  def test_runs_on_the_integers(self, model):
+  def test_stays_compressed(self, model):
     t = _model(model)
-    dense = {
-      (met.primitive, met.reason)
-      for met in jc.explain(t.apply)(t.q['int8'], t.x)
-      if not met.native
-    }
-    self.assertEqual(dense, DENSE.get(model, set()))
+    for row in LEAVES.keys() - {'mask'}:
+      q = _of(t.q, row)
+      leaves = jax.tree.leaves(q, is_leaf=jc.is_compressed)
+      kinds = {type(x).__name__ for x in leaves if jc.is_compressed(x)}
+      self.assertLen(kinds, 1)
+      dense = {
+        (met.primitive, met.reason)
+        for met in jc.explain(t.apply)(q, t.x)
+        if not met.native
+      }
+      self.assertEqual(dense, _dense(model, *kinds), row)
 
   def _jit(self, t, row):
     got, want = _of(t.y, row), t.under_dense(_same, row)
