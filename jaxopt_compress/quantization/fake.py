@@ -235,8 +235,8 @@ def fake_quantize(
     rules: ordered `(regex, scheme)`, as for `jc.quantize`. Scales that are learned
       start as their paper says, or, with range='mse', at the least squared error.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
-    ranges: {path: (scale, zero)} from `jc.calibrate`, for static activations;
-      where these are learned, their start.
+    ranges: {path: (scale, zero)} from `jc.calibrate`, for static activations: kept
+      in the state, or, where they are learned, their start.
     begin, end: steps between which results go over from those of the float
       network to those of the quantised one, share by share (Liu and Mattina 2019,
       alpha-blending, https://arxiv.org/abs/1903.01061). Before `end` the frozen
@@ -259,6 +259,13 @@ def fake_quantize(
       if start:
         found[path] = compression.Learned(start)
     state = {'learned': found} if found else {}
+    fixed = {
+      path: _range_of(path, scheme)
+      for path, scheme in chosen.items()
+      if _is_fixed(scheme)
+    }
+    if fixed:
+      state['ranges'] = fixed
     if begin or end or any(_is_stochastic(s) for s in chosen.values()):
       state['step'] = jnp.zeros((), jnp.int32)
     return state or ()
@@ -311,8 +318,8 @@ def fake_quantize(
       frozen, act = _apart(q), mine.get('act')
       if scheme.act is not None:
         scale, zero = None, None
-        if scheme.act.static:
-          scale, zero = _range_of(path, scheme)
+        if _is_fixed(scheme):
+          scale, zero = state['ranges'][path]
         if act is not None:
           s, z = learned_lib.stored(act, scheme.act)
           scale, zero = s.scale.astype(jnp.float32), zero if z is None else z
@@ -342,6 +349,12 @@ def fake_quantize(
     return state
 
   return compression.Compression(init, apply, update)
+
+
+def _is_fixed(scheme) -> bool:
+  """Whether activations keep to the range that they were calibrated to."""
+  act = None if scheme is None else scheme.act
+  return act is not None and act.static and not act.learn
 
 
 def _is_stochastic(scheme) -> bool:

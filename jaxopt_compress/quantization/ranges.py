@@ -182,11 +182,7 @@ def calibrate(
   if isinstance(method, str):
     spec_lib.one_of('method', method, tuple(METHODS))
     method = METHODS[method]()
-  chosen = {
-    path: s
-    for path, s in schemes.by_leaf(rules, params).items()
-    if s is not None and s.act is not None and s.act.static
-  }
+  chosen = _static(rules, params)
   if not chosen:
     raise ValueError(
       'No rule has static activations, so there is nothing to calibrate. Say'
@@ -205,6 +201,37 @@ def calibrate(
     path: _parameters(path, leaves[path], stats[path], s.act, uses, method)
     for path, s in chosen.items()
   }
+
+
+def _static(rules, params):
+  return {
+    path: s
+    for path, s in schemes.by_leaf(rules, params).items()
+    if s is not None and s.act is not None and s.act.static
+  }
+
+
+def placeholders(
+  params: Any, rules: Sequence[tuple[str, Any]], uses: dict | None = None
+) -> dict[str, tuple[jax.Array, jax.Array | None]]:
+  """Ranges of ones, of the shapes and types that `calibrate` gives; may be {}.
+
+  What is built or restored before there is data has these in their place.
+  """
+  leaves = dict(rules_lib.named_leaves(params))
+
+  def one(path, act):
+    leaf = leaves[path]
+    _, stacked, _ = uses_lib.axes(path, leaf, uses)
+    n = leaf.ndim
+    scale = jnp.ones(
+      [leaf.shape[a] if a in stacked else 1 for a in range(-n, 0)]
+    )
+    if act.symmetric:
+      return scale, None
+    return scale, scales.zero_point(scale, scale, act)
+
+  return {p: one(p, s.act) for p, s in _static(rules, params).items()}
 
 
 def _parameters(path, leaf, seen, act, uses, method):

@@ -122,7 +122,11 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     title=f'{plan.data.name}: {", ".join(by_name)}',
     stages=stages,
     coverage=coverage,
-    facts={**data.facts, **{f'export of {k}': v for k, v in checked.items()}},
+    facts={
+      **data.facts,
+      **{f'export of {k}': v for k, v in checked.items()},
+      **_calibrated(built),
+    },
   )
   report_lib.write(
     work,
@@ -139,6 +143,18 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
 def _stored(final):
   """What a stage needs at inference: its parameters and its variables."""
   return {'params': final['params'], 'variables': final['variables']}
+
+
+def _calibrated(built) -> dict[str, str]:
+  """What the static ranges of activations were found on."""
+  return {
+    f'static ranges of {b.stage.name}': (
+      f'{len(b.ranges)}, by {b.stage.calibrate}, from'
+      f' {b.stage.calibrate_batches * b.stage.batch_size:,} training examples'
+    )
+    for b in built
+    if b.ranges
+  }
 
 
 def _over_tree(apply):

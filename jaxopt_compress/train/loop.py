@@ -13,6 +13,7 @@ that was killed anywhere goes on where it was when the same command is given aga
 and on one device ends with the same bits.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -111,7 +112,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
       name = b.stage.name
       finished[name] = _finished(work, plan, b, mesh)
       if finished[name] is None:
-        initial = _initial(b, plan, finished, mesh)
+        initial = _initial(b, plan, data, finished, mesh)
         state = _train(
           b, plan, data, initial, finished, mesh, work, metrics, watch
         )
@@ -133,7 +134,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     _together('report')
 
 
-def _initial(b, plan, finished, mesh):
+def _initial(b, plan, data, finished, mesh):
   """The state that a stage starts from."""
   stage = b.stage
   seed = plan_lib.stage_seed(plan.seed, stage.name)
@@ -145,8 +146,24 @@ def _initial(b, plan, finished, mesh):
       params, variables = source_params, source['variables']
     else:
       params = distillation.grow.warm_start(params, source_params)
-  state = jax.jit(b.create)(params, variables, jax.random.key(seed))
+  ranges = b.ranges
+  if ranges:
+    ranges = _calibrated(b, plan, data, params, variables)
+  state = jax.jit(b.create)(params, variables, jax.random.key(seed), ranges)
   return mesh_lib.replicate(state, mesh)
+
+
+def _calibrated(b, plan, data, params, variables):
+  """Ranges of static activations, from training data as it is."""
+  stage = b.stage
+  batches = data.batches(dataclasses.replace(stage, augment=False))
+  some = [batches[i][plan.data.input] for i in range(stage.calibrate_batches)]
+  ranges = stages_lib.calibrate(b, params, variables, some)
+  metrics_lib.log(
+    f'[{stage.name}] {len(ranges)} ranges of activations ({stage.calibrate}) from'
+    f' {len(some) * stage.batch_size} training examples.'
+  )
+  return ranges
 
 
 def _train(b, plan, data, state, finished, mesh, work, metrics, watch):

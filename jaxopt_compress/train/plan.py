@@ -20,6 +20,7 @@ import difflib
 from typing import Any
 import zlib
 
+from jaxopt_compress import quantization
 from jaxopt_compress.parallel import step as step_lib
 
 METRICS = ('accuracy', 'bits per byte')
@@ -62,6 +63,9 @@ class Stage:
   decay: str = 'cosine'
   weight_decay: float = 0.0
   clip: float = 0.0  # largest norm of a gradient; 0: any
+  # Of what is learned beside the weights (steps of LSQ), by Adam without decay: a
+  # fraction of the learning rate, as Adam moves a step of 0.01 as far as a weight.
+  learned_rate: float = 0.1
   label_smoothing: float = 0.0
   # Distillation: alpha * T^2 KL + (1 - alpha) * cross entropy.
   alpha: float = 0.9
@@ -74,6 +78,10 @@ class Stage:
   prune_span: tuple[float, float] = (0.0, 0.7)  # fractions of the steps
   prune_every: int = 10
   quantize: tuple = ()
+  # Where `quantize` says static, ranges of activations are found before the first
+  # step: on so many batches of the training data, not augmented, by this method.
+  calibrate: str = 'mse'
+  calibrate_batches: int = 8
   # Adapters: only they are trained, beside the frozen parameters of `init`, which
   # are stored as `quantize` says. Rules of (regex, rank).
   lora: tuple = ()
@@ -245,6 +253,9 @@ def _check_numbers(plan):
     where = f'config.stage.{stage.name}'
     least += [(f'{where}.batch_size', stage.batch_size, 1)]
     least += [(f'{where}.steps', stage.steps, 0)]
+    least += [(f'{where}.calibrate_batches', stage.calibrate_batches, 1)]
+    methods = quantization.ranges.METHODS
+    _one_of(f'{where}.calibrate', stage.calibrate, methods)
     if not 0 <= stage.warmup < 1:
       raise ValueError(
         f'{where}.warmup is {stage.warmup}; a fraction of the steps in [0, 1) is'

@@ -5,6 +5,7 @@ in the fifth stage is found before the first has been trained.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -39,6 +40,7 @@ class Built:
   create: Callable[..., state_lib.TrainState]
   template: state_lib.TrainState  # abstract
   final: dict[str, Any]
+  ranges: dict[str, Any]  # placeholders of what `calibrate` finds; may be {}
 
 
 def build(
@@ -54,26 +56,33 @@ def build(
       the message begins with the name of the stage.
   """
   try:
-    compression = compression_of(stage, model.uses)
+    blank = _placeholders(stage, model)
+    compression = compression_of(stage, model.uses, blank)
     trained = adapters if stage.lora else everything
+    schedule = dict(steps=stage.steps, warmup=stage.warmup, decay=stage.decay)
     optimizer = optimizer_lib.build(
       stage.optimizer,
-      steps=stage.steps,
       learning_rate=stage.learning_rate,
-      warmup=stage.warmup,
-      decay=stage.decay,
       weight_decay=stage.weight_decay,
       clip=stage.clip,
+      **schedule,
     )
+    slower = stage.learned_rate * stage.learning_rate
+    learned = optimizer_lib.build('adamw', learning_rate=slower, **schedule)
 
-    def create(params, variables, rng):
-      params, compression = trained(stage, model.uses, params, rng)
+    def create(params, variables, rng, ranges):
+      params, compression = trained(stage, model.uses, params, rng, ranges)
       return state_lib.create(
-        params, variables, rng, optimizer, compression=compression
+        params,
+        variables,
+        rng,
+        optimizer,
+        compression=compression,
+        learned_optimizer=learned,
       )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    template = jax.eval_shape(create, model.params, model.variables, key)
+    template = jax.eval_shape(create, model.params, model.variables, key, blank)
     final = jax.eval_shape(
       lambda s: finish(s, stage, model, compression), template
     )
@@ -85,6 +94,7 @@ def build(
     optimizer,
     inputs=data.input,
     compression=compression,
+    learned_optimizer=learned,
     teacher=teacher.apply if teacher else None,
   )
   return Built(
@@ -95,28 +105,76 @@ def build(
     create=create,
     template=template,
     final=final,
+    ranges=blank,
   )
 
 
-def everything(stage, uses, params, rng):
+def _placeholders(stage, model):
+  if not stage.quantize:
+    return {}
+  rules = words.quantize_rules(stage)
+  found = quantization.ranges.placeholders(model.params, rules, model.uses)
+  chosen = quantization.schemes.by_leaf(rules, model.params)
+  stay = [path for path in found if not chosen[path].act.learn]
+  if stay and not stage.init:
+    raise ValueError(
+      f'{stay[0]} has static activations, whose range is measured on a trained'
+      ' network and then stays. Set init to the stage that trains it, let the'
+      ' range be learned ("lsq", "pact"), or leave out "static" to measure at run'
+      ' time.'
+    )
+  return found
+
+
+def calibrate(
+  b: Built, params: Any, variables: Any, batches: Sequence[Any]
+) -> dict[str, Any]:
+  """Ranges of the static activations of a stage, in the shapes of `b.ranges`.
+
+  Args:
+    b: the stage.
+    params, variables: that it starts from.
+    batches: inputs.
+
+  Raises:
+    ValueError: as `jc.calibrate`; the message begins with the name of the stage.
+  """
+  output = lambda p, x: b.model.apply(p, variables, x)[0]
+  rules = words.quantize_rules(b.stage)
+  if b.stage.prune and not b.stage.steps:
+    params = array.materialize(pruned(params, b.stage, b.model.uses))
+  try:
+    found = quantization.calibrate(
+      output, params, rules, batches, b.model.uses, b.stage.calibrate
+    )
+  except ValueError as e:
+    raise ValueError(f'Stage {b.stage.name!r}: {e}') from e
+  return jax.tree.map(
+    lambda x, like: jnp.broadcast_to(x, like.shape), found, b.ranges
+  )
+
+
+def everything(stage, uses, params, rng, ranges):
   """(what is trained, its compression) of a stage that trains all parameters."""
   del rng
-  return params, compression_of(stage, uses)
+  return params, compression_of(stage, uses, ranges)
 
 
-def adapters(stage, uses, params, rng):
+def adapters(stage, uses, params, rng, ranges):
   """(what is trained, its compression) of a stage that trains adapters.
 
   The state of the compression is the frozen base, stored as the stage says.
   """
   if stage.quantize:
-    params = quantization.quantize(params, words.quantize_rules(stage), uses)
+    params = quantization.quantize(
+      params, words.quantize_rules(stage), uses, ranges=ranges
+    )
   # A key that no step has: those fold in their number.
   key = jax.random.fold_in(rng, 2**32 - 1)
   factors = quantization.add_lora(
     params, words.lora_rules(stage), uses, key=key
   )
-  compression = compression_of(stage, uses)
+  compression = compression_of(stage, uses, ranges)
   return factors, compression._replace(init=lambda factors: params)
 
 
@@ -138,17 +196,27 @@ def _beside(
 
 
 def compression_of(
-  stage: plan_lib.Stage, uses: dict[str, Any]
+  stage: plan_lib.Stage, uses: dict[str, Any], ranges: dict[str, Any]
 ) -> compression_lib.Compression:
-  """What happens to the parameters while a stage trains: masks, then rounding."""
+  """What happens to the parameters while a stage trains: masks, then rounding.
+
+  Ranges of static activations are in its state, so that a run which resumes goes
+  on with those it began with.
+  """
   if stage.lora:
     return _beside(stage, uses)
   parts = []
   if stage.prune:
     parts.append(pruning.prune.prune(words.prune_rules(stage), uses))
   if stage.quantize:
-    parts.append(quantization.fake_quantize(words.quantize_rules(stage), uses))
-  if not parts or not stage.steps:
+    parts.append(
+      quantization.fake_quantize(
+        words.quantize_rules(stage), uses, ranges=ranges
+      )
+    )
+  if not stage.steps:
+    return compression_lib.identity()._replace(init=lambda params: ranges)
+  if not parts:
     return compression_lib.identity()
   return compression_lib.chain(*parts)
 
@@ -166,18 +234,25 @@ def finish(
     plain = array.materialize(params) if stage.lora else plain
   else:
     if stage.prune:
-      params = pruning.prune.magnitude_prune(
-        params, words.prune_rules(stage), model.uses
-      )
+      params = pruned(params, stage, model.uses)
     if stage.quantize:
       params = quantization.quantize(
-        params, words.quantize_rules(stage), model.uses
+        params,
+        words.quantize_rules(stage),
+        model.uses,
+        ranges=state.comp_state,
       )
   return {
     'params': compression_lib.freeze(params),
     'variables': state.variables,
     'plain': plain,
   }
+
+
+def pruned(params: Any, stage: plan_lib.Stage, uses: dict[str, Any]) -> Any:
+  """The parameters under the masks of a stage that trains nothing."""
+  rules = words.prune_rules(stage)
+  return pruning.prune.magnitude_prune(params, rules, uses)
 
 
 def loss_of(stage: plan_lib.Stage, data: plan_lib.Data) -> state_lib.Loss:

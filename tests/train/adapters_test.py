@@ -65,7 +65,7 @@ class StageTest(parameterized.TestCase):
   def test_only_adapters_are_trained(self):
     built, model = _built()
     params, variables = model.init(0)
-    state = built.create(params, variables, jax.random.key(0))
+    state = built.create(params, variables, jax.random.key(0), {})
     numbers = 2 * (64 + 16) + 2 * (16 + 8)
     self.assertEqual(
       sum(x.size for x in jax.tree.leaves(state.params)), numbers
@@ -106,7 +106,7 @@ class StageTest(parameterized.TestCase):
   def test_scale(self):
     built, model = _built(lora_alpha=4.0, lora_rank_stabilized=True)
     params, variables = model.init(0)
-    state = built.create(params, variables, jax.random.key(0))
+    state = built.create(params, variables, jax.random.key(0), {})
     tree = built.compression.apply(state.params, state.comp_state)
     self.assertAlmostEqual(tree['layers']['0']['kernel'].scale, 4 / 2**0.5)
 
