@@ -1,6 +1,77 @@
 """Packaging of jaxopt_compress."""
 
+import importlib.util
+import pathlib
+import platform
+
 import setuptools
+from setuptools.command import build_ext
+
+_SOURCE = pathlib.Path('jaxopt_compress/kernels/cpu/source')
+_AVX512 = [f'-mavx512{f}' for f in ('f', 'bw', 'vl', 'dq', 'vnni')] + ['-mfma']
+# What each instruction path is compiled for; the others for any machine.
+_FLAGS = {
+  'x86_64': {
+    'amx': [*_AVX512, '-mamx-tile', '-mamx-int8'],
+    'avx512': _AVX512,
+    'avxvnni': ['-mavx2', '-mfma', '-mavxvnni'],
+    'avx2': ['-mavx2', '-mfma'],
+  },
+  'aarch64': {'neon': ['-march=armv8.2-a+dotprod']},
+}
+
+
+class BuildKernels(build_ext.build_ext):
+  """Compiles each path for its instructions; without a compiler, says so."""
+
+  def build_extension(self, ext):
+    machine = {'AMD64': 'x86_64', 'arm64': 'aarch64'}.get(
+      platform.machine(), platform.machine()
+    )
+    flags = _FLAGS.get(machine, {})
+    every = {name for paths in _FLAGS.values() for name in paths}
+    spec = importlib.util.find_spec('jaxlib')
+    objects = []
+    try:
+      if spec is None:
+        raise RuntimeError('jaxlib, which has the headers, is not installed')
+      headers = pathlib.Path(spec.submodule_search_locations[0]) / 'include'
+      for source in sorted(ext.sources):
+        name = pathlib.Path(source).stem
+        if name in every and name not in flags:
+          continue
+        objects += self.compiler.compile(
+          [source],
+          output_dir=self.build_temp,
+          include_dirs=[str(headers)],
+          extra_postargs=[*ext.extra_compile_args, *flags.get(name, [])],
+        )
+      path = pathlib.Path(self.get_ext_fullpath(ext.name))
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self.compiler.link_shared_object(
+        objects, str(path), target_lang='c++', libraries=['pthread']
+      )
+    except Exception as e:  # Whatever it was, the library works without.
+      print(
+        f'jaxopt_compress: the CPU kernels were NOT built ({e}). Everything works,'
+        ' compressed models slower than they could be on CPUs.'
+      )
+
+
+_KERNELS = setuptools.Extension(
+  'jaxopt_compress.kernels.cpu._kernels',
+  [str(p) for p in sorted(_SOURCE.glob('*.cc'))],
+  depends=[str(p) for p in sorted(_SOURCE.glob('*.h'))],
+  extra_compile_args=[
+    '-std=c++17',
+    '-O3',
+    '-fno-math-errno',
+    '-fno-trapping-math',
+    '-ffp-contract=fast',
+    '-fvisibility=hidden',
+  ],
+  optional=True,
+)
 
 setuptools.setup(
   name='jaxopt_compress',
@@ -14,6 +85,9 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['jaxopt_compress*']),
+  package_data={'jaxopt_compress.kernels.cpu': ['source/*']},
+  ext_modules=[_KERNELS],
+  cmdclass={'build_ext': BuildKernels},
   install_requires=[
     'absl-py>=2.1',
     'chex>=0.1.90',

@@ -1,0 +1,1 @@
+"""Kernels: products with compressed weights that are faster than dense ones."""

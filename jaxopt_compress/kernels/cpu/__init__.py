@@ -1,0 +1,1 @@
+"""Kernels for CPUs: a library of C++ that XLA calls."""

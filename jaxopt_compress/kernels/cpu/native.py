@@ -1,0 +1,166 @@
+"""The library of C++ kernels, and its calls.
+
+    y = a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias
+
+with x the int8 codes of a row, a its scale and b its zero point, w the codes of the
+weight, s and z its scales and zero points, t = sum_g s_g sum w - z the sums of its
+columns: `source/job.h`.
+
+Which instructions are used is found out when the library is first called. Its
+threads are XLA's own.
+"""
+
+import ctypes
+import enum
+import functools
+import importlib.machinery
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import jaxprs
+
+_TARGETS = ('matmul',)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+  folder = pathlib.Path(__file__).parent
+  for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+    path = folder / f'_kernels{suffix}'
+    if path.exists():
+      library = ctypes.CDLL(str(path))
+      for name in _TARGETS:
+        handler = getattr(library, f'jaxopt_compress_{name}')
+        jax.ffi.register_ffi_target(
+          f'jaxopt_compress_{name}', jax.ffi.pycapsule(handler), platform='cpu'
+        )
+      return library
+  return None
+
+
+def available() -> bool:
+  """Whether the library was built."""
+  return _library() is not None
+
+
+@functools.cache
+def paths() -> tuple[str, ...]:
+  """The instruction paths that this machine has, best first; () without the library.
+
+  Of 'amx', 'avx512-vnni', 'avx-vnni', 'avx2', 'neon-dotprod' and 'portable'.
+  """
+  library = _library()
+  if library is None:
+    return ()
+  library.jaxopt_compress_paths.restype = ctypes.c_char_p
+  return tuple(library.jaxopt_compress_paths().decode().split())
+
+
+class Act(enum.IntEnum):
+  """What becomes of the other operand: `source/job.h`."""
+
+  CODES = 0
+  DYNAMIC = 1
+  STATIC = 2
+  FLOAT = 3
+
+
+def matmul(
+  x: jax.Array,
+  w: jax.Array,
+  scale: jax.Array | None,
+  *,
+  format: str,
+  k: int,
+  n: int,
+  group: int,
+  act: Act,
+  zero: jax.Array | None = None,
+  totals: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  act_scale: jax.Array | None = None,
+  act_zero: jax.Array | None = None,
+  bound: float = 127.5,
+  low: float = -128.0,
+  high: float = 127.0,
+  symmetric: bool = True,
+  out_dtype=jnp.float32,
+  path: str = '',
+) -> jax.Array:
+  """A stack of products on the library; no derivative.
+
+  Leading axes broadcast. Rows that share a matrix are multiplied together.
+
+  Args:
+    x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
+    w: [..., panels, units, bytes] as `layout.to_panels` makes them.
+    scale: [..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for codes.
+    format: in `layout.CODES`.
+    k, n: rows and columns of the matrix.
+    group: rows that share scales.
+    act: how x is rounded. FLOAT keeps it to 2^-23 of the largest entry of its row,
+      2^-15 where x is bfloat16. A row with a NaN or an infinity gives NaN.
+    zero: [..., groups, n] float32 or int8, in numbers of the format.
+    totals: [..., 1, n] float32 column sums, where codes of x have zero points.
+    bias: [..., 1, n] float32.
+    act_scale, act_zero: [..., 1, 1] float32, of Act.STATIC.
+    bound, low, high: of the codes of x.
+    symmetric: whether codes of x have no zero point.
+    out_dtype: float32 or bfloat16; int32 for codes.
+    path: an instruction path; the best if ''.
+
+  Returns:
+    [..., m, n].
+
+  Raises:
+    RuntimeError: the library was not built.
+  """
+  if not available():
+    raise RuntimeError(
+      'The CPU kernels were not built: a C++17 compiler was missing when'
+      ' jaxopt_compress was installed. Install one, then reinstall.'
+    )
+  lead = max(x.ndim - 2, w.ndim - 3)
+  full = lambda a, inner: a.reshape((1,) * (lead + inner - a.ndim) + a.shape)
+  empty = jnp.zeros((1,) * lead + (0, 0), jnp.float32)
+  others = [
+    empty if a is None else full(a, 2)
+    for a in (scale, zero, totals, bias, act_scale, act_zero)
+  ]
+  x, w = full(x, 2), full(w, 3)
+  stack = jnp.broadcast_shapes(x.shape[:-2], w.shape[:-3])
+  operands = _alike([x, w, *others])
+  call = jax.ffi.ffi_call(
+    'jaxopt_compress_matmul',
+    _result((*stack, x.shape[-2], n), out_dtype, operands[0]),
+    vmap_method='expand_dims',
+  )
+  return call(
+    *operands,
+    format=format,
+    act=np.int32(act),
+    bound=np.float32(bound),
+    low=np.float32(low),
+    high=np.float32(high),
+    symmetric=symmetric,
+    k=np.int64(k),
+    n=np.int64(n),
+    group=np.int64(group),
+    path=path,
+  )
+
+
+def _alike(operands):
+  """The same, all varying over the same mesh axes inside a `shard_map`."""
+  axes = frozenset().union(*(jaxprs.varying(jax.typeof(a)) for a in operands))
+  return [jaxprs.vary(a, axes) for a in operands]
+
+
+def _result(shape, dtype, like):
+  """What a call returns, varying as `like` does."""
+  return jax.ShapeDtypeStruct(
+    shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type
+  )

@@ -1,0 +1,115 @@
+// AVX2; with -mavxvnni, its four-way byte products as well.
+
+#if defined(__x86_64__)
+
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "job.h"
+
+namespace jaxopt_compress {
+namespace {
+
+#include "rows.h"
+
+struct V {
+  using I = __m256i;
+  using F = __m256;
+  struct Numbers {
+    __m256 low, high;
+  };
+  static constexpr int kLanes = 8;
+  static constexpr int kMost = 3;
+
+  static I none() { return _mm256_setzero_si256(); }
+  static I load(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static void save(void* p, I x) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+  }
+  static I integers(int32_t x) { return _mm256_set1_epi32(x); }
+  static I less(I x, int32_t y) {
+    return _mm256_sub_epi32(x, _mm256_set1_epi32(y));
+  }
+  static I four(const int8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return _mm256_set1_epi32(x);
+  }
+  static I dot(I acc, I u, I s) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(acc, u, s);
+#else
+    // By halves of sixteen bits, which hold every product and the sum of two.
+    const I mask = _mm256_set1_epi16(0xff);
+    const I even = _mm256_madd_epi16(_mm256_and_si256(u, mask),
+                                     _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const I odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8),
+                                    _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+#endif
+  }
+  static I field(I x, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(x, shift),
+                            _mm256_set1_epi8(static_cast<char>(mask)));
+  }
+  static I join(I low, I high) {
+    return _mm256_or_si256(low, _mm256_slli_epi16(high, 2));
+  }
+  static I table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I look_up(I table, I code) { return _mm256_shuffle_epi8(table, code); }
+  static void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+    _mm_prefetch(static_cast<const char*>(p) + 64, _MM_HINT_T0);
+  }
+
+  static F all(float x) { return _mm256_set1_ps(x); }
+  static F get(const float* p) { return _mm256_loadu_ps(p); }
+  static void put(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F floats(I x) { return _mm256_cvtepi32_ps(x); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+
+  static Numbers numbers(const float* p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+  }
+  static F number(const Numbers& numbers, I raw, int shift) {
+    const I code = _mm256_srli_epi32(raw, shift);
+    // The top bit of the code chooses the half.
+    const F choice = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(numbers.low, code),
+                            _mm256_permutevar8x32_ps(numbers.high, code), choice);
+  }
+};
+
+#include "tile.h"
+
+bool here() {
+#if defined(__AVXVNNI__)
+  unsigned a, b, c, d;
+  const bool vnni = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#else
+  const bool vnni = true;
+#endif
+  return vnni && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+#if defined(__AVXVNNI__)
+const Path kAvxVnni = {"avx-vnni",   here,    tiles, workspace,
+                       prepare_rows, multiply};
+#else
+const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows, multiply};
+#endif
+
+}  // namespace jaxopt_compress
+
+#endif

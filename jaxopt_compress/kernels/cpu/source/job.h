@@ -1,0 +1,101 @@
+// What a product is made of, between the call that checks it and the instructions
+// that compute it.
+//
+//   out[r, n] = a[r] (sum_g s[g, n] sum_{k in g} (w[k, n] - z[g, n]) x[r, k])
+//               - a[r] b[r] t[n] + bias[n]
+//
+// with x int8 codes of a row, a its scale and b its zero point; w codes of the
+// weight, s and z its scales and zero points, t the sums of its columns.
+#pragma once
+
+#include <cstdint>
+
+#include "codes.h"
+
+namespace jaxopt_compress {
+
+// How the rows of x become the codes that meet the weight.
+//
+//   kCodes     x is int8 already; the result is int32
+//   kDynamic   the range of each row is measured
+//   kStatic    scale and zero point are given
+//   kFloat     x = a (2^16 d0 + 2^8 d1 + d2) with int8 digits d: three rows of
+//              codes, which keep x to 2^-23 of max|row| (two for bfloat16, 2^-15);
+//              or, where numbers of the weight are not integers, float32 products
+enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
+
+enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0 };
+
+// One product of a batch.
+struct Item {
+  const void* x;        // [rows, k]
+  const uint8_t* w;     // [panels, units, bytes]
+  const void* scale;    // [groups, n]
+  const void* zero;     // [groups, n] or null
+  const float* totals;  // [n] or null
+  const float* bias;    // [n] or null
+  float act_scale, act_zero;  // where they are given
+  void* out;            // [rows, n]
+  // Made from x, tile by tile.
+  int8_t* codes;   // [tiles][chunks][size][chunk]
+  int32_t* sums;   // [tiles][groups][size], of the codes
+  float* scales;   // [tiles][size], a
+  float* zeros;    // [tiles][size], b
+};
+
+struct Job {
+  Format format;
+  Act act;
+  Type x_type, scale_type, zero_type, out_type;
+  float bound, low, high;  // of the codes of x
+  bool symmetric;          // whether they have no zero point
+  int digits;              // rows of codes that a row of x becomes
+  int64_t rows, k, n;
+  int64_t group, groups;  // rows that share a scale; how many times
+  int64_t units, panels;
+
+  bool in_floats() const { return format.numbers != nullptr; }
+  int64_t group_units() const {
+    return groups > 1 ? (group + format.rows - 1) / format.rows : units;
+  }
+  int64_t group_steps() const { return group_units() * format.rows / kSteps; }
+  int64_t steps() const { return units * format.rows / kSteps; }
+  int64_t units_of(int64_t g) const {
+    const int64_t rest = units - g * group_units();
+    return rest < group_units() ? rest : group_units();
+  }
+};
+
+// How rows are cut into tiles and how their codes lie.
+struct Tiles {
+  int size;       // rows of codes that a tile has room for
+  int used;       // of which are used: whole rows of x
+  int chunk;      // bytes of a row that lie together
+  int64_t count;  // tiles
+  int64_t chunks;
+  int64_t codes() const { return chunks * size * chunk; }  // bytes of a tile
+};
+
+// Rows of x in a tile.
+inline int64_t rows_in(const Job& job, const Tiles& t, int64_t tile) {
+  const int64_t most = t.used / job.digits, rest = job.rows - tile * most;
+  return rest < most ? rest : most;
+}
+
+// An instruction path.
+struct Path {
+  const char* name;
+  bool (*here)();  // whether this machine has it
+  // How it cuts rows; size 0 where it cannot do the job.
+  Tiles (*tiles)(const Job&);
+  int64_t (*workspace)(const Job&, const Tiles&);  // bytes that a worker needs
+  void (*prepare)(const Job&, const Tiles&, const Item&, int64_t tile,
+                  char* workspace);
+  // Multiplies the tiles first to last by some panels.
+  void (*multiply)(const Job&, const Tiles&, const Item&, int64_t panel,
+                   int64_t panels, int64_t first, int64_t last, char* workspace);
+};
+
+extern const Path kAmx, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;
+
+}  // namespace jaxopt_compress

@@ -1,0 +1,321 @@
+// The product of a batch of matrices, as XLA calls it.
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "paths.h"
+#include "region.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxopt_compress {
+namespace {
+
+namespace ffi = xla::ffi;
+
+Type type_of(const ffi::AnyBuffer& buffer) {
+  if (buffer.element_count() == 0) return Type::kNone;
+  switch (buffer.element_type()) {
+    case ffi::F32:
+      return Type::kF32;
+    case ffi::BF16:
+      return Type::kBf16;
+    case ffi::S8:
+      return Type::kS8;
+    case ffi::S32:
+      return Type::kS32;
+    case ffi::F8E8M0FNU:
+      return Type::kE8m0;
+    default:
+      return Type::kNone;
+  }
+}
+
+int64_t bytes_of(Type type) {
+  return type == Type::kF32 || type == Type::kS32 ? 4 : type == Type::kBf16 ? 2 : 1;
+}
+
+// Where the operand of each product of a batch begins.
+class Batch {
+ public:
+  using Dims = ffi::AnyBuffer::Dimensions;
+
+  // Whether the leading axes of `dims`, all but `inner`, broadcast to `lead`.
+  static bool fits(Dims dims, size_t inner, Dims lead) {
+    if (dims.size() < inner || dims.size() - inner > lead.size()) return false;
+    const size_t own = dims.size() - inner, skip = lead.size() - own;
+    for (size_t i = 0; i < own; ++i) {
+      if (dims[i] != 1 && dims[i] != lead[skip + i]) return false;
+    }
+    return true;
+  }
+
+  // Entry of the operand, in units of one product, for product `i`.
+  static int64_t at(Dims dims, size_t inner, Dims lead, int64_t i) {
+    const size_t own = dims.size() - inner;
+    int64_t place = 0, stride = 1;
+    for (size_t j = 0; j < lead.size(); ++j) {
+      const size_t axis = lead.size() - 1 - j;
+      const int64_t index = i % lead[axis];
+      i /= lead[axis];
+      if (j < own) {
+        const int64_t n = dims[own - 1 - j];
+        if (n != 1) place += index * stride;
+        stride *= n;
+      }
+    }
+    return place;
+  }
+
+  static bool single(Dims dims, size_t inner) {
+    for (size_t i = 0; i + inner < dims.size(); ++i) {
+      if (dims[i] != 1) return false;
+    }
+    return true;
+  }
+};
+
+struct Call {
+  Job job;
+  Tiles tiles;
+  const Path* path;
+  std::vector<Item> items;
+  int64_t panels_each, tiles_each;   // of a task
+  int64_t panel_tasks, tile_tasks;   // of an item
+
+  static void task(const void* context, int round, int64_t i) {
+    const Call& call = *static_cast<const Call*>(context);
+    thread_local Room room;
+    char* workspace = room.of(call.path->workspace(call.job, call.tiles));
+    if (round == 0) {
+      const Item& item = call.items[i / call.tiles.count];
+      call.path->prepare(call.job, call.tiles, item, i % call.tiles.count,
+                         workspace);
+      return;
+    }
+    const int64_t of_item = call.panel_tasks * call.tile_tasks;
+    const Item& item = call.items[i / of_item];
+    const int64_t panel =
+        i % of_item / call.tile_tasks * call.panels_each;
+    const int64_t first = i % call.tile_tasks * call.tiles_each;
+    call.path->multiply(
+        call.job, call.tiles, item, panel,
+        std::min(call.panels_each, call.job.panels - panel), first,
+        std::min(first + call.tiles_each, call.tiles.count), workspace);
+  }
+};
+
+const Format* format_of(std::string_view name) {
+  for (const Format& format : kFormats) {
+    if (name == format.name) return &format;
+  }
+  return nullptr;
+}
+
+int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+ffi::Error wrong(const std::string& what) {
+  return ffi::Error::InvalidArgument("jaxopt_compress: " + what);
+}
+
+ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
+                  ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+                  ffi::AnyBuffer totals, ffi::AnyBuffer bias,
+                  ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
+                  ffi::Result<ffi::AnyBuffer> out, std::string_view format,
+                  int32_t act, float bound, float low, float high,
+                  bool symmetric, int64_t k, int64_t n, int64_t group,
+                  std::string_view path) {
+  if (out->element_count() == 0) return ffi::Error::Success();
+  const Format* found = format_of(format);
+  if (found == nullptr) return wrong("no format " + std::string(format));
+  if (k < 1 || n < 1 || group < 1 || act < 0 || act > 3) {
+    return wrong("sizes must be positive");
+  }
+  const auto x_dims = x.dimensions(), w_dims = w.dimensions();
+  const auto out_dims = out->dimensions();
+  if (out_dims.size() < 2 || x_dims.size() < 2 || w_dims.size() < 3) {
+    return wrong("x and w must be stacks of matrices");
+  }
+  const Batch::Dims lead(out_dims.begin(), out_dims.size() - 2);
+  const ffi::AnyBuffer* others[] = {&scale,     &zero,     &totals, &bias,
+                                    &act_scale, &act_zero};
+  bool fits = Batch::fits(x_dims, 2, lead) && Batch::fits(w_dims, 3, lead);
+  // A matrix that all products share is multiplied by all rows at once.
+  bool shared = Batch::single(w_dims, 3);
+  for (const ffi::AnyBuffer* other : others) {
+    if (other->element_count() == 0) continue;
+    fits = fits && Batch::fits(other->dimensions(), 2, lead);
+    shared = shared && Batch::single(other->dimensions(), 2);
+  }
+  if (!fits) return wrong("leading axes do not fit those of the result");
+
+  auto call = std::make_unique<Call>();
+  Job& job = call->job;
+  job.format = *found;
+  job.act = static_cast<Act>(act);
+  job.x_type = type_of(x);
+  job.scale_type = type_of(scale);
+  job.zero_type = type_of(zero);
+  ffi::AnyBuffer result = *out;
+  job.out_type = type_of(result);
+  job.bound = bound;
+  job.low = low;
+  job.high = high;
+  job.symmetric = symmetric;
+  job.digits = 1;
+  if (job.act == Act::kFloat && !job.in_floats()) {
+    job.digits = job.x_type == Type::kBf16 ? 2 : 3;
+  }
+  const int64_t m = out_dims[out_dims.size() - 2];
+  job.k = k;
+  job.n = n;
+  job.group = std::min(group, k);
+  job.groups = (k + job.group - 1) / job.group;
+  job.panels = w_dims[w_dims.size() - 3];
+  job.units = w_dims[w_dims.size() - 2];
+  const int64_t unit_rows = job.format.rows;
+  const int64_t last = k - (job.groups - 1) * job.group;
+  const int64_t each = (job.group + unit_rows - 1) / unit_rows;
+  const bool sizes =
+      x_dims[x_dims.size() - 1] == k && x_dims[x_dims.size() - 2] == m &&
+      out_dims[out_dims.size() - 1] == n && w_dims[w_dims.size() - 1] == job.format.bytes &&
+      job.panels == (n + kColumns - 1) / kColumns &&
+      job.units == (job.groups - 1) * each + (last + unit_rows - 1) / unit_rows;
+  if (!sizes) return wrong("shapes do not fit each other");
+  const bool codes = job.act == Act::kCodes;
+  const bool types =
+      (codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32 &&
+                   job.groups == 1 && !job.in_floats()
+             : (job.x_type == Type::kF32 || job.x_type == Type::kBf16) &&
+                   (job.out_type == Type::kF32 || job.out_type == Type::kBf16) &&
+                   (job.scale_type == Type::kF32 ||
+                    job.scale_type == Type::kBf16 ||
+                    job.scale_type == Type::kE8m0)) &&
+      (job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
+       job.zero_type == Type::kS8) &&
+      (job.act != Act::kStatic || type_of(act_scale) == Type::kF32) &&
+      !(job.in_floats() && job.act != Act::kFloat);
+  if (!types) return wrong("types do not fit each other");
+  const auto row_of = [&](const ffi::AnyBuffer& b, int64_t rows, int64_t columns) {
+    const auto d = b.dimensions();
+    return b.element_count() == 0 ||
+           (d[d.size() - 2] == rows && d[d.size() - 1] == columns);
+  };
+  if ((!codes && !row_of(scale, job.groups, n)) || !row_of(zero, job.groups, n) ||
+      !row_of(totals, 1, n) || !row_of(bias, 1, n) || !row_of(act_scale, 1, 1) ||
+      !row_of(act_zero, 1, 1)) {
+    return wrong("shapes of scales do not fit");
+  }
+
+  int64_t products = 1;
+  for (int64_t d : lead) products *= d;
+  const bool whole = static_cast<int64_t>(x.element_count()) == products * m * k;
+  const bool merged = shared && whole;
+  job.rows = merged ? products * m : m;
+  if (merged) products = 1;
+  const std::string name(path);
+  call->path = path_for(job, name.c_str());
+  if (call->path == nullptr) {
+    return wrong("no instruction path " + name + " for this product here");
+  }
+  call->tiles = call->path->tiles(job);
+  const Tiles& t = call->tiles;
+
+  // What the rows become, for all products.
+  const int64_t code_bytes = rounded(t.count * t.codes());
+  const int64_t sum_bytes = rounded(t.count * job.groups * t.size * 4);
+  const int64_t row_bytes = rounded(t.count * t.size * 4);
+  const int64_t item_bytes = code_bytes + sum_bytes + 2 * row_bytes;
+  thread_local Room room;
+  char* memory = room.of(products * item_bytes);
+  const auto entry = [&](const ffi::AnyBuffer& b, Type type, int64_t size,
+                         int64_t i) -> const char* {
+    if (b.element_count() == 0) return nullptr;
+    const int64_t at = merged ? 0 : Batch::at(b.dimensions(), 2, lead, i);
+    return static_cast<const char*>(b.untyped_data()) + at * size * bytes_of(type);
+  };
+  call->items.resize(products);
+  for (int64_t i = 0; i < products; ++i) {
+    Item& item = call->items[i];
+    item.x = entry(x, job.x_type, m * k, i);
+    const int64_t w_at = merged ? 0 : Batch::at(w_dims, 3, lead, i);
+    item.w = static_cast<const uint8_t*>(w.untyped_data()) +
+             w_at * job.panels * job.units * job.format.bytes;
+    item.scale = entry(scale, job.scale_type, job.groups * n, i);
+    item.zero = entry(zero, job.zero_type, job.groups * n, i);
+    item.totals = reinterpret_cast<const float*>(entry(totals, Type::kF32, n, i));
+    item.bias = reinterpret_cast<const float*>(entry(bias, Type::kF32, n, i));
+    const char* s = entry(act_scale, Type::kF32, 1, i);
+    const char* z = entry(act_zero, Type::kF32, 1, i);
+    item.act_scale = s == nullptr ? 1.0f : *reinterpret_cast<const float*>(s);
+    item.act_zero = z == nullptr ? 0.0f : *reinterpret_cast<const float*>(z);
+    item.out = static_cast<char*>(out->untyped_data()) +
+               i * m * n * bytes_of(job.out_type);
+    char* mine = memory + i * item_bytes;
+    item.codes = reinterpret_cast<int8_t*>(mine);
+    item.sums = reinterpret_cast<int32_t*>(mine + code_bytes);
+    item.scales = reinterpret_cast<float*>(mine + code_bytes + sum_bytes);
+    item.zeros =
+        reinterpret_cast<float*>(mine + code_bytes + sum_bytes + row_bytes);
+  }
+
+  const int64_t work = products * job.rows * job.digits * k * n;
+  const int64_t bytes =
+      products * job.panels * job.units * job.format.bytes;
+  const bool small = work < (1 << 21) && bytes < (1 << 17);
+  const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t wanted = workers == 1 ? 1 : 8 * workers;
+  const int64_t runs = std::max<int64_t>(wanted / products, 1);
+  call->panels_each = std::max<int64_t>(job.panels / runs, 1);
+  call->panel_tasks = (job.panels + call->panels_each - 1) / call->panels_each;
+  const int64_t splits = std::max<int64_t>(runs / call->panel_tasks, 1);
+  call->tiles_each = std::max<int64_t>((t.count + splits - 1) / splits, 1);
+  call->tile_tasks = (t.count + call->tiles_each - 1) / call->tiles_each;
+  run(pool, workers - 1, &Call::task, call.get(), products * t.count,
+      products * call->panel_tasks * call->tile_tasks);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<std::string_view>("format")
+                                  .Attr<int32_t>("act")
+                                  .Attr<float>("bound")
+                                  .Attr<float>("low")
+                                  .Attr<float>("high")
+                                  .Attr<bool>("symmetric")
+                                  .Attr<int64_t>("k")
+                                  .Attr<int64_t>("n")
+                                  .Attr<int64_t>("group")
+                                  .Attr<std::string_view>("path"));
+
+}  // namespace jaxopt_compress
+
+// Names of the instruction paths that this machine has, best first.
+extern "C" __attribute__((visibility("default"))) const char* jaxopt_compress_paths() {
+  static const std::string names = [] {
+    std::string all;
+    for (int i = 0; i < jaxopt_compress::paths().count; ++i) {
+      all += (i ? " " : "");
+      all += jaxopt_compress::paths().all[i]->name;
+    }
+    return all;
+  }();
+  return names.c_str();
+}

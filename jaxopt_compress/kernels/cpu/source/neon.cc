@@ -1,0 +1,96 @@
+// NEON with the dot product of ARMv8.2.
+
+#if defined(__aarch64__)
+
+#include <arm_neon.h>
+#include <sys/auxv.h>
+
+#include <cstring>
+
+#include "job.h"
+
+namespace jaxopt_compress {
+namespace {
+
+#include "rows.h"
+
+struct V {
+  using I = int32x4_t;
+  using F = float32x4_t;
+  struct Numbers {
+    const float* p;
+  };
+  static constexpr int kLanes = 4;
+  static constexpr int kMost = 2;
+
+  static I none() { return vdupq_n_s32(0); }
+  static I load(const void* p) {
+    return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
+  }
+  static void save(void* p, I x) {
+    vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_s32(x));
+  }
+  static I integers(int32_t x) { return vdupq_n_s32(x); }
+  static I less(I x, int32_t y) { return vsubq_s32(x, vdupq_n_s32(y)); }
+  static I four(const int8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return vdupq_n_s32(x);
+  }
+  // Codes are unsigned and there are signed products only: u = 128 + v, with the
+  // 128 of each of the four added up apart.
+  static I dot(I acc, I u, I s) {
+    const int8x16_t v = vreinterpretq_s8_u8(
+        veorq_u8(vreinterpretq_u8_s32(u), vdupq_n_u8(128)));
+    const int8x16_t x = vreinterpretq_s8_s32(s);
+    acc = vdotq_s32(acc, v, x);
+    const int8x16_t half = vdupq_n_s8(64);
+    acc = vdotq_s32(acc, half, x);
+    return vdotq_s32(acc, half, x);
+  }
+  static I field(I x, int shift, int mask) {
+    const uint8x16_t bytes =
+        vshlq_u8(vreinterpretq_u8_s32(x), vdupq_n_s8(static_cast<int8_t>(-shift)));
+    return vreinterpretq_s32_u8(vandq_u8(bytes, vdupq_n_u8(mask)));
+  }
+  static I join(I low, I high) {
+    return vorrq_s32(low, vreinterpretq_s32_u8(
+                              vshlq_n_u8(vreinterpretq_u8_s32(high), 2)));
+  }
+  static I table(const uint8_t* p) { return load(p); }
+  static I look_up(I table, I code) {
+    return vreinterpretq_s32_u8(
+        vqtbl1q_u8(vreinterpretq_u8_s32(table), vreinterpretq_u8_s32(code)));
+  }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+  static F all(float x) { return vdupq_n_f32(x); }
+  static F get(const float* p) { return vld1q_f32(p); }
+  static void put(float* p, F x) { vst1q_f32(p, x); }
+  static F floats(I x) { return vcvtq_f32_s32(x); }
+  static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F mul(F a, F b) { return vmulq_f32(a, b); }
+  static F sub(F a, F b) { return vsubq_f32(a, b); }
+
+  static Numbers numbers(const float* p) { return {p}; }
+  static F number(const Numbers& numbers, I raw, int shift) {
+    uint32_t codes[4];
+    vst1q_s32(reinterpret_cast<int32_t*>(codes), raw);
+    float out[4];
+    for (int i = 0; i < 4; ++i) out[i] = numbers.p[codes[i] >> shift & 15];
+    return vld1q_f32(out);
+  }
+};
+
+#include "tile.h"
+
+bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
+
+}  // namespace
+
+const Path kNeonDot = {"neon-dotprod", here,    tiles, workspace,
+                       prepare_rows,   multiply};
+
+}  // namespace jaxopt_compress
+
+#endif

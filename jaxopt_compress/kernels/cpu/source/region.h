@@ -1,0 +1,100 @@
+// Two rounds of tasks shared between the calling thread and a pool.
+//
+// Tasks are claimed from an atomic counter by whoever is awake, the caller first of
+// all. Nobody waits for a task that nobody has claimed, so the caller may itself be
+// a thread of the pool and the pool may never get round to helping. A helper that
+// comes late finds nothing to claim and touches nothing of the caller's.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace jaxopt_compress {
+
+class Region {
+ public:
+  using Task = void (*)(const void* context, int round, int64_t task);
+
+  Region(Task task, const void* context, int64_t first, int64_t second)
+      : task_(task), context_(context), sizes_{first, second} {}
+
+  void work() {
+    for (int round = 0; round < 2; ++round) {
+      const int64_t n = sizes_[round];
+      while (true) {
+        const int64_t i = next_[round].fetch_add(1, std::memory_order_relaxed);
+        if (i >= n) break;
+        task_(context_, round, i);
+        done_[round].fetch_add(1, std::memory_order_release);
+      }
+      // What is left is claimed, so it runs on a thread that is awake.
+      for (int spins = 0; done_[round].load(std::memory_order_acquire) < n;) {
+        if (++spins < 4096) {
+          pause();
+        } else {
+          std::this_thread::yield();
+        }
+      }
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+  Task task_;
+  const void* context_;
+  int64_t sizes_[2];
+  alignas(64) std::atomic<int64_t> next_[2] = {{0}, {0}};
+  alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
+};
+
+// Runs both rounds on this thread and up to `helpers` threads of a pool.
+template <typename Pool>
+void run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
+         int64_t first, int64_t second) {
+  auto region = std::make_shared<Region>(task, context, first, second);
+  for (int64_t i = 0; i < helpers; ++i) {
+    pool.Schedule([region] { region->work(); });
+  }
+  region->work();
+}
+
+// Memory that a thread keeps and reuses; what it held is lost when it grows.
+class Room {
+ public:
+  Room() = default;
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { std::free(data_); }
+
+  char* of(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+      data_ = static_cast<char*>(std::aligned_alloc(64, size_));
+      if (data_ == nullptr) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return data_;
+  }
+
+ private:
+  char* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace jaxopt_compress

@@ -1,0 +1,200 @@
+// Rows of x to codes. Plain loops, which each instruction path compiles for itself.
+//
+// Included inside the unnamed namespace of a path.
+
+inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, 4);
+  return x;
+}
+
+inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >> 16) | 0x40;  // NaN
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// A row of x as floats: itself, or converted into `room`.
+inline const float* floats_of(const Job& job, const void* x, int64_t row,
+                              float* room) {
+  if (job.x_type == Type::kF32) {
+    return static_cast<const float*>(x) + row * job.k;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(x) + row * job.k;
+  for (int64_t i = 0; i < job.k; ++i) room[i] = from_bf16(from[i]);
+  return room;
+}
+
+// The largest magnitude of a row; NaN or infinity where there is one.
+inline float largest(const float* x, int64_t k) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  float m;
+  std::memcpy(&m, &most, 4);
+  return m;
+}
+
+inline bool finite(float x) { return x - x == 0.0f; }
+
+constexpr float kTiny = 1.17549435e-38f;
+
+struct Range {
+  float scale, zero;
+  bool bad;  // the row has NaN or infinity: so have all its products
+};
+
+// As jaxopt_compress/quantization/scales.py has it.
+inline Range range_of(const Job& job, const Item& item, const float* x) {
+  const float m = largest(x, job.k);
+  if (job.act == Act::kStatic) return {item.act_scale, item.act_zero, m != m};
+  if (!finite(m)) return {1.0f, 0.0f, true};
+  float reach = m, center = 0.0f;
+  if (!job.symmetric) {
+    float low = 0.0f, high = 0.0f;
+    for (int64_t i = 0; i < job.k; ++i) {
+      low = x[i] < low ? x[i] : low;
+      high = x[i] > high ? x[i] : high;
+    }
+    reach = (high - low) * 0.5f;
+    center = (high + low) * 0.5f;
+  }
+  float scale = reach * (1.0f / job.bound);
+  scale = scale > kTiny ? scale : kTiny;
+  if (job.symmetric) return {scale, 0.0f, false};
+  float zero = (job.high + job.low) * 0.5f - center * (1.0f / scale);
+  zero = __builtin_nearbyintf(zero);
+  zero = zero < job.low ? job.low : zero > job.high ? job.high : zero;
+  return {scale, zero, false};
+}
+
+inline void round_row(const float* x, int64_t k, float inverse, float zero,
+                      float low, float high, int8_t* out) {
+  for (int64_t i = 0; i < k; ++i) {
+    float v = __builtin_nearbyintf(x[i] * inverse) + zero;
+    v = v > low ? v : low;
+    v = v < high ? v : high;
+    out[i] = static_cast<int8_t>(static_cast<int32_t>(v));
+  }
+}
+
+// Digits of x / scale, which is at most 127 * 2^(8 (digits - 1)).
+inline void digits_row(const float* x, int64_t k, float inverse, int digits,
+                       int8_t* const* out) {
+  if (digits == 3) {
+    int8_t *a = out[0], *b = out[1], *c = out[2];
+    for (int64_t i = 0; i < k; ++i) {
+      const int32_t q =
+          static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
+      const int32_t q1 = (q + 128) >> 8, q0 = (q1 + 128) >> 8;
+      a[i] = static_cast<int8_t>(q0);
+      b[i] = static_cast<int8_t>(q1 - (q0 << 8));
+      c[i] = static_cast<int8_t>(q - (q1 << 8));
+    }
+  } else {
+    int8_t *a = out[0], *b = out[1];
+    for (int64_t i = 0; i < k; ++i) {
+      const int32_t q =
+          static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
+      const int32_t q0 = (q + 128) >> 8;
+      a[i] = static_cast<int8_t>(q0);
+      b[i] = static_cast<int8_t>(q - (q0 << 8));
+    }
+  }
+}
+
+// Writes one row of codes into a tile, group by group; zeros where groups end
+// before their last unit does. Adds up each group.
+inline void place_row(const Job& job, const Tiles& t, const int8_t* row,
+                      int64_t slot, int8_t* codes, int32_t* sums) {
+  const int64_t width = job.group_steps() * kSteps;
+  for (int64_t g = 0; g < job.groups; ++g) {
+    const int64_t from = g * job.group;
+    const int64_t left = job.k - from;
+    const int64_t n = job.groups > 1 && job.group < left ? job.group : left;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += row[from + i];
+    sums[g * t.size + slot] = sum;
+    const int64_t to = g * width;
+    const int64_t chunk = t.chunk;
+    if (chunk == 4) {
+      int8_t* out = codes + to * t.size + slot * 4;
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) std::memcpy(out + i * t.size, row + from + i, 4);
+      if (i < n) std::memcpy(out + i * t.size, row + from + i, n - i);
+    } else {
+      for (int64_t i = 0; i < n;) {
+        const int64_t at = to + i, inside = at % chunk;
+        const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
+        std::memcpy(codes + (at - inside) * t.size + slot * chunk + inside,
+                    row + from + i, run);
+        i += run;
+      }
+    }
+  }
+}
+
+// A row of floats and three rows of codes.
+inline int64_t rows_workspace(const Job& job) {
+  return (job.k + 64) * (4 + 3);
+}
+
+// Makes the codes of one tile of rows.
+void prepare(const Job& job, const Tiles& t, const Item& item, int64_t tile,
+             char* workspace) {
+  const int64_t each = t.used / job.digits, first = tile * each;
+  int8_t* codes = item.codes + tile * t.codes();
+  int32_t* sums = item.sums + tile * job.groups * t.size;
+  float* scales = item.scales + tile * t.size;
+  float* zeros = item.zeros + tile * t.size;
+  float* room = reinterpret_cast<float*>(workspace);
+  int8_t* digits[3];
+  for (int d = 0; d < 3; ++d) {
+    digits[d] = reinterpret_cast<int8_t*>(room + job.k + 64) + d * (job.k + 64);
+  }
+  // Rows past the last, and the ends of groups.
+  std::memset(codes, 0, t.codes());
+  std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);
+  const int64_t rows = rows_in(job, t, tile);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (job.act == Act::kCodes) {
+      const int8_t* x =
+          static_cast<const int8_t*>(item.x) + (first + r) * job.k;
+      place_row(job, t, x, r, codes, sums);
+      continue;
+    }
+    const float* x = floats_of(job, item.x, first + r, room);
+    if (job.act == Act::kFloat) {
+      const float m = largest(x, job.k);
+      const bool bad = !finite(m);
+      // Codes stay below 127 * 2^(8 (digits - 1)), rounding included.
+      const float reach = job.digits == 3 ? 8323000.0f : 32500.0f;
+      float scale = m * (1.0f / reach);
+      scale = scale > kTiny ? scale : kTiny;
+      digits_row(x, job.k, bad ? 0.0f : 1.0f / scale, job.digits, digits);
+      for (int d = 0; d < job.digits; ++d) {
+        if (bad) std::memset(digits[d], 0, job.k);
+        place_row(job, t, digits[d], r * job.digits + d, codes, sums);
+      }
+      scales[r] = bad ? __builtin_nanf("") : scale;
+      zeros[r] = 0.0f;
+      continue;
+    }
+    const Range range = range_of(job, item, x);
+    if (range.bad) {
+      std::memset(digits[0], 0, job.k);
+    } else {
+      round_row(x, job.k, 1.0f / range.scale, range.zero, job.low, job.high,
+                digits[0]);
+    }
+    place_row(job, t, digits[0], r, codes, sums);
+    scales[r] = range.bad ? __builtin_nanf("") : range.scale;
+    zeros[r] = range.zero;
+  }
+}

@@ -1,0 +1,292 @@
+// A tile of rows times a panel of columns, for the instructions of `V`.
+//
+// Included inside the unnamed namespace of a path, after `V`; see panel.h.
+
+#include "panel.h"
+
+// In tiles of up to so many rows narrow codes are spread out in registers; for
+// more they are spread out once into memory.
+constexpr int kFew = V::kMost < 4 ? V::kMost : 4;
+// Rows of codes of float weights that are spread out at once.
+constexpr int64_t kFloatRows = 128;
+
+// acc[r][c] += codes of rows times `units` units.
+template <int kBits, bool kTable, int kRows>
+inline void product(const uint8_t* w, int64_t units, const int8_t* x,
+                    typename V::I table, typename V::I (&acc)[kRows][kRegs]) {
+  constexpr int kUnit = steps_of(kBits);
+  for (int64_t u = 0; u < units; ++u) {
+    V::prefetch(w + 2048);
+#pragma GCC unroll 4
+    for (int j = 0; j < kUnit; ++j) {
+      typename V::I b[kRegs];
+#pragma GCC unroll 8
+      for (int c = 0; c < kRegs; ++c) b[c] = spread<kBits, kTable>(w, j, c, table);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::I a = V::four(x + 4 * r);
+#pragma GCC unroll 8
+        for (int c = 0; c < kRegs; ++c) acc[r][c] = V::dot(acc[r][c], b[c], a);
+      }
+      x += 4 * kRows;
+    }
+    w += bytes_of(kBits);
+  }
+}
+
+template <int kBits, bool kTable, int kRows>
+void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
+              int64_t tile, const uint8_t* w, int bytes,
+              const PanelScales& scales) {
+  using I = typename V::I;
+  I table = V::none();
+  if constexpr (kTable) table = V::table(job.format.table);
+  const int8_t* codes = item.codes + tile * t.codes();
+  const int32_t* of_x = item.sums + tile * job.groups * t.size;
+  const int rows = static_cast<int>(rows_in(job, t, tile));
+  const int64_t row = tile * (t.used / job.digits);
+  alignas(64) float y[kRows][kColumns];
+  alignas(64) int32_t sums[kRows][kColumns];
+  for (int64_t g = 0; g < job.groups; ++g) {
+    const int64_t units = job.units_of(g);
+    I acc[kRows][kRegs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const I start = V::integers(0);
+#pragma GCC unroll 8
+      for (int c = 0; c < kRegs; ++c) acc[r][c] = start;
+    }
+    // Codes that were spread out already have eight bits.
+    const int64_t spread_units = units * job.format.rows / kSteps;
+    product<kBits, kTable, kRows>(w, kBits == 8 ? spread_units : units, codes,
+                                  table, acc);
+    w += units * bytes;
+    codes += spread_units * kSteps * kRows;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kRegs; ++c) V::save(sums[r] + c * V::kLanes, acc[r][c]);
+    }
+    if (job.act == Act::kCodes) {
+      for (int r = 0; r < rows; ++r) {
+        store_sums(job, item, panel, row + r, of_x[r], sums[r]);
+      }
+      return;
+    }
+    add_group(sums, job.digits, job.format.offset, rows, of_x + g * kRows,
+                     scales.scale + g * kColumns,
+                     scales.zero ? scales.zero + g * kColumns : nullptr, g == 0,
+                     y);
+  }
+  for (int r = 0; r < rows; ++r) {
+    store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
+              item.zeros[tile * t.size + r], y[r]);
+  }
+}
+
+using Few = void (*)(const Job&, const Tiles&, const Item&, int64_t, int64_t,
+                     const uint8_t*, int, const PanelScales&);
+
+template <int kBits, bool kTable, int kMost>
+Few few_of(int size) {
+  if constexpr (kMost == 0) {
+    return nullptr;
+  } else {
+    return size == kMost ? &few_rows<kBits, kTable, kMost>
+                         : few_of<kBits, kTable, kMost - 1>(size);
+  }
+}
+
+inline Few few_for(const Job& job, int size, bool spread_out) {
+  if (job.format.bits == 8 || spread_out) return few_of<8, false, V::kMost>(size);
+  switch (job.format.bits) {
+    case 4:
+      return job.format.table ? few_of<4, true, kFew>(size)
+                              : few_of<4, false, kFew>(size);
+    case 3:
+      return few_of<3, false, kFew>(size);
+    default:
+      return few_of<2, false, kFew>(size);
+  }
+}
+
+// ------------------------------------------------------- weights that are floats
+
+// Rows `from` to `from + n` of a panel as floats, times their scales: [n][32].
+inline void spread_floats(const Job& job, const uint8_t* w,
+                          const PanelScales& scales, int64_t g, int64_t unit,
+                          int64_t units, float* out) {
+  const typename V::Numbers numbers = V::numbers(job.format.numbers);
+  const float* scale = scales.scale + g * kColumns;
+  const float* zero = scales.zero ? scales.zero + g * kColumns : nullptr;
+  for (int64_t u = unit; u < unit + units; ++u) {
+    const uint8_t* from = w + u * job.format.bytes;
+    for (int c = 0; c < kRegs; ++c) {
+      const typename V::I raw = V::load(from + c * kRegBytes);
+      const typename V::F s = V::get(scale + c * V::kLanes);
+      const typename V::F z =
+          zero ? V::get(zero + c * V::kLanes) : V::all(0.0f);
+#pragma GCC unroll 8
+      for (int row = 0; row < 8; ++row) {
+        // Byte i of a lane has row i in its low half, row 4 + i in the high one.
+        const int shift = 8 * (row % 4) + 4 * (row / 4);
+        const typename V::F v = V::number(numbers, raw, shift);
+        V::put(out + row * kColumns + c * V::kLanes,
+               V::mul(V::sub(v, z), s));
+      }
+    }
+    out += 8 * kColumns;
+  }
+}
+
+template <int kRows>
+void float_rows(const float* x, int64_t stride, const float* w, int64_t n,
+                float (*y)[kColumns]) {
+  using F = typename V::F;
+  F acc[kRows][kRegs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kRegs; ++c) acc[r][c] = V::get(y[r] + c * V::kLanes);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    F b[kRegs];
+#pragma GCC unroll 8
+    for (int c = 0; c < kRegs; ++c) b[c] = V::get(w + i * kColumns + c * V::kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F a = V::all(x[r * stride + i]);
+#pragma GCC unroll 8
+      for (int c = 0; c < kRegs; ++c) acc[r][c] = V::fma(a, b[c], acc[r][c]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kRegs; ++c) V::put(y[r] + c * V::kLanes, acc[r][c]);
+  }
+}
+
+using FloatRows = void (*)(const float*, int64_t, const float*, int64_t,
+                           float (*)[kColumns]);
+
+template <int kMost>
+FloatRows float_rows_of(int rows) {
+  if constexpr (kMost == 0) {
+    return nullptr;
+  } else {
+    return rows == kMost ? &float_rows<kMost> : float_rows_of<kMost - 1>(rows);
+  }
+}
+
+// Each row of a tile is kept as floats: its k entries lie where codes would.
+inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
+                            int64_t panel, int64_t first, int64_t last,
+                            const PanelScales& scales, float* room) {
+  const uint8_t* w = item.w + panel * job.units * job.format.bytes;
+  float* wide = room;
+  float* results = room + kFloatRows * kColumns;  // of all tiles
+  const int64_t tiles = last - first;
+  std::memset(results, 0, sizeof(float) * tiles * t.size * kColumns);
+  const int64_t most = kFloatRows / job.format.rows;
+  for (int64_t g = 0; g < job.groups; ++g) {
+    const int64_t begin = g * job.group_units(), end = begin + job.units_of(g);
+    for (int64_t u = begin; u < end; u += most) {
+      const int64_t units = end - u < most ? end - u : most;
+      spread_floats(job, w, scales, g, u, units, wide);
+      // Entries of x at these units: the last unit of a group may be short.
+      const int64_t into = (u - begin) * job.format.rows;
+      const int64_t at = g * job.group + into;
+      int64_t n = units * job.format.rows;
+      const int64_t of_group = job.groups > 1 ? job.group - into : n;
+      if (n > of_group) n = of_group;
+      if (n > job.k - at) n = job.k - at;
+      for (int64_t tile = first; tile < last; ++tile) {
+        const float* x =
+            reinterpret_cast<const float*>(item.codes + tile * t.codes()) + at;
+        const int rows = static_cast<int>(rows_in(job, t, tile));
+        float* y = results + (tile - first) * t.size * kColumns;
+        float_rows_of<V::kMost>(rows)(x, job.k, wide, n,
+                                      reinterpret_cast<float(*)[kColumns]>(y));
+      }
+    }
+  }
+  for (int64_t tile = first; tile < last; ++tile) {
+    const int64_t rows = rows_in(job, t, tile);
+    for (int64_t r = 0; r < rows; ++r) {
+      store_row(job, item, panel, tile * t.used + r, 1.0f, 0.0f,
+                results + ((tile - first) * t.size + r) * kColumns);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------- a path
+
+Tiles tiles(const Job& job) {
+  int size = V::kMost;
+  int used = size / job.digits * job.digits;
+  const int64_t all = job.rows * job.digits;
+  if (all < used) {
+    size = used = static_cast<int>(all);
+  } else {
+    // Tiles of about one size: 15 rows as 8 and 7, not as 14 and 1.
+    const int64_t count = (all + used - 1) / used;
+    const int64_t even = (job.rows + count - 1) / count * job.digits;
+    used = size = static_cast<int>(even);
+  }
+  Tiles t = {size, used, kSteps, 0, job.steps()};
+  if (job.in_floats()) t = {size, used, 4, 0, job.k};
+  const int64_t each = used / job.digits;
+  t.count = each > 0 ? (job.rows + each - 1) / each : 0;
+  return t;
+}
+
+int64_t workspace(const Job& job, const Tiles& t) {
+  int64_t bytes = scales_workspace(job) + 128;
+  if (job.in_floats()) {
+    bytes += kFloatRows * kColumns * 4 + t.count * t.size * kColumns * 4;
+  } else if (job.format.bits < 8 && t.size > kFew) {
+    bytes += job.steps() * kColumns * kSteps;
+  }
+  const int64_t rows = rows_workspace(job);
+  return (bytes > rows ? bytes : rows) + 64;
+}
+
+void prepare_rows(const Job& job, const Tiles& t, const Item& item,
+                  int64_t tile, char* workspace) {
+  if (!job.in_floats()) return prepare(job, t, item, tile, workspace);
+  // As floats, in the same place.
+  const int64_t rows = rows_in(job, t, tile);
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out =
+        reinterpret_cast<float*>(item.codes + tile * t.codes()) + r * job.k;
+    const float* x = floats_of(job, item.x, tile * t.used + r, out);
+    if (x != out) std::memcpy(out, x, job.k * 4);
+  }
+}
+
+void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
+              int64_t panels, int64_t first, int64_t last, char* workspace) {
+  float* room = reinterpret_cast<float*>(workspace);
+  const bool spread_out = job.format.bits < 8 && t.size > kFew;
+  for (int64_t p = panel; p < panel + panels; ++p) {
+    const PanelScales scales = scales_of(job, item, p, room);
+    char* rest = workspace + (scales_workspace(job) + 63) / 64 * 64;
+    if (job.in_floats()) {
+      multiply_floats(job, t, item, p, first, last, scales,
+                      reinterpret_cast<float*>(rest));
+      continue;
+    }
+    const uint8_t* w = item.w + p * job.units * job.format.bytes;
+    int bytes = job.format.bytes;
+    if (spread_out) {
+      spread_any(job, w, job.units, reinterpret_cast<uint8_t*>(rest));
+      w = reinterpret_cast<const uint8_t*>(rest);
+      bytes = job.format.rows / kSteps * kColumns * kSteps;
+    }
+    const Few few = few_for(job, t.size, spread_out);
+    for (int64_t tile = first; tile < last; ++tile) {
+      few(job, t, item, p, tile, w, bytes, scales);
+    }
+  }
+}

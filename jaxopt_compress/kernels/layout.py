@@ -1,0 +1,192 @@
+"""How the codes of a matrix lie for the kernels of CPUs.
+
+A matrix [k, n] of codes is cut into panels of 32 columns, a panel into units of 4,
+8 or 16 rows; in a unit, four rows of sixteen columns fill 64 bytes in the order
+that four-way byte products want:
+
+    8 bits   4 rows, 128 bytes   byte[h][l][i] = c(i, 16 h + l)
+    4 bits   8 rows, 128 bytes   byte[h][l][i] = sum_j c(4 j + i, 16 h + l) << 4 j
+    2 bits  16 rows, 128 bytes   byte[h][l][i] = sum_j c(4 j + i, 16 h + l) << 2 j
+    3 bits  16 rows, 192 bytes   the two low bits as above, then 64 bytes
+                                 byte[l][i] = sum_{h,j} high bit << (4 h + j)
+
+A group of rows that share scales begins with a unit of its own. Rows and columns
+past the end hold code zero. Codes are unsigned: a number is its code less the
+format's offset, or an entry of its table (`cpu/source/codes.h`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+COLUMNS = 32  # of a panel
+_STEPS = 4  # rows that are multiplied at once
+
+
+class Codes(NamedTuple):
+  """A way to write codes down.
+
+  Attributes:
+    bits: of a code.
+    rows: of a unit.
+    bytes: of a unit.
+    offset: what codes are above their numbers, where numbers are integers.
+  """
+
+  bits: int
+  rows: int
+  bytes: int
+  offset: int = 0
+
+
+# By the name that the kernels know.
+CODES = {
+  'int8': Codes(8, 4, 128, 128),
+  'int4': Codes(4, 8, 128, 8),
+  'int3': Codes(3, 16, 192, 4),
+  'int2': Codes(2, 16, 128, 2),
+  'ternary': Codes(2, 16, 128, 1),
+  'e2m1': Codes(4, 8, 128),
+  'nf4': Codes(4, 8, 128),
+}
+
+
+def num_units(k: int, group: int, rows: int) -> int:
+  """Units of `rows` rows that `k` rows in groups take.
+
+  >>> num_units(20, 20, 8), num_units(20, 10, 8)
+  (3, 4)
+  """
+  whole, rest = divmod(k, group)
+  return whole * -(-group // rows) + -(-rest // rows)
+
+
+def to_panels(codes: jax.Array, name: str, group: int) -> jax.Array:
+  """Lays codes out.
+
+  Args:
+    codes: [..., k, n] uint8, below 2^bits.
+    name: of the format, in `CODES`.
+    group: rows that share scales.
+
+  Returns:
+    [..., panels, units, bytes] uint8.
+  """
+  how = CODES[name]
+  *lead, k, n = codes.shape
+  fill = -n % COLUMNS
+  codes = jnp.pad(codes, [(0, 0)] * (len(lead) + 1) + [(0, fill)])
+  codes = _begin_groups(codes, group, how.rows)
+  units = codes.shape[-2] // how.rows
+  panels = codes.shape[-1] // COLUMNS
+  # [..., units, j, i, panels, h, l] to [..., panels, units, j, h, l, i]
+  steps = how.rows // _STEPS
+  x = codes.reshape(*lead, units, steps, _STEPS, panels, 2, 16)
+  axes = [3, 0, 1, 4, 5, 2]
+  at = len(lead)
+  x = jnp.transpose(x, (*range(at), *(at + a for a in axes)))
+  width = 8 // steps if how.bits != 3 else 2
+  low = x & (2**width - 1)
+  byte = _joined([low[..., j, :, :, :] << (width * j) for j in range(steps)])
+  out = byte.reshape(*lead, panels, units, 128)
+  if how.bits == 3:
+    high = x >> 2
+    bits = [
+      high[..., j, h, :, :] << (4 * h + j)
+      for h in range(2)
+      for j in range(steps)
+    ]
+    high = _joined(bits).reshape(*lead, panels, units, 64)
+    out = jnp.concatenate([out, high], axis=-1)
+  return out
+
+
+def from_panels(
+  payload: jax.Array, name: str, group: int, k: int, n: int
+) -> jax.Array:
+  """The inverse of `to_panels`: [..., k, n] uint8."""
+  how = CODES[name]
+  *lead, panels, units, _ = payload.shape
+  steps = how.rows // _STEPS
+  byte = payload[..., :128].reshape(*lead, panels, units, 2, 16, _STEPS)
+  width = 8 // steps if how.bits != 3 else 2
+  pieces = [(byte >> (width * j)) & (2**width - 1) for j in range(steps)]
+  if how.bits == 3:
+    high = payload[..., 128:].reshape(*lead, panels, units, 16, _STEPS)
+    for j in range(steps):
+      bits = [(high >> (4 * h + j)) & 1 for h in range(2)]
+      pieces[j] |= jnp.stack(bits, axis=-3) << 2
+  # [..., panels, units, j, h, l, i] to [..., units, j, i, panels, h, l]
+  x = jnp.stack(pieces, axis=-4)
+  at = len(lead)
+  axes = [1, 2, 5, 0, 3, 4]
+  x = jnp.transpose(x, (*range(at), *(at + a for a in axes)))
+  x = x.reshape(*lead, units * how.rows, panels * COLUMNS)
+  return _end_groups(x, group, how.rows, k)[..., :n]
+
+
+def columns(payload: jax.Array, name: str, group: int, k: int, at: jax.Array):
+  """Some columns of a matrix, as rows.
+
+  Args:
+    payload: [panels, units, bytes].
+    name, group, k: as for `from_panels`.
+    at: [...] integers in [0, n).
+
+  Returns:
+    [..., k] uint8 codes.
+  """
+  how = CODES[name]
+  panels, units, _ = payload.shape
+  steps = how.rows // _STEPS
+  panel, h, lane = at // COLUMNS, at % COLUMNS // 16, at % 16
+  byte = payload[..., :128].reshape(panels, units, 2, 16, _STEPS)
+  byte = byte[panel, :, h, lane]  # [..., units, i]
+  width = 8 // steps if how.bits != 3 else 2
+  pieces = [(byte >> (width * j)) & (2**width - 1) for j in range(steps)]
+  if how.bits == 3:
+    high = payload[..., 128:].reshape(panels, units, 16, _STEPS)
+    high = high[panel, :, lane]
+    shift = (4 * h).astype(jnp.uint8)[..., None, None]
+    for j in range(steps):
+      pieces[j] |= ((high >> (shift + jnp.uint8(j))) & 1) << 2
+  x = jnp.stack(pieces, axis=-2)  # [..., units, j, i]
+  x = x.reshape(*at.shape, units * how.rows, 1)
+  return _end_groups(x, group, how.rows, k)[..., 0]
+
+
+def _joined(parts):
+  out = parts[0]
+  for part in parts[1:]:
+    out |= part
+  return out
+
+
+def _begin_groups(x, group, rows):
+  """Fills each group of rows up to whole units."""
+  k = x.shape[-2]
+  fill_group = -group % rows
+  lead = [(0, 0)] * (x.ndim - 2)
+  if group >= k or not fill_group:
+    return jnp.pad(x, [*lead, (0, -k % rows), (0, 0)])
+  whole = k // group * group
+  head, tail = x[..., :whole, :], x[..., whole:, :]
+  head = head.reshape(*x.shape[:-2], k // group, group, x.shape[-1])
+  head = jnp.pad(head, [*lead, (0, 0), (0, fill_group), (0, 0)])
+  head = head.reshape(*x.shape[:-2], -1, x.shape[-1])
+  tail = jnp.pad(tail, [*lead, (0, -tail.shape[-2] % rows), (0, 0)])
+  return jnp.concatenate([head, tail], axis=-2)
+
+
+def _end_groups(x, group, rows, k):
+  """The inverse of `_begin_groups`."""
+  fill_group = -group % rows
+  if group >= k or not fill_group:
+    return x[..., :k, :]
+  whole, each = k // group, group + fill_group
+  head = x[..., : whole * each, :]
+  head = head.reshape(*x.shape[:-2], whole, each, x.shape[-1])
+  head = head[..., :group, :].reshape(*x.shape[:-2], -1, x.shape[-1])
+  tail = x[..., whole * each :, :][..., : k - whole * group, :]
+  return jnp.concatenate([head, tail], axis=-2)
