@@ -1,7 +1,7 @@
 """Quantisation-aware training: four-bit networks, rounded once or trained so.
 
-Claim, of a small ResNet, by accuracy and KL to the float network (98.3%; seed 1:
-  98.1%); one held-out image is 0.28 points, and another CPU trains other networks:
+Claim: of a small ResNet, by accuracy and KL to the float network (98.3%; seed 1:
+  98.1%; one held-out image is 0.28 points, and another CPU trains other networks),
   - int4 weights with one scale for a whole kernel, int8 activations: rounded 91.4%
     and 0.174 (seed 1: 89.1%, 0.263), trained on what is rounded 97.8% and 0.009
     (97.8%, 0.011);
