@@ -7,6 +7,7 @@ y = jax.jit(jc.lift(apply))(qparams, x)
 """
 
 from jaxopt_compress import distillation as distillation
+from jaxopt_compress import kernels as kernels
 from jaxopt_compress import parallel as parallel
 from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization
@@ -44,6 +45,9 @@ from jaxopt_compress.core.statistics import sum_abs as sum_abs
 from jaxopt_compress.core.statistics import sum_squares as sum_squares
 from jaxopt_compress.core.statistics import sums as sums
 from jaxopt_compress.core.uses import uses as uses
+from jaxopt_compress.kernels import pack as pack
+from jaxopt_compress.kernels import PackedArray as PackedArray
+from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity

@@ -15,14 +15,30 @@ _MAY = {
   'core': set(),
   **{room: {'core'} for room in _TECHNIQUES},
   'calibration': {'core', 'quantization', 'pruning'},
+  'kernels': {'core', 'quantization', 'pruning'},
   'models': {'core'},
   'data': {'core'},
   'report': {'core'},
-  'train': {'core', *_TECHNIQUES, 'calibration', 'models', 'data', 'report'},
+  'train': {
+    'core',
+    *_TECHNIQUES,
+    'calibration',
+    'kernels',
+    'models',
+    'data',
+    'report',
+  },
 }
 
 # Outside packages that the inner rooms do without.
-_INNER = ('core', 'quantization', 'pruning', 'distillation', 'calibration')
+_INNER = (
+  'core',
+  'quantization',
+  'pruning',
+  'distillation',
+  'calibration',
+  'kernels',
+)
 _NOT_INSIDE = {'flax', 'optax', 'sklearn', 'ml_collections', 'orbax', 'absl'}
 
 

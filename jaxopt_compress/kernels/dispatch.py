@@ -1,0 +1,194 @@
+"""The one place where a product is given to a kernel.
+
+    product(x, leaf) = x @ leaf,  x [..., m, k], leaf [..., k, n]
+
+On CPUs the library of C++ computes it, elsewhere and where the library was not
+built the rules of `QArray` do: the same up to the order of sums. Derivatives are
+those of the latter.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.kernels import choose
+from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.quantization import activation
+from jaxopt_compress.quantization import scales
+from jaxopt_compress.quantization import straight
+
+
+def product(
+  x: jax.Array, leaf: packed.PackedArray, bias: jax.Array | None = None
+) -> jax.Array:
+  """Rows times packed matrices.
+
+  Args:
+    x: [stack..., m, k] floating.
+    leaf: stands for [stack..., *matrix.shape]; seen as [stack..., k, n].
+    bias: [n], added to each row of the result; or None.
+
+  Returns:
+    [stack..., m, n] float32; bfloat16 where x and the leaf are.
+  """
+  out_dtype = jnp.result_type(x.dtype, leaf.dtype)
+  out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
+  portable = lambda x, leaf, bias: _portable(x, leaf, bias, out_dtype)
+  path = choose.path_for(leaf, x.size // max(x.shape[-1], 1))
+  if path == choose.PORTABLE or 0 in (*x.shape, *leaf.shape):
+    return portable(x, leaf, bias)
+  kernel = lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
+  fixed = jax.tree.map(lax.stop_gradient, (x, leaf, bias))
+  out = lax.platform_dependent(*fixed, cpu=kernel, default=portable)
+  return straight.as_if(portable, out, x, leaf, bias)
+
+
+def _portable(x, leaf, bias, out_dtype):
+  """By the rules of the leaf that it was packed from."""
+  q = packed.unpack_leaf(matrices(leaf))
+  batch = tuple(range(x.ndim - 2))
+  numbers = (((x.ndim - 1,), (q.ndim - 2,)), (batch, batch))
+  y = lift.rule_for(lax.dot_general_p, type(q))(
+    x,
+    q,
+    dimension_numbers=numbers,
+    precision=None,
+    preferred_element_type=jnp.dtype(jnp.float32),
+    out_sharding=None,
+  )
+  y = y if bias is None else y + bias.astype(y.dtype)
+  return y.astype(out_dtype)
+
+
+def matrices(leaf: packed.PackedArray) -> packed.PackedArray:
+  """The leaf that stands for [stack..., k, n]."""
+  m = leaf.matrix
+  return with_matrix(leaf, packed.Matrix((m.k,), (m.n,), (0, 1)))
+
+
+def with_matrix(
+  leaf: packed.PackedArray, matrix: packed.Matrix, dtype=None
+) -> packed.PackedArray:
+  """The same matrices, seen with other axes, or in another dtype."""
+  stack, ndim = leaf.stack, len(matrix.order)
+
+  def full(name):
+    p = leaf.part(name)
+    if p is None:
+      return None
+    inner = p.shape[len(stack) :]
+    return p.reshape(*stack, *(1,) * (ndim - len(inner)), *inner)
+
+  return packed.PackedArray(
+    *(
+      full(name)
+      for name in (
+        'payload',
+        'scale',
+        'zero',
+        'totals',
+        'act_scale',
+        'act_zero',
+      )
+    ),
+    leaf.format,
+    dtype or leaf.dtype,
+    matrix,
+    leaf.group,
+    leaf.act,
+  )
+
+
+def _kernel(x, leaf, bias, out_dtype, path):
+  """On the library."""
+  how = packed.LAYOUT[leaf.format]
+  x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
+  x, options = _activations(x, leaf)
+  scale, zero = leaf.part('scale'), leaf.part('zero')
+  if how.unit != 1:  # a kernel counts in units
+    scale = scale.astype(jnp.float32) * np.float32(how.unit)
+    zero = None if zero is None else zero * np.float32(1 / how.unit)
+  if bias is not None:
+    bias = bias.astype(jnp.float32).reshape(1, -1)
+  return native.matmul(
+    x,
+    leaf.part('payload'),
+    scale,
+    zero=zero,
+    bias=bias,
+    format=how.name,
+    k=leaf.matrix.k,
+    n=leaf.matrix.n,
+    group=leaf.group,
+    out_dtype=out_dtype,
+    path=path,
+    **options,
+  )
+
+
+def _activations(x, leaf):
+  """(x, options of the call): how the library rounds x, where it can.
+
+  Else x is rounded here to what its codes stand for, and multiplied as it is.
+  """
+  act = leaf.act
+  if act is None:
+    return x, dict(act=native.Act.FLOAT)
+  integer = act.numbers.integer and act.numbers.step == 1
+  suits = (
+    integer
+    and act.format not in ('ternary',)
+    and act.scale == 'float32'
+    and act.range == 'absmax'
+    and act.rounding == 'nearest'
+    and act.granularity in ('token', 'channel', 'tensor')
+    and packed.LAYOUT[leaf.format].name != 'nf4'
+  )
+  if not suits:
+    if act.static:
+      q = activation.with_range(
+        x,
+        act,
+        _last(leaf.part('act_scale'), x),
+        _last(leaf.part('act_zero'), x),
+      )
+    else:
+      q = activation.quantize(x, act, (x.ndim - 1,), x.ndim - 1)
+    return q.materialize(), dict(act=native.Act.FLOAT)
+  fmt = act.numbers
+  options = dict(
+    bound=fmt.bound,
+    low=fmt.lowest,
+    high=fmt.highest,
+    symmetric=act.symmetric,
+    totals=leaf.part('totals'),
+  )
+  if act.static:
+    given = leaf.part('act_scale'), leaf.part('act_zero')
+  elif act.granularity == 'tensor':
+    given = _range_of_all(x, act)
+  else:
+    return x, dict(act=native.Act.DYNAMIC, **options)
+  scale, zero = given
+  zero = None if zero is None else zero.astype(jnp.float32)
+  return x, dict(
+    act=native.Act.STATIC, act_scale=scale, act_zero=zero, **options
+  )
+
+
+def _last(p, x):
+  return None if p is None else p.reshape((1,) * (x.ndim - p.ndim) + p.shape)
+
+
+def _range_of_all(x, act):
+  """(scale, zero) of one range for all of `x`: [1, 1]."""
+  everything = tuple((i - x.ndim, 0) for i in range(x.ndim))
+  x = x.astype(jnp.float32)
+  reach, center = scales.reach_and_center(x, act, everything)
+  scale = scales.stored(reach, act, everything, x.shape).scale
+  zero = None if center is None else scales.zero_point(center, scale, act)
+  one = lambda p: None if p is None else p.reshape(1, 1)
+  return one(scale), one(zero)

@@ -1,0 +1,228 @@
+"""`pack` and `unpack`: weights for the kernels, once, and back.
+
+A leaf is packed where a kernel computes its products; others stay as they are, and
+`packable` says why.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import rules as _rules  # noqa: F401  (its rules)
+from jaxopt_compress.quantization import blocks as blocks_lib
+from jaxopt_compress.quantization import qarray
+
+# Operations that multiply a weight.
+_PRODUCTS = ('dot_general', 'ragged_dot_general', 'conv_general_dilated')
+
+
+def pack(
+  params: Any,
+  uses: dict | None = None,
+  *,
+  skipped: Callable[[str, str], None] | None = None,
+) -> Any:
+  """Lays quantised weights out for the kernels of CPUs.
+
+  To be done once, before a model is called; `lift` calls the kernels where the
+  library of C++ was built, and otherwise computes the same, slower. Scales of two
+  levels become float32; numbers stay what they are.
+
+  Args:
+    params: a tree with `QArray` and `QDotArray` leaves.
+    uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
+      in `jc.quantize`.
+    skipped: called with (path, why) for each compressed leaf that stays as it is.
+
+  Returns:
+    The tree with `PackedArray` leaves.
+
+  Raises:
+    ValueError: no leaf can be packed; says why for each.
+
+  >>> from jaxopt_compress.quantization import schemes
+  >>> q = schemes.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
+  >>> pack(q)['kernel'].describe()
+  'int4 g32, packed'
+  """
+  found, reasons = {}, {}
+  for path, leaf in rules_lib.named_leaves(params):
+    if not array.is_compressed(leaf):
+      continue
+    why = packable(path, leaf, uses)
+    if why:
+      reasons[path] = why
+    else:
+      found[path] = leaf
+  if not found:
+    listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
+    raise ValueError(
+      f'Nothing to pack: {listed or "no leaf is compressed. Call jc.quantize first"}.'
+    )
+  for path, why in reasons.items():
+    if skipped is not None:
+      skipped(path, why)
+  one = lambda path, x: _pack(path, x, uses) if path in found else x
+  return rules_lib.map_named(one, params)
+
+
+def unpack(params: Any) -> Any:
+  """The inverse of `pack`: leaves for any machine, of the same numbers."""
+  return jax.tree.map(
+    lambda x: x.portable() if isinstance(x, packed.PackedArray) else x,
+    params,
+    is_leaf=array.is_compressed,
+  )
+
+
+def packable(path: str, leaf: Any, uses: dict | None = None) -> str:
+  """Why a leaf cannot be packed; '' if it can."""
+  if not isinstance(leaf, qarray.QArray | qarray.QDotArray):
+    return f'{leaf.describe()} has no kernel'
+  q = _weight(leaf)
+  if q.format not in packed.LAYOUT:
+    return f'{q.format} has no kernel; {list(packed.LAYOUT)} have'
+  if uses is not None and path in uses:
+    met = {u.primitive for u in uses[path] if u.contracted}
+    if not met & set(_PRODUCTS):
+      return 'no product reads it'
+  if 0 in q.shape:
+    return 'it is empty'
+  matrix, stack, why = _as_matrix(path, q, uses)
+  if why:
+    return why
+  group = _group(q, matrix, stack)
+  return group if isinstance(group, str) else ''
+
+
+def _weight(leaf) -> qarray.QArray:
+  return leaf.weight if isinstance(leaf, qarray.QDotArray) else leaf
+
+
+def _as_matrix(path, q, uses):
+  """(matrix, number of stacked axes, why not)."""
+  contracted, stacked, free = uses_lib.axes(path, q, uses)
+  ndim = q.ndim
+  if [ndim + a for a in stacked] != list(range(len(stacked))):
+    return None, 0, f'its stacked axes {stacked} are not the first'
+  # Blocks along rows lie together where their axis is the last of the rows.
+  blocked = [a for a, _ in q.blocks if a in contracted]
+  order = [a for a in contracted if a not in blocked] + blocked
+  if len(blocked) > 1:
+    return None, 0, 'its scales change along two contracted axes'
+  if any(
+    u.primitive == 'conv_general_dilated' for u in (uses or {}).get(path, ())
+  ):
+    order = list(contracted)
+  axes = [*order, *free]
+  rows = tuple(q.shape[a] for a in order)
+  columns = tuple(q.shape[a] for a in free)
+  first = len(stacked) - ndim
+  places = tuple(axes.index(a) for a in range(first, 0))
+  return packed.Matrix(rows, columns, places), len(stacked), ''
+
+
+def _group(q, matrix, stack) -> int | str:
+  """Rows that share scales, or why there is no such number."""
+  first = stack - q.ndim
+  axis_of = {entry: first + i for i, entry in enumerate(matrix.order)}
+  sizes = dict(q.blocks)
+  row_axes = [axis_of[i] for i in range(len(matrix.rows))]
+  changing = [a for a in row_axes if q.scale.shape[a] > 1]
+  if not changing:
+    return matrix.k
+  minor = row_axes[-1]
+  group = sizes.get(minor, 1)
+  if q.scale.shape[minor] == 1:
+    return 'its scales change along an axis that is not the last of its rows'
+  if group < 8:
+    return f'a scale for every {group} rows'
+  if matrix.rows[-1] != matrix.k and matrix.rows[-1] % group:
+    return (
+      f'groups of {group} do not divide the {matrix.rows[-1]} rows they lie in'
+    )
+  return group
+
+
+def _pack(path, leaf, uses) -> packed.PackedArray:
+  q = _weight(leaf)
+  matrix, stack, _ = _as_matrix(path, q, uses)
+  group = _group(q, matrix, stack)
+  act = leaf.act if isinstance(leaf, qarray.QDotArray) else None
+  return _packed(leaf, matrix, stack, group, act)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _packed(leaf, matrix, stack, group, act):
+  q = _weight(leaf)
+  how = packed.LAYOUT[q.format]
+  ndim = len(matrix.order)
+
+  def spread(p):
+    """[stack..., groups, n] of what is shared along blocks."""
+    p = blocks_lib.expand(p, _free_blocks(q, matrix, stack), q.shape)
+    grouped = group < matrix.k
+    sizes = [
+      (size if grouped else 1) if i < len(matrix.rows) else size
+      for i, size in enumerate(matrix.sizes)
+    ]
+    if grouped:
+      sizes[len(matrix.rows) - 1] = -(-matrix.rows[-1] // group)
+    wanted = q.shape[:stack] + tuple(sizes[i] for i in matrix.order)
+    return matrix.to_matrix(jnp.broadcast_to(p, wanted))
+
+  exact = q.scale.dtype in (jnp.bfloat16, jnp.float8_e8m0fnu)
+  exact = exact and q.global_scale is None
+  scale = spread(q.scale if exact else q.scale_hat)
+  zero = None if q.zero is None else spread(q.zero)
+  codes = matrix.to_matrix(packed.codes_of(q))
+  payload = layout.to_panels(codes, how.name, group)
+  totals = None
+  if act is not None and not act.symmetric:
+    w = matrix.to_matrix(q.materialize().astype(jnp.float32))
+    totals = jnp.sum(w, axis=-2, keepdims=True)
+  lead = q.shape[:stack]
+
+  def full(p, inner):
+    ones = (1,) * (max(ndim, inner) - inner)
+    return None if p is None else p.reshape(*lead, *ones, *p.shape[-inner:])
+
+  def given(p):
+    if p is None:
+      return None
+    one = p.reshape(*p.shape[:stack], 1, 1)
+    return full(jnp.broadcast_to(one, (*lead, 1, 1)), 2)
+
+  ranged = isinstance(leaf, qarray.QDotArray)
+  return packed.PackedArray(
+    full(payload, 3),
+    full(scale, 2),
+    full(zero, 2),
+    full(totals, 2),
+    given(leaf.act_scale) if ranged else None,
+    given(leaf.act_zero) if ranged else None,
+    q.format,
+    q.dtype,
+    matrix,
+    group,
+    act,
+  )
+
+
+def _free_blocks(q, matrix, stack):
+  """Blocks along axes that are not contracted."""
+  first = stack - q.ndim
+  free = {
+    first + i
+    for i, entry in enumerate(matrix.order)
+    if entry >= len(matrix.rows)
+  }
+  return tuple((a, n) for a, n in q.blocks if a in free)

@@ -1,0 +1,262 @@
+"""The leaf: a weight laid out for the kernels of CPUs.
+
+    PackedArray  stands for  (number - zero) * scale
+
+as a `QArray` does, seen as matrices [k, n] that products contract over k. Its codes
+lie as `layout` says; everything else is the QArray's, so that `unpack` gives the same
+numbers back.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import array
+from jaxopt_compress.kernels import layout
+from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import packing
+from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import spec as spec_lib
+
+
+class Matrix(NamedTuple):
+  """How the axes of an array are those of a matrix.
+
+  Attributes:
+    rows: sizes of the axes that make up k, major first.
+    columns: sizes of the axes that make up n, major first.
+    order: which of `rows + columns` each axis of the array is.
+  """
+
+  rows: tuple[int, ...]
+  columns: tuple[int, ...]
+  order: tuple[int, ...]
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    return self.rows + self.columns
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the array."""
+    return tuple(self.sizes[i] for i in self.order)
+
+  @property
+  def k(self) -> int:
+    return math.prod(self.rows)
+
+  @property
+  def n(self) -> int:
+    return math.prod(self.columns)
+
+  def to_matrix(self, x: jax.Array) -> jax.Array:
+    """[stack..., *shape] to [stack..., k, n]; sizes may differ from those here."""
+    lead = x.ndim - len(self.order)
+    axes = [lead + self.order.index(i) for i in range(len(self.order))]
+    x = jnp.transpose(x, (*range(lead), *axes))
+    split = lead + len(self.rows)
+    k, n = math.prod(x.shape[lead:split]), math.prod(x.shape[split:])
+    return x.reshape(*x.shape[:lead], k, n)
+
+  def from_matrix(self, x: jax.Array, sizes=None) -> jax.Array:
+    """The inverse; `sizes` are those of rows and columns in `x`."""
+    lead = x.ndim - 2
+    x = x.reshape(*x.shape[:-2], *(sizes or self.sizes))
+    return jnp.transpose(x, (*range(lead), *(lead + i for i in self.order)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedArray(array.CompressedArray):
+  """Stands for `(number(code) - zero) * scale`: [stack..., *matrix.shape] of `dtype`.
+
+  Products with it round the other operand as `act` says; their bound is that of
+  `QDotArray`. Without `act` they keep it to 2^-23 of the largest entry of each row
+  (2^-15 where it is bfloat16), so results are those of float32 products in another
+  order. A row with NaN or infinity gives NaN in all columns.
+
+  The trailing axes of every part are those of matrices, with axes of size one
+  before them so that no part has fewer axes than the array.
+
+  Attributes:
+    payload: [stack..., panels, units, bytes] uint8.
+    scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu.
+    zero: None; or the shape of `scale`, int8 or float32.
+    totals: None; or [stack..., 1, n] float32, the sums of the columns, for codes of
+      the other operand with zero points.
+    act_scale, act_zero: [stack..., 1, 1] or None: a given range of the other
+      operand.
+    format: name of the number format, in `quantization.formats`.
+    dtype: of the array.
+    matrix: how its axes are those of matrices.
+    group: rows that share scales.
+    act: how the other operand becomes codes; None for not at all.
+  """
+
+  payload: jax.Array
+  scale: jax.Array
+  zero: jax.Array | None
+  totals: jax.Array | None
+  act_scale: jax.Array | None
+  act_zero: jax.Array | None
+  format: str = dataclasses.field(metadata={'static': True})
+  dtype: jnp.dtype = dataclasses.field(metadata={'static': True})
+  matrix: Matrix = dataclasses.field(metadata={'static': True})
+  group: int = dataclasses.field(metadata={'static': True})
+  act: spec_lib.Spec | None = dataclasses.field(metadata={'static': True})
+
+  @property
+  def stack(self) -> tuple[int, ...]:
+    lead = self.payload.ndim - max(len(self.matrix.order), 3)
+    return self.payload.shape[:lead]
+
+  @property
+  def shape(self):
+    return self.stack + self.matrix.shape
+
+  def part(self, name: str) -> jax.Array | None:
+    """A part without the axes of size one: [stack..., and those of matrices]."""
+    x = getattr(self, name)
+    if x is None:
+      return None
+    inner = 3 if name == 'payload' else 2
+    return x.reshape(*self.stack, *x.shape[x.ndim - inner :])
+
+  def codes(self) -> jax.Array:
+    """[stack..., k, n] uint8, as they are laid out."""
+    m = self.matrix
+    name = LAYOUT[self.format].name
+    return layout.from_panels(self.part('payload'), name, self.group, m.k, m.n)
+
+  def materialize(self):
+    x = numbers(self.codes(), self.format)
+    rows = lambda p: by_row(p.astype(jnp.float32), self.group, self.matrix.k)
+    if self.zero is not None:
+      x = x - rows(self.part('zero'))
+    x = x * rows(self.part('scale'))
+    return self.matrix.from_matrix(x).astype(self.dtype)
+
+  def can_cut(self, axis, size):
+    # Panels join columns, units join rows: only stacks come apart.
+    return self.ndim + axis < len(self.stack)
+
+  def describe(self):
+    words = [
+      self.format,
+      f'g{self.group}' if self.scale.shape[-2] > 1 else 'channel',
+      'mx' if self.scale.dtype == jnp.float8_e8m0fnu else '',
+      '' if self.zero is None else 'asym',
+    ]
+    act = ''
+    if self.act is not None:
+      static = ' static' if self.act.static else ''
+      act = f', {self.act.format}{static} activations'
+    return f'{" ".join(w for w in words if w)}{act}, packed'
+
+  def portable(self):
+    """The same weight as a leaf for any machine."""
+    return unpack_leaf(self, stored=True)
+
+
+class Layout(NamedTuple):
+  """How the numbers of a format are laid out.
+
+  Attributes:
+    name: in `layout.CODES`.
+    unit: what the integer one stands for.
+  """
+
+  name: str
+  unit: float = 1.0
+
+
+# Formats that the kernels know. Those of five bits and more take eight.
+LAYOUT = {
+  **{f'int{b}': Layout('int8') for b in (5, 6, 7, 8)},
+  **{f'int{b}': Layout(f'int{b}') for b in (2, 3, 4)},
+  'binary': Layout('ternary'),
+  'ternary': Layout('ternary'),
+  'e2m3': Layout('int8', 1 / 8),
+  'e2m1': Layout('e2m1'),
+  'nf4': Layout('nf4'),
+}
+
+
+def codes_of(q: qarray.QArray) -> jax.Array:
+  """Codes as they are laid out, uint8, the shape of `q`."""
+  how = LAYOUT[q.format]
+  if how.name in ('e2m1', 'nf4'):
+    return q.codes
+  integers = q.numbers if q.integer else jnp.round(q.numbers / how.unit)
+  offset = layout.CODES[how.name].offset
+  return (integers.astype(jnp.int32) + offset).astype(jnp.uint8)
+
+
+def numbers(codes: jax.Array, format: str) -> jax.Array:
+  """float32 numbers of codes as they are laid out."""
+  how = LAYOUT[format]
+  if how.name in ('e2m1', 'nf4'):
+    return formats.FORMATS[format].numbers(codes)
+  integers = codes.astype(jnp.float32) - layout.CODES[how.name].offset
+  return integers * np.float32(how.unit)
+
+
+def by_row(part: jax.Array, group: int, k: int) -> jax.Array:
+  """[..., groups, n] to what broadcasts to [..., k, n]."""
+  if part.shape[-2] == 1:
+    return part
+  return jnp.repeat(part, group, axis=-2)[..., :k, :]
+
+
+def unpack_leaf(leaf: PackedArray, stored: bool = False) -> qarray.QDotArray:
+  """The QArray, or QDotArray where it rounds the other operand, of a leaf.
+
+  Scales are of one level.
+
+  Args:
+    leaf: packed.
+    stored: pack narrow codes along the longest axis that is contracted, to be
+      kept; codes have a byte each otherwise.
+  """
+  m, fmt = leaf.matrix, formats.FORMATS[leaf.format]
+  place = {entry: i - len(m.order) for i, entry in enumerate(m.order)}
+  numbers_ = numbers(leaf.codes(), leaf.format)
+  if fmt.integer:
+    codes = fmt.stored(numbers_.astype(jnp.int32))
+  else:
+    codes = fmt.round(numbers_)  # each is a number of the format
+  codes = m.from_matrix(codes)
+  packed, tail = 0, 0
+  if stored and fmt.native is None:
+    longest = max(range(len(m.rows)), key=lambda i: m.rows[i])
+    packed = place[longest]
+    tail = -codes.shape[packed] % packing.unit(fmt.bits)[0]
+    codes = packing.pack(codes, fmt.bits, packed)
+  grouped = leaf.scale.shape[-2] > 1
+  minor = len(m.rows) - 1
+  rows = (1,) * len(m.rows)
+  if grouped:
+    rows = (*m.rows[:-1], -(-m.rows[-1] // leaf.group))
+  whole = lambda p: None if p is None else m.from_matrix(p, (*rows, *m.columns))
+  q = qarray.QArray(
+    codes,
+    whole(leaf.part('scale')),
+    whole(leaf.part('zero')),
+    None,
+    None,
+    leaf.format,
+    leaf.dtype,
+    packed=packed,
+    tail=tail,
+    blocks=((place[minor], leaf.group),) if grouped else (),
+  )
+  if leaf.act is None:
+    return q
+  one = lambda p: (
+    None if p is None else p.reshape(*leaf.stack, *(1,) * len(m.order))
+  )
+  return qarray.QDotArray(q, one(leaf.act_scale), one(leaf.act_zero), leaf.act)

@@ -1,0 +1,215 @@
+"""What a PackedArray does: products, gathers of rows, and moves on the way there."""
+
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.kernels import dispatch
+from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import packed
+from jaxopt_compress.quantization import dot
+from jaxopt_compress.quantization import moves
+from jaxopt_compress.quantization import product
+
+PackedArray = packed.PackedArray
+
+
+@lift.rule(lax.dot_general_p, PackedArray)
+def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
+  side = int(isinstance(rhs, PackedArray))
+  leaf, x = (rhs, lhs) if side else (lhs, rhs)
+  d = product.dims(dimension_numbers)
+  declined = dot.refuses(x) or _not_its_matrices(
+    leaf, d.contracting[side], d.batch[side]
+  )
+  if declined:
+    return declined
+  stack, m = len(leaf.stack), leaf.matrix
+  entry = lambda i: m.order[i - stack]  # of an axis of the leaf
+  # x as [stack..., free..., k]
+  pairs = sorted(
+    zip(d.contracting[side], d.contracting[1 - side], strict=True),
+    key=lambda pair: entry(pair[0]),
+  )
+  batch = sorted(zip(d.batch[side], d.batch[1 - side], strict=True))
+  held = d.contracting[1 - side] + d.batch[1 - side]
+  x_free = [i for i in range(x.ndim) if i not in held]
+  lead = [j for _, j in batch]
+  x_free_sizes = [x.shape[i] for i in x_free]
+  rows = lax.transpose(x, (*lead, *x_free, *(j for _, j in pairs)))
+  rows = rows.reshape(*leaf.stack, math.prod(x_free_sizes), m.k)
+  y = dispatch.product(rows, leaf)
+  # To [batch..., free of lhs..., free of rhs...]
+  free = [i for i in range(stack, leaf.ndim) if i not in d.contracting[side]]
+  by_entry = sorted(free, key=entry)
+  y = y.reshape(*leaf.stack, *x_free_sizes, *(leaf.shape[i] for i in by_entry))
+  lead = [i for i, _ in batch]
+  of_batch = [lead.index(i) for i in d.batch[side]]
+  of_x = [stack + i for i in range(len(x_free))]
+  of_leaf = [stack + len(x_free) + by_entry.index(i) for i in free]
+  order = (*of_batch, *(of_x + of_leaf if side else of_leaf + of_x))
+  y = lax.transpose(y, order)
+  return y.astype(dot.result_dtype(preferred_element_type, x, leaf))
+
+
+def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
+  """Declines products that do not sum over the rows of each matrix."""
+  stack, m = len(leaf.stack), leaf.matrix
+  if sorted(batch) != list(range(stack)):
+    return lift.Dense('its stacked axes are not batch axes of the product')
+  if any(i < stack for i in contracting):
+    return lift.Dense('a product that sums over a stacked axis')
+  summed = {m.order[i - stack] for i in contracting}
+  summed = {e for e in summed if m.sizes[e] > 1}
+  if summed != {e for e in range(len(m.rows)) if m.rows[e] > 1}:
+    return lift.Dense('it is packed for a product over other axes')
+  return None
+
+
+# ---------------------------------------------------------------------- experts
+
+
+@lift.rule('ragged_dot_general', PackedArray)
+def _(lhs, rhs, group_sizes, **params):
+  if not isinstance(rhs, PackedArray):
+    return lift.Dense('it is not the experts of a ragged dot')
+  # XLA has no ragged product of a custom call: by the rule of the QArray.
+  q = packed.unpack_leaf(rhs)
+  return lift.rule_for('ragged_dot_general', type(q))(
+    lhs, q, group_sizes, **params
+  )
+
+
+# ------------------------------------------------------------------------ gather
+
+
+@lift.rule(lax.gather_p, PackedArray)
+def _(
+  operand, indices, *, dimension_numbers, slice_sizes, fill_value, **params
+):
+  """Rows of an embedding that is also attended: columns of its matrix."""
+  if not isinstance(operand, PackedArray):
+    return lift.Dense('it is an index')
+  m, numbers = operand.matrix, dimension_numbers
+  whole = (
+    not operand.stack
+    and len(m.rows) == len(m.columns) == 1
+    and not numbers.operand_batching_dims
+  )
+  axis = m.order.index(1) if whole else None
+  rows = (
+    whole
+    and numbers.start_index_map == (axis,)
+    and numbers.collapsed_slice_dims == (axis,)
+    and slice_sizes == tuple(1 if i == axis else m.k for i in range(2))
+    and numbers.offset_dims == (indices.ndim - 1,)
+  )
+  if not rows:
+    return lift.Dense('a gather of something other than whole rows')
+  at = indices[..., 0]
+  inside = jnp.clip(at, 0, m.n - 1)
+  codes = layout.columns(
+    operand.part('payload'),
+    packed.LAYOUT[operand.format].name,
+    operand.group,
+    m.k,
+    inside,
+  )
+  of = lambda p: packed.by_row(
+    p.T[inside][..., None].astype(jnp.float32), operand.group, m.k
+  )[..., 0]
+  x = packed.numbers(codes, operand.format)
+  if operand.zero is not None:
+    x = x - of(operand.part('zero'))
+  x = (x * of(operand.part('scale'))).astype(operand.dtype)
+  if params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP:
+    fill = jnp.nan if fill_value is None else fill_value
+    x = jnp.where((at == inside)[..., None], x, jnp.asarray(fill, x.dtype))
+  return x
+
+
+# ------------------------------------------------------------------------- moves
+
+
+@lift.rule(lax.transpose_p, PackedArray)
+def _(leaf, *, permutation):
+  stack, m = len(leaf.stack), leaf.matrix
+  if tuple(permutation[:stack]) != tuple(range(stack)):
+    return lift.Dense('a transposition of its stacked axes')
+  order = tuple(m.order[i - stack] for i in permutation[stack:])
+  return dispatch.with_matrix(leaf, m._replace(order=order))
+
+
+@lift.rule(lax.convert_element_type_p, PackedArray)
+def _(leaf, *, new_dtype, **_):
+  floating = jnp.issubdtype(new_dtype, jnp.floating)
+  if not floating or jnp.finfo(new_dtype).nmant < 7:
+    return lift.Dense(f'a conversion to {new_dtype}')
+  return dispatch.with_matrix(leaf, leaf.matrix, jnp.dtype(new_dtype))
+
+
+@lift.rule(lax.reshape_p, PackedArray)
+def _(leaf, *sizes, new_sizes, dimensions, **_):
+  if dimensions is not None:
+    return lift.Dense('a reshape with a permutation')
+  return _reshape(leaf, new_sizes)
+
+
+@lift.rule(lax.squeeze_p, PackedArray)
+def _(leaf, *, dimensions):
+  shape = [n for i, n in enumerate(leaf.shape) if i not in dimensions]
+  return _reshape(leaf, shape)
+
+
+@lift.rule(lax.broadcast_in_dim_p, PackedArray)
+def _(leaf, *sizes, shape, **_):
+  if math.prod(shape) != leaf.size:
+    return lift.Dense('a broadcast')
+  return _reshape(leaf, shape)
+
+
+def _reshape(leaf, shape):
+  """Merges and splits rows with rows, columns with columns."""
+  stack, m = leaf.stack, leaf.matrix
+  if tuple(shape[: len(stack)]) != stack:
+    return lift.Dense('a reshape of its stacked axes')
+  # The pieces of each entry of rows and columns, and which piece each axis is.
+  pieces = {e: None for e in range(len(m.sizes))}
+  axes = [None] * (len(shape) - len(stack))
+  old, new = m.shape, tuple(shape[len(stack) :])
+  for before, after in moves.common_blocks(old, new):
+    entries = [m.order[i] for i in before]
+    if not entries:  # an axis of size one that was not there
+      for j in after:
+        axes[j] = ('new', j)
+      continue
+    rows = {e < len(m.rows) for e in entries}
+    run = list(range(entries[0], entries[0] + len(entries)))
+    if len(rows) > 1 or entries != run:
+      return lift.Dense('a reshape that mixes what it is packed along')
+    for e in entries:
+      pieces[e] = ()
+    pieces[entries[0]] = tuple(new[j] for j in after)
+    for j_, j in enumerate(after):
+      axes[j] = (entries[0], j_)
+  rows, columns, place = [], [], {}
+  for e in range(len(m.sizes)):
+    out = rows if e < len(m.rows) else columns
+    for i, size in enumerate(pieces[e]):
+      place[e, i] = (out is columns, len(out))
+      out.append(size)
+  for j, axis in enumerate(axes):
+    if axis == ('new', j):
+      place[axis] = (True, len(columns))
+      columns.append(1)
+  rows, columns = rows or [1], columns or [1]
+  order = [place[a] for a in axes]
+  order = tuple(i + len(rows) * is_column for is_column, i in order)
+  if sorted(order) != list(range(len(rows) + len(columns))):
+    return lift.Dense('a reshape to a vector')
+  return dispatch.with_matrix(
+    leaf, packed.Matrix(tuple(rows), tuple(columns), order)
+  )
