@@ -51,6 +51,7 @@ struct Job {
   bool symmetric;          // whether they have no zero point
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
+  int64_t stride;         // from a row of results to the next
   int64_t group, groups;  // rows that share a scale; how many times
   int64_t units, panels;
 

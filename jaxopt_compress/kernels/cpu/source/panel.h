@@ -115,7 +115,7 @@ inline void store_row(const Job& job, const Item& item, int64_t panel,
   if (item.bias != nullptr) {
     for (int i = 0; i < n; ++i) y[i] += item.bias[first + i];
   }
-  const int64_t at = row * job.n + first;
+  const int64_t at = row * job.stride + first;
   if (job.out_type == Type::kF32) {
     float* out = static_cast<float*>(item.out) + at;
     if (n == kColumns) {
@@ -132,7 +132,7 @@ inline void store_row(const Job& job, const Item& item, int64_t panel,
 inline void store_sums(const Job& job, const Item& item, int64_t panel,
                        int64_t row, int32_t of_x, const int32_t* y) {
   int32_t* out =
-      static_cast<int32_t*>(item.out) + row * job.n + panel * kColumns;
+      static_cast<int32_t*>(item.out) + row * job.stride + panel * kColumns;
   const int n = columns_of(job, panel);
   for (int i = 0; i < n; ++i) out[i] = y[i] - job.format.offset * of_x;
 }

@@ -1,0 +1,89 @@
+// What the handlers that XLA calls share: how operands are read and refused.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "job.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxopt_compress {
+
+namespace ffi = xla::ffi;
+
+inline Type type_of(const ffi::AnyBuffer& buffer) {
+  if (buffer.element_count() == 0) return Type::kNone;
+  switch (buffer.element_type()) {
+    case ffi::F32:
+      return Type::kF32;
+    case ffi::BF16:
+      return Type::kBf16;
+    case ffi::S8:
+      return Type::kS8;
+    case ffi::S32:
+      return Type::kS32;
+    case ffi::F8E8M0FNU:
+      return Type::kE8m0;
+    default:
+      return Type::kNone;
+  }
+}
+
+inline int64_t bytes_of(Type type) {
+  return type == Type::kF32 || type == Type::kS32 ? 4 : type == Type::kBf16 ? 2 : 1;
+}
+
+// Where the operand of each product of a batch begins.
+class Batch {
+ public:
+  using Dims = ffi::AnyBuffer::Dimensions;
+
+  // Whether the leading axes of `dims`, all but `inner`, broadcast to `lead`.
+  static bool fits(Dims dims, size_t inner, Dims lead) {
+    if (dims.size() < inner || dims.size() - inner > lead.size()) return false;
+    const size_t own = dims.size() - inner, skip = lead.size() - own;
+    for (size_t i = 0; i < own; ++i) {
+      if (dims[i] != 1 && dims[i] != lead[skip + i]) return false;
+    }
+    return true;
+  }
+
+  // Entry of the operand, in units of one product, for product `i`.
+  static int64_t at(Dims dims, size_t inner, Dims lead, int64_t i) {
+    const size_t own = dims.size() - inner;
+    int64_t place = 0, stride = 1;
+    for (size_t j = 0; j < lead.size(); ++j) {
+      const size_t axis = lead.size() - 1 - j;
+      const int64_t index = i % lead[axis];
+      i /= lead[axis];
+      if (j < own) {
+        const int64_t n = dims[own - 1 - j];
+        if (n != 1) place += index * stride;
+        stride *= n;
+      }
+    }
+    return place;
+  }
+
+  static bool single(Dims dims, size_t inner) {
+    for (size_t i = 0; i + inner < dims.size(); ++i) {
+      if (dims[i] != 1) return false;
+    }
+    return true;
+  }
+};
+
+inline const Format* format_of(std::string_view name) {
+  for (const Format& format : kFormats) {
+    if (name == format.name) return &format;
+  }
+  return nullptr;
+}
+
+inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+inline ffi::Error wrong(const std::string& what) {
+  return ffi::Error::InvalidArgument("jaxopt_compress: " + what);
+}
+
+}  // namespace jaxopt_compress
