@@ -1,0 +1,277 @@
+"""W8A8: every row of x becomes int8 codes in the kernel that multiplies it.
+
+    scale_x = max|x| / 127.5                      of each row
+    codes_x = clip(round(x / scale_x), -128, 127)
+    y       = (codes_x @ codes_w) * scale_x * scale_w + bias
+
+Scales and codes are those of `quantization`: products with reciprocals, ties to
+even, and a row of zeros has the smallest normal scale. A row with NaN or infinity
+has an infinite scale and codes of zero, so that all its results are NaN.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.kernels.pallas import contract as contract_lib
+from jaxopt_compress.kernels.pallas import layout
+from jaxopt_compress.kernels.pallas import tiles as tiles_lib
+
+_TINY = np.float32(np.finfo(np.float32).tiny)
+_PER_BOUND = np.float32(1 / 127.5)
+# |codes_x @ codes_w| <= 2^14 k < 2^31.
+_MOST_K = 2**17 - 1
+# Up to how many rows the product quantises them itself. Each of its programs does
+# that again for the rows it reads, where a pass of its own does it once.
+_FUSED_ROWS = 16
+_VMEM = 12 * 2**20
+
+
+class Weight(NamedTuple):
+  """A weight as the kernel reads it; n' is n up to a multiple of 128.
+
+  Attributes:
+    codes: [pieces, piece, n'] int8, see `layout`.
+    scale: [1, n'] float32 or bfloat16.
+  """
+
+  codes: jax.Array
+  scale: jax.Array
+
+
+def lay_out(codes: jax.Array, scale: jax.Array) -> Weight:
+  """The layout of a weight codes * scale.
+
+  Args:
+    codes: [k, n] int8.
+    scale: [1, n] floating.
+  """
+  k, n = codes.shape
+  if scale.shape != (1, n):
+    raise ValueError(
+      f'scale is {list(scale.shape)}; codes {[k, n]} have one a column, {[1, n]}.'
+      ' Products of codes cannot have a scale a group: see weight_only.'
+    )
+  pieces = layout.rows(codes, layout.cut(k))
+  return Weight(layout.columns(pieces), layout.columns(scale))
+
+
+def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
+  """The inverse of `lay_out`: codes [k, n], scale [1, n]."""
+  codes = layout.whole(weight.codes, layout.cut(k))
+  return codes[:, :n], weight.scale[:, :n]
+
+
+def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Codes and scales of rows; runs inside and outside kernels.
+
+  Args:
+    x: [m, k] floating.
+
+  Returns:
+    codes [m, k] int8, scale [m, 1] float32.
+
+  >>> codes, scale = quantize(jnp.array([[255., 1., -3.], [0., 0., 0.]]))
+  >>> codes.tolist(), scale[:, 0].tolist()
+  ([[127, 0, -2], [0, 0, 0]], [2.0, 1.1754943508222875e-38])
+  """
+  scale = _scale(_largest(x))
+  return _codes(x, 1 / scale), scale
+
+
+def matmul(
+  x: jax.Array,
+  weight: Weight,
+  bias: jax.Array | None = None,
+  *,
+  n: int,
+  platform: str | None = None,
+  interpret: bool = False,
+  fused: bool | None = None,
+  tiles: tiles_lib.Tiles | None = None,
+) -> jax.Array:
+  """quantize(x) @ weight + bias. No derivatives.
+
+  Args:
+    x: [m, k] float32, bfloat16 or float16; k < 2^17, so that sums fit in int32.
+    weight: made by `lay_out`.
+    bias: [n], or None.
+    n: columns of the weight.
+    platform: 'gpu' or 'tpu'; None for where it runs.
+    interpret: run it in plain JAX, on any device, slowly; or parameters of
+      Pallas's interpreter for TPU.
+    fused: whether the product quantises x itself, or XLA does in a pass before;
+      None to choose by shape.
+    tiles: blocks; None to choose them by shape. `steps` counts only if not fused.
+
+  Returns:
+    [m, n] of the dtype of `x`. Codes and their sums are the same on both ways,
+    unless the device divides inexactly, where a tie may fall otherwise.
+  """
+  layout.matrix(x)
+  platform = tiles_lib.on(platform, interpret)
+  (m, k), dtype = x.shape, x.dtype
+  c = layout.cut(k)
+  expected = (c.count, c.piece, -(-n // 128) * 128)
+  if weight.codes.shape != expected:
+    raise ValueError(
+      f'codes are {list(weight.codes.shape)}; x {[m, k]} with {n} columns meets'
+      f' {list(expected)}. Make them with dynamic.lay_out.'
+    )
+  if bias is not None and bias.shape != (n,):
+    raise ValueError(f'bias is {list(bias.shape)}; expected {[n]}.')
+  if k > _MOST_K:
+    raise ValueError(
+      f'k = {k}: int32 sums of products of int8 hold up to k = {_MOST_K}. Cut k in'
+      ' parts and add their results.'
+    )
+  shift = jnp.zeros((1, n)) if bias is None else bias.reshape(1, n)
+  if 0 in (m, k, n):
+    return jnp.broadcast_to(shift.astype(dtype), (m, n))
+  if platform == 'tpu' and dtype == jnp.float16:
+    x = x.astype(jnp.float32)  # Mosaic has no float16.
+  # int8 has tiles of 32 rows on a TPU.
+  least = 32 if platform == 'tpu' else 16
+  rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform, smallest=least)
+  run = functools.partial(
+    _fused if _fits(fused, m, c, rows, platform) else _apart,
+    weight=weight,
+    shift=None if bias is None else layout.columns(shift),
+    out=x.dtype,
+    tiles=tiles,
+    platform=platform,
+    interpret=interpret,
+  )
+  y = run(x, c=c, rows=rows, m=-(-m // rows) * rows)
+  return y[:m, :n].astype(dtype)
+
+
+def _fits(fused, m, c, rows, platform) -> bool:
+  """Whether the product quantises x itself."""
+  needs = 2 * c.count * 128 * (4 * rows + 128)  # all of k, twice
+  possible = platform == 'gpu' or needs <= _VMEM
+  if fused and not possible:
+    raise ValueError(
+      f'fused=True needs {needs} bytes of VMEM for k = {c.k}; it may use {_VMEM}.'
+      ' Pass fused=None.'
+    )
+  return possible and m <= _FUSED_ROWS if fused is None else fused
+
+
+# ------------------------------------------------- two passes: XLA, then product
+
+
+def _apart(x, *, weight, shift, out, tiles, platform, interpret, c, rows, m):
+  del rows  # Those of m.
+  codes, scale = quantize(x)
+  scale = jnp.pad(scale, ((0, m - scale.shape[0]), (0, 0)))
+  x = layout.features(codes, c, c.count, m)
+  operand = contract_lib.Operand
+  fixed = [operand(scale, True), operand(weight.scale, False)]
+  fixed += [] if shift is None else [operand(shift, False)]
+  return contract_lib.contract(
+    lambda b, x_ref, codes_ref: contract_lib.dot(x_ref[b], codes_ref[b]),
+    _scaled,
+    [operand(x, True, 1), operand(weight.codes, False, 1)],
+    fixed,
+    bundles=c.count,
+    acc=jnp.int32,
+    out=out,
+    tiles=tiles,
+    platform=platform,
+    interpret=interpret,
+    name='w8a8',
+  )
+
+
+def _scaled(total, scale_x, scale_w, shift=None):
+  """Sums of products of codes to results, float32."""
+  y = total.astype(jnp.float32) * scale_x * scale_w.astype(jnp.float32)
+  return y if shift is None else y + shift.astype(jnp.float32)
+
+
+# --------------------------------------------------------------------- one pass
+
+
+def _fused(x, *, weight, shift, out, tiles, platform, interpret, c, rows, m):
+  n = weight.codes.shape[-1]
+  # Narrow blocks on a GPU: all of k is one program's, so they are few.
+  columns = 32 if platform == 'gpu' and n // 64 < 132 else 128
+  tiles = tiles or tiles_lib.Tiles(rows, columns, c.count)
+  tiles_lib.check(tiles, m, n)
+  operand = contract_lib.Operand
+  operands = [
+    operand(layout.features(x, c, c.count, m), True),
+    operand(weight.codes, False),
+    operand(weight.scale, False),
+  ]
+  operands += [] if shift is None else [operand(shift, False)]
+  contract_lib.addressable(operands, platform)
+  return pl.pallas_call(
+    functools.partial(_body, count=c.count, t=tiles),
+    grid=(m // tiles.rows, n // tiles.columns, 1),
+    in_specs=[o.spec(tiles) for o in operands],
+    out_specs=pl.BlockSpec((tiles.rows, tiles.columns), lambda i, j, s: (i, j)),
+    out_shape=jax.ShapeDtypeStruct((m, n), out),
+    compiler_params=contract_lib.params(platform, tiles),
+    interpret=interpret,
+    name='w8a8_fused',
+  )(*(o.array for o in operands))
+
+
+def _body(x_ref, codes_ref, scale_ref, *refs, count, t):
+  *shift, out_ref = refs
+  largest = lax.fori_loop(
+    0,
+    count,
+    lambda p, most: jnp.maximum(most, _largest(x_ref[p])),
+    jnp.zeros((t.rows, 1), jnp.float32),
+  )
+  scale = _scale(largest)
+  inverse = 1 / scale
+
+  def step(p, total):
+    codes = _codes(x_ref[p], inverse)
+    return total + contract_lib.dot(codes, codes_ref[p])
+
+  total = lax.fori_loop(
+    0, count, step, jnp.zeros((t.rows, t.columns), jnp.int32)
+  )
+  y = _scaled(total, scale, scale_ref[...], *(ref[...] for ref in shift))
+  out_ref[...] = y.astype(out_ref.dtype)
+
+
+# ------------------------------------------------------------------------- codes
+
+
+def _largest(x):
+  """max|x| of each row, [m, 1] float32; infinite where there is a NaN."""
+  size = jnp.abs(x.astype(jnp.float32))
+  # The maximum of Triton passes NaN by.
+  size = jnp.where(size == size, size, jnp.inf)
+  return jnp.max(size, axis=1, keepdims=True)
+
+
+def _scale(largest):
+  return jnp.maximum(largest * _PER_BOUND, _TINY)
+
+
+def _codes(x, inverse):
+  scaled = x.astype(jnp.float32) * inverse
+  scaled = jnp.where(scaled == scaled, scaled, 0.0)
+  scaled = jnp.minimum(jnp.maximum(scaled, -128.0), 127.0)
+  return _round(scaled).astype(jnp.int32).astype(jnp.int8)
+
+
+def _round(x):
+  """Nearest integers, ties to even: Triton has no rounding of its own."""
+  below = jnp.floor(x)
+  over = x - below
+  odd = below - 2 * jnp.floor(below * 0.5)
+  up = (over > 0.5) | ((over == 0.5) & (odd == 1))
+  return below + up.astype(jnp.float32)

@@ -1,0 +1,199 @@
+"""W8A8 with rows quantised on the way, interpreted on CPU, against numpy."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.kernels.pallas import dynamic
+from jaxopt_compress.kernels.pallas import tiles as tiles_lib
+from jaxopt_compress.quantization import activation
+from jaxopt_compress.quantization import schemes
+
+
+def _rows(rng, m, k):
+  """x whose scales are powers of two, so that every division is exact."""
+  x = rng.normal(size=(m, k)).astype(np.float32)
+  x *= 127.4 / np.abs(x).max(axis=1, keepdims=True)
+  x[:, 0] = 127.5
+  return x * np.exp2(rng.integers(-3, 4, (m, 1))).astype(np.float32)
+
+
+def _oracle(x, codes):
+  """(int32 sums, scales) by the equation."""
+  scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127.5)
+  rounded = np.clip(np.round(x / scale), -128, 127).astype(np.int32)
+  return rounded @ codes.astype(np.int32), scale
+
+
+def _codes(rng, k, n):
+  return rng.integers(-128, 128, (k, n)).astype(np.int8)
+
+
+def _multiply(x, codes, scale=None, bias=None, **how):
+  """matmul(x, lay_out(codes, scale), bias) and restore, in one program."""
+  k, n = codes.shape
+  scale = np.ones((1, n), np.float32) if scale is None else scale
+
+  @jax.jit
+  def run(x, codes, scale, bias):
+    w = dynamic.lay_out(codes, scale)
+    y = dynamic.matmul(x, w, bias, n=n, interpret=True, **how)
+    return y, dynamic.restore(w, k=k, n=n)
+
+  return run(x, codes, scale, bias)
+
+
+class IntegersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # m, k, n, platform, fused
+    (1, 256, 128, 'gpu', True),
+    (1, 256, 128, 'gpu', False),
+    (1, 256, 128, 'tpu', True),
+    (1, 256, 128, 'tpu', False),
+    (19, 300, 131, 'gpu', True),
+    (70, 77, 3, 'gpu', None),
+    (33, 300, 131, 'tpu', True),
+    (70, 1, 1, 'tpu', None),
+  )
+  def test_equal_to_the_bit(self, m, k, n, platform, fused):
+    """With scales that are powers of two, results are the integers themselves."""
+    rng = np.random.default_rng(m)
+    x = _rows(rng, m, k)
+    codes = _codes(rng, k, n)
+    got, (back, _) = _multiply(x, codes, platform=platform, fused=fused)
+    sums, scale = _oracle(x, codes)
+    np.testing.assert_array_equal(got, sums.astype(np.float32) * scale)
+    np.testing.assert_array_equal(back, codes)
+
+  @parameterized.parameters('gpu', 'tpu')
+  def test_k_in_parts(self, platform):
+    m, k, n = 16, 5 * 128, 128
+    rng = np.random.default_rng(0)
+    x, codes = _rows(rng, m, k), _codes(rng, k, n)
+    tiles = tiles_lib.Tiles(16, 128, 2)
+    got, _ = _multiply(x, codes, platform=platform, fused=False, tiles=tiles)
+    sums, scale = _oracle(x, codes)
+    np.testing.assert_array_equal(got, sums.astype(np.float32) * scale)
+
+  def test_ties_go_to_even(self):
+    x = jnp.array([[127.5, 0.5, 1.5, 2.5, -0.5, -1.5, -127.5, -126.5]])
+    codes, scale = dynamic.quantize(x)
+    self.assertEqual(codes.tolist(), [[127, 0, 2, 2, 0, -2, -128, -126]])
+    self.assertEqual(scale.tolist(), [[1.0]])
+
+  @parameterized.parameters(jnp.float32, jnp.bfloat16, jnp.float16)
+  def test_the_codes_of_the_library(self, dtype):
+    x = 3 * jax.random.normal(jax.random.key(0), (50, 200)).astype(dtype)
+    x = x.at[3].set(0)
+    act = schemes.W8A8.act
+    theirs = activation.quantize(x, act, summed=(1,), grouped=1)
+    codes, scale = dynamic.quantize(x)
+    np.testing.assert_array_equal(codes, theirs.qvalue)
+    np.testing.assert_array_equal(scale, theirs.scale)
+
+
+class FloatsTest(parameterized.TestCase):
+  @parameterized.product(dtype=[jnp.float32, jnp.bfloat16], fused=[True, False])
+  def test_scales_and_bias(self, dtype, fused):
+    m, k, n = 5, 130, 20
+    rng = np.random.default_rng(0)
+    codes = _codes(rng, k, n)
+    scale_w = rng.uniform(0.01, 0.02, (1, n)).astype(np.float32)
+    bias = rng.normal(size=n).astype(np.float32)
+    x = jnp.asarray(_rows(rng, m, k), dtype)
+    got, _ = _multiply(x, codes, scale_w, bias, fused=fused)
+    self.assertEqual(got.dtype, dtype)
+    sums, scale_x = _oracle(np.asarray(x, np.float32), codes)
+    want = jnp.asarray(sums * scale_x * scale_w + bias[None], dtype)
+    tolerance = dict(rtol=float(jnp.finfo(dtype).eps), atol=1e-5)
+    np.testing.assert_allclose(
+      np.asarray(got, np.float32), np.asarray(want, np.float32), **tolerance
+    )
+
+  @parameterized.parameters(True, False)
+  def test_rows_of_zeros_and_without_numbers(self, fused):
+    rng = np.random.default_rng(0)
+    x = _rows(rng, 4, 40)
+    x[1], x[2, 3], x[3, 5] = 0, np.nan, np.inf
+    codes, bias = _codes(rng, 40, 6), np.ones(6, np.float32)
+    got, _ = _multiply(x, codes, None, bias, fused=fused)
+    self.assertTrue(np.isfinite(np.asarray(got[0])).all())
+    np.testing.assert_array_equal(got[1], np.ones(6))
+    self.assertTrue(np.isnan(np.asarray(got[2:])).all())
+
+  @parameterized.parameters(True, False)
+  def test_experts(self, fused):
+    e, m, k, n = 2, 3, 64, 10
+    rng = np.random.default_rng(0)
+    x = np.stack([_rows(rng, m, k) for _ in range(e)])
+    codes = np.stack([_codes(rng, k, n) for _ in range(e)])
+    multiply = functools.partial(_multiply, fused=fused)
+    got, _ = jax.vmap(multiply)(x, codes)
+    for i in range(e):
+      sums, scale = _oracle(x[i], codes[i])
+      np.testing.assert_array_equal(got[i], sums.astype(np.float32) * scale)
+
+
+class EdgesTest(parameterized.TestCase):
+  @parameterized.parameters((0, 5, 3), (2, 0, 3), (2, 5, 0))
+  def test_empty(self, m, k, n):
+    w = dynamic.lay_out(jnp.zeros((k, n), jnp.int8), jnp.ones((1, n)))
+    got = dynamic.matmul(
+      jnp.ones((m, k)), w, jnp.full(n, 2.0), n=n, interpret=True
+    )
+    self.assertEqual(got.shape, (m, n))
+    if not k:
+      np.testing.assert_array_equal(got, np.full((m, n), 2.0))
+
+  def test_k_beyond_int32(self):
+    k = 2**17
+    w = jax.eval_shape(
+      dynamic.lay_out,
+      jax.ShapeDtypeStruct((k, 8), jnp.int8),
+      jax.ShapeDtypeStruct((1, 8), jnp.float32),
+    )
+    x = jax.ShapeDtypeStruct((1, k), jnp.float32)
+    run = functools.partial(dynamic.matmul, n=8, interpret=True)
+    with self.assertRaisesRegex(ValueError, 'hold up to k = 131071'):
+      jax.eval_shape(run, x, w)
+
+  @parameterized.named_parameters(
+    ('bias', dict(bias=(9,)), r'bias is \[9\]; expected \[8\]'),
+    ('other_k', dict(x=(2, 65)), 'Make them with dynamic.lay_out'),
+    ('integers', dict(dtype=jnp.int8), r'expected \[m, k\]'),
+  )
+  def test_mistakes(self, changed, message):
+    how = dict(x=(2, 64), bias=(8,), dtype=jnp.float32) | changed
+    w = dynamic.lay_out(jnp.zeros((64, 8), jnp.int8), jnp.ones((1, 8)))
+    with self.assertRaisesRegex(ValueError, message):
+      dynamic.matmul(
+        jnp.ones(how['x'], how['dtype']),
+        w,
+        jnp.ones(how['bias']),
+        n=8,
+        interpret=True,
+      )
+
+  def test_scales_of_groups(self):
+    with self.assertRaisesRegex(ValueError, 'see weight_only'):
+      dynamic.lay_out(jnp.zeros((64, 8), jnp.int8), jnp.ones((2, 8)))
+
+  def test_more_than_vmem_holds(self):
+    k = 2**16
+    w = jax.eval_shape(
+      dynamic.lay_out,
+      jax.ShapeDtypeStruct((k, 8), jnp.int8),
+      jax.ShapeDtypeStruct((1, 8), jnp.float32),
+    )
+    x = jax.ShapeDtypeStruct((1, k), jnp.float32)
+    run = functools.partial(dynamic.matmul, n=8, platform='tpu', fused=True)
+    with self.assertRaisesRegex(ValueError, 'bytes of VMEM'):
+      jax.eval_shape(run, x, w)
+
+
+if __name__ == '__main__':
+  absltest.main()
