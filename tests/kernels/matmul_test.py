@@ -1,0 +1,255 @@
+"""Products of the library against numpy, on every instruction path of the machine."""
+
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import kernel_oracle as oracle
+import numpy as np
+
+from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels.cpu import native
+
+Act = native.Act
+PATHS = native.paths()
+# AMX declines products of a few rows, so it is what the best path takes.
+EACH = [p for p in ('', *PATHS) if p != 'amx']
+
+# (rows, k, n, rows of a group)
+SHAPES = (
+  (1, 64, 32, 64),
+  (3, 130, 45, 130),
+  (17, 128, 64, 32),
+  (33, 100, 33, 20),
+  (31, 96, 40, 48),
+)
+
+
+class Case:
+  """A product, and what numpy says it is."""
+
+  def __init__(self, name, shape, *, zero=None, seed=0):
+    self.m, self.k, self.n, self.group = shape
+    self.name = name
+    rng = np.random.default_rng(seed)
+    bits = layout.CODES[name].bits
+    self.codes = oracle.draw_codes(rng, name, bits, (self.k, self.n))
+    groups = -(-self.k // self.group)
+    self.scale = rng.uniform(0.5, 1.5, (groups, self.n)).astype(np.float32)
+    self.zero = None
+    if zero is not None:
+      self.zero = rng.integers(-3, 4, (groups, self.n)).astype(zero)
+    self.x = rng.normal(0.3, 1, (self.m, self.k)).astype(np.float32)
+    self.w = oracle.weight(self.codes, name, self.scale, self.zero, self.group)
+    self.payload = layout.to_panels(self.codes, name, self.group)
+
+  def run(self, act, path='', x=None, **options):
+    return np.asarray(
+      native.matmul(
+        jnp.asarray(self.x if x is None else x),
+        self.payload,
+        jnp.asarray(self.scale),
+        zero=None if self.zero is None else jnp.asarray(self.zero),
+        format=self.name,
+        k=self.k,
+        n=self.n,
+        group=self.group,
+        act=act,
+        path=path,
+        **options,
+      )
+    )
+
+
+def _distance(y, expected):
+  return np.abs(y - expected).max() / np.abs(expected).max()
+
+
+def setUpModule():
+  if not native.available():
+    raise absltest.unittest.SkipTest(
+      'The CPU kernels were not built here (no C++17 compiler).'
+    )
+
+
+class MatmulTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    (f'{name} on {path or "the best"}', name, path)
+    for name in layout.CODES
+    for path in EACH
+  )
+  def test_float_operand(self, name, path):
+    for i, shape in enumerate(SHAPES):
+      case = Case(name, shape, zero=(None, np.int8, np.float32)[i % 3], seed=i)
+      y = case.run(Act.FLOAT, path)
+      self.assertLess(_distance(y, case.x @ case.w), 2e-6, shape)
+
+  @parameterized.named_parameters(
+    (f'{name} on {path or "the best"}', name, path)
+    for name in layout.CODES
+    if name != 'nf4'
+    for path in EACH
+  )
+  def test_rounded_operand(self, name, path):
+    shape = SHAPES[len(name) % len(SHAPES)]
+    # A code half way between two may fall to either: by one step of one entry.
+    step = lambda case: np.abs(case.w).max() * np.abs(case.x).max() / 127
+    case = Case(name, shape, zero=np.int8)
+    y = case.run(Act.DYNAMIC, path)
+    off = np.abs(y - oracle.dynamic(case.x) @ case.w)
+    self.assertLess(off.max(), 1.1 * step(case))
+    self.assertLess(np.mean(off), 0.02 * step(case))
+    totals = jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32)
+    y = case.run(Act.DYNAMIC, path, symmetric=False, totals=totals)
+    off = np.abs(y - oracle.dynamic_asymmetric(case.x) @ case.w)
+    self.assertLess(off.max(), 1.1 * step(case))
+    self.assertLess(np.mean(off), 0.02 * step(case))
+
+  @parameterized.parameters(*EACH)
+  def test_codes_are_multiplied_exactly(self, path):
+    for m, k, n in ((1, 1, 1), (5, 70, 33), (40, 515, 64), (16, 64, 31)):
+      case = Case('int8', (m, k, n, k))
+      x = np.random.default_rng(k).integers(-128, 128, (m, k), np.int8)
+      y = native.matmul(
+        jnp.asarray(x),
+        case.payload,
+        None,
+        format='int8',
+        k=k,
+        n=n,
+        group=k,
+        act=Act.CODES,
+        out_dtype=jnp.int32,
+        path=path,
+      )
+      w = case.codes.astype(np.int64) - 128
+      np.testing.assert_array_equal(y, x.astype(np.int64) @ w)
+
+  def test_static_range_and_bias(self):
+    case = Case('int4', (9, 64, 40, 32))
+    bias = np.linspace(-5, 5, 40, dtype=np.float32)[None]
+    y = case.run(
+      Act.STATIC,
+      act_scale=jnp.full((1, 1), 0.03),
+      act_zero=jnp.full((1, 1), -7.0),
+      symmetric=False,
+      totals=jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32),
+      bias=jnp.asarray(bias),
+    )
+    codes = np.clip(np.round(case.x * np.float32(1 / 0.03)) - 7, -128, 127)
+    x = (codes + 7) * 0.03
+    self.assertLess(_distance(y, x @ case.w + bias), 1e-5)
+
+  @parameterized.parameters(jnp.bfloat16, jnp.float8_e8m0fnu)
+  def test_types_of_scales(self, dtype):
+    case = Case('e2m1', (4, 64, 40, 32))
+    scale = np.asarray(
+      jnp.asarray(case.scale).astype(dtype).astype(jnp.float32)
+    )
+    case.w = oracle.weight(case.codes, 'e2m1', scale, None, 32)
+    case.scale = jnp.asarray(case.scale).astype(dtype)
+    y = case.run(Act.FLOAT)
+    self.assertLess(_distance(y, case.x @ case.w), 2e-6)
+
+  def test_bfloat16(self):
+    case = Case('int4', (20, 64, 40, 32))
+    x = jnp.asarray(case.x, jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ case.w
+    y = case.run(Act.FLOAT, x=x)
+    self.assertLess(_distance(y, exact), 3e-5)
+    y = case.run(Act.FLOAT, x=x, out_dtype=jnp.bfloat16)
+    self.assertLess(_distance(np.float64(y), exact), 2**-8)
+
+  @parameterized.parameters(1, 20)
+  def test_a_row_with_nan_is_nan_and_no_other(self, m):
+    for act in (Act.FLOAT, Act.DYNAMIC, Act.STATIC):
+      for bad in (np.nan, np.inf):
+        case = Case('int8', (m + 1, 64, 40, 64))
+        case.x[m, 3] = bad
+        y = case.run(act, act_scale=jnp.full((1, 1), 0.03))
+        self.assertTrue(np.isfinite(y[:m]).all())
+        clips = act is Act.STATIC and bad == np.inf
+        self.assertEqual(np.isnan(y[m]).all(), not clips)
+
+  def test_rows_of_zeros(self):
+    case = Case('int4', (3, 64, 40, 32))
+    case.x[:] = 0
+    for act in (Act.FLOAT, Act.DYNAMIC):
+      np.testing.assert_array_equal(case.run(act), 0)
+
+  def test_tiny_and_huge(self):
+    for size in (1e-30, 1e30):
+      case = Case('int8', (2, 64, 40, 64))
+      y = case.run(Act.FLOAT, x=case.x * np.float32(size)) / size
+      self.assertLess(_distance(y, case.x @ case.w), 2e-6)
+
+  def test_sums_near_the_end_of_int32(self):
+    # 100,000 products of -128 and -128 are 1.6e9.
+    k, n = 100_000, 2
+    codes = np.zeros((k, n), np.uint8)
+    codes[:, 1] = 255
+    x = np.full((1, k), -128, np.int8)
+    y = native.matmul(
+      jnp.asarray(x),
+      layout.to_panels(codes, 'int8', k),
+      None,
+      format='int8',
+      k=k,
+      n=n,
+      group=k,
+      act=Act.CODES,
+      out_dtype=jnp.int32,
+    )
+    self.assertEqual(y.tolist(), [[128 * 128 * k, -128 * 127 * k]])
+
+
+class TransformTest(parameterized.TestCase):
+  def test_vmap_shares_or_stacks_the_weight(self):
+    cases = [Case('int4', (3, 64, 40, 32), seed=i) for i in range(4)]
+    stack = lambda name: jnp.stack(
+      [jnp.asarray(getattr(c, name)) for c in cases]
+    )
+
+    def run(x, payload, scale):
+      return native.matmul(
+        x,
+        payload,
+        scale,
+        format='int4',
+        k=64,
+        n=40,
+        group=32,
+        act=Act.FLOAT,
+      )
+
+    y = jax.vmap(run)(stack('x'), stack('payload'), stack('scale'))
+    expected = np.stack([c.x @ c.w for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+    first = cases[0]
+    y = jax.vmap(lambda x: run(x, first.payload, first.scale))(stack('x'))
+    expected = np.stack([c.x @ first.w for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+    y = jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None))(
+      stack('x'), stack('payload'), stack('scale')
+    )
+    expected = np.stack([[c.x @ d.w for d in cases] for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+
+  def test_wrong_shapes_are_refused(self):
+    case = Case('int4', (3, 64, 40, 32))
+    with self.assertRaisesRegex(Exception, 'shapes do not fit'):
+      case.run(Act.FLOAT, x=np.ones((3, 63), np.float32))
+    with self.assertRaisesRegex(Exception, 'no instruction path'):
+      case.run(Act.FLOAT, path='avx-9000')
+
+  def test_without_the_library(self):
+    case = Case('int4', (3, 64, 40, 32))
+    with mock.patch.object(native, 'available', lambda: False):
+      with self.assertRaisesRegex(RuntimeError, 'C\\+\\+17 compiler'):
+        case.run(Act.FLOAT)
+
+
+if __name__ == '__main__':
+  absltest.main()
