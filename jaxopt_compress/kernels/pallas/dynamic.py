@@ -6,7 +6,8 @@
 
 Scales and codes are those of `quantization`: products with reciprocals, ties to
 even, and a row of zeros has the smallest normal scale. A row with NaN or infinity
-has an infinite scale and codes of zero, so that all its results are NaN.
+has an infinite scale and codes of zero, so that all its results are NaN. Needs
+integer products: TPU v4's compiler refuses them, those of v5e and later do not.
 """
 
 import functools
