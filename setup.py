@@ -12,7 +12,8 @@ _AVX512 = [f'-mavx512{f}' for f in ('f', 'bw', 'vl', 'dq', 'vnni')] + ['-mfma']
 # What each instruction path is compiled for; the others for any machine.
 _FLAGS = {
   'x86_64': {
-    'amx': [*_AVX512, '-mamx-tile', '-mamx-int8'],
+    'amx': [*_AVX512, '-mavx512vbmi2', '-mamx-tile', '-mamx-int8'],
+    'avx512vbmi2': [*_AVX512, '-mavx512vbmi2'],
     'avx512': _AVX512,
     'avxvnni': ['-mavx2', '-mfma', '-mavxvnni'],
     'avx2': ['-mavx2', '-mfma'],

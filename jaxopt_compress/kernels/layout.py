@@ -123,7 +123,7 @@ def from_panels(
   axes = [1, 2, 5, 0, 3, 4]
   x = jnp.transpose(x, (*range(at), *(at + a for a in axes)))
   x = x.reshape(*lead, units * how.rows, panels * COLUMNS)
-  return _end_groups(x, group, how.rows, k)[..., :n]
+  return end_groups(x, group, how.rows, k)[..., :n]
 
 
 def columns(payload: jax.Array, name: str, group: int, k: int, at: jax.Array):
@@ -153,7 +153,7 @@ def columns(payload: jax.Array, name: str, group: int, k: int, at: jax.Array):
       pieces[j] |= ((high >> (shift + jnp.uint8(j))) & 1) << 2
   x = jnp.stack(pieces, axis=-2)  # [..., units, j, i]
   x = x.reshape(*at.shape, units * how.rows, 1)
-  return _end_groups(x, group, how.rows, k)[..., 0]
+  return end_groups(x, group, how.rows, k)[..., 0]
 
 
 def _joined(parts):
@@ -179,7 +179,7 @@ def _begin_groups(x, group, rows):
   return jnp.concatenate([head, tail], axis=-2)
 
 
-def _end_groups(x, group, rows, k):
+def end_groups(x, group, rows, k):
   """The inverse of `_begin_groups`."""
   fill_group = -group % rows
   if group >= k or not fill_group:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import jaxprs
+from jaxopt_compress.kernels import sparse_layout
 
-_TARGETS = ('matmul',)
+_TARGETS = ('matmul', 'sparse_matmul')
 
 
 @functools.cache
@@ -50,7 +51,8 @@ def available() -> bool:
 def paths() -> tuple[str, ...]:
   """The instruction paths that this machine has, best first; () without the library.
 
-  Of 'amx', 'avx512-vnni', 'avx-vnni', 'avx2', 'neon-dotprod' and 'portable'.
+  Of 'amx', 'avx512-vbmi2', 'avx512-vnni', 'avx-vnni', 'avx2', 'neon-dotprod' and
+  'portable'.
   """
   library = _library()
   if library is None:
@@ -118,28 +120,12 @@ def matmul(
   Raises:
     RuntimeError: the library was not built.
   """
-  if not available():
-    raise RuntimeError(
-      'The CPU kernels were not built: a C++17 compiler was missing when'
-      ' jaxopt_compress was installed. Install one, then reinstall.'
-    )
-  lead = max(x.ndim - 2, w.ndim - 3)
-  full = lambda a, inner: a.reshape((1,) * (lead + inner - a.ndim) + a.shape)
-  empty = jnp.zeros((1,) * lead + (0, 0), jnp.float32)
-  others = [
-    empty if a is None else full(a, 2)
-    for a in (scale, zero, totals, bias, act_scale, act_zero)
-  ]
-  x, w = full(x, 2), full(w, 3)
-  stack = jnp.broadcast_shapes(x.shape[:-2], w.shape[:-3])
-  operands = _alike([x, w, *others])
-  call = jax.ffi.ffi_call(
-    'jaxopt_compress_matmul',
-    _result((*stack, x.shape[-2], n), out_dtype, operands[0]),
-    vmap_method='expand_dims',
-  )
-  return call(
-    *operands,
+  others = (scale, zero, totals, bias, act_scale, act_zero)
+  return _product(
+    'matmul',
+    [(x, 2), (w, 3)],
+    others,
+    out_dtype,
     format=format,
     act=np.int32(act),
     bound=np.float32(bound),
@@ -153,6 +139,92 @@ def matmul(
   )
 
 
+def sparse_matmul(
+  x: jax.Array,
+  stream: jax.Array,
+  offsets: jax.Array,
+  scale: jax.Array | None,
+  *,
+  how: sparse_layout.Sparse,
+  k: int,
+  n: int,
+  group: int,
+  act: Act,
+  zero: jax.Array | None = None,
+  totals: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  act_scale: jax.Array | None = None,
+  act_zero: jax.Array | None = None,
+  bound: float = 127.5,
+  low: float = -128.0,
+  high: float = 127.0,
+  symmetric: bool = True,
+  out_dtype=jnp.float32,
+  path: str = '',
+) -> jax.Array:
+  """As `matmul`, with matrices whose zeros are left out.
+
+  Of weights of floats, sums are of float32 and products with zeros count: a row of
+  x with a NaN or an infinity gives what it gives with the dense matrix.
+
+  Args:
+    x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
+    stream, offsets: [..., bytes] and [..., panels + 1], as
+      `sparse_layout.to_streams` makes them.
+    scale: [..., groups, n], as for `matmul`; None for codes and weights of floats.
+    how: what `sparse_layout.to_streams` says of them.
+    k, n, group, act: as for `matmul`; Act.FLOAT and k for weights of floats.
+    zero, totals, bias, act_scale, act_zero: as for `matmul`; of these only bias for
+      weights of floats.
+    bound, low, high, symmetric, out_dtype, path: as for `matmul`.
+
+  Returns:
+    [..., m, n].
+  """
+  others = (scale, zero, totals, bias, act_scale, act_zero)
+  return _product(
+    'sparse_matmul',
+    [(x, 2), (stream, 1), (offsets, 1)],
+    others,
+    out_dtype,
+    format=how.type,
+    skips=how.skips,
+    constant=np.int64(how.constant),
+    act=np.int32(act),
+    bound=np.float32(bound),
+    low=np.float32(low),
+    high=np.float32(high),
+    symmetric=symmetric,
+    k=np.int64(k),
+    n=np.int64(n),
+    group=np.int64(group),
+    path=path,
+  )
+
+
+def _product(name, operands, others, out_dtype, **attributes):
+  """Calls the library: operands with how many of their axes are no stack's."""
+  if not available():
+    raise RuntimeError(
+      'The CPU kernels were not built: a C++17 compiler was missing when'
+      ' jaxopt_compress was installed. Install one, then reinstall.'
+    )
+  lead = max(a.ndim - inner for a, inner in operands)
+  full = lambda a, inner: a.reshape((1,) * (lead + inner - a.ndim) + a.shape)
+  empty = jnp.zeros((1,) * lead + (0, 0), jnp.float32)
+  full_operands = [full(a, inner) for a, inner in operands]
+  stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in full_operands))
+  full_operands += [empty if a is None else full(a, 2) for a in others]
+  full_operands = _alike(full_operands)
+  rows = operands[0][0].shape[-2]
+  call = jax.ffi.ffi_call(
+    f'jaxopt_compress_{name}',
+    _result((*stack, rows, int(attributes['n'])), out_dtype, full_operands[0]),
+    vmap_method='expand_dims',
+  )
+  return call(*full_operands, **attributes)
+
+
 def _alike(operands):
   """The same, all varying over the same mesh axes inside a `shard_map`."""
   axes = frozenset().union(*(jaxprs.varying(jax.typeof(a)) for a in operands))
@@ -161,6 +233,14 @@ def _alike(operands):
 
 def _result(shape, dtype, like):
   """What a call returns, varying as `like` does."""
+  of = jax.typeof(like)
+  if not jaxprs.varying(of):
+    return jax.ShapeDtypeStruct(shape, dtype)
+  # What varies has to say over which mesh.
+  whole = jax.sharding.PartitionSpec(*(None for _ in shape))
   return jax.ShapeDtypeStruct(
-    shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type
+    shape,
+    dtype,
+    sharding=jax.sharding.NamedSharding(of.sharding.mesh, whole),
+    manual_axis_type=of.manual_axis_type,
   )

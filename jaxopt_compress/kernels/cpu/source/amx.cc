@@ -21,6 +21,7 @@ namespace {
 #include "rows.h"
 #include "lanes512.h"
 #include "panel.h"
+#include "sparse.h"
 
 constexpr int kTileRows = 16;
 constexpr int kStride = kColumns * kSteps;  // of a row of a panel
@@ -60,6 +61,8 @@ Tiles tiles(const Job& job) {
   return {size, used, chunk, (job.rows + each - 1) / each, chunks};
 }
 
+bool spreads_out(const Job& job) { return job.sparse || job.format.bits < 8; }
+
 int64_t spread_bytes(const Job& job) { return job.steps() * kStride; }
 
 int64_t panels_kept(const Job& job) {
@@ -70,7 +73,7 @@ int64_t panels_kept(const Job& job) {
 int64_t workspace(const Job& job, const Tiles&) {
   const int64_t kept = panels_kept(job);
   int64_t bytes = kept * (scales_workspace(job) + 64) + 128;
-  if (job.format.bits < 8) bytes += kept * spread_bytes(job);
+  if (spreads_out(job)) bytes += kept * spread_bytes(job);
   const int64_t rows = rows_workspace(job);
   return (bytes > rows ? bytes : rows) + 64;
 }
@@ -168,10 +171,16 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
     const int64_t kept = panel + panels - p < most ? panel + panels - p : most;
     char* room = workspace;
     uint8_t* wide = reinterpret_cast<uint8_t*>(workspace + most * each);
-    if (job.format.bits < 8) {
+    if (spreads_out(job)) {
       for (int64_t i = 0; i < kept; ++i) {
-        spread_any(job, item.w + (p + i) * job.units * job.format.bytes,
-                   job.units, wide + i * spread_bytes(job));
+        uint8_t* to = wide + i * spread_bytes(job);
+        if (job.sparse) {
+          Run run = run_of(job, item, p + i);
+          spread_codes<V>(run, 0, job.units, to);
+        } else {
+          spread_any(job, item.w + (p + i) * job.units * job.format.bytes,
+                     job.units, to);
+        }
       }
     }
     for (int64_t i = 0; i < kept; ++i) {
@@ -184,7 +193,7 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                           ? nullptr
                           : scale + job.groups * kColumns;
         const uint8_t* w =
-            job.format.bits < 8
+            spreads_out(job)
                 ? wide + i * spread_bytes(job)
                 : item.w + (p + i) * job.units * job.format.bytes;
         one(job, t, item, p + i, tile, w, {scale, zero});
@@ -198,7 +207,10 @@ bool here() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool tile = d >> 24 & 1, int8 = d >> 25 & 1;
-  if (!tile || !int8 || !__builtin_cpu_supports("avx512vnni")) return false;
+  if (!tile || !int8 || !__builtin_cpu_supports("avx512vnni") ||
+      !__builtin_cpu_supports("avx512vbmi2")) {
+    return false;
+  }
   // The kernel saves the registers only of those who ask.
   constexpr int kRequest = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;

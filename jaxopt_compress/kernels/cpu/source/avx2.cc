@@ -22,6 +22,7 @@ struct V {
   };
   static constexpr int kLanes = 8;
   static constexpr int kMost = 3;
+  static constexpr bool kExpands = false, kExpandsNarrow = false;
 
   static I none() { return _mm256_setzero_si256(); }
   static I load(const void* p) {

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI.
+// AVX-512 with VNNI; with -mavx512vbmi2, its expansion of bytes as well.
 
 #if defined(__x86_64__)
 
@@ -20,13 +20,21 @@ namespace {
 bool here() {
   return __builtin_cpu_supports("avx512f") &&
          __builtin_cpu_supports("avx512bw") &&
+#if defined(__AVX512VBMI2__)
+         __builtin_cpu_supports("avx512vbmi2") &&
+#endif
          __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace
 
+#if defined(__AVX512VBMI2__)
+const Path kAvx512Vbmi2 = {"avx512-vbmi2", here,         tiles,   workspace,
+                           prepare_rows,   multiply};
+#else
 const Path kAvx512Vnni = {"avx512-vnni", here,         tiles,   workspace,
                           prepare_rows,  multiply};
+#endif
 
 }  // namespace jaxopt_compress
 

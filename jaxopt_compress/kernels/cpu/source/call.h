@@ -80,6 +80,13 @@ inline const Format* format_of(std::string_view name) {
   return nullptr;
 }
 
+inline const Format* sparse_format_of(std::string_view name) {
+  for (const Format& format : kSparseFormats) {
+    if (name == format.name) return &format;
+  }
+  return nullptr;
+}
+
 inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 inline ffi::Error wrong(const std::string& what) {

@@ -67,4 +67,11 @@ constexpr Format kFormats[] = {
     {"nf4", 4, 8, 128, 0, 1.0f, nullptr, kNf4},
 };
 
+// Of weights whose zeros are left out; bytes before that.
+constexpr Format kSparseFormats[] = {
+    {"int8", 8, 4, 128, 128, 1.0f, nullptr, nullptr},
+    {"bfloat16", 16, 4, 256, 0, 1.0f, nullptr, nullptr},
+    {"float32", 32, 4, 512, 0, 1.0f, nullptr, nullptr},
+};
+
 }  // namespace jaxopt_compress

@@ -29,7 +29,7 @@ enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0 };
 // One product of a batch.
 struct Item {
   const void* x;        // [rows, k]
-  const uint8_t* w;     // [panels, units, bytes]
+  const uint8_t* w;     // [panels, units, bytes], or a stream: sparse.h
   const void* scale;    // [groups, n]
   const void* zero;     // [groups, n] or null
   const float* totals;  // [n] or null
@@ -41,6 +41,7 @@ struct Item {
   int32_t* sums;   // [tiles][groups][size], of the codes
   float* scales;   // [tiles][size], a
   float* zeros;    // [tiles][size], b
+  const int32_t* offsets = nullptr;  // [panels + 1], of a stream
 };
 
 struct Job {
@@ -54,8 +55,13 @@ struct Job {
   int64_t stride;         // from a row of results to the next
   int64_t group, groups;  // rows that share a scale; how many times
   int64_t units, panels;
+  // Of a weight whose zeros are left out: sparse.h.
+  bool sparse = false;
+  bool skips = false;    // whether units without entries are left out, too
+  int64_t constant = 0;  // values of each unit, or 0
+  int64_t stream = 0;    // bytes
 
-  bool in_floats() const { return format.numbers != nullptr; }
+  bool in_floats() const { return format.numbers != nullptr || format.bits > 8; }
   int64_t group_units() const {
     return groups > 1 ? (group + format.rows - 1) / format.rows : units;
   }
@@ -97,6 +103,6 @@ struct Path {
                    int64_t panels, int64_t first, int64_t last, char* workspace);
 };
 
-extern const Path kAmx, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;
+extern const Path kAmx, kAvx512Vbmi2, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;
 
 }  // namespace jaxopt_compress

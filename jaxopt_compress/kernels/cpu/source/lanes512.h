@@ -8,6 +8,12 @@ struct V {
   using Numbers = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kMost = 14;
+  static constexpr bool kExpands = true;
+#if defined(__AVX512VBMI2__)
+  static constexpr bool kExpandsNarrow = true;
+#else
+  static constexpr bool kExpandsNarrow = false;
+#endif
 
   static I none() { return _mm512_setzero_si512(); }
   static I load(const void* p) { return _mm512_loadu_si512(p); }
@@ -47,6 +53,25 @@ struct V {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+
+  // Values that follow each other in memory to where bits are set.
+  static F expand_floats(uint16_t bits, const uint8_t* p) {
+    return _mm512_maskz_expandloadu_ps(bits, p);
+  }
+#if defined(__AVX512VBMI2__)
+  static I expand_codes(uint64_t bits, const uint8_t* p) {
+    return _mm512_mask_expandloadu_epi8(_mm512_set1_epi8(-128), bits, p);
+  }
+  static I expand_words(uint32_t bits, const uint8_t* p) {
+    return _mm512_maskz_expandloadu_epi16(bits, p);
+  }
+#endif
+  // Two bfloat16 of a lane, as floats.
+  static F low_half(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static F high_half(I x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+  }
 
   static Numbers numbers(const float* p) { return _mm512_loadu_ps(p); }
   // The number whose code is in bits shift to shift + 3 of each lane.

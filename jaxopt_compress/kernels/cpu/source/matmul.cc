@@ -43,31 +43,61 @@ struct Call {
   }
 };
 
-ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                  ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                  ffi::AnyBuffer totals, ffi::AnyBuffer bias,
-                  ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                  ffi::Result<ffi::AnyBuffer> out, std::string_view format,
-                  int32_t act, float bound, float low, float high,
-                  bool symmetric, int64_t k, int64_t n, int64_t group,
-                  std::string_view path) {
+// A weight: panels [..., panels, units, bytes], or streams [..., bytes] without
+// zeros and the offsets [..., panels + 1] of their runs.
+struct Weight {
+  ffi::AnyBuffer data;
+  const ffi::AnyBuffer* offsets = nullptr;
+  bool skips = false;
+  int64_t constant = 0;
+
+  size_t inner() const { return offsets == nullptr ? 3 : 1; }
+};
+
+// Whether the runs of a stream lie one after the other inside of it and have room
+// for what kernels take for granted.
+bool runs_fit(const Job& job, const Item& item) {
+  const int64_t room = job.stream - job.format.bytes;
+  const int64_t words = (job.units + 63) / 64 * 8;
+  const int64_t masks = job.units * 16;
+  const int64_t values = job.units * job.constant * job.format.bytes / 128;
+  const int64_t least = job.skips ? words : masks + values;
+  bool fit = item.offsets[0] == 0;
+  for (int64_t p = 0; p < job.panels; ++p) {
+    const int64_t begin = item.offsets[p], end = item.offsets[p + 1];
+    fit = fit && begin >= 0 && (end - begin) * 64 >= least && end * 64 <= room;
+  }
+  return fit;
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
+                   ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+                   ffi::AnyBuffer totals, ffi::AnyBuffer bias,
+                   ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
+                   ffi::Result<ffi::AnyBuffer> out, std::string_view format,
+                   int32_t act, float bound, float low, float high,
+                   bool symmetric, int64_t k, int64_t n, int64_t group,
+                   std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
-  const Format* found = format_of(format);
+  const bool sparse = weight.offsets != nullptr;
+  const ffi::AnyBuffer& w = weight.data;
+  const Format* found = sparse ? sparse_format_of(format) : format_of(format);
   if (found == nullptr) return wrong("no format " + std::string(format));
   if (k < 1 || n < 1 || group < 1 || act < 0 || act > 3) {
     return wrong("sizes must be positive");
   }
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
   const auto out_dims = out->dimensions();
-  if (out_dims.size() < 2 || x_dims.size() < 2 || w_dims.size() < 3) {
+  if (out_dims.size() < 2 || x_dims.size() < 2 || w_dims.size() < weight.inner()) {
     return wrong("x and w must be stacks of matrices");
   }
   const Batch::Dims lead(out_dims.begin(), out_dims.size() - 2);
   const ffi::AnyBuffer* others[] = {&scale,     &zero,     &totals, &bias,
                                     &act_scale, &act_zero};
-  bool fits = Batch::fits(x_dims, 2, lead) && Batch::fits(w_dims, 3, lead);
+  bool fits =
+      Batch::fits(x_dims, 2, lead) && Batch::fits(w_dims, weight.inner(), lead);
   // A matrix that all products share is multiplied by all rows at once.
-  bool shared = Batch::single(w_dims, 3);
+  bool shared = Batch::single(w_dims, weight.inner());
   for (const ffi::AnyBuffer* other : others) {
     if (other->element_count() == 0) continue;
     fits = fits && Batch::fits(other->dimensions(), 2, lead);
@@ -98,37 +128,56 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   job.stride = n;
   job.group = std::min(group, k);
   job.groups = (k + job.group - 1) / job.group;
-  job.panels = w_dims[w_dims.size() - 3];
-  job.units = w_dims[w_dims.size() - 2];
+  job.panels = (n + kColumns - 1) / kColumns;
   const int64_t unit_rows = job.format.rows;
   const int64_t last = k - (job.groups - 1) * job.group;
   const int64_t each = (job.group + unit_rows - 1) / unit_rows;
+  job.units = (job.groups - 1) * each + (last + unit_rows - 1) / unit_rows;
+  bool weight_sizes;
+  if (sparse) {
+    job.sparse = true;
+    job.skips = weight.skips;
+    job.constant = weight.constant;
+    job.stream = w_dims[w_dims.size() - 1];
+    const auto at = weight.offsets->dimensions();
+    weight_sizes = at.size() == w_dims.size() && at[at.size() - 1] == job.panels + 1 &&
+                   std::equal(at.begin(), at.end() - 1, w_dims.begin()) &&
+                   job.stream >= job.format.bytes && job.constant >= 0 &&
+                   job.constant <= 128;
+  } else {
+    weight_sizes = w_dims[w_dims.size() - 3] == job.panels &&
+                   w_dims[w_dims.size() - 2] == job.units &&
+                   w_dims[w_dims.size() - 1] == job.format.bytes;
+  }
   const bool sizes =
       x_dims[x_dims.size() - 1] == k && x_dims[x_dims.size() - 2] == m &&
-      out_dims[out_dims.size() - 1] == n && w_dims[w_dims.size() - 1] == job.format.bytes &&
-      job.panels == (n + kColumns - 1) / kColumns &&
-      job.units == (job.groups - 1) * each + (last + unit_rows - 1) / unit_rows;
+      out_dims[out_dims.size() - 1] == n && weight_sizes;
   if (!sizes) return wrong("shapes do not fit each other");
   const bool codes = job.act == Act::kCodes;
+  // Floats whose zeros are left out are their own numbers.
+  const bool scaled = !codes && !(sparse && job.in_floats());
   const bool types =
       (codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32 &&
                    job.groups == 1 && !job.in_floats()
              : (job.x_type == Type::kF32 || job.x_type == Type::kBf16) &&
                    (job.out_type == Type::kF32 || job.out_type == Type::kBf16) &&
-                   (job.scale_type == Type::kF32 ||
+                   (!scaled || job.scale_type == Type::kF32 ||
                     job.scale_type == Type::kBf16 ||
                     job.scale_type == Type::kE8m0)) &&
       (job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
        job.zero_type == Type::kS8) &&
       (job.act != Act::kStatic || type_of(act_scale) == Type::kF32) &&
-      !(job.in_floats() && job.act != Act::kFloat);
+      !(job.in_floats() && job.act != Act::kFloat) &&
+      (codes || scaled ||
+       (scale.element_count() == 0 && zero.element_count() == 0 &&
+        totals.element_count() == 0 && job.groups == 1));
   if (!types) return wrong("types do not fit each other");
   const auto row_of = [&](const ffi::AnyBuffer& b, int64_t rows, int64_t columns) {
     const auto d = b.dimensions();
     return b.element_count() == 0 ||
            (d[d.size() - 2] == rows && d[d.size() - 1] == columns);
   };
-  if ((!codes && !row_of(scale, job.groups, n)) || !row_of(zero, job.groups, n) ||
+  if ((scaled && !row_of(scale, job.groups, n)) || !row_of(zero, job.groups, n) ||
       !row_of(totals, 1, n) || !row_of(bias, 1, n) || !row_of(act_scale, 1, 1) ||
       !row_of(act_zero, 1, 1)) {
     return wrong("shapes of scales do not fit");
@@ -165,9 +214,14 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   for (int64_t i = 0; i < products; ++i) {
     Item& item = call->items[i];
     item.x = entry(x, job.x_type, m * k, i);
-    const int64_t w_at = merged ? 0 : Batch::at(w_dims, 3, lead, i);
+    const int64_t w_at = merged ? 0 : Batch::at(w_dims, weight.inner(), lead, i);
     item.w = static_cast<const uint8_t*>(w.untyped_data()) +
-             w_at * job.panels * job.units * job.format.bytes;
+             w_at * (sparse ? job.stream : job.panels * job.units * job.format.bytes);
+    if (sparse) {
+      item.offsets = static_cast<const int32_t*>(weight.offsets->untyped_data()) +
+                     w_at * (job.panels + 1);
+      if (!runs_fit(job, item)) return wrong("offsets do not fit the stream");
+    }
     item.scale = entry(scale, job.scale_type, job.groups * n, i);
     item.zero = entry(zero, job.zero_type, job.groups * n, i);
     item.totals = reinterpret_cast<const float*>(entry(totals, Type::kF32, n, i));
@@ -188,7 +242,7 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
 
   const int64_t work = products * job.rows * job.digits * k * n;
   const int64_t bytes =
-      products * job.panels * job.units * job.format.bytes;
+      products * (sparse ? job.stream : job.panels * job.units * job.format.bytes);
   const bool small = work < (1 << 21) && bytes < (1 << 17);
   const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
@@ -203,7 +257,63 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   return ffi::Error::Success();
 }
 
+ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
+                  ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+                  ffi::AnyBuffer totals, ffi::AnyBuffer bias,
+                  ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
+                  ffi::Result<ffi::AnyBuffer> out, std::string_view format,
+                  int32_t act, float bound, float low, float high,
+                  bool symmetric, int64_t k, int64_t n, int64_t group,
+                  std::string_view path) {
+  return product(pool, x, {w}, scale, zero, totals, bias, act_scale, act_zero, out,
+                 format, act, bound, low, high, symmetric, k, n, group, path);
+}
+
+ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
+                         ffi::AnyBuffer stream, ffi::AnyBuffer offsets,
+                         ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+                         ffi::AnyBuffer totals, ffi::AnyBuffer bias,
+                         ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
+                         ffi::Result<ffi::AnyBuffer> out,
+                         std::string_view format, bool skips, int64_t constant,
+                         int32_t act, float bound, float low, float high,
+                         bool symmetric, int64_t k, int64_t n, int64_t group,
+                         std::string_view path) {
+  if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
+    return wrong("a stream is of bytes, its offsets are int32");
+  }
+  return product(pool, x, {stream, &offsets, skips, constant}, scale, zero, totals, bias,
+                 act_scale, act_zero, out, format, act, bound, low, high, symmetric,
+                 k, n, group, path);
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<std::string_view>("format")
+                                  .Attr<bool>("skips")
+                                  .Attr<int64_t>("constant")
+                                  .Attr<int32_t>("act")
+                                  .Attr<float>("bound")
+                                  .Attr<float>("low")
+                                  .Attr<float>("high")
+                                  .Attr<bool>("symmetric")
+                                  .Attr<int64_t>("k")
+                                  .Attr<int64_t>("n")
+                                  .Attr<int64_t>("group")
+                                  .Attr<std::string_view>("path"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                               ffi::Ffi::Bind()

@@ -22,6 +22,7 @@ struct V {
   };
   static constexpr int kLanes = 4;
   static constexpr int kMost = 2;
+  static constexpr bool kExpands = false, kExpandsNarrow = false;
 
   static I none() { return vdupq_n_s32(0); }
   static I load(const void* p) {

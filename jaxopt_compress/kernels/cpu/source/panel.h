@@ -74,7 +74,7 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
 inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
                              float* room) {
   PanelScales found = {room, nullptr};
-  if (job.act == Act::kCodes) return found;
+  if (job.act == Act::kCodes || job.scale_type == Type::kNone) return found;
   const int n = columns_of(job, panel);
   const int64_t first = panel * kColumns;
   for (int64_t g = 0; g < job.groups; ++g) {

@@ -11,7 +11,7 @@ const Paths& paths() {
 #if defined(__linux__)
         &kAmx,
 #endif
-        &kAvx512Vnni, &kAvxVnni, &kAvx2,
+        &kAvx512Vbmi2, &kAvx512Vnni, &kAvxVnni, &kAvx2,
 #endif
 #if defined(__aarch64__)
         &kNeonDot,

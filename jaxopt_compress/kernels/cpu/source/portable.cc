@@ -19,6 +19,7 @@ struct V {
   using Numbers = const float*;
   static constexpr int kLanes = 4;
   static constexpr int kMost = 4;
+  static constexpr bool kExpands = false, kExpandsNarrow = false;
 
   template <typename T, typename Each>
   static T each(Each one) {

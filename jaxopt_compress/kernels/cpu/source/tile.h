@@ -3,6 +3,7 @@
 // Included inside the unnamed namespace of a path, after `V`; see panel.h.
 
 #include "panel.h"
+#include "sparse.h"
 
 // In tiles of up to so many rows narrow codes are spread out in registers; for
 // more they are spread out once into memory.
@@ -183,7 +184,13 @@ FloatRows float_rows_of(int rows) {
 inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
                             int64_t panel, int64_t first, int64_t last,
                             const PanelScales& scales, float* room) {
-  const uint8_t* w = item.w + panel * job.units * job.format.bytes;
+  const uint8_t* w = nullptr;
+  Run run = {};
+  if (job.sparse) {
+    run = run_of(job, item, panel);
+  } else {
+    w = item.w + panel * job.units * job.format.bytes;
+  }
   float* wide = room;
   float* results = room + kFloatRows * kColumns;  // of all tiles
   const int64_t tiles = last - first;
@@ -193,7 +200,11 @@ inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
     const int64_t begin = g * job.group_units(), end = begin + job.units_of(g);
     for (int64_t u = begin; u < end; u += most) {
       const int64_t units = end - u < most ? end - u : most;
-      spread_floats(job, w, scales, g, u, units, wide);
+      if (job.sparse) {
+        spread_rows_any(job, run, u, u + units, wide);
+      } else {
+        spread_floats(job, w, scales, g, u, units, wide);
+      }
       // Entries of x at these units: the last unit of a group may be short.
       const int64_t into = (u - begin) * job.format.rows;
       const int64_t at = g * job.group + into;
@@ -241,11 +252,17 @@ Tiles tiles(const Job& job) {
   return t;
 }
 
+// Whether panels are spread out into memory first.
+bool spreads_out(const Job& job, const Tiles& t) {
+  return job.sparse ? t.size > kFewSparse || !V::kExpandsNarrow
+                    : job.format.bits < 8 && t.size > kFew;
+}
+
 int64_t workspace(const Job& job, const Tiles& t) {
   int64_t bytes = scales_workspace(job) + 128;
   if (job.in_floats()) {
     bytes += kFloatRows * kColumns * 4 + t.count * t.size * kColumns * 4;
-  } else if (job.format.bits < 8 && t.size > kFew) {
+  } else if (spreads_out(job, t)) {
     bytes += job.steps() * kColumns * kSteps;
   }
   const int64_t rows = rows_workspace(job);
@@ -257,31 +274,50 @@ void prepare_rows(const Job& job, const Tiles& t, const Item& item,
   if (!job.in_floats()) return prepare(job, t, item, tile, workspace);
   // As floats, in the same place.
   const int64_t rows = rows_in(job, t, tile);
+  float& scale = item.scales[tile * t.size];  // not finite if a row is not
+  scale = 0.0f;
   for (int64_t r = 0; r < rows; ++r) {
     float* out =
         reinterpret_cast<float*>(item.codes + tile * t.codes()) + r * job.k;
     const float* x = floats_of(job, item.x, tile * t.used + r, out);
     if (x != out) std::memcpy(out, x, job.k * 4);
+    if (job.skips && finite(scale)) scale = largest(out, job.k);
   }
 }
 
 void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
               int64_t panels, int64_t first, int64_t last, char* workspace) {
   float* room = reinterpret_cast<float*>(workspace);
-  const bool spread_out = job.format.bits < 8 && t.size > kFew;
+  const bool spread_out = spreads_out(job, t);
+  const SparseFew in_registers =
+      job.sparse ? sparse_few_for(job, t, item) : nullptr;
   for (int64_t p = panel; p < panel + panels; ++p) {
     const PanelScales scales = scales_of(job, item, p, room);
     char* rest = workspace + (scales_workspace(job) + 63) / 64 * 64;
+    if (in_registers != nullptr) {
+      const Run run = run_of(job, item, p);
+      for (int64_t tile = first; tile < last; ++tile) {
+        in_registers(job, t, item, p, tile, run, scales);
+      }
+      continue;
+    }
     if (job.in_floats()) {
       multiply_floats(job, t, item, p, first, last, scales,
                       reinterpret_cast<float*>(rest));
       continue;
     }
-    const uint8_t* w = item.w + p * job.units * job.format.bytes;
+    const uint8_t* w = item.w;
     int bytes = job.format.bytes;
+    if (!job.sparse) w += p * job.units * bytes;
     if (spread_out) {
-      spread_any(job, w, job.units, reinterpret_cast<uint8_t*>(rest));
-      w = reinterpret_cast<const uint8_t*>(rest);
+      uint8_t* wide = reinterpret_cast<uint8_t*>(rest);
+      if (job.sparse) {
+        Run run = run_of(job, item, p);
+        spread_codes<V>(run, 0, job.units, wide);
+      } else {
+        spread_any(job, w, job.units, wide);
+      }
+      w = wide;
       bytes = job.format.rows / kSteps * kColumns * kSteps;
     }
     const Few few = few_for(job, t.size, spread_out);

@@ -1,0 +1,366 @@
+// A panel without its zeros, as jaxopt_compress/kernels/sparse_layout.py lays it out:
+//
+//   there    a bit for each unit, in whole words of 64; where units are skipped
+//   masks    16 bytes for each unit that is there, a bit for each entry
+//   values   of the entries whose bits are set
+//
+// A unit is 128 entries of four rows; r = 4 / size rows fill four bytes:
+//
+//   entry[j][h][l][i] = w(r j + i, 16 h + l)
+//
+// Included inside the unnamed namespace of a path, after panel.h.
+
+constexpr int kEntries = kSteps * kColumns;  // of a unit
+constexpr int kMaskBytes = kEntries / 8;
+constexpr int kLine = 64;  // what offsets count
+
+inline uint64_t word_at(const uint8_t* p) {
+  uint64_t x;
+  std::memcpy(&x, p, 8);
+  return x;
+}
+
+// Where the units that are left begin. Whatever masks say, nothing is read past
+// the end: a stream ends with fill as long as a unit, and both pointers stop there.
+struct Run {
+  const uint8_t* there;  // null: all are
+  const uint8_t* masks;
+  const uint8_t* values;
+  const uint8_t* last;  // where a unit may begin
+  int64_t constant;     // bytes of the values of a unit; 0: as many as its bits
+
+  bool has(int64_t unit) const {
+    return there == nullptr || (there[unit / 8] >> (unit % 8) & 1);
+  }
+  void pass(int64_t bytes) {
+    values += bytes;
+    values = values < last ? values : last;
+    masks += kMaskBytes;
+    masks = masks < last ? masks : last;
+  }
+};
+
+inline int64_t there_bytes(int64_t units) { return (units + 63) / 64 * 8; }
+
+inline Run run_of(const Job& job, const Item& item, int64_t panel) {
+  const uint8_t* at = item.w + int64_t{item.offsets[panel]} * kLine;
+  Run run = {nullptr, at, at, item.w + job.stream - job.format.bytes, 0};
+  run.constant = job.constant * job.format.bytes / kEntries;
+  int64_t count = job.units;
+  if (job.skips) {
+    run.there = at;
+    run.masks += there_bytes(job.units);
+    count = 0;
+    for (int64_t i = 0; i < there_bytes(job.units); i += 8) {
+      count += __builtin_popcountll(word_at(at + i));
+    }
+  }
+  const int64_t room = run.last - run.masks;
+  run.values = count * kMaskBytes < room ? run.masks + count * kMaskBytes : run.last;
+  return run;
+}
+
+// ------------------------------------------------------- units without gaps again
+
+// Entries of a unit, `empty` where there is none. Returns the bytes of its values.
+template <typename T>
+inline int64_t spread_unit(const uint8_t* masks, const uint8_t* values, T empty,
+                           T* out) {
+  const uint8_t* from = values;
+  for (int i = 0; i < kEntries; ++i) out[i] = empty;
+  for (int i = 0; i < kEntries; i += 64) {
+    for (uint64_t bits = word_at(masks + i / 8); bits != 0; bits &= bits - 1) {
+      std::memcpy(out + i + __builtin_ctzll(bits), from, sizeof(T));
+      from += sizeof(T);
+    }
+  }
+  return from - values;
+}
+
+// What a path has instructions for.
+template <typename T, typename W>
+constexpr bool expands() {
+  return sizeof(T) == 4 ? W::kExpands : W::kExpandsNarrow;
+}
+
+// Units `first` to `end` as codes of eight bits.
+template <typename W>
+void spread_codes(Run& run, int64_t first, int64_t end, uint8_t* out) {
+  for (int64_t u = first; u < end; ++u, out += kEntries) {
+    if (!run.has(u)) {
+      std::memset(out, 128, kEntries);
+      continue;
+    }
+    int64_t bytes;
+    if constexpr (expands<uint8_t, W>()) {
+      const uint64_t low = word_at(run.masks), high = word_at(run.masks + 8);
+      const int64_t half = __builtin_popcountll(low);
+      W::save(out, W::expand_codes(low, run.values));
+      W::save(out + 64, W::expand_codes(high, run.values + half));
+      bytes = half + __builtin_popcountll(high);
+    } else {
+      bytes = spread_unit<uint8_t>(run.masks, run.values, 128, out);
+    }
+    run.pass(run.constant ? run.constant : bytes);
+  }
+}
+
+// The next rows of a panel, one after the other, and what they are multiplied by:
+// calls each(row, h, values of sixteen columns).
+template <typename T, typename W, typename Each>
+inline int64_t each_sixteen(const uint8_t* masks, const uint8_t* values,
+                            const Each& each) {
+  const uint8_t* from = values;
+  if constexpr (sizeof(T) == 4) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      uint16_t mask;
+      std::memcpy(&mask, masks + 2 * i, 2);
+      each(i / 2, i % 2, W::expand_floats(mask, from));
+      from += 4 * __builtin_popcount(mask);
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      uint32_t mask;
+      std::memcpy(&mask, masks + 4 * i, 4);
+      const typename W::I two = W::expand_words(mask, from);
+      each(i / 2 * 2, i % 2, W::low_half(two));
+      each(i / 2 * 2 + 1, i % 2, W::high_half(two));
+      from += 2 * __builtin_popcount(mask);
+    }
+  }
+  return from - values;
+}
+
+// Units `first` to `end` as rows of floats.
+template <typename T, typename W>
+void spread_rows(Run& run, int64_t first, int64_t end, float* out) {
+  for (int64_t u = first; u < end; ++u, out += kEntries) {
+    if (!run.has(u)) {
+      std::memset(out, 0, kEntries * sizeof(float));
+      continue;
+    }
+    int64_t bytes;
+    if constexpr (expands<T, W>()) {
+      bytes = each_sixteen<T, W>(
+          run.masks, run.values, [out](int row, int h, typename W::F x) {
+            W::put(out + row * kColumns + 16 * h, x);
+          });
+    } else if constexpr (sizeof(T) == 4) {
+      bytes = spread_unit<float>(run.masks, run.values, 0.0f, out);
+    } else {
+      uint16_t words[kEntries];
+      bytes = spread_unit<uint16_t>(run.masks, run.values, 0, words);
+      for (int i = 0; i < kEntries; ++i) {
+        const int row = i / 64 * 2 + i % 2, column = i % 64 / 2;
+        out[row * kColumns + column] = from_bf16(words[i]);
+      }
+    }
+    run.pass(run.constant ? run.constant : bytes);
+  }
+}
+
+inline void spread_rows_any(const Job& job, Run& run, int64_t first, int64_t end,
+                            float* out) {
+  return job.format.bits == 16 ? spread_rows<uint16_t, V>(run, first, end, out)
+                               : spread_rows<float, V>(run, first, end, out);
+}
+
+// ---------------------------------------------------- few rows: never into memory
+
+// How the units of a run are found.
+enum class Find { kCounted, kConstant, kSkipped };
+
+inline Find find_for(const Job& job) {
+  return job.skips          ? Find::kSkipped
+         : job.constant > 0 ? Find::kConstant
+                            : Find::kCounted;
+}
+
+// Calls each(unit), which returns the bytes of its values, for units that are there.
+template <Find kFind, typename Each>
+inline void each_unit(Run& run, int64_t first, int64_t end, const Each& each) {
+  if constexpr (kFind != Find::kSkipped) {
+    for (int64_t u = first; u < end; ++u) {
+      V::prefetch(run.values + 2048);
+      V::prefetch(run.masks + 1024);
+      const int64_t bytes = each(u);
+      run.pass(kFind == Find::kConstant ? run.constant : bytes);
+    }
+  } else {
+    for (int64_t word = first / 64; word * 64 < end; ++word) {
+      uint64_t bits = word_at(run.there + 8 * word);
+      if (word * 64 < first) bits &= ~uint64_t{0} << (first % 64);
+      if (end - word * 64 < 64) bits &= ~(~uint64_t{0} << (end % 64));
+      for (; bits != 0; bits &= bits - 1) {
+        V::prefetch(run.values + 1024);
+        V::prefetch(run.masks + 512);
+        const int64_t bytes = each(word * 64 + __builtin_ctzll(bits));
+        run.pass(run.constant ? run.constant : bytes);
+      }
+    }
+  }
+}
+
+// acc[r][c] += codes of rows times units `first` to `end`; x begins at unit 0. Where
+// units are skipped, of_x[r] += 128 times the codes that were met, in every lane.
+template <typename W, Find kFind, int kRows>
+inline void sparse_product(Run& run, int64_t first, int64_t end, const int8_t* x,
+                           typename W::I (&acc)[kRows][kRegs],
+                           typename W::I (&of_x)[kRows]) {
+  each_unit<kFind>(run, first, end, [&](int64_t u) {
+    const uint64_t low = word_at(run.masks), high = word_at(run.masks + 8);
+    const int64_t half = __builtin_popcountll(low);
+    const typename W::I b[2] = {W::expand_codes(low, run.values),
+                                W::expand_codes(high, run.values + half)};
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const typename W::I a = W::four(x + (u * kRows + r) * kSteps);
+      acc[r][0] = W::dot(acc[r][0], b[0], a);
+      acc[r][1] = W::dot(acc[r][1], b[1], a);
+      if constexpr (kFind == Find::kSkipped) {
+        of_x[r] = W::dot(of_x[r], W::expand_codes(0, run.values), a);
+      }
+    }
+    return half + __builtin_popcountll(high);
+  });
+}
+
+template <typename W, Find kFind, int kRows>
+void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t panel,
+                  int64_t tile, Run run, const PanelScales& scales) {
+  const int8_t* codes = item.codes + tile * t.codes();
+  const int32_t* of_x = item.sums + tile * job.groups * t.size;
+  const int rows = static_cast<int>(rows_in(job, t, tile));
+  const int64_t row = tile * (t.used / job.digits);
+  alignas(64) float y[kRows][kColumns];
+  alignas(64) int32_t sums[kRows][kColumns];
+  for (int64_t g = 0; g < job.groups; ++g, of_x += kRows) {
+    const int64_t first = g * job.group_units();
+    typename W::I acc[kRows][kRegs], met[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      acc[r][0] = acc[r][1] = met[r] = W::integers(0);
+    }
+    sparse_product<W, kFind, kRows>(run, first, first + job.units_of(g), codes,
+                                    acc, met);
+    for (int r = 0; r < kRows; ++r) {
+      // As if the units that were skipped had been met: their codes are 128.
+      int32_t skipped = 0;
+      if constexpr (kFind == Find::kSkipped) {
+        alignas(64) int32_t lanes[16];
+        W::save(lanes, met[r]);
+        skipped = static_cast<int32_t>(static_cast<uint32_t>(lanes[0]) -
+                                       128u * static_cast<uint32_t>(of_x[r]));
+      }
+      W::save(sums[r], W::less(acc[r][0], skipped));
+      W::save(sums[r] + 16, W::less(acc[r][1], skipped));
+    }
+    if (job.act == Act::kCodes) {
+      for (int r = 0; r < rows; ++r) {
+        store_sums(job, item, panel, row + r, of_x[r], sums[r]);
+      }
+      return;
+    }
+    add_group(sums, job.digits, job.format.offset, rows, of_x,
+              scales.scale + g * kColumns,
+              scales.zero ? scales.zero + g * kColumns : nullptr, g == 0, y);
+  }
+  for (int r = 0; r < rows; ++r) {
+    store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
+              item.zeros[tile * t.size + r], y[r]);
+  }
+}
+
+// acc[r][c] += rows times units `first` to `end`; x begins at unit `first`.
+template <typename T, typename W, Find kFind, int kRows>
+inline void sparse_float_product(Run& run, int64_t first, int64_t end,
+                                 const float* x, int64_t stride,
+                                 typename W::F (&acc)[kRows][kRegs]) {
+  each_unit<kFind>(run, first, end, [&](int64_t u) {
+    const float* at = x + (u - first) * kSteps;
+    return each_sixteen<T, W>(
+        run.masks, run.values, [&](int row, int h, typename W::F b) {
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) {
+            acc[r][h] = W::fma(W::all(at[r * stride + row]), b, acc[r][h]);
+          }
+        });
+  });
+}
+
+template <typename T, typename W, Find kFind, int kRows>
+void sparse_floats(const Job& job, const Tiles& t, const Item& item,
+                   int64_t panel, int64_t tile, Run run, const PanelScales&) {
+  const float* x = reinterpret_cast<const float*>(item.codes + tile * t.codes());
+  const int rows = static_cast<int>(rows_in(job, t, tile));
+  typename W::F acc[kRows][kRegs];
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = W::all(0.0f);
+  const int64_t whole = job.k / kSteps, rest = job.k % kSteps;
+  sparse_float_product<T, W, kFind, kRows>(run, 0, whole, x, job.k, acc);
+  if (rest > 0) {
+    float last[kRows][kSteps] = {};
+    for (int r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < rest; ++i) {
+        last[r][i] = x[r * job.k + whole * kSteps + i];
+      }
+    }
+    sparse_float_product<T, W, kFind, kRows>(run, whole, whole + 1, last[0],
+                                             kSteps, acc);
+  }
+  alignas(64) float y[kRows][kColumns];
+  for (int r = 0; r < kRows; ++r) {
+    W::put(y[r], acc[r][0]);
+    W::put(y[r] + 16, acc[r][1]);
+  }
+  for (int r = 0; r < rows; ++r) {
+    store_row(job, item, panel, tile * t.used + r, 1.0f, 0.0f, y[r]);
+  }
+}
+
+using SparseFew = void (*)(const Job&, const Tiles&, const Item&, int64_t,
+                           int64_t, Run, const PanelScales&);
+
+template <typename W, Find kFind, int kMost>
+SparseFew sparse_few_of(int bits, int size) {
+  if constexpr (kMost == 0) {
+    return nullptr;
+  } else {
+    if (size < kMost) return sparse_few_of<W, kFind, kMost - 1>(bits, size);
+    if (bits == 32) {
+      if constexpr (W::kExpands) return &sparse_floats<float, W, kFind, kMost>;
+    }
+    if constexpr (W::kExpandsNarrow) {
+      return bits == 16 ? &sparse_floats<uint16_t, W, kFind, kMost>
+                        : &sparse_codes<W, kFind, kMost>;
+    }
+    return nullptr;
+  }
+}
+
+// Rows of codes that units are spread out in registers for.
+constexpr int kFewSparse = 4;
+
+// Null where the units have to be spread out in memory: there are many rows, no
+// instructions for it, or numbers that are not finite, whose products with zeros
+// that were skipped are missed.
+template <typename W = V>
+SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item) {
+  if (t.size > kFewSparse) return nullptr;
+  if constexpr (W::kExpands) {
+    switch (find_for(job)) {
+      case Find::kCounted:
+        return sparse_few_of<W, Find::kCounted, kFewSparse>(job.format.bits, t.size);
+      case Find::kConstant:
+        return sparse_few_of<W, Find::kConstant, kFewSparse>(job.format.bits, t.size);
+      case Find::kSkipped:
+        if (job.in_floats()) {
+          for (int64_t i = 0; i < t.count; ++i) {
+            if (!finite(item.scales[i * t.size])) return nullptr;
+          }
+        }
+        return sparse_few_of<W, Find::kSkipped, kFewSparse>(job.format.bits, t.size);
+    }
+  }
+  return nullptr;
+}
