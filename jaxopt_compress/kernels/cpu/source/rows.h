@@ -45,25 +45,45 @@ inline bool finite(float x) { return x - x == 0.0f; }
 
 constexpr float kTiny = 1.17549435e-38f;
 
+// What a range is made from: the largest magnitude, NaN or infinity where there is
+// one, and the ends, zero among them, where codes have zero points.
+struct Extent {
+  float most = 0.0f, low = 0.0f, high = 0.0f;
+};
+
+// Adds `n` numbers to an extent. NaN stays.
+inline void extend(const Job& job, const float* x, int64_t n, Extent& extent) {
+  const float most = largest(x, n);
+  if (extent.most == extent.most && !(most <= extent.most)) extent.most = most;
+  if (job.symmetric || job.act != Act::kDynamic) return;
+  float low = extent.low, high = extent.high;
+  for (int64_t i = 0; i < n; ++i) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  extent.low = low;
+  extent.high = high;
+}
+
 struct Range {
   float scale, zero;
-  bool bad;  // the row has NaN or infinity: so have all its products
+  bool bad;  // there is NaN or infinity: so it is in all products
 };
 
 // As jaxopt_compress/quantization/scales.py has it.
-inline Range range_of(const Job& job, const Item& item, const float* x) {
-  const float m = largest(x, job.k);
+inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
+  const float m = extent.most;
   if (job.act == Act::kStatic) return {item.act_scale, item.act_zero, m != m};
   if (!finite(m)) return {1.0f, 0.0f, true};
+  if (job.act == Act::kFloat) {
+    // Codes stay below 127 * 2^(8 (digits - 1)), rounding included.
+    const float scale = m * (1.0f / (job.digits == 3 ? 8323000.0f : 32500.0f));
+    return {scale > kTiny ? scale : kTiny, 0.0f, false};
+  }
   float reach = m, center = 0.0f;
   if (!job.symmetric) {
-    float low = 0.0f, high = 0.0f;
-    for (int64_t i = 0; i < job.k; ++i) {
-      low = x[i] < low ? x[i] : low;
-      high = x[i] > high ? x[i] : high;
-    }
-    reach = (high - low) * 0.5f;
-    center = (high + low) * 0.5f;
+    reach = (extent.high - extent.low) * 0.5f;
+    center = (extent.high + extent.low) * 0.5f;
   }
   float scale = reach * (1.0f / job.bound);
   scale = scale > kTiny ? scale : kTiny;
@@ -106,6 +126,18 @@ inline void digits_row(const float* x, int64_t k, float inverse, int digits,
       a[i] = static_cast<int8_t>(q0);
       b[i] = static_cast<int8_t>(q - (q0 << 8));
     }
+  }
+}
+
+// Codes of `n` numbers, or their digits.
+inline void codes_of(const Job& job, const Range& range, const float* x,
+                     int64_t n, int8_t* const* out) {
+  if (range.bad) {
+    for (int d = 0; d < job.digits; ++d) std::memset(out[d], 0, n);
+  } else if (job.act == Act::kFloat) {
+    digits_row(x, n, 1.0f / range.scale, job.digits, out);
+  } else {
+    round_row(x, n, 1.0f / range.scale, range.zero, job.low, job.high, out[0]);
   }
 }
 
@@ -170,30 +202,13 @@ void prepare(const Job& job, const Tiles& t, const Item& item, int64_t tile,
       continue;
     }
     const float* x = floats_of(job, item.x, first + r, room);
-    if (job.act == Act::kFloat) {
-      const float m = largest(x, job.k);
-      const bool bad = !finite(m);
-      // Codes stay below 127 * 2^(8 (digits - 1)), rounding included.
-      const float reach = job.digits == 3 ? 8323000.0f : 32500.0f;
-      float scale = m * (1.0f / reach);
-      scale = scale > kTiny ? scale : kTiny;
-      digits_row(x, job.k, bad ? 0.0f : 1.0f / scale, job.digits, digits);
-      for (int d = 0; d < job.digits; ++d) {
-        if (bad) std::memset(digits[d], 0, job.k);
-        place_row(job, t, digits[d], r * job.digits + d, codes, sums);
-      }
-      scales[r] = bad ? __builtin_nanf("") : scale;
-      zeros[r] = 0.0f;
-      continue;
+    Extent extent;
+    extend(job, x, job.k, extent);
+    const Range range = range_of(job, item, extent);
+    codes_of(job, range, x, job.k, digits);
+    for (int d = 0; d < job.digits; ++d) {
+      place_row(job, t, digits[d], r * job.digits + d, codes, sums);
     }
-    const Range range = range_of(job, item, x);
-    if (range.bad) {
-      std::memset(digits[0], 0, job.k);
-    } else {
-      round_row(x, job.k, 1.0f / range.scale, range.zero, job.low, job.high,
-                digits[0]);
-    }
-    place_row(job, t, digits[0], r, codes, sums);
     scales[r] = range.bad ? __builtin_nanf("") : range.scale;
     zeros[r] = range.zero;
   }
