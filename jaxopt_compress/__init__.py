@@ -47,6 +47,7 @@ from jaxopt_compress.core.statistics import sums as sums
 from jaxopt_compress.core.uses import uses as uses
 from jaxopt_compress.kernels import pack as pack
 from jaxopt_compress.kernels import PackedArray as PackedArray
+from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune

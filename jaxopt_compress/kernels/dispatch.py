@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import lift
-from jaxopt_compress.kernels import choose
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.quantization import activation
@@ -37,9 +36,9 @@ def product(
   out_dtype = jnp.result_type(x.dtype, leaf.dtype)
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
   portable = lambda x, leaf, bias: _portable(x, leaf, bias, out_dtype)
-  path = choose.path_for(leaf, x.size // max(x.shape[-1], 1))
-  if path == choose.PORTABLE or 0 in (*x.shape, *leaf.shape):
+  if not native.available() or 0 in (*x.shape, *leaf.shape):
     return portable(x, leaf, bias)
+  path = leaf.path_for(x.shape[-2])
   kernel = lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
   fixed = jax.tree.map(lax.stop_gradient, (x, leaf, bias))
   out = lax.platform_dependent(*fixed, cpu=kernel, default=portable)
@@ -66,40 +65,7 @@ def _portable(x, leaf, bias, out_dtype):
 def matrices(leaf: packed.PackedArray) -> packed.PackedArray:
   """The leaf that stands for [stack..., k, n]."""
   m = leaf.matrix
-  return with_matrix(leaf, packed.Matrix((m.k,), (m.n,), (0, 1)))
-
-
-def with_matrix(
-  leaf: packed.PackedArray, matrix: packed.Matrix, dtype=None
-) -> packed.PackedArray:
-  """The same matrices, seen with other axes, or in another dtype."""
-  stack, ndim = leaf.stack, len(matrix.order)
-
-  def full(name):
-    p = leaf.part(name)
-    if p is None:
-      return None
-    inner = p.shape[len(stack) :]
-    return p.reshape(*stack, *(1,) * (ndim - len(inner)), *inner)
-
-  return packed.PackedArray(
-    *(
-      full(name)
-      for name in (
-        'payload',
-        'scale',
-        'zero',
-        'totals',
-        'act_scale',
-        'act_zero',
-      )
-    ),
-    leaf.format,
-    dtype or leaf.dtype,
-    matrix,
-    leaf.group,
-    leaf.act,
-  )
+  return packed.with_matrix(leaf, packed.Matrix((m.k,), (m.n,), (0, 1)))
 
 
 def _kernel(x, leaf, bias, out_dtype, path):

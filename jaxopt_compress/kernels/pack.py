@@ -70,7 +70,7 @@ def pack(
   for path, why in reasons.items():
     if skipped is not None:
       skipped(path, why)
-  one = lambda path, x: _pack(path, x, uses) if path in found else x
+  one = lambda path, x: pack_leaf(path, x, uses) if path in found else x
   return rules_lib.map_named(one, params)
 
 
@@ -152,7 +152,8 @@ def _group(q, matrix, stack) -> int | str:
   return group
 
 
-def _pack(path, leaf, uses) -> packed.PackedArray:
+def pack_leaf(path: str, leaf: Any, uses: dict | None) -> packed.PackedArray:
+  """One leaf, of which `packable` says that it can be packed."""
   q = _weight(leaf)
   matrix, stack, _ = _as_matrix(path, q, uses)
   group = _group(q, matrix, stack)

@@ -95,6 +95,8 @@ class PackedArray(array.CompressedArray):
     matrix: how its axes are those of matrices.
     group: rows that share scales.
     act: how the other operand becomes codes; None for not at all.
+    paths: ((rows, instruction path), ...) as `tune` measured them; empty for the
+      library's own choice.
   """
 
   payload: jax.Array
@@ -108,6 +110,9 @@ class PackedArray(array.CompressedArray):
   matrix: Matrix = dataclasses.field(metadata={'static': True})
   group: int = dataclasses.field(metadata={'static': True})
   act: spec_lib.Spec | None = dataclasses.field(metadata={'static': True})
+  paths: tuple[tuple[int, str], ...] = dataclasses.field(
+    default=(), metadata={'static': True}
+  )
 
   @property
   def stack(self) -> tuple[int, ...]:
@@ -157,9 +162,48 @@ class PackedArray(array.CompressedArray):
       act = f', {self.act.format}{static} activations'
     return f'{" ".join(w for w in words if w)}{act}, packed'
 
+  def path_for(self, rows: int) -> str:
+    """The instruction path for that many rows; '' for the library's choice."""
+    if not self.paths:
+      return ''
+    far = lambda measured: abs(math.log(measured[0] / max(rows, 1)))
+    return min(self.paths, key=far)[1]
+
   def portable(self):
     """The same weight as a leaf for any machine."""
     return unpack_leaf(self, stored=True)
+
+
+def with_matrix(leaf: PackedArray, matrix: Matrix, dtype=None) -> PackedArray:
+  """The same matrices, seen with other axes, or in another dtype."""
+  stack, ndim = leaf.stack, len(matrix.order)
+
+  def full(name):
+    p = leaf.part(name)
+    if p is None:
+      return None
+    inner = p.shape[len(stack) :]
+    return p.reshape(*stack, *(1,) * (ndim - len(inner)), *inner)
+
+  return PackedArray(
+    *(
+      full(name)
+      for name in (
+        'payload',
+        'scale',
+        'zero',
+        'totals',
+        'act_scale',
+        'act_zero',
+      )
+    ),
+    leaf.format,
+    dtype or leaf.dtype,
+    matrix,
+    leaf.group,
+    leaf.act,
+    leaf.paths,
+  )
 
 
 class Layout(NamedTuple):

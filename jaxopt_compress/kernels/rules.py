@@ -140,7 +140,7 @@ def _(leaf, *, permutation):
   if tuple(permutation[:stack]) != tuple(range(stack)):
     return lift.Dense('a transposition of its stacked axes')
   order = tuple(m.order[i - stack] for i in permutation[stack:])
-  return dispatch.with_matrix(leaf, m._replace(order=order))
+  return packed.with_matrix(leaf, m._replace(order=order))
 
 
 @lift.rule(lax.convert_element_type_p, PackedArray)
@@ -148,7 +148,7 @@ def _(leaf, *, new_dtype, **_):
   floating = jnp.issubdtype(new_dtype, jnp.floating)
   if not floating or jnp.finfo(new_dtype).nmant < 7:
     return lift.Dense(f'a conversion to {new_dtype}')
-  return dispatch.with_matrix(leaf, leaf.matrix, jnp.dtype(new_dtype))
+  return packed.with_matrix(leaf, leaf.matrix, jnp.dtype(new_dtype))
 
 
 @lift.rule(lax.reshape_p, PackedArray)
@@ -210,6 +210,6 @@ def _reshape(leaf, shape):
   order = tuple(i + len(rows) * is_column for is_column, i in order)
   if sorted(order) != list(range(len(rows) + len(columns))):
     return lift.Dense('a reshape to a vector')
-  return dispatch.with_matrix(
+  return packed.with_matrix(
     leaf, packed.Matrix(tuple(rows), tuple(columns), order)
   )

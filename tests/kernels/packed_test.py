@@ -93,7 +93,11 @@ class LawTest(parameterized.TestCase):
       2e-5,
     )
     many = jnp.stack([W, 2 * W, W**2])
-    q, p = _both(jax.vmap(_matmul, (0, None)), {'w': many}, X, 'W8A8')
+    x = jax.random.normal(_KEYS[2], (3, 5, 64))
+    q, p = _both(jax.vmap(_matmul), {'w': many}, x, 'W8A8')
+    y, expected = (jax.vmap(f)(leaf, x) for leaf in (p, q))
+    self.assertLess(_distance(y, expected), 2e-5)
+    # Matrices that are stacked, rows that are not.
     y, expected = (jax.vmap(f, (0, None))(leaf, X) for leaf in (p, q))
     self.assertLess(_distance(y, expected), 2e-5)
 

@@ -27,12 +27,17 @@ const Paths& paths() {
 }
 
 const Path* path_for(const Job& job, const char* name) {
+  const Path* best = nullptr;
+  bool known = name[0] == 0;
   for (int i = 0; i < paths().count; ++i) {
     const Path* path = paths().all[i];
-    const bool wanted = name[0] == 0 || std::strcmp(name, path->name) == 0;
-    if (wanted && path->tiles(job).size > 0) return path;
+    const bool named = std::strcmp(name, path->name) == 0;
+    known = known || named;
+    if (path->tiles(job).size == 0) continue;
+    if (named) return path;
+    if (best == nullptr) best = path;
   }
-  return nullptr;
+  return known ? best : nullptr;
 }
 
 }  // namespace jaxopt_compress

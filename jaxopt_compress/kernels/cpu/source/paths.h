@@ -13,7 +13,8 @@ struct Paths {
 
 const Paths& paths();
 
-// The first path that can do the job, or the one of that name; null if none can.
+// The path of that name where it can do the job, else the first that can; null for
+// a name that none here has.
 const Path* path_for(const Job& job, const char* name);
 
 }  // namespace jaxopt_compress
