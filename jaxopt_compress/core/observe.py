@@ -48,7 +48,10 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
   `shard_map`, and slices taken by indexing; the layers of a scan and the experts
   of a batched or ragged product stay apart. A leaf that a `shard_map` cuts has the
   statistic of the whole leaf; with `check_vma=False` data must be cut in one way.
-  The result is not for differentiating.
+
+  Leaves may be compressed: they compute as under `lift`, so that what is observed is
+  what the compressed network does, its rounding of activations included. The result
+  can be differentiated; statistics count as constants.
 
   Args:
     fun: a function of parameters and further arguments.
@@ -127,14 +130,31 @@ def merge_stats(statistics: Any, a: dict, b: dict) -> dict:
       f'Two calls observed different leaves: {sorted(set(a) ^ set(b))} are in'
       ' one of them. Merge statistics of one function and one set of rules.'
     )
+  of = _statistic_of(statistics)
+  return {path: _Watch(path, of(path)).merge(a[path], b[path]) for path in a}
+
+
+def _statistic_of(statistics):
   pairs = statistics
   if isinstance(statistics, Mapping):
     pairs = statistics.items()
+  return lambda path: next(s for p, s in pairs if re.fullmatch(p, path))
 
-  def of(path):
-    return next(s for pattern, s in pairs if re.fullmatch(pattern, path))
 
-  return {path: _Watch(path, of(path)).merge(a[path], b[path]) for path in a}
+def reduce_stats(statistics: Any, stats: dict, axes: Any) -> dict:
+  """The statistics of all devices along mesh axes, each of its part of the data.
+
+  Args:
+    statistics: as given to `observe`, where it ran inside a `shard_map` or `pmap`.
+    stats: what it returned there.
+    axes: names of the axes.
+  """
+  axes = (axes,) if isinstance(axes, str) else tuple(axes)
+  of = _statistic_of(statistics)
+  return {
+    path: _Watch(path, of(path)).all_reduce(seen, axes, True)
+    for path, seen in stats.items()
+  }
 
 
 def check_seen(stats: dict) -> None:
@@ -160,8 +180,7 @@ def _by_leaf(statistics, tree):
 
 
 def _probe(path, x):
-  probe = uses_lib.probe(array.materialize(x))
-  return dataclasses.replace(probe, path=path or '0')
+  return dataclasses.replace(uses_lib.probe(x), path=path or '0')
 
 
 def _unseen(missing, met) -> str:
@@ -254,18 +273,37 @@ def _rule_for(ctx, watched, primitive, leaf_type):
   if leaf_type is not uses_lib.Probe:
     return lift.rule_for(primitive, leaf_type)
   rows = rows_lib.ROWS.get(primitive.name)
-  if rows is None:
-    return uses_lib.move_for(primitive)
+  move = uses_lib.move_for(primitive)
 
-  def product(*operands, **params):
-    for side, probe in enumerate(operands):
-      if isinstance(probe, uses_lib.Probe):
-        watch = watched[probe.path]
-        met = rows(probe, side, operands, params, watch.statistic)
-        ctx.give({probe.path: _seen(watch, probe, met)})
-    return lift.Dense('observed')
+  def met(*operands, **params):
+    side = [isinstance(x, uses_lib.Probe) for x in operands].index(True)
+    probe = operands[side]
+    put = lambda x, xs=operands: [*xs[:side], x, *xs[side + 1 :]]
+    out = lift.Dense('observed')
+    if rows is not None:
+      watch = watched[probe.path]
+      others = [lax.stop_gradient(x) for x in put(None)]
+      found = rows(probe, side, put(probe, others), params, watch.statistic)
+      ctx.give({probe.path: _seen(watch, probe, found)})
+    elif move is not None:
+      dense = dataclasses.replace(probe, value=probe.materialize())
+      out = move(*put(dense), **params)
+    if not array.is_compressed(probe.value):
+      return out
+    rule = lift.rule_for(primitive, type(probe.value))
+    own = lift.Dense('') if rule is None else rule(*put(probe.value), **params)
+    return out if isinstance(own, lift.Dense) else _watched(out, own)
 
-  return product
+  return met
+
+
+def _watched(out, own):
+  """What a leaf's own rule gave, behind the probes that go on watching it."""
+  if isinstance(out, lift.Dense):
+    return own
+  if isinstance(own, (list, tuple)):
+    return [_watched(*pair) for pair in zip(out, own, strict=True)]
+  return dataclasses.replace(out, value=own)
 
 
 def _seen(watch, probe, met) -> Observed:

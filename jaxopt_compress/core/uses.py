@@ -61,10 +61,11 @@ class Probe(array.CompressedArray):
   """Stands for a parameter; `axes[-i]` names the pieces of axis -i.
 
   `full` is the shape of the leaf, and `cut` pairs (axis of the leaf, mesh axes)
-  along which a `shard_map` has cut it, where `placed` was told.
+  along which a `shard_map` has cut it, where `placed` was told. `value` is the
+  array, or, where observed, the leaf that computes for it.
   """
 
-  value: jax.Array
+  value: Any
   axes: tuple = dataclasses.field(metadata={'static': True})
   full: tuple[int, ...] = dataclasses.field(metadata={'static': True})
   cut: tuple = dataclasses.field(default=(), metadata={'static': True})
@@ -75,7 +76,7 @@ class Probe(array.CompressedArray):
   origin = property(lambda self: len(self.full))  # rank of the leaf
 
   def materialize(self):
-    return self.value
+    return array.materialize(self.value)
 
   @property
   def pieces(self) -> list[tuple[tuple[int, int], ...]]:

@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.core import observe
 from jaxopt_compress.core import statistics
+from jaxopt_compress.pruning import masked
 
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(8, 6)).astype(np.float32)
@@ -592,6 +594,78 @@ class StatisticsTest(_Case):
 
 def _leaves(x):
   return x if isinstance(x, tuple) else (x,)
+
+
+class CompressedTest(_Case):
+  """Observed leaves compute as under lift, and the result is differentiable."""
+
+  @parameterized.product(
+    scheme=('int4 g3', 'int8, int8 token', 'fake', 'mask'),
+    f=(_scan, 'remat', 'moved', 'gathered', 'convolved'),
+  )
+  def test_is_what_lift_computes(self, scheme, f):
+    f, w, x = {
+      'remat': (lambda p, x: _scan(p, x, jax.checkpoint), LAYERS, X),
+      'moved': (
+        lambda p, x: x @ p['w'].transpose(0, 2, 1).reshape(3, 6, 2, 3)[1, :, 0],
+        LAYERS,
+        X,
+      ),
+      'gathered': (
+        lambda p, x: p['w'][jnp.array([2, 0])] @ p['w'].T,
+        LAYERS[0],
+        X,
+      ),
+      'convolved': (
+        lambda p, x: lax.conv(x.reshape(2, 4, 3, 2), p['w'], (1, 1), 'SAME'),
+        _rand(5, 4, 3, 3),
+        X,
+      ),
+    }.get(f, (f, LAYERS, X))
+    params = {'w': jnp.asarray(w)}
+    uses = jc.uses(f)(params, x)
+
+    def leaf(p):
+      if scheme == 'mask':
+        return {'w': masked.Masked(p['w'], p['w'] > 0)}
+      if scheme != 'fake':
+        return jc.quantize(p, [('w', scheme)], uses)
+      return jc.fake_quantize([('w', 'W8A8')], uses).apply(p, ())
+
+    def loss(run):
+      def total(p, x):
+        y, stats = run(leaf(p), x)
+        return jnp.square(y).sum(), (y, stats)
+
+      grad = (0, 1) if scheme in ('fake', 'mask') else 1
+      return jax.jit(jax.value_and_grad(total, grad, has_aux=True))
+
+    observed = loss(jc.observe(f, {'w': jc.minmax('tensor')}))(params, x)
+    lifted = loss(lambda q, x: (jc.lift(f)(q, x), {}))(params, x)
+    (value, (y, stats)), grads = observed
+    (value_lift, (y_lift, _)), grads_lift = lifted
+    _close(value, value_lift)
+    _close(y, y_lift)
+    jax.tree.map(_close, grads, grads_lift)
+    dense = jc.observe(f, {'w': jc.minmax('tensor')})
+    want = dense({'w': leaf(params)['w'].materialize()}, x)[1]['w']
+    np.testing.assert_array_equal(stats['w'].count, want.count)
+    # Later layers meet what was rounded before.
+    np.testing.assert_allclose(stats['w'].state, want.state, atol=0.1)
+
+  def test_over_devices(self):
+    wanted = {'w': jc.minmax('tensor')}
+    f = lambda p, x: _scan(p, x)
+    whole = jc.observe(f, wanted)({'w': LAYERS}, X)[1]
+
+    @jax.shard_map(
+      mesh=_mesh(), in_specs=(P(), P('d')), out_specs=P(), check_vma=False
+    )
+    def run(p, x):
+      stats = jc.observe(f, wanted)(p, x)[1]
+      return observe.reduce_stats(wanted, stats, 'd')
+
+    jax.tree.map(_close, run({'w': LAYERS}, X), whole)
 
 
 if __name__ == '__main__':
