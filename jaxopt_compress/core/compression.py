@@ -27,7 +27,14 @@ State = Any
 
 
 class Info(NamedTuple):
-  """What an update may look at. `step` counts finished optimizer steps."""
+  """What an update may look at.
+
+  Attributes:
+    step: how many optimizer steps are done.
+    grads: of the parameters.
+    statistics: {path: what `jc.observe` saw in this step}, of what `observes`
+      asks for.
+  """
 
   step: jax.Array | int
   grads: Params | None = None
@@ -35,11 +42,21 @@ class Info(NamedTuple):
 
 
 class Compression(NamedTuple):
-  """A pure description of how parameters are compressed while they train."""
+  """A pure description of how parameters are compressed while they train.
+
+  `observes` says of which leaves `update` wants to know what they met, and which
+  statistic of it: {regex: Statistic}. A step that gets some observes as it computes:
+
+      wanted = comp.observes(params)
+      y, stats = jc.observe(apply, wanted)(comp.apply(params, state), x)
+      ...
+      state = comp.update(state, params, jc.Info(step, grads, stats))
+  """
 
   init: Callable[[Params], State]
   apply: Callable[[Params, State], Params]
   update: Callable[[State, Params, Info], State]
+  observes: Callable[[Params], dict[str, Any]] = lambda params: {}
 
 
 def identity() -> Compression:
@@ -72,7 +89,21 @@ def chain(*compressions: Compression) -> Compression:
     init=lambda params: tuple(c.init(params) for c in compressions),
     apply=apply,
     update=update,
+    observes=lambda params: _once([c.observes(params) for c in compressions]),
   )
+
+
+def _once(wanted):
+  """All that is wanted, where no two want something of the same leaf."""
+  found = {}
+  for one in wanted:
+    if both := found.keys() & one.keys():
+      raise ValueError(
+        f'Two compressions want statistics of {min(both)}, and a leaf is observed'
+        ' once. Let one of them leave it alone.'
+      )
+    found |= one
+  return found
 
 
 def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
@@ -116,7 +147,11 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
       for i in used
     }
 
-  return Compression(init, apply, update)
+  def observes(params):
+    parts = split(params)
+    return _once([rules[i][1].observes(parts[i]) for i in used])
+
+  return Compression(init, apply, update, observes)
 
 
 def freeze(tree: Params) -> Params:

@@ -15,6 +15,8 @@ itself computed on codes (`backward.py`).
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
+import re
 from typing import Any
 import zlib
 
@@ -26,6 +28,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import statistics
 from jaxopt_compress.quantization import backward
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import conv  # noqa: F401  (its products)
@@ -34,6 +37,7 @@ from jaxopt_compress.quantization import learned as learned_lib
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import ragged  # noqa: F401
+from jaxopt_compress.quantization import ranges as ranges_lib
 from jaxopt_compress.quantization import schemes
 from jaxopt_compress.quantization import spec as spec_lib
 from jaxopt_compress.quantization import straight
@@ -223,6 +227,7 @@ def fake_quantize(
   ranges: dict | None = None,
   begin: int = 0,
   end: int = 0,
+  decay: float = 0.99,
   seed: int = 0,
 ) -> compression.Compression:
   """Trains weights as the codes that they will be stored as.
@@ -231,16 +236,20 @@ def fake_quantize(
   stochastic rounding, `jc.freeze` of what `apply` returns is what `jc.quantize`
   makes of the same parameters; with them it is what was trained last.
 
+  Ranges of activations that follow what training meets ('static ema') need to be
+  told: `update` wants `Info.statistics` of the leaves that `observes` names.
+
   Args:
     rules: ordered `(regex, scheme)`, as for `jc.quantize`. Scales that are learned
       start as their paper says, or, with range='mse', at the least squared error.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     ranges: {path: (scale, zero)} from `jc.calibrate`, for static activations: kept
-      in the state, or, where they are learned, their start.
+      in the state, or, where they are learned or follow, their start.
     begin, end: steps between which results go over from those of the float
       network to those of the quantised one, share by share (Liu and Mattina 2019,
       alpha-blending, https://arxiv.org/abs/1903.01061). Before `end` the frozen
       leaves are not yet what is trained.
+    decay: how much of the moving average of a range is left after a step.
     seed: of stochastic rounding.
 
   Raises:
@@ -266,6 +275,13 @@ def fake_quantize(
     }
     if fixed:
       state['ranges'] = fixed
+    ends = {
+      path: ranges_lib.ends_of(*fixed[path], chosen[path].act)
+      for path in fixed
+      if chosen[path].act.learn == 'ema'
+    }
+    if ends:
+      state['ends'] = ends
     if begin or end or any(_is_stochastic(s) for s in chosen.values()):
       state['step'] = jnp.zeros((), jnp.int32)
     return state or ()
@@ -281,7 +297,7 @@ def fake_quantize(
         start['weight']['scale'] = q.scale.astype(jnp.float32)
         if q.zero is not None:
           start['weight']['zero'] = q.zero.astype(jnp.float32)
-    if scheme.act is not None and scheme.act.learn:
+    if scheme.act is not None and scheme.act.learn in ('lsq', 'pact'):
       scale, zero = _range_of(path, scheme)
       start['act'] = {'scale': scale}
       if zero is not None and scheme.act.learn == 'lsq':
@@ -344,17 +360,51 @@ def fake_quantize(
     return jnp.full(shape, share, jnp.float32)
 
   def update(state, params, info):
-    if isinstance(state, dict) and 'step' in state:
-      return {**state, 'step': jnp.asarray(info.step, jnp.int32)}
-    return state
+    changed = {}
+    if 'step' in state:
+      changed['step'] = jnp.asarray(info.step, jnp.int32)
+    if 'ends' in state:
+      changed |= _followed(state, params, info.statistics)
+    return {**state, **changed} if changed else state
 
-  return compression.Compression(init, apply, update)
+  def _followed(state, params, stats):
+    chosen, leaves = (
+      dict(x)
+      for x in (schemes.by_leaf(rules, params), rules_lib.named_leaves(params))
+    )
+    ends, found = {}, dict(state['ranges'])
+    for path, old in state['ends'].items():
+      if path not in (stats or {}):
+        raise ValueError(
+          f'The range of what {path} meets follows a moving average, and there are'
+          ' no statistics of this step. Compute it with jc.observe(apply,'
+          ' comp.observes(params)) and pass jc.Info(step, grads, statistics).'
+        )
+      seen = stats[path]
+      lead = ranges_lib.stack_shape(path, leaves[path], seen.count.shape, uses)
+      if math.prod(lead) != old[0].size:
+        raise ValueError(
+          f'{path} was calibrated in stacks of {old[0].shape} and met data in'
+          f' stacks of {seen.count.shape}. Calibrate the function that is trained.'
+        )
+      ends[path] = ranges_lib.follow(old, seen, decay)
+      found[path] = ranges_lib.of_ends(*ends[path], chosen[path].act)
+    return {'ends': ends, 'ranges': found}
+
+  def observes(params):
+    return {
+      re.escape(path): statistics.minmax('tensor')
+      for path, scheme in schemes.by_leaf(rules, params).items()
+      if _is_fixed(scheme) and scheme.act.learn == 'ema'
+    }
+
+  return compression.Compression(init, apply, update, observes)
 
 
 def _is_fixed(scheme) -> bool:
-  """Whether activations keep to the range that they were calibrated to."""
+  """Whether activations have a range that gradients leave alone."""
   act = None if scheme is None else scheme.act
-  return act is not None and act.static and not act.learn
+  return act is not None and act.static and act.learn in ('', 'ema')
 
 
 def _is_stochastic(scheme) -> bool:

@@ -236,18 +236,9 @@ def placeholders(
 
 def _parameters(path, leaf, seen, act, uses, method):
   """Scale and zero point of each stacked weight."""
-  _, stacked, _ = uses_lib.axes(path, leaf, uses)
   lead = seen.count.shape
-  shape = [leaf.shape[a] if a in stacked else 1 for a in range(-leaf.ndim, 0)]
-  if not lead:  # slices that are met one by one share a range
-    shape = [1] * leaf.ndim
-  if [n for n in shape if n > 1] != [n for n in lead if n > 1]:
-    raise ValueError(
-      f'{path}, shape {leaf.shape}, was observed in stacks of {lead}, which are'
-      f' not its stacked axes {stacked}. Calibrate with the uses of the same'
-      ' function.'
-    )
-  reach, center = [], []
+  shape = stack_shape(path, leaf, lead, uses)
+  ends = []
   for index in np.ndindex(*lead):
     state = jax.tree.map(lambda x, i=index: np.asarray(x)[i], seen.state)
     low, high = method.read(state, act)
@@ -261,13 +252,67 @@ def _parameters(path, leaf, seen, act, uses, method):
         f'{path} met only zeros, so it has no range. Calibrate on other data, or'
         ' measure ranges at run time: leave out "static".'
       )
-    low, high = min(low, 0.0), max(high, 0.0)
-    symmetric = max(-low, high)
-    reach.append(symmetric if act.symmetric else (high - low) / 2)
-    center.append((high + low) / 2)
-  reach = jnp.asarray(np.float32(reach).reshape(shape))
-  scale = scales.stored(reach, act, (), shape).scale.astype(jnp.float32)
+    ends.append((low, high))
+  low, high = (
+    jnp.asarray(np.float32(x).reshape(shape)) for x in zip(*ends, strict=True)
+  )
+  return of_ends(low, high, act)
+
+
+def stack_shape(path, leaf, lead, uses) -> list[int]:
+  """The shape of ranges that were observed in stacks of shape `lead`."""
+  _, stacked, _ = uses_lib.axes(path, leaf, uses)
+  shape = [leaf.shape[a] if a in stacked else 1 for a in range(-leaf.ndim, 0)]
+  if not lead:  # slices that are met one by one share a range
+    shape = [1] * leaf.ndim
+  if [n for n in shape if n > 1] != [n for n in lead if n > 1]:
+    raise ValueError(
+      f'{path}, shape {leaf.shape}, was observed in stacks of {lead}, which are'
+      f' not its stacked axes {stacked}. Calibrate with the uses of the same'
+      ' function.'
+    )
+  return shape
+
+
+def of_ends(
+  low: jax.Array, high: jax.Array, act: spec_lib.Spec
+) -> tuple[jax.Array, jax.Array | None]:
+  """(scale, zero) of the ranges [low, high], made to contain zero."""
+  low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+  half = np.float32(0.5)
+  reach = jnp.maximum(-low, high) if act.symmetric else (high - low) * half
+  scale = scales.stored(reach, act, (), reach.shape).scale.astype(jnp.float32)
   if act.symmetric:
     return scale, None
-  center = jnp.asarray(np.float32(center).reshape(shape))
-  return scale, scales.zero_point(center, scale, act)
+  return scale, scales.zero_point((high + low) * half, scale, act)
+
+
+def ends_of(
+  scale: jax.Array, zero: jax.Array | None, act: spec_lib.Spec
+) -> tuple[jax.Array, jax.Array]:
+  """The range [low, high] that a scale and a zero point make."""
+  fmt, center = act.numbers, 0.0
+  if zero is not None:
+    center = ((fmt.highest + fmt.lowest) / 2 - zero.astype(jnp.float32)) * scale
+  return center - fmt.bound * scale, center + fmt.bound * scale
+
+
+def follow(
+  ends: tuple[jax.Array, jax.Array], seen: observe_lib.Observed, decay: float
+) -> tuple[jax.Array, jax.Array]:
+  """Ranges a step later: x <- decay x + (1 - decay) of what the step met.
+
+  Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.1.
+
+  Args:
+    ends: (low, high), of the shape `stack_shape`.
+    seen: `statistics.minmax('tensor')` of the step. A layer or an expert that met
+      nothing keeps its range.
+    decay: how much of the old is left.
+  """
+
+  def one(old, new):
+    new = decay * old + (1 - decay) * jnp.reshape(new, old.shape)
+    return jnp.where(jnp.reshape(seen.count, old.shape) > 0, new, old)
+
+  return one(ends[0], seen.state.low), one(ends[1], seen.state.high)

@@ -57,8 +57,10 @@ class Scheme:
         raise ValueError(
           f'{name}={value!r}; give a jc.Spec or the name of a format.'
         )
-    if self.weight.learn == 'pact':
-      raise ValueError("learn='pact' is for activations; weights have 'lsq'.")
+    if self.weight.learn in ('pact', 'ema'):
+      raise ValueError(
+        f"learn={self.weight.learn!r} is for activations; weights have 'lsq'."
+      )
     if self.weight.static:
       raise ValueError('static=True is for activations; a weight is always.')
     if self.grad is not None and (

@@ -35,8 +35,9 @@ class Spec:
     static: of activations only: a range fixed by calibration, or learned, rather
       than one measured at run time.
     learn: how training finds the range. '': as after training; 'lsq': scales are
-      learned, and with symmetric=False zero points (LSQ, LSQ+); 'pact': of
-      static activations only, the clip is learned (PACT).
+      learned, and with symmetric=False zero points (LSQ, LSQ+). Of static
+      activations only: 'pact', the clip is learned (PACT); 'ema', it follows the
+      least and largest entry that each step meets, as a moving average.
   """
 
   format: str = 'int8'
@@ -57,7 +58,7 @@ class Spec:
     one_of('rule', self.rule, RULES)
     one_of('range', self.range, ('absmax', 'mse', 'hqq'))
     one_of('rounding', self.rounding, ('nearest', 'stochastic'))
-    one_of('learn', self.learn, ('', 'lsq', 'pact'))
+    one_of('learn', self.learn, ('', 'lsq', 'pact', 'ema'))
     sizes = self.group if isinstance(self.group, tuple) else (self.group,)
     grouped = self.granularity in ('group', 'block')
     if grouped != all(s > 0 for s in sizes) or any(s < 0 for s in sizes):
@@ -75,7 +76,8 @@ class Spec:
         f' {self.granularity!r}.'
       )
 
-    if self.learn and self.scale not in ('float32', 'bfloat16'):
+    by_gradient = self.learn in ('lsq', 'pact')
+    if by_gradient and self.scale not in ('float32', 'bfloat16'):
       raise ValueError(
         f'Scales stored as {self.scale} cannot be learned: they are too coarse to'
         " follow a gradient. Use scale='float32' or 'bfloat16'."
@@ -85,8 +87,10 @@ class Spec:
         "range='hqq' finds zero points of weights: it goes with symmetric=False,"
         ' and neither with static nor with learned ranges.'
       )
-    if self.learn == 'pact' and not self.static:
-      raise ValueError("learn='pact' is for static activations: static=True.")
+    if self.learn in ('pact', 'ema') and not self.static:
+      raise ValueError(
+        f'learn={self.learn!r} is for static activations: static=True.'
+      )
 
   @property
   def numbers(self) -> formats.Format:
@@ -130,7 +134,7 @@ _WORDS = {
   'range': {'': 'absmax', 'mse': 'mse', 'hqq': 'hqq'},
   'rounding': {'': 'nearest', 'stochastic': 'stochastic'},
   'static': {'': False, 'static': True},
-  'learn': {'': '', 'lsq': 'lsq', 'pact': 'pact'},
+  'learn': {'': '', 'lsq': 'lsq', 'pact': 'pact', 'ema': 'ema'},
 }
 
 
@@ -140,7 +144,7 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
   The format first, then in any order what differs from `Spec(format)`: 'tensor',
   'channel', 'token', 'g<size>', '<size>x<size>', 'asym', 'bfloat16', 'mx' (e8m0
   scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse', 'hqq',
-  'stochastic', 'static', 'lsq', 'pact'.
+  'stochastic', 'static', 'lsq', 'pact', 'ema'.
 
   Args:
     words: as above.

@@ -19,6 +19,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import exported
 from jaxopt_compress.train import metrics as metrics_lib
+from jaxopt_compress.train import serving
 
 WEIGHTS = 'weights.safetensors'  # in the directory of a stage
 
@@ -57,13 +58,29 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
       )
 
   # -- Latency: stages of one model interleaved, against its float form ----------
+  # As they would be deployed: packed, where there are kernels.
+  deployed, kernels = {}, {}
+  for name, b in by_name.items():
+    final = finished[name]
+    deployed[name], said = serving.served(final['params'], b.model.uses)
+    if deployed[name] is not final['params']:
+      one = _examples(data, plan, plan.report.batches[0])
+      said += '; ' + serving.difference(
+        b.model.forward,
+        final['params'],
+        deployed[name],
+        final['variables'],
+        one,
+      )
+    if said:
+      kernels[f'kernels of {name}'] = said
   timings = {}
   for names in _by_model(built):
     programs = lambda batch, names=names: {
       name: (
         by_name[name].model.forward,
         (
-          finished[name]['params'],
+          deployed[name],
           finished[name]['variables'],
           _examples(data, plan, batch),
         ),
@@ -115,7 +132,9 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     )
     if b.stage.compresses:
       coverage[name] = report_lib.coverage(
-        final['params'], final['plain'], lift.explain(run)(*args)
+        final['params'],
+        final['plain'],
+        lift.explain(run)(deployed[name], *args[1:]),
       )
 
   report = report_lib.Report(
@@ -126,6 +145,7 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
       **data.facts,
       **{f'export of {k}': v for k, v in checked.items()},
       **_calibrated(built),
+      **kernels,
     },
   )
   report_lib.write(

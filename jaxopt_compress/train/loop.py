@@ -208,9 +208,10 @@ def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
 
     def save(step):
       flush()
-      weights = (state.params, state.variables, state.learned)
-      if not state_lib.is_finite(weights):
-        raise Diverged(_diverged(stage, 'A weight is not finite', step, saver))
+      numbers = (state.params, state.variables, state.learned, state.comp_state)
+      if not state_lib.is_finite(numbers):
+        what = 'A weight or a range is not finite'
+        raise Diverged(_diverged(stage, what, step, saver))
       if step not in saver.steps:
         saver.save(step, state)
 

@@ -115,6 +115,13 @@ def _placeholders(stage, model):
   rules = words.quantize_rules(stage)
   found = quantization.ranges.placeholders(model.params, rules, model.uses)
   chosen = quantization.schemes.by_leaf(rules, model.params)
+  for path, scheme in chosen.items():
+    specs = (scheme.weight, scheme.act) if stage.lora and scheme else ()
+    if any(s.learn for s in specs if s):
+      raise ValueError(
+        f'{path} is the frozen base of adapters ({scheme.describe()}), whose ranges'
+        ' neither are learned nor follow. Leave out "lsq", "pact" and "ema".'
+      )
   stay = [path for path in found if not chosen[path].act.learn]
   if stay and not stage.init:
     raise ValueError(

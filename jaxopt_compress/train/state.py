@@ -1,10 +1,11 @@
 """What a training run is at one step, and how one step follows another.
 
     cparams   = compression.apply(params, comp_state)        masks, rounding
-    (sum, n)  = loss(lift(apply)(cparams, variables, x), batch, teacher(x))
+    y, stats  = observe(apply, compression.observes(params))(cparams, variables, x)
+    (sum, n)  = loss(y, batch, teacher(x))
     g         = d sum / d (params, learned), averaged over replicas, / mean n
     params    = optimizer(params, g)
-    comp_state = compression.update(comp_state, params, Info(step + 1, g))
+    comp_state = compression.update(comp_state, params, Info(step + 1, g, stats))
 
 The parameters stay plain: optimizers, shardings and checkpoints never meet a mask.
 All randomness comes from `rng` and `step`, so a run that resumes draws what it
@@ -21,6 +22,7 @@ import optax
 
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
+from jaxopt_compress.core import observe
 
 Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -120,19 +122,25 @@ def train_step(
     if teacher is not None:
       teacher_y = jax.lax.stop_gradient(lift.lift(teacher)(*frozen, x)[0])
 
+    wanted = compression.observes(state.params)
+
     def total_loss(params, learned):
       full = compression_lib.merge_learned(learned, state.comp_state)
       cparams = compression.apply(params, full)
-      forward = lift.lift(lambda p, v, x: apply(p, v, x, train=True, rngs=key))
-      y, _, variables = forward(cparams, state.variables, x)
+      forward = lambda p, v, x: apply(p, v, x, train=True, rngs=key)
+      (y, _, variables), stats = _observed(forward, wanted)(
+        cparams, state.variables, x
+      )
       total, count = loss(y, batch, teacher_y)
-      return total, (count.astype(total.dtype), variables)
+      return total, (count.astype(total.dtype), variables, stats)
 
-    (total, (count, variables)), grads = jax.value_and_grad(
+    (total, (count, variables, stats)), grads = jax.value_and_grad(
       total_loss, argnums=(0, 1), has_aux=True
     )(state.params, state.learned)
     total, count, grads = replicas((total, count, grads))
     variables = _mean_of_floats(replicas, variables)
+    if stats and replicas.axis is not None:
+      stats = observe.reduce_stats(wanted, stats, replicas.axis)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
 
     params, opt_state = _descend(
@@ -144,7 +152,7 @@ def train_step(
     full = compression.update(
       compression_lib.merge_learned(learned, state.comp_state),
       params,
-      compression_lib.Info(step=state.step + 1, grads=grads[0]),
+      compression_lib.Info(state.step + 1, grads[0], stats),
     )
     learned, comp_state = compression_lib.split_learned(full)
     state = TrainState(
@@ -161,6 +169,13 @@ def train_step(
     return state, metrics
 
   return step
+
+
+def _observed(forward, wanted):
+  """`forward` of compressed parameters: (its result, what they met)."""
+  if not wanted:
+    return lambda *args: (lift.lift(forward)(*args), {})
+  return observe.observe(forward, wanted)
 
 
 def _mean_of_floats(replicas, variables):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.core import statistics
 
 
 @jax.tree_util.register_dataclass
@@ -217,6 +218,31 @@ class LearnedTest(parameterized.TestCase):
     self.assertEqual(list(learned), ['0/step/c'])
     out = jax.eval_shape(comp.apply, PARAMS, state)
     self.assertEqual(out['c'].shape, (4,))
+
+
+class ObservesTest(parameterized.TestCase):
+  """What updates want to be told, of whom."""
+
+  def _wants(self, *names):
+    wanted = {name: statistics.absmax() for name in names}
+    return compression.identity()._replace(
+      observes=lambda params: {k: v for k, v in wanted.items() if k in params}
+    )
+
+  def test_of_one_of_many(self):
+    self.assertEqual(compression.identity().observes(PARAMS), {})
+    chained = compression.chain(compression.identity(), self._wants('c'))
+    self.assertEqual(list(chained.observes(PARAMS)), ['c'])
+    # Each is asked about its own leaves.
+    parts = compression.by_path(
+      [('c', self._wants('c', 'a/b')), ('a/.*', self._wants('c', 'a/b'))]
+    )
+    self.assertCountEqual(parts.observes(PARAMS), ['a/b', 'c'])
+
+  def test_a_leaf_is_observed_once(self):
+    twice = compression.chain(self._wants('c'), self._wants('c'))
+    with self.assertRaisesRegex(ValueError, 'statistics of c'):
+      twice.observes(PARAMS)
 
 
 if __name__ == '__main__':

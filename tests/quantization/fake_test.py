@@ -201,6 +201,86 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_array_equal(pullback(g)[0], pullback_want(g)[0])
 
 
+class FollowingTest(parameterized.TestCase):
+  """Ranges of activations as moving averages of what training meets."""
+
+  def _following(self, words='int8, int8 tensor static asym ema', **options):
+    f, params, x = _model('scanned')
+    uses = jc.uses(f)(params, x)
+    rules = [(r'.*', words)]
+    ranges = jc.calibrate(f, params, rules, [x], uses, 'minmax')
+    comp = jc.fake_quantize(rules, uses, ranges=ranges, **options)
+
+    @jax.jit
+    def step(i, params, state, x):
+      def loss(p):
+        leaves = comp.apply(p, state)
+        y, stats = jc.observe(f, comp.observes(p))(leaves, x)
+        return jnp.square(y - 1).mean(), stats
+
+      (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+      params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+      info = jc.Info(i, grads, stats)
+      return params, comp.update(state, params, info), value, stats
+
+    return f, params, x, comp, step
+
+  def test_averages(self):
+    _, params, x, comp, step = self._following(decay=0.8)
+    state = comp.init(params)
+    low, high = (np.array(e) for e in state['ends']['a'])
+    for i in range(4):
+      params, state, _, stats = step(i + 1, params, state, x * (i + 1))
+      met = stats['a'].state
+      low = 0.8 * low + 0.2 * np.reshape(met.low, (3, 1, 1))
+      high = 0.8 * high + 0.2 * np.reshape(met.high, (3, 1, 1))
+    # The first layer meets x itself.
+    self.assertAlmostEqual(float(met.high[0]), 4 * float(x.max()), places=4)
+    np.testing.assert_allclose(state['ends']['a'], (low, high), rtol=1e-5)
+    scale, zero = state['ranges']['a']
+    np.testing.assert_allclose(scale, (high - low) / 255, rtol=1e-5)
+    want = np.round(-0.5 - (high + low) / 2 / np.asarray(scale))
+    np.testing.assert_array_equal(zero, want)
+
+  @parameterized.parameters(
+    'int8, int8 tensor static asym ema',
+    'int4, int8 tensor static ema',
+    'e4m3, e4m3 tensor static ema',
+  )
+  def test_freezes_to_what_was_trained(self, words):
+    f, params, x, comp, step = self._following(words)
+    state, values = comp.init(params), []
+    for i in range(6):
+      params, state, value, _ = step(i + 1, params, state, x)
+      values.append(float(value))
+    self.assertLess(values[-1], values[0])
+    self.assertEqual(step._cache_size(), 1)
+    frozen = jc.freeze(comp.apply(params, state))
+    self.assertIn('static', frozen['a'].describe())
+    y = jax.jit(lambda p, s: jc.lift(f)(comp.apply(p, s), x))(params, state)
+    np.testing.assert_array_equal(jax.jit(jc.lift(f))(frozen, x), y)
+
+  def test_starts_where_it_was_calibrated(self):
+    f, params, x, comp, _ = self._following()
+    met = jc.observe(f, {'b': jc.minmax('tensor')})(params, x)[1]['b'].state
+    ends = [e.item() for e in comp.init(params)['ends']['b']]
+    np.testing.assert_allclose(ends, met, atol=0.01)  # zero points are integers
+
+  def test_without_statistics(self):
+    _, params, _, comp, _ = self._following()
+    state = comp.init(params)
+    with self.assertRaisesRegex(
+      ValueError, r'a meets.*comp.observes\(params\)'
+    ):
+      comp.update(state, params, jc.Info(1))
+
+  def test_words(self):
+    with self.assertRaisesRegex(ValueError, "'ema' is for static"):
+      jc.Spec('int8', 'tensor', learn='ema')
+    with self.assertRaisesRegex(ValueError, 'ema.* is for activations'):
+      jc.Scheme(jc.Spec('int8', 'tensor', static=True, learn='ema'))
+
+
 class LeafTest(parameterized.TestCase):
   def test_describe_and_shape(self):
     leaf = jc.fake_quantize([('w', jc.W8A8)]).apply({'w': _normal(8, 4)}, ())[

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from jaxopt_compress.core import compression as compression_lib
+from jaxopt_compress.core import statistics
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import state as state_lib
@@ -43,6 +44,21 @@ def _scaled():
     },
     apply=apply,
     update=lambda state, params, info: state | {'late': info.step >= 2},
+  )
+
+
+def _watching():
+  """Adds up the spans of what w meets."""
+
+  def update(state, params, info):
+    met = info.statistics['w'].state
+    return state + met.high - met.low
+
+  return compression_lib.Compression(
+    init=lambda params: jnp.zeros(()),
+    apply=lambda params, state: params,
+    update=update,
+    observes=lambda params: {'w': statistics.minmax('tensor')},
   )
 
 
@@ -136,6 +152,15 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(
       seen['w'], state.params['w'] * state.learned['gain'] * 0.5, rtol=1e-6
     )
+
+  @parameterized.product(mode=step_lib.MODES, devices=(1, 4))
+  def test_compression_is_told_what_all_replicas_met(self, mode, devices):
+    state, _, traces = _run(mode, devices, 3, compression=_watching())
+    seen = [_batch(i)['x'] for i in range(3)]
+    np.testing.assert_allclose(
+      state.comp_state, sum(x.max() - x.min() for x in seen), rtol=1e-5
+    )
+    self.assertEqual(traces, 1)
 
   def test_teacher_is_an_argument_and_is_not_a_constant(self):
     teacher = (_params(1), _variables())

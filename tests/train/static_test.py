@@ -7,14 +7,17 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from jaxopt_compress import data as data_lib
 from jaxopt_compress.quantization import ranges as ranges_lib
 from jaxopt_compress.train import checkpoint
+from jaxopt_compress.train import compare
 from jaxopt_compress.train import loop
 
 STATIC = 'int8, int8 tensor static asym'
 LEARNED = 'int4 lsq, int4 tensor static asym lsq'
+FOLLOWING = 'int8, int8 tensor static asym ema'
 
 
 def tiny(quantize, **change):
@@ -84,7 +87,7 @@ class StaticTest(parameterized.TestCase):
     known = {row.tobytes() for row in np.asarray(train, x.dtype)}
     self.assertTrue(all(r.tobytes() in known for r in x.reshape(-1, 64)))
 
-  @parameterized.parameters(STATIC, LEARNED)
+  @parameterized.parameters(STATIC, LEARNED, FOLLOWING)
   def test_trained_and_killed(self, words):
     config = tiny(words, steps=4)
     loop.run(config, self.dir / 'whole')
@@ -157,9 +160,38 @@ class StaticTest(parameterized.TestCase):
     config['stage']['small'].update(init='')
     with pytest.raises(ValueError, match="'small'.*Set init to the stage"):
       loop.run(config, self.dir, dry_run=True)
-    config = tiny(LEARNED, steps=2)  # learns its ranges from wherever
-    config['stage']['small'].update(init='')
-    loop.run(config, self.dir, dry_run=True)
+    for words in (LEARNED, FOLLOWING):  # which find their ranges from anywhere
+      config = tiny(words, steps=2)
+      config['stage']['small'].update(init='')
+      loop.run(config, self.dir, dry_run=True)
+
+  def test_ranges_follow(self):
+    """Those of the hidden layer do; images always reach from 0 to 1."""
+    common = dict(calibrate='minmax', augment=False)
+    loop.run(tiny(FOLLOWING, **common), self.dir / 'start')
+    loop.run(tiny(FOLLOWING, steps=4, **common), self.dir / 'end')
+    start, end = (
+      safetensors.load_file(self.dir / d / 'stages/small' / compare.WEIGHTS)
+      for d in ('start', 'end')
+    )
+    scales = [n for n in start if 'act_scale' in n]
+    self.assertLen(scales, 2)
+    for name in scales:
+      self.assertEqual(start[name] != end[name], 'head' in name)
+      np.testing.assert_allclose(start[name], end[name], rtol=0.05)
+
+  def test_a_frozen_base_learns_nothing(self):
+    for words in (LEARNED, FOLLOWING):
+      config = tiny(words, steps=2, lora=((r'.*/kernel', 2), (r'.*', None)))
+      with pytest.raises(ValueError, match='frozen base of adapters'):
+        loop.run(config, self.dir, dry_run=True)
+
+  def test_a_range_that_overflows_stops_the_run(self):
+    original = ranges_lib.follow
+    overflow = lambda *args: tuple(x + np.inf for x in original(*args))
+    self.monkeypatch.setattr(ranges_lib, 'follow', overflow)
+    with pytest.raises(loop.Diverged, match="at step 2 of stage 'small'"):
+      loop.run(tiny(FOLLOWING, steps=4), self.dir)
 
   def test_unknown_method(self):
     with pytest.raises(ValueError, match='calibrate.*absmax'):
