@@ -1,0 +1,75 @@
+"""What a finished stage runs as where it is used: packed, where kernels compute it.
+
+Evaluation says what a stage answers; latency is that of what one would deploy.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress import kernels
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.kernels.cpu import native
+
+
+def served(params: Any, uses: dict[str, Any]) -> tuple[Any, str]:
+  """The parameters as they are deployed on this backend, and what was done.
+
+  Args:
+    params: of a finished stage.
+    uses: what `jc.uses` says of them.
+
+  Returns:
+    The tree, packed where a kernel is there; and a sentence for the report, ''
+    where nothing is compressed.
+  """
+  leaves = [
+    x for _, x in rules_lib.named_leaves(params) if array.is_compressed(x)
+  ]
+  if not leaves:
+    return params, ''
+  backend = jax.default_backend()
+  if backend != 'cpu':
+    return (
+      params,
+      f"by XLA: the kernels of C++ are for CPUs, this is '{backend}'",
+    )
+  if not native.available():
+    return params, (
+      'NOT used: they were not built, for want of a C++17 compiler at'
+      ' installation. Products of integers run by XLA, which on CPUs is slower than'
+      ' float32'
+    )
+  skipped = []
+  try:
+    packed = kernels.pack(
+      params, uses, skipped=lambda path, why: skipped.append(f'{path}: {why}')
+    )
+  except ValueError as e:
+    return params, f'NOT used. {e}'
+  done = len(leaves) - len(skipped)
+  said = f'{done} of {len(leaves)} leaves, on {native.paths()[0]}'
+  if skipped:
+    more = f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''
+    said += f'; by XLA: {"; ".join(skipped[:3])}{more}'
+  return packed, said
+
+
+def difference(forward, stored, packed, variables, x) -> str:
+  """How far outputs of the packed parameters are from those of the stored ones.
+
+  Raises:
+    RuntimeError: further than a code that rounds the other way explains.
+  """
+  y, expected = (forward(p, variables, x) for p in (packed, stored))
+  largest = float(jnp.max(jnp.abs(expected)))
+  off = float(jnp.max(jnp.abs(y - expected)))
+  if not off <= 0.05 * largest:
+    raise RuntimeError(
+      f'Packed parameters compute something else: outputs differ by up to {off:.3g},'
+      f' of {largest:.3g}. Rebuild the kernels (pip install -e .); if it stays,'
+      ' this is a defect.'
+    )
+  return f'outputs differ by at most {off:.2g} of {largest:.3g}'
