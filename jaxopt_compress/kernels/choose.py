@@ -101,8 +101,8 @@ def _measured(made, rows, seconds):
   """The entry of one kind of weight."""
   times = {}
   for m in rows:
-    runs = {'xla': (_product, _unpacked(made))}
-    matrices = packed.with_matrix(made, _flat(made))
+    runs = {'xla': (_product, made.as_matrices().portable())}
+    matrices = made.as_matrices()
     for path in native.paths():
       # A path that does not suit is one of the others: measured twice, no harm.
       one = dataclasses.replace(matrices, paths=((m, path),))
@@ -127,15 +127,6 @@ def _measured(made, rows, seconds):
       for m, t in times.items()
     },
   }
-
-
-def _flat(made):
-  return packed.Matrix((made.matrix.k,), (made.matrix.n,), (0, 1))
-
-
-def _unpacked(made):
-  """What the leaf was before it was packed, as [stack..., k, n]."""
-  return packed.unpack_leaf(packed.with_matrix(made, _flat(made)), stored=True)
 
 
 @jax.jit

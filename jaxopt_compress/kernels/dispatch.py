@@ -47,51 +47,47 @@ def product(
 
 def _portable(x, leaf, bias, out_dtype):
   """By the rules of the leaf that it was packed from."""
-  q = packed.unpack_leaf(matrices(leaf))
+  q = packed.unpack_leaf(leaf.as_matrices())
   batch = tuple(range(x.ndim - 2))
   numbers = (((x.ndim - 1,), (q.ndim - 2,)), (batch, batch))
-  y = lift.rule_for(lax.dot_general_p, type(q))(
-    x,
-    q,
+  options = dict(
     dimension_numbers=numbers,
     precision=None,
     preferred_element_type=jnp.dtype(jnp.float32),
-    out_sharding=None,
   )
+  if leaf.format:
+    rule = lift.rule_for(lax.dot_general_p, type(q))
+    y = rule(x, q, out_sharding=None, **options)
+  else:
+    y = lax.dot_general(x, q, **options)
   y = y if bias is None else y + bias.astype(y.dtype)
   return y.astype(out_dtype)
 
 
-def matrices(leaf: packed.PackedArray) -> packed.PackedArray:
-  """The leaf that stands for [stack..., k, n]."""
-  m = leaf.matrix
-  return packed.with_matrix(leaf, packed.Matrix((m.k,), (m.n,), (0, 1)))
-
-
 def _kernel(x, leaf, bias, out_dtype, path):
   """On the library."""
-  how = packed.LAYOUT[leaf.format]
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
   x, options = _activations(x, leaf)
   scale, zero = leaf.part('scale'), leaf.part('zero')
+  how = packed.LAYOUT[leaf.format] if leaf.format else packed.Layout('')
   if how.unit != 1:  # a kernel counts in units
     scale = scale.astype(jnp.float32) * np.float32(how.unit)
     zero = None if zero is None else zero * np.float32(1 / how.unit)
-  if bias is not None:
-    bias = bias.astype(jnp.float32).reshape(1, -1)
-  return native.matmul(
-    x,
-    leaf.part('payload'),
-    scale,
+  options |= dict(
     zero=zero,
-    bias=bias,
-    format=how.name,
+    bias=None if bias is None else bias.astype(jnp.float32).reshape(1, -1),
     k=leaf.matrix.k,
     n=leaf.matrix.n,
     group=leaf.group,
     out_dtype=out_dtype,
     path=path,
-    **options,
+  )
+  payload = leaf.part('payload')
+  if leaf.sparse is None:
+    return native.matmul(x, payload, scale, format=how.name, **options)
+  offsets = leaf.part('offsets')
+  return native.sparse_matmul(
+    x, payload, offsets, scale, how=leaf.sparse, **options
   )
 
 

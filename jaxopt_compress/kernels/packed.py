@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxopt_compress.core import array
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import qarray
@@ -74,33 +75,39 @@ class Matrix(NamedTuple):
 class PackedArray(array.CompressedArray):
   """Stands for `(number(code) - zero) * scale`: [stack..., *matrix.shape] of `dtype`.
 
-  Products with it round the other operand as `act` says; their bound is that of
-  `QDotArray`. Without `act` they keep it to 2^-23 of the largest entry of each row
-  (2^-15 where it is bfloat16), so results are those of float32 products in another
-  order. A row with NaN or infinity gives NaN in all columns.
+  Or, of a pruned weight of floats, for the floats. Products with it round the other
+  operand as `act` says; their bound is that of `QDotArray`. Without `act` they keep
+  it to 2^-23 of the largest entry of each row (2^-15 where it is bfloat16), so
+  results are those of float32 products in another order. A row with NaN or infinity
+  gives NaN in all columns.
 
   The trailing axes of every part are those of matrices, with axes of size one
   before them so that no part has fewer axes than the array.
 
   Attributes:
-    payload: [stack..., panels, units, bytes] uint8.
-    scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu.
+    payload: [stack..., panels, units, bytes] uint8; [stack..., bytes] where zeros
+      are left out.
+    offsets: None; or [stack..., panels + 1] int32, where the panels begin.
+    scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for
+      floats.
     zero: None; or the shape of `scale`, int8 or float32.
     totals: None; or [stack..., 1, n] float32, the sums of the columns, for codes of
       the other operand with zero points.
     act_scale, act_zero: [stack..., 1, 1] or None: a given range of the other
       operand.
-    format: name of the number format, in `quantization.formats`.
+    format: name of the number format, in `quantization.formats`; '' for floats.
     dtype: of the array.
     matrix: how its axes are those of matrices.
     group: rows that share scales.
     act: how the other operand becomes codes; None for not at all.
+    sparse: how zeros are left out, see `sparse_layout`; None where they are not.
     paths: ((rows, instruction path), ...) as `tune` measured them; empty for the
       library's own choice.
   """
 
   payload: jax.Array
-  scale: jax.Array
+  offsets: jax.Array | None
+  scale: jax.Array | None
   zero: jax.Array | None
   totals: jax.Array | None
   act_scale: jax.Array | None
@@ -109,15 +116,25 @@ class PackedArray(array.CompressedArray):
   dtype: jnp.dtype = dataclasses.field(metadata={'static': True})
   matrix: Matrix = dataclasses.field(metadata={'static': True})
   group: int = dataclasses.field(metadata={'static': True})
-  act: spec_lib.Spec | None = dataclasses.field(metadata={'static': True})
+  act: spec_lib.Spec | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
+  sparse: sparse_layout.Sparse | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
   paths: tuple[tuple[int, str], ...] = dataclasses.field(
     default=(), metadata={'static': True}
   )
 
+  def _inner(self, name: str) -> int:
+    """How many axes of a part are not those of the stack."""
+    dense = self.sparse is None
+    return {'payload': 3 if dense else 1, 'offsets': 1}.get(name, 2)
+
   @property
   def stack(self) -> tuple[int, ...]:
-    lead = self.payload.ndim - max(len(self.matrix.order), 3)
-    return self.payload.shape[:lead]
+    inner = max(len(self.matrix.order), self._inner('payload'))
+    return self.payload.shape[: self.payload.ndim - inner]
 
   @property
   def shape(self):
@@ -128,21 +145,52 @@ class PackedArray(array.CompressedArray):
     x = getattr(self, name)
     if x is None:
       return None
-    inner = 3 if name == 'payload' else 2
-    return x.reshape(*self.stack, *x.shape[x.ndim - inner :])
+    return x.reshape(*self.stack, *x.shape[x.ndim - self._inner(name) :])
 
-  def codes(self) -> jax.Array:
-    """[stack..., k, n] uint8, as they are laid out."""
+  def seen_as(self, matrix: Matrix, dtype=None) -> 'PackedArray':
+    """The same matrices, seen with other axes, or in another dtype."""
+    ndim = len(matrix.order)
+
+    def full(name):
+      p = self.part(name)
+      if p is None:
+        return None
+      inner = p.shape[len(self.stack) :]
+      return p.reshape(*self.stack, *(1,) * (ndim - len(inner)), *inner)
+
+    parts = {name: full(name) for name in _PARTS}
+    return dataclasses.replace(
+      self, matrix=matrix, dtype=dtype or self.dtype, **parts
+    )
+
+  def as_matrices(self) -> 'PackedArray':
+    """The leaf that stands for [stack..., k, n]."""
+    return self.seen_as(Matrix((self.matrix.k,), (self.matrix.n,), (0, 1)))
+
+  def numbers(self) -> jax.Array:
+    """[stack..., k, n] float32 numbers of the format; the floats themselves."""
     m = self.matrix
+    if self.sparse is not None:
+      x = sparse_layout.from_streams(
+        self.part('payload'),
+        self.part('offsets'),
+        self.sparse,
+        self.group,
+        m.k,
+        m.n,
+      ).astype(jnp.float32)
+      return x * np.float32(LAYOUT[self.format].unit) if self.format else x
     name = LAYOUT[self.format].name
-    return layout.from_panels(self.part('payload'), name, self.group, m.k, m.n)
+    codes = layout.from_panels(self.part('payload'), name, self.group, m.k, m.n)
+    return numbers(codes, self.format)
 
   def materialize(self):
-    x = numbers(self.codes(), self.format)
+    x = self.numbers()
     rows = lambda p: by_row(p.astype(jnp.float32), self.group, self.matrix.k)
     if self.zero is not None:
       x = x - rows(self.part('zero'))
-    x = x * rows(self.part('scale'))
+    if self.scale is not None:
+      x = x * rows(self.part('scale'))
     return self.matrix.from_matrix(x).astype(self.dtype)
 
   def can_cut(self, axis, size):
@@ -150,17 +198,17 @@ class PackedArray(array.CompressedArray):
     return self.ndim + axis < len(self.stack)
 
   def describe(self):
-    words = [
-      self.format,
-      f'g{self.group}' if self.scale.shape[-2] > 1 else 'channel',
-      'mx' if self.scale.dtype == jnp.float8_e8m0fnu else '',
-      '' if self.zero is None else 'asym',
-    ]
-    act = ''
+    words = [self.format or self.sparse.type]
+    if self.scale is not None:
+      grouped = self.scale.shape[-2] > 1
+      words += [f'g{self.group}' if grouped else 'channel']
+      words += ['mx'] * (self.scale.dtype == jnp.float8_e8m0fnu)
+    words += ['asym'] * (self.zero is not None)
+    said = ' '.join(words)
     if self.act is not None:
       static = ' static' if self.act.static else ''
-      act = f', {self.act.format}{static} activations'
-    return f'{" ".join(w for w in words if w)}{act}, packed'
+      said += f', {self.act.format}{static} activations'
+    return f'{said}, packed' + ' without zeros' * (self.sparse is not None)
 
   def path_for(self, rows: int) -> str:
     """The instruction path for that many rows; '' for the library's choice."""
@@ -170,40 +218,19 @@ class PackedArray(array.CompressedArray):
     return min(self.paths, key=far)[1]
 
   def portable(self):
-    """The same weight as a leaf for any machine."""
+    """The same weight as a leaf, or an array, for any machine."""
     return unpack_leaf(self, stored=True)
 
 
-def with_matrix(leaf: PackedArray, matrix: Matrix, dtype=None) -> PackedArray:
-  """The same matrices, seen with other axes, or in another dtype."""
-  stack, ndim = leaf.stack, len(matrix.order)
-
-  def full(name):
-    p = leaf.part(name)
-    if p is None:
-      return None
-    inner = p.shape[len(stack) :]
-    return p.reshape(*stack, *(1,) * (ndim - len(inner)), *inner)
-
-  return PackedArray(
-    *(
-      full(name)
-      for name in (
-        'payload',
-        'scale',
-        'zero',
-        'totals',
-        'act_scale',
-        'act_zero',
-      )
-    ),
-    leaf.format,
-    dtype or leaf.dtype,
-    matrix,
-    leaf.group,
-    leaf.act,
-    leaf.paths,
-  )
+_PARTS = (
+  'payload',
+  'offsets',
+  'scale',
+  'zero',
+  'totals',
+  'act_scale',
+  'act_zero',
+)
 
 
 class Layout(NamedTuple):
@@ -256,19 +283,23 @@ def by_row(part: jax.Array, group: int, k: int) -> jax.Array:
   return jnp.repeat(part, group, axis=-2)[..., :k, :]
 
 
-def unpack_leaf(leaf: PackedArray, stored: bool = False) -> qarray.QDotArray:
+def unpack_leaf(
+  leaf: PackedArray, stored: bool = False
+) -> qarray.QArray | qarray.QDotArray | jax.Array:
   """The QArray, or QDotArray where it rounds the other operand, of a leaf.
 
-  Scales are of one level.
+  Scales are of one level. Of floats, the array.
 
   Args:
     leaf: packed.
     stored: pack narrow codes along the longest axis that is contracted, to be
       kept; codes have a byte each otherwise.
   """
+  if not leaf.format:
+    return leaf.materialize()
   m, fmt = leaf.matrix, formats.FORMATS[leaf.format]
   place = {entry: i - len(m.order) for i, entry in enumerate(m.order)}
-  numbers_ = numbers(leaf.codes(), leaf.format)
+  numbers_ = leaf.numbers()
   if fmt.integer:
     codes = fmt.stored(numbers_.astype(jnp.int32))
   else:
@@ -296,7 +327,7 @@ def unpack_leaf(leaf: PackedArray, stored: bool = False) -> qarray.QDotArray:
     leaf.dtype,
     packed=packed,
     tail=tail,
-    blocks=((place[minor], leaf.group),) if grouped else (),
+    blocks=((place[minor], leaf.group),) if rows[minor] > 1 else (),
   )
   if leaf.act is None:
     return q

@@ -78,6 +78,8 @@ def _(lhs, rhs, group_sizes, **params):
     return lift.Dense('it is not the experts of a ragged dot')
   # XLA has no ragged product of a custom call: by the rule of the QArray.
   q = packed.unpack_leaf(rhs)
+  if not rhs.format:
+    return lift.Dense('experts of floats')
   return lift.rule_for('ragged_dot_general', type(q))(
     lhs, q, group_sizes, **params
   )
@@ -95,7 +97,8 @@ def _(
     return lift.Dense('it is an index')
   m, numbers = operand.matrix, dimension_numbers
   whole = (
-    not operand.stack
+    operand.sparse is None
+    and not operand.stack
     and len(m.rows) == len(m.columns) == 1
     and not numbers.operand_batching_dims
   )
@@ -140,7 +143,7 @@ def _(leaf, *, permutation):
   if tuple(permutation[:stack]) != tuple(range(stack)):
     return lift.Dense('a transposition of its stacked axes')
   order = tuple(m.order[i - stack] for i in permutation[stack:])
-  return packed.with_matrix(leaf, m._replace(order=order))
+  return leaf.seen_as(m._replace(order=order))
 
 
 @lift.rule(lax.convert_element_type_p, PackedArray)
@@ -148,7 +151,7 @@ def _(leaf, *, new_dtype, **_):
   floating = jnp.issubdtype(new_dtype, jnp.floating)
   if not floating or jnp.finfo(new_dtype).nmant < 7:
     return lift.Dense(f'a conversion to {new_dtype}')
-  return packed.with_matrix(leaf, leaf.matrix, jnp.dtype(new_dtype))
+  return leaf.seen_as(leaf.matrix, jnp.dtype(new_dtype))
 
 
 @lift.rule(lax.reshape_p, PackedArray)
@@ -210,6 +213,4 @@ def _reshape(leaf, shape):
   order = tuple(i + len(rows) * is_column for is_column, i in order)
   if sorted(order) != list(range(len(rows) + len(columns))):
     return lift.Dense('a reshape to a vector')
-  return packed.with_matrix(
-    leaf, packed.Matrix(tuple(rows), tuple(columns), order)
-  )
+  return leaf.seen_as(packed.Matrix(tuple(rows), tuple(columns), order))
