@@ -58,9 +58,10 @@ _CORES = flags.DEFINE_list('cores', [], 'Which to use; the first two if empty.')
 _STREAM_MIB = flags.DEFINE_integer('stream_mib', 64, 'Of the read ceiling.')
 _MLP = flags.DEFINE_bool('mlp', False, 'An MLP 768-3072-768 as well.')
 _END_TO_END = flags.DEFINE_bool('end_to_end', False, 'Whole models as well.')
+_CONTEXT = flags.DEFINE_integer(
+  'context', 128, 'Of the decoder: the size of its cache, half full.'
+)
 _TINY = flags.DEFINE_bool('tiny', False, 'Whole models as small as they get.')
-
-_CACHED = 2**22  # bytes of two second-level caches
 
 
 class Bars:
@@ -99,7 +100,7 @@ def _ceilings(worker) -> dict[str, turns.Contestant]:
   if worker is None:
     return {}
   read = f'read {_STREAM_MIB.value}'
-  asked = {'read': read, 'vnni': 'vnni', 'amx': 'amx'}
+  asked = dict(zip(turns.RATES, (read, 'vnni', 'amx'), strict=True))
   return {
     name: turns.Contestant(
       lambda _, line=line: float(worker.ask(line)), worker.pid
@@ -278,7 +279,8 @@ def main(_):
     if worker is not None:
       worker.close()
   if _END_TO_END.value:
-    models.run(paths, bars, tiny=_TINY.value, **how)
+    sizes = dict(tiny=_TINY.value, context=_CONTEXT.value)
+    models.run(paths, bars, **sizes, **how)
   bars.show()
 
 

@@ -86,7 +86,7 @@ class Model(NamedTuple):
     return apply, model.params, x
 
 
-def _models(tiny: bool) -> dict[str, Model]:
+def _models(tiny: bool, context: int) -> dict[str, Model]:
   image = lambda *shape: jax.random.normal(jax.random.key(0), shape)
   if tiny:
     vit = dict(in_features=1, patch=1, width=32, depth=1, heads=2)
@@ -101,28 +101,32 @@ def _models(tiny: bool) -> dict[str, Model]:
   student = dict(in_features=1, widths=(20, 32), depths=1)
   resnet = dict(in_features=3, widths=(16, 32, 64), depths=3)
   vit = dict(in_features=3, patch=1, width=384, depth=6, heads=6, mlp_ratio=4)
-  decoder = dict(vocab=256, width=768, depth=12, heads=12, max_length=256)
+  decoder = dict(vocab=256, width=768, depth=12, heads=12)
   # A scanned stack of weights would be copied layer by layer.
-  decoder |= dict(tied=False, scan=False)
+  decoder |= dict(tied=False, scan=False, max_length=context)
   return {
     'digits student, 64': Model('resnet', student, image(64, 8, 8, 1)),
     'ResNet-20, 64': Model('resnet', resnet, image(64, 32, 32, 3)),
     'encoder 6x384, 8x128': Model('vit', vit, image(8, 8, 16, 3)),
-    'decoding step 12x768': Model('decoder', decoder, 128),
+    f'decoding step 12x768, context {context}': Model(
+      'decoder', decoder, context // 2
+    ),
   }
 
 
-def run(paths, bars, *, tiny: bool, rounds: int, budget: float):
+def run(paths, bars, *, tiny: bool, context: int, rounds: int, budget: float):
   """Prints the table.
 
   Args:
     paths: instruction paths of ours.
     bars: told of what is claimed.
     tiny: models as small as they get.
+    context: tokens that the decoder's cache holds; it is half full. What a step
+      copies and attends to grows with it.
     rounds, budget: as for `turns.interleave`.
   """
   print('\nWhole models')
-  for name, model in _models(tiny).items():
+  for name, model in _models(tiny, context).items():
     _one(name, model, paths, bars, rounds, budget)
 
 
