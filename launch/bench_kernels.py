@@ -1,4 +1,4 @@
-"""What products with packed weights cost: against XLA, other libraries, and the machine.
+"""What packed weights cost: against XLA, other libraries, and the machine.
 
     python -m launch.bench_kernels --rivals=/path/to/python
 
@@ -15,9 +15,9 @@ compared was measured in the same run, in turns on the same cores.
   with AVX512-VNNI or, on the automatic path, AMX.
 - `error` is |y - exact| / |exact|; WRONG where an entry leaves its bound.
 - `best rival` is the fastest that computes the same, after how many times faster ours
-  is, both called from Python; and, of what a program would gain, ours inside. Rivals live in the interpreter of --rivals, which has
-  torch, onnxruntime, ai-edge-litert or qwix. Those that meet the path avx512-vnni run in
-  processes that may not use AMX.
+  is: both called from Python, and, in brackets, ours inside a program. Rivals live in
+  the interpreter of --rivals, which has torch, onnxruntime, ai-edge-litert or qwix.
+  Those that meet the path avx512-vnni run in processes that may not use AMX.
 
 Nobody else should use the cores meanwhile.
 """
