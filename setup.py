@@ -1,6 +1,8 @@
 """Packaging of jaxopt_compress."""
 
+from concurrent import futures
 import importlib.util
+import os
 import pathlib
 import platform
 
@@ -32,21 +34,26 @@ class BuildKernels(build_ext.build_ext):
     flags = _FLAGS.get(machine, {})
     every = {name for paths in _FLAGS.values() for name in paths}
     spec = importlib.util.find_spec('jaxlib')
-    objects = []
+    names = {s: pathlib.Path(s).stem for s in sorted(ext.sources)}
+    here = [s for s, n in names.items() if n in flags or n not in every]
     try:
       if spec is None:
         raise RuntimeError('jaxlib, which has the headers, is not installed')
       headers = pathlib.Path(spec.submodule_search_locations[0]) / 'include'
-      for source in sorted(ext.sources):
-        name = pathlib.Path(source).stem
-        if name in every and name not in flags:
-          continue
-        objects += self.compiler.compile(
+
+      def compiled(source):
+        return self.compiler.compile(
           [source],
           output_dir=self.build_temp,
           include_dirs=[str(headers)],
-          extra_postargs=[*ext.extra_compile_args, *flags.get(name, [])],
+          extra_postargs=[
+            *ext.extra_compile_args,
+            *flags.get(names[source], []),
+          ],
         )
+
+      with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [o for made in pool.map(compiled, here) for o in made]
       path = pathlib.Path(self.get_ext_fullpath(ext.name))
       path.parent.mkdir(parents=True, exist_ok=True)
       self.compiler.link_shared_object(
@@ -69,7 +76,6 @@ _KERNELS = setuptools.Extension(
     '-fno-math-errno',
     '-fno-trapping-math',
     '-ffp-contract=fast',
-    '-fvisibility=hidden',
   ],
   optional=True,
 )

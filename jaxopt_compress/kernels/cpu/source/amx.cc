@@ -22,11 +22,15 @@ namespace {
 #include "lanes512.h"
 #include "panel.h"
 #include "sparse.h"
+#include "pixels.h"
+#include "depthwise.h"
 
 constexpr int kTileRows = 16;
 constexpr int kStride = kColumns * kSteps;  // of a row of a panel
-// Codes of weights that a task keeps at hand: about half of a second-level cache.
-constexpr int64_t kKept = 1 << 19;
+// A block is so many rows of so many panels, multiplied by so many tiles: the codes of
+// one tile stay in the first-level cache, those of the panels and what the products
+// add up to in the second.
+constexpr int64_t kBlockRows = 1024, kBlockPanels = 8, kBlockTiles = 16;
 
 // Shapes of the tile registers: 0 to 3 sums, 4 and 5 codes of x, 6 and 7 of w.
 struct alignas(64) Shapes {
@@ -63,101 +67,159 @@ Tiles tiles(const Job& job) {
 
 bool spreads_out(const Job& job) { return job.sparse || job.format.bits < 8; }
 
-int64_t spread_bytes(const Job& job) { return job.steps() * kStride; }
+// A run of groups, or of chunks of the only group, that is multiplied at once.
+struct Block {
+  int64_t group, groups;  // the first group, and how many
+  int64_t unit, units;    // of the panel
+};
 
-int64_t panels_kept(const Job& job) {
-  const int64_t most = kKept / (spread_bytes(job) + 1);
-  return most < 1 ? 1 : most;
+int64_t blocks_of(const Job& job) {
+  const int64_t each = job.group_units() * job.format.rows;
+  if (job.groups == 1) return (each + kBlockRows - 1) / kBlockRows;
+  const int64_t groups = each < kBlockRows ? kBlockRows / each : 1;
+  return (job.groups + groups - 1) / groups;
 }
 
-int64_t workspace(const Job& job, const Tiles&) {
-  const int64_t kept = panels_kept(job);
-  int64_t bytes = kept * (scales_workspace(job) + 64) + 128;
-  if (spreads_out(job)) bytes += kept * spread_bytes(job);
-  const int64_t rows = rows_workspace(job);
+Block block_of(const Job& job, int64_t i) {
+  if (job.groups == 1) {
+    const int64_t most = kBlockRows / job.format.rows, left = job.units - i * most;
+    return {0, 1, i * most, left < most ? left : most};
+  }
+  const int64_t each = job.group_units() * job.format.rows;
+  const int64_t most = each < kBlockRows ? kBlockRows / each : 1;
+  const int64_t left = job.groups - i * most, groups = left < most ? left : most;
+  const int64_t unit = i * most * job.group_units();
+  const int64_t end = job.units - unit, units = groups * job.group_units();
+  return {i * most, groups, unit, units < end ? units : end};
+}
+
+int64_t block_bytes(const Job& job) {
+  const Block block = block_of(job, 0);
+  return block.units * job.format.rows / kSteps * kStride;
+}
+
+// What a tile and a panel come to: sums of the only group, or results.
+union alignas(64) Results {
+  int32_t sums[32][kColumns];
+  float y[32][kColumns];
+};
+
+int64_t workspace(const Job& job, const Tiles& t) {
+  const int64_t tiles = t.count < kBlockTiles ? t.count : kBlockTiles;
+  int64_t bytes = kBlockPanels * (scales_workspace(job) + 64) + 128;
+  bytes += tiles * kBlockPanels * static_cast<int64_t>(sizeof(Results));
+  if (job.format.bits < 8) bytes += kBlockPanels * block_bytes(job);
+  const int64_t rows = rows_workspace(job, t);
   return (bytes > rows ? bytes : rows) + 64;
 }
 
-struct Sums {
-  alignas(64) int32_t x[32][kColumns];
-};
-
-// sums = codes of x times `chunks` chunks of a panel.
+// sums (+)= codes of x times `chunks` chunks of a panel.
 void product(const Tiles& t, const int8_t* x, const uint8_t* w, int64_t chunks,
-             int64_t bytes, Sums& sums) {
-  const int64_t step = t.chunk / kSteps * kStride;
+             int64_t bytes, bool more, int32_t (*sums)[kColumns]) {
+  const int64_t chunk = t.chunk, step = chunk / kSteps * kStride;
+  const int64_t of_x = t.size * chunk;
   const bool two = t.size == 32;
   alignas(64) uint8_t last[kTileRows * kStride];
   _tile_zero(0);
   _tile_zero(1);
-  if (two) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t i = 0; i < chunks; ++i) {
-    const uint8_t* b = w + i * step;
-    if ((i + 1) * step > bytes) {
-      // The matrix ends here; codes of x are zero from here on.
-      std::memset(last, 0, sizeof(last));
-      std::memcpy(last, b, bytes - i * step);
-      b = last;
-      __asm__ volatile("" ::: "memory");
+  _tile_zero(2);
+  _tile_zero(3);
+  if (more) {
+    _tile_loadd(0, sums[0], kColumns * 4);
+    _tile_loadd(1, sums[0] + 16, kColumns * 4);
+    if (two) {
+      _tile_loadd(2, sums[16], kColumns * 4);
+      _tile_loadd(3, sums[16] + 16, kColumns * 4);
     }
-    const int8_t* a = x + i * t.size * t.chunk;
+  }
+  const auto once = [&](const int8_t* a, const uint8_t* b) {
+    _tile_loadd(4, a, chunk);
     _tile_loadd(6, b, kStride);
-    _tile_loadd(7, b + 64, kStride);
-    _tile_loadd(4, a, t.chunk);
     _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, b + 64, kStride);
     _tile_dpbsud(1, 4, 7);
     if (two) {
-      _tile_loadd(5, a + kTileRows * t.chunk, t.chunk);
+      _tile_loadd(5, a + kTileRows * chunk, chunk);
       _tile_dpbsud(2, 5, 6);
       _tile_dpbsud(3, 5, 7);
     }
+  };
+  const int64_t whole = bytes / step;
+  for (int64_t i = 0; i < whole; ++i) once(x + i * of_x, w + i * step);
+  if (whole < chunks) {
+    // The matrix ends here; codes of x are zero from here on.
+    std::memset(last, 0, sizeof(last));
+    std::memcpy(last, w + whole * step, bytes - whole * step);
+    __asm__ volatile("" ::: "memory");
+    once(x + whole * of_x, last);
   }
-  _tile_stored(0, sums.x[0], kColumns * 4);
-  _tile_stored(1, sums.x[0] + 16, kColumns * 4);
+  _tile_stored(0, sums[0], kColumns * 4);
+  _tile_stored(1, sums[0] + 16, kColumns * 4);
   if (two) {
-    _tile_stored(2, sums.x[16], kColumns * 4);
-    _tile_stored(3, sums.x[16] + 16, kColumns * 4);
+    _tile_stored(2, sums[16], kColumns * 4);
+    _tile_stored(3, sums[16] + 16, kColumns * 4);
   }
   __asm__ volatile("" ::: "memory");
 }
 
-void one(const Job& job, const Tiles& t, const Item& item, int64_t panel,
-         int64_t tile, const uint8_t* w, const PanelScales& scales) {
-  const int8_t* x = item.codes + tile * t.codes();
+// One block of a panel times a tile; `w` is where the block begins.
+void one(const Job& job, const Tiles& t, const Item& item, int64_t tile,
+         const Block& block, const uint8_t* w, const PanelScales& scales,
+         Results& results) {
+  const int64_t unit_rows = job.format.rows;
+  const int64_t step = t.chunk / kSteps * kStride;
+  const int8_t* x =
+      item.codes + tile * t.codes() + block.unit * unit_rows * t.size;
+  if (job.groups == 1) {
+    const int64_t bytes = block.units * unit_rows / kSteps * kStride;
+    product(t, x, w, (bytes + step - 1) / step, bytes, block.unit > 0,
+            results.sums);
+    return;
+  }
   const int32_t* of_x = item.sums + tile * job.groups * t.size;
   const int rows = static_cast<int>(rows_in(job, t, tile));
-  const int64_t row = tile * (t.used / job.digits);
   // Sums of one group are scaled while the next is multiplied.
-  Sums sums[2];
-  alignas(64) float y[32][kColumns];
+  alignas(64) int32_t sums[2][32][kColumns];
   const auto add = [&](int64_t g) {
-    add_group(sums[g % 2].x, job.digits, job.format.offset, rows,
+    add_group(sums[g % 2], job.digits, job.format.offset, rows,
               of_x + g * t.size, scales.scale + g * kColumns,
-              scales.zero ? scales.zero + g * kColumns : nullptr, g == 0, y);
+              scales.zero ? scales.zero + g * kColumns : nullptr, g == 0,
+              results.y);
   };
-  for (int64_t g = 0; g < job.groups; ++g) {
-    const int64_t bytes = job.units_of(g) * job.format.rows / kSteps * kStride;
-    const int64_t step = t.chunk / kSteps * kStride;
+  const int64_t end = block.group + block.groups;
+  for (int64_t g = block.group; g < end; ++g) {
+    const int64_t bytes = job.units_of(g) * unit_rows / kSteps * kStride;
     const int64_t chunks = (bytes + step - 1) / step;
-    product(t, x, w, chunks, bytes, sums[g % 2]);
+    product(t, x, w, chunks, bytes, false, sums[g % 2]);
     x += chunks * t.size * t.chunk;
     w += bytes;
-    if (job.act == Act::kCodes) break;
-    if (g > 0) add(g - 1);
+    if (g > block.group) add(g - 1);
   }
+  add(end - 1);
+}
+
+// Results of a tile and a panel, to where they belong.
+void store(const Job& job, const Tiles& t, const Item& item, int64_t panel,
+           int64_t tile, const PanelScales& scales, Results& results) {
+  const int rows = static_cast<int>(rows_in(job, t, tile));
+  const int64_t row = tile * (t.used / job.digits);
+  const int32_t* of_x = item.sums + tile * job.groups * t.size;
   if (job.act == Act::kCodes) {
     for (int r = 0; r < rows; ++r) {
-      store_sums(job, item, panel, row + r, of_x[r], sums[0].x[r]);
+      store_sums(job, item, panel, row + r, of_x[r], results.sums[r]);
     }
     return;
   }
-  add(job.groups - 1);
+  alignas(64) float y[32][kColumns];
+  float(*from)[kColumns] = results.y;
+  if (job.groups == 1) {
+    add_group(results.sums, job.digits, job.format.offset, rows, of_x,
+              scales.scale, scales.zero, true, y);
+    from = y;
+  }
   for (int r = 0; r < rows; ++r) {
     store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
-              item.zeros[tile * t.size + r], y[r]);
+              item.zeros[tile * t.size + r], from[r]);
   }
 }
 
@@ -165,38 +227,44 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
               int64_t panels, int64_t first, int64_t last, char* workspace) {
   const Shapes shapes(t.chunk);
   _tile_loadconfig(&shapes);
-  const int64_t most = panels_kept(job);
-  const int64_t each = (scales_workspace(job) + 63) / 64 * 64;
-  for (int64_t p = panel; p < panel + panels; p += most) {
-    const int64_t kept = panel + panels - p < most ? panel + panels - p : most;
-    char* room = workspace;
-    uint8_t* wide = reinterpret_cast<uint8_t*>(workspace + most * each);
-    if (spreads_out(job)) {
-      for (int64_t i = 0; i < kept; ++i) {
-        uint8_t* to = wide + i * spread_bytes(job);
-        if (job.sparse) {
-          Run run = run_of(job, item, p + i);
-          spread_codes<V>(run, 0, job.units, to);
-        } else {
-          spread_any(job, item.w + (p + i) * job.units * job.format.bytes,
-                     job.units, to);
+  const bool narrow = job.format.bits < 8;
+  const int64_t of_scales = (scales_workspace(job) + 63) / 64 * 64;
+  const int64_t of_block = block_bytes(job);
+  uint8_t* wide =
+      reinterpret_cast<uint8_t*>(workspace + kBlockPanels * of_scales);
+  Results* results = reinterpret_cast<Results*>(
+      wide + (narrow ? kBlockPanels * of_block : 0));
+  PanelScales scales[kBlockPanels];
+  for (int64_t p = panel; p < panel + panels; p += kBlockPanels) {
+    const int64_t left = panel + panels - p;
+    const int64_t kept = left < kBlockPanels ? left : kBlockPanels;
+    for (int64_t i = 0; i < kept; ++i) {
+      scales[i] = scales_of(job, item, p + i,
+                            reinterpret_cast<float*>(workspace + i * of_scales));
+    }
+    for (int64_t begin = first; begin < last; begin += kBlockTiles) {
+      const int64_t end = begin + kBlockTiles < last ? begin + kBlockTiles : last;
+      for (int64_t b = 0; b < blocks_of(job); ++b) {
+        const Block block = block_of(job, b);
+        const uint8_t* w[kBlockPanels];
+        for (int64_t i = 0; i < kept; ++i) {
+          w[i] = item.w + ((p + i) * job.units + block.unit) * job.format.bytes;
+          if (!narrow) continue;
+          spread_any(job, w[i], block.units, wide + i * of_block);
+          w[i] = wide + i * of_block;
+        }
+        for (int64_t tile = begin; tile < end; ++tile) {
+          for (int64_t i = 0; i < kept; ++i) {
+            one(job, t, item, tile, block, w[i], scales[i],
+                results[(tile - begin) * kBlockPanels + i]);
+          }
         }
       }
-    }
-    for (int64_t i = 0; i < kept; ++i) {
-      scales_of(job, item, p + i, reinterpret_cast<float*>(room + i * each));
-    }
-    for (int64_t tile = first; tile < last; ++tile) {
-      for (int64_t i = 0; i < kept; ++i) {
-        float* scale = reinterpret_cast<float*>(room + i * each);
-        float* zero = job.zero_type == Type::kNone
-                          ? nullptr
-                          : scale + job.groups * kColumns;
-        const uint8_t* w =
-            spreads_out(job)
-                ? wide + i * spread_bytes(job)
-                : item.w + (p + i) * job.units * job.format.bytes;
-        one(job, t, item, p + i, tile, w, {scale, zero});
+      for (int64_t tile = begin; tile < end; ++tile) {
+        for (int64_t i = 0; i < kept; ++i) {
+          store(job, t, item, p + i, tile, scales[i],
+                results[(tile - begin) * kBlockPanels + i]);
+        }
       }
     }
   }
@@ -218,7 +286,7 @@ bool here() {
 
 }  // namespace
 
-const Path kAmx = {"amx", here, tiles, workspace, prepare, multiply};
+const Path kAmx = {"amx", here, tiles, workspace, prepare, multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress
 

@@ -76,6 +76,7 @@ struct V {
   static F floats(I x) { return _mm256_cvtepi32_ps(x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 
   static Numbers numbers(const float* p) {
@@ -91,6 +92,8 @@ struct V {
 };
 
 #include "tile.h"
+#include "pixels.h"
+#include "depthwise.h"
 
 bool here() {
 #if defined(__AVXVNNI__)
@@ -106,9 +109,9 @@ bool here() {
 
 #if defined(__AVXVNNI__)
 const Path kAvxVnni = {"avx-vnni",   here,    tiles, workspace,
-                       prepare_rows, multiply};
+                       prepare_rows, multiply, prepare_image, gather, depthwise};
 #else
-const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows, multiply};
+const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows, multiply, prepare_image, gather, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

@@ -52,8 +52,10 @@ struct V {
   static F floats(I x) { return _mm512_cvtepi32_ps(x); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 
+  static I bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   // Values that follow each other in memory to where bits are set.
   static F expand_floats(uint16_t bits, const uint8_t* p) {
     return _mm512_maskz_expandloadu_ps(bits, p);

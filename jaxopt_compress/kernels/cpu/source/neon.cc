@@ -71,6 +71,7 @@ struct V {
   static F floats(I x) { return vcvtq_f32_s32(x); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
+  static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }
 
   static Numbers numbers(const float* p) { return {p}; }
@@ -84,13 +85,15 @@ struct V {
 };
 
 #include "tile.h"
+#include "pixels.h"
+#include "depthwise.h"
 
 bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
 
 }  // namespace
 
 const Path kNeonDot = {"neon-dotprod", here,    tiles, workspace,
-                       prepare_rows,   multiply};
+                       prepare_rows,   multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress
 

@@ -105,28 +105,37 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
 // One row of results of a panel: y = a (y - b t) + bias, in its own type.
 inline void store_row(const Job& job, const Item& item, int64_t panel,
                       int64_t row, float scale, float zero, float* y) {
+  using F = typename V::F;
   const int n = columns_of(job, panel);
-  const int64_t first = panel * kColumns;
-  if (item.totals != nullptr) {
-    const float* t = item.totals + first;
-    for (int i = 0; i < n; ++i) y[i] -= zero * t[i];
-  }
-  for (int i = 0; i < kColumns; ++i) y[i] *= scale;
-  if (item.bias != nullptr) {
-    for (int i = 0; i < n; ++i) y[i] += item.bias[first + i];
-  }
-  const int64_t at = row * job.stride + first;
-  if (job.out_type == Type::kF32) {
-    float* out = static_cast<float*>(item.out) + at;
-    if (n == kColumns) {
-      for (int i = 0; i < kColumns; ++i) out[i] = y[i];
-    } else {
-      for (int i = 0; i < n; ++i) out[i] = y[i];
+  const int64_t first = panel * kColumns, at = row * job.stride + first;
+  float* out = job.out_type == Type::kF32
+                   ? static_cast<float*>(item.out) + at
+                   : nullptr;
+  if (n == kColumns) {
+    const F a = V::all(scale), b = V::all(-zero);
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; c += V::kLanes) {
+      F v = V::get(y + c);
+      if (item.totals != nullptr) {
+        v = V::fma(b, V::get(item.totals + first + c), v);
+      }
+      v = V::mul(v, a);
+      if (item.bias != nullptr) v = V::add(v, V::get(item.bias + first + c));
+      V::put((out ? out : y) + c, v);
     }
+    if (out) return;
   } else {
-    uint16_t* out = static_cast<uint16_t*>(item.out) + at;
-    for (int i = 0; i < n; ++i) out[i] = to_bf16(y[i]);
+    for (int i = 0; i < n; ++i) {
+      float v = y[i];
+      if (item.totals != nullptr) v -= zero * item.totals[first + i];
+      v *= scale;
+      if (item.bias != nullptr) v += item.bias[first + i];
+      (out ? out : y)[i] = v;
+    }
+    if (out) return;
   }
+  uint16_t* half = static_cast<uint16_t*>(item.out) + at;
+  for (int i = 0; i < n; ++i) half[i] = to_bf16(y[i]);
 }
 
 inline void store_sums(const Job& job, const Item& item, int64_t panel,
@@ -137,32 +146,53 @@ inline void store_sums(const Job& job, const Item& item, int64_t panel,
   for (int i = 0; i < n; ++i) out[i] = y[i] - job.format.offset * of_x;
 }
 
+template <int kDigits, bool kZero>
+inline void add_digits(const int32_t (*sums)[kColumns], int offset, int rows,
+                       const int32_t* of_x, const float* scale,
+                       const float* zero, bool first, float (*y)[kColumns]) {
+  using F = typename V::F;
+  F s[kRegs], z[kRegs];
+#pragma GCC unroll 8
+  for (int c = 0; c < kRegs; ++c) {
+    s[c] = V::get(scale + c * V::kLanes);
+    if constexpr (kZero) z[c] = V::get(zero + c * V::kLanes);
+  }
+  for (int r = 0; r < rows; ++r) {
+    const int32_t* from = sums[r * kDigits];
+    const int32_t* x = of_x + r * kDigits;
+    float total = static_cast<float>(x[0]);
+    for (int d = 1; d < kDigits; ++d) {
+      total = total * 256.0f + static_cast<float>(x[d]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < kRegs; ++c) {
+      const int at = c * V::kLanes;
+      F v = V::floats(V::less(V::load(from + at), offset * x[0]));
+#pragma GCC unroll 3
+      for (int d = 1; d < kDigits; ++d) {
+        const typename V::I more =
+            V::less(V::load(from + d * kColumns + at), offset * x[d]);
+        v = V::fma(v, V::all(256.0f), V::floats(more));
+      }
+      if constexpr (kZero) v = V::fma(z[c], V::all(-total), v);
+      const F sum = first ? V::all(0.0f) : V::get(y[r] + at);
+      V::put(y[r] + at, V::fma(v, s[c], sum));
+    }
+  }
+}
+
 // Adds the sums of a group to the results of rows: y += s (sum - z sum of x).
 // `offset` is what codes are above their numbers.
 inline void add_group(const int32_t (*sums)[kColumns], int digits, int offset,
                       int rows, const int32_t* of_x, const float* scale,
                       const float* zero, bool first, float (*y)[kColumns]) {
-  using F = typename V::F;
-  for (int r = 0; r < rows; ++r) {
-    const int32_t* from = sums[r * digits];
-    float total = static_cast<float>(of_x[r * digits]);
-    for (int d = 1; d < digits; ++d) {
-      total = total * 256.0f + static_cast<float>(of_x[r * digits + d]);
-    }
-    for (int c = 0; c < kColumns; c += V::kLanes) {
-      F v = V::floats(V::less(V::load(from + c), offset * of_x[r * digits]));
-      for (int d = 1; d < digits; ++d) {
-        const typename V::I more = V::less(V::load(from + d * kColumns + c),
-                                           offset * of_x[r * digits + d]);
-        v = V::fma(v, V::all(256.0f), V::floats(more));
-      }
-      if (zero != nullptr) {
-        v = V::fma(V::get(zero + c), V::all(-total), v);
-      }
-      F sum = first ? V::all(0.0f) : V::get(y[r] + c);
-      V::put(y[r] + c, V::fma(v, V::get(scale + c), sum));
-    }
-  }
+  const auto add = digits == 1   ? zero ? &add_digits<1, true>
+                                        : &add_digits<1, false>
+                   : digits == 2 ? zero ? &add_digits<2, true>
+                                        : &add_digits<2, false>
+                   : zero        ? &add_digits<3, true>
+                                 : &add_digits<3, false>;
+  add(sums, offset, rows, of_x, scale, zero, first, y);
 }
 
 // Spreads a panel out to codes of eight bits.

@@ -100,6 +100,9 @@ struct V {
   static F mul(F a, F b) {
     return each<F>([&](int i) { return a.x[i] * b.x[i]; });
   }
+  static F add(F a, F b) {
+    return each<F>([&](int i) { return a.x[i] + b.x[i]; });
+  }
   static F sub(F a, F b) {
     return each<F>([&](int i) { return a.x[i] - b.x[i]; });
   }
@@ -113,12 +116,14 @@ struct V {
 };
 
 #include "tile.h"
+#include "pixels.h"
+#include "depthwise.h"
 
 bool here() { return true; }
 
 }  // namespace
 
 const Path kPortable = {"portable",   here,    tiles, workspace,
-                        prepare_rows, multiply};
+                        prepare_rows, multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress

@@ -141,40 +141,57 @@ inline void codes_of(const Job& job, const Range& range, const float* x,
   }
 }
 
-// Writes one row of codes into a tile, group by group; zeros where groups end
-// before their last unit does. Adds up each group.
-inline void place_row(const Job& job, const Tiles& t, const int8_t* row,
-                      int64_t slot, int8_t* codes, int32_t* sums) {
+// Entries of rows that are placed at once, so that the lines they go to stay near.
+constexpr int64_t kPlaced = 512;
+
+// Entries from to from + n of a row of codes, to where a tile has entry `to` on.
+inline void place(const Tiles& t, const int8_t* row, int64_t from, int64_t n,
+                  int64_t to, int64_t slot, int8_t* codes) {
+  const int64_t chunk = t.chunk;
+  if (chunk == 4) {
+    int8_t* out = codes + to * t.size + slot * 4;
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) std::memcpy(out + i * t.size, row + from + i, 4);
+    if (i < n) std::memcpy(out + i * t.size, row + from + i, n - i);
+    return;
+  }
+  for (int64_t i = 0; i < n;) {
+    const int64_t at = to + i, inside = at % chunk;
+    const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
+    std::memcpy(codes + (at - inside) * t.size + slot * chunk + inside,
+                row + from + i, run);
+    i += run;
+  }
+}
+
+// Writes rows of codes into a tile, group by group, and adds up each group. Nothing
+// is written where groups end before their last unit does.
+inline void place_rows(const Job& job, const Tiles& t, const int8_t* const* rows,
+                       int64_t count, int8_t* codes, int32_t* sums) {
   const int64_t width = job.group_steps() * kSteps;
   for (int64_t g = 0; g < job.groups; ++g) {
-    const int64_t from = g * job.group;
-    const int64_t left = job.k - from;
+    const int64_t begin = g * job.group, left = job.k - begin;
     const int64_t n = job.groups > 1 && job.group < left ? job.group : left;
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += row[from + i];
-    sums[g * t.size + slot] = sum;
-    const int64_t to = g * width;
-    const int64_t chunk = t.chunk;
-    if (chunk == 4) {
-      int8_t* out = codes + to * t.size + slot * 4;
-      int64_t i = 0;
-      for (; i + 4 <= n; i += 4) std::memcpy(out + i * t.size, row + from + i, 4);
-      if (i < n) std::memcpy(out + i * t.size, row + from + i, n - i);
-    } else {
-      for (int64_t i = 0; i < n;) {
-        const int64_t at = to + i, inside = at % chunk;
-        const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
-        std::memcpy(codes + (at - inside) * t.size + slot * chunk + inside,
-                    row + from + i, run);
-        i += run;
+    for (int64_t i = 0; i < n; i += kPlaced) {
+      const int64_t run = n - i < kPlaced ? n - i : kPlaced;
+      for (int64_t slot = 0; slot < count; ++slot) {
+        place(t, rows[slot], begin + i, run, g * width + i, slot, codes);
       }
+    }
+    for (int64_t slot = 0; slot < count; ++slot) {
+      const int8_t* row = rows[slot] + begin;
+      int32_t sum = 0;
+      for (int64_t i = 0; i < n; ++i) sum += row[i];
+      sums[g * t.size + slot] = sum;
     }
   }
 }
 
-// A row of floats and three rows of codes.
-inline int64_t rows_workspace(const Job& job) {
-  return (job.k + 64) * (4 + 3);
+constexpr int kMostRows = 32;  // of codes, in a tile
+
+// A row of floats, and the codes of a tile one row after the other.
+inline int64_t rows_workspace(const Job& job, const Tiles& t) {
+  return (job.k + 64) * (4 + t.size);
 }
 
 // Makes the codes of one tile of rows.
@@ -186,30 +203,31 @@ void prepare(const Job& job, const Tiles& t, const Item& item, int64_t tile,
   float* scales = item.scales + tile * t.size;
   float* zeros = item.zeros + tile * t.size;
   float* room = reinterpret_cast<float*>(workspace);
-  int8_t* digits[3];
-  for (int d = 0; d < 3; ++d) {
-    digits[d] = reinterpret_cast<int8_t*>(room + job.k + 64) + d * (job.k + 64);
-  }
-  // Rows past the last, and the ends of groups.
-  std::memset(codes, 0, t.codes());
-  std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);
+  int8_t* made = reinterpret_cast<int8_t*>(room + job.k + 64);
+  const int8_t* slots[kMostRows];
   const int64_t rows = rows_in(job, t, tile);
+  // Rows past the last, and the ends of groups.
+  if (rows * job.digits < t.size || t.chunks * t.chunk != job.k) {
+    std::memset(codes, 0, t.codes());
+    std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);
+  }
   for (int64_t r = 0; r < rows; ++r) {
     if (job.act == Act::kCodes) {
-      const int8_t* x =
-          static_cast<const int8_t*>(item.x) + (first + r) * job.k;
-      place_row(job, t, x, r, codes, sums);
+      slots[r] = static_cast<const int8_t*>(item.x) + (first + r) * job.k;
       continue;
+    }
+    int8_t* digits[3] = {nullptr, nullptr, nullptr};
+    for (int d = 0; d < job.digits; ++d) {
+      digits[d] = made + (r * job.digits + d) * (job.k + 64);
+      slots[r * job.digits + d] = digits[d];
     }
     const float* x = floats_of(job, item.x, first + r, room);
     Extent extent;
     extend(job, x, job.k, extent);
     const Range range = range_of(job, item, extent);
     codes_of(job, range, x, job.k, digits);
-    for (int d = 0; d < job.digits; ++d) {
-      place_row(job, t, digits[d], r * job.digits + d, codes, sums);
-    }
     scales[r] = range.bad ? __builtin_nanf("") : range.scale;
     zeros[r] = range.zero;
   }
+  place_rows(job, t, slots, rows * job.digits, codes, sums);
 }

@@ -32,8 +32,14 @@ struct Run {
   bool has(int64_t unit) const {
     return there == nullptr || (there[unit / 8] >> (unit % 8) & 1);
   }
+  // The values of half the entries of a unit, four lines where they are floats.
+  void prefetch() const {
+    V::prefetch(values + 2048);
+    V::prefetch(values + 2048 + 128);
+    V::prefetch(masks + 1024);
+  }
   void pass(int64_t bytes) {
-    values += bytes;
+    values += constant ? constant : bytes;
     values = values < last ? values : last;
     masks += kMaskBytes;
     masks = masks < last ? masks : last;
@@ -91,6 +97,7 @@ void spread_codes(Run& run, int64_t first, int64_t end, uint8_t* out) {
       std::memset(out, 128, kEntries);
       continue;
     }
+    run.prefetch();
     int64_t bytes;
     if constexpr (expands<uint8_t, W>()) {
       const uint64_t low = word_at(run.masks), high = word_at(run.masks + 8);
@@ -101,36 +108,39 @@ void spread_codes(Run& run, int64_t first, int64_t end, uint8_t* out) {
     } else {
       bytes = spread_unit<uint8_t>(run.masks, run.values, 128, out);
     }
-    run.pass(run.constant ? run.constant : bytes);
+    run.pass(bytes);
   }
 }
 
-// The next rows of a panel, one after the other, and what they are multiplied by:
-// calls each(row, h, values of sixteen columns).
+// Calls each(row, h, floats of sixteen columns) for a unit. Returns the bytes of its
+// values. Where those of a row begin is counted from the word, not from the row
+// before: counts of 16 bits would also wait for what was last in their register.
 template <typename T, typename W, typename Each>
 inline int64_t each_sixteen(const uint8_t* masks, const uint8_t* values,
                             const Each& each) {
-  const uint8_t* from = values;
-  if constexpr (sizeof(T) == 4) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      uint16_t mask;
-      std::memcpy(&mask, masks + 2 * i, 2);
-      each(i / 2, i % 2, W::expand_floats(mask, from));
-      from += 4 * __builtin_popcount(mask);
-    }
-  } else {
+  constexpr int kBits = 64 / sizeof(T);  // of a register
+  int64_t done = 0;
+#pragma GCC unroll 2
+  for (int i = 0; i < kEntries; i += 64) {
+    const uint64_t word = word_at(masks + i / 8);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      uint32_t mask;
-      std::memcpy(&mask, masks + 4 * i, 4);
-      const typename W::I two = W::expand_words(mask, from);
-      each(i / 2 * 2, i % 2, W::low_half(two));
-      each(i / 2 * 2 + 1, i % 2, W::high_half(two));
-      from += 2 * __builtin_popcount(mask);
+    for (int bit = 0; bit < 64; bit += kBits) {
+      const uint64_t before = word & ((uint64_t{1} << bit) - 1);
+      const uint8_t* from =
+          values + sizeof(T) * (done + __builtin_popcountll(before));
+      const int h = (i + bit) / kBits % 2, row = (i + bit) / kBits / 2;
+      if constexpr (sizeof(T) == 4) {
+        each(row, h, W::expand_floats(static_cast<uint16_t>(word >> bit), from));
+      } else {
+        const typename W::I two =
+            W::expand_words(static_cast<uint32_t>(word >> bit), from);
+        each(2 * row, h, W::low_half(two));
+        each(2 * row + 1, h, W::high_half(two));
+      }
     }
+    done += __builtin_popcountll(word);
   }
-  return from - values;
+  return sizeof(T) * done;
 }
 
 // Units `first` to `end` as rows of floats.
@@ -141,6 +151,7 @@ void spread_rows(Run& run, int64_t first, int64_t end, float* out) {
       std::memset(out, 0, kEntries * sizeof(float));
       continue;
     }
+    run.prefetch();
     int64_t bytes;
     if constexpr (expands<T, W>()) {
       bytes = each_sixteen<T, W>(
@@ -157,7 +168,7 @@ void spread_rows(Run& run, int64_t first, int64_t end, float* out) {
         out[row * kColumns + column] = from_bf16(words[i]);
       }
     }
-    run.pass(run.constant ? run.constant : bytes);
+    run.pass(bytes);
   }
 }
 
@@ -169,24 +180,18 @@ inline void spread_rows_any(const Job& job, Run& run, int64_t first, int64_t end
 
 // ---------------------------------------------------- few rows: never into memory
 
-// How the units of a run are found.
-enum class Find { kCounted, kConstant, kSkipped };
-
-inline Find find_for(const Job& job) {
-  return job.skips          ? Find::kSkipped
-         : job.constant > 0 ? Find::kConstant
-                            : Find::kCounted;
+// From a row of floats to the next: whole units, zeros where the matrix has ended.
+inline int64_t float_stride(const Job& job) {
+  return (job.k + kSteps - 1) / kSteps * kSteps;
 }
 
 // Calls each(unit), which returns the bytes of its values, for units that are there.
-template <Find kFind, typename Each>
+template <bool kSkips, typename Each>
 inline void each_unit(Run& run, int64_t first, int64_t end, const Each& each) {
-  if constexpr (kFind != Find::kSkipped) {
+  if constexpr (!kSkips) {
     for (int64_t u = first; u < end; ++u) {
-      V::prefetch(run.values + 2048);
-      V::prefetch(run.masks + 1024);
-      const int64_t bytes = each(u);
-      run.pass(kFind == Find::kConstant ? run.constant : bytes);
+      run.prefetch();
+      run.pass(each(u));
     }
   } else {
     for (int64_t word = first / 64; word * 64 < end; ++word) {
@@ -194,10 +199,8 @@ inline void each_unit(Run& run, int64_t first, int64_t end, const Each& each) {
       if (word * 64 < first) bits &= ~uint64_t{0} << (first % 64);
       if (end - word * 64 < 64) bits &= ~(~uint64_t{0} << (end % 64));
       for (; bits != 0; bits &= bits - 1) {
-        V::prefetch(run.values + 1024);
-        V::prefetch(run.masks + 512);
-        const int64_t bytes = each(word * 64 + __builtin_ctzll(bits));
-        run.pass(run.constant ? run.constant : bytes);
+        run.prefetch();
+        run.pass(each(word * 64 + __builtin_ctzll(bits)));
       }
     }
   }
@@ -205,29 +208,29 @@ inline void each_unit(Run& run, int64_t first, int64_t end, const Each& each) {
 
 // acc[r][c] += codes of rows times units `first` to `end`; x begins at unit 0. Where
 // units are skipped, of_x[r] += 128 times the codes that were met, in every lane.
-template <typename W, Find kFind, int kRows>
+template <typename W, bool kSkips, int kRows>
 inline void sparse_product(Run& run, int64_t first, int64_t end, const int8_t* x,
                            typename W::I (&acc)[kRows][kRegs],
                            typename W::I (&of_x)[kRows]) {
-  each_unit<kFind>(run, first, end, [&](int64_t u) {
+  each_unit<kSkips>(run, first, end, [&](int64_t u) {
     const uint64_t low = word_at(run.masks), high = word_at(run.masks + 8);
     const int64_t half = __builtin_popcountll(low);
     const typename W::I b[2] = {W::expand_codes(low, run.values),
                                 W::expand_codes(high, run.values + half)};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const typename W::I a = W::four(x + (u * kRows + r) * kSteps);
       acc[r][0] = W::dot(acc[r][0], b[0], a);
       acc[r][1] = W::dot(acc[r][1], b[1], a);
-      if constexpr (kFind == Find::kSkipped) {
-        of_x[r] = W::dot(of_x[r], W::expand_codes(0, run.values), a);
+      if constexpr (kSkips) {
+        of_x[r] = W::dot(of_x[r], W::bytes(128), a);
       }
     }
     return half + __builtin_popcountll(high);
   });
 }
 
-template <typename W, Find kFind, int kRows>
+template <typename W, bool kSkips, int kRows>
 void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                   int64_t tile, Run run, const PanelScales& scales) {
   const int8_t* codes = item.codes + tile * t.codes();
@@ -242,12 +245,12 @@ void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t pane
     for (int r = 0; r < kRows; ++r) {
       acc[r][0] = acc[r][1] = met[r] = W::integers(0);
     }
-    sparse_product<W, kFind, kRows>(run, first, first + job.units_of(g), codes,
+    sparse_product<W, kSkips, kRows>(run, first, first + job.units_of(g), codes,
                                     acc, met);
     for (int r = 0; r < kRows; ++r) {
       // As if the units that were skipped had been met: their codes are 128.
       int32_t skipped = 0;
-      if constexpr (kFind == Find::kSkipped) {
+      if constexpr (kSkips) {
         alignas(64) int32_t lanes[16];
         W::save(lanes, met[r]);
         skipped = static_cast<int32_t>(static_cast<uint32_t>(lanes[0]) -
@@ -272,16 +275,16 @@ void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t pane
   }
 }
 
-// acc[r][c] += rows times units `first` to `end`; x begins at unit `first`.
-template <typename T, typename W, Find kFind, int kRows>
-inline void sparse_float_product(Run& run, int64_t first, int64_t end,
-                                 const float* x, int64_t stride,
+// acc[r][c] += rows times all units.
+template <typename T, typename W, bool kSkips, int kRows>
+inline void sparse_float_product(Run& run, int64_t units, const float* x,
+                                 int64_t stride,
                                  typename W::F (&acc)[kRows][kRegs]) {
-  each_unit<kFind>(run, first, end, [&](int64_t u) {
-    const float* at = x + (u - first) * kSteps;
+  each_unit<kSkips>(run, 0, units, [&](int64_t u) {
+    const float* at = x + u * kSteps;
     return each_sixteen<T, W>(
         run.masks, run.values, [&](int row, int h, typename W::F b) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             acc[r][h] = W::fma(W::all(at[r * stride + row]), b, acc[r][h]);
           }
@@ -289,25 +292,14 @@ inline void sparse_float_product(Run& run, int64_t first, int64_t end,
   });
 }
 
-template <typename T, typename W, Find kFind, int kRows>
+template <typename T, typename W, bool kSkips, int kRows>
 void sparse_floats(const Job& job, const Tiles& t, const Item& item,
                    int64_t panel, int64_t tile, Run run, const PanelScales&) {
   const float* x = reinterpret_cast<const float*>(item.codes + tile * t.codes());
   const int rows = static_cast<int>(rows_in(job, t, tile));
   typename W::F acc[kRows][kRegs];
   for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = W::all(0.0f);
-  const int64_t whole = job.k / kSteps, rest = job.k % kSteps;
-  sparse_float_product<T, W, kFind, kRows>(run, 0, whole, x, job.k, acc);
-  if (rest > 0) {
-    float last[kRows][kSteps] = {};
-    for (int r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < rest; ++i) {
-        last[r][i] = x[r * job.k + whole * kSteps + i];
-      }
-    }
-    sparse_float_product<T, W, kFind, kRows>(run, whole, whole + 1, last[0],
-                                             kSteps, acc);
-  }
+  sparse_float_product<T, W, kSkips, kRows>(run, job.units, x, float_stride(job), acc);
   alignas(64) float y[kRows][kColumns];
   for (int r = 0; r < kRows; ++r) {
     W::put(y[r], acc[r][0]);
@@ -321,25 +313,25 @@ void sparse_floats(const Job& job, const Tiles& t, const Item& item,
 using SparseFew = void (*)(const Job&, const Tiles&, const Item&, int64_t,
                            int64_t, Run, const PanelScales&);
 
-template <typename W, Find kFind, int kMost>
+template <typename W, bool kSkips, int kMost>
 SparseFew sparse_few_of(int bits, int size) {
   if constexpr (kMost == 0) {
     return nullptr;
   } else {
-    if (size < kMost) return sparse_few_of<W, kFind, kMost - 1>(bits, size);
+    if (size < kMost) return sparse_few_of<W, kSkips, kMost - 1>(bits, size);
     if (bits == 32) {
-      if constexpr (W::kExpands) return &sparse_floats<float, W, kFind, kMost>;
+      if constexpr (W::kExpands) return &sparse_floats<float, W, kSkips, kMost>;
     }
     if constexpr (W::kExpandsNarrow) {
-      return bits == 16 ? &sparse_floats<uint16_t, W, kFind, kMost>
-                        : &sparse_codes<W, kFind, kMost>;
+      return bits == 16 ? &sparse_floats<uint16_t, W, kSkips, kMost>
+                        : &sparse_codes<W, kSkips, kMost>;
     }
     return nullptr;
   }
 }
 
 // Rows of codes that units are spread out in registers for.
-constexpr int kFewSparse = 4;
+constexpr int kFewSparse = 6;
 
 // Null where the units have to be spread out in memory: there are many rows, no
 // instructions for it, or numbers that are not finite, whose products with zeros
@@ -348,18 +340,15 @@ template <typename W = V>
 SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item) {
   if (t.size > kFewSparse) return nullptr;
   if constexpr (W::kExpands) {
-    switch (find_for(job)) {
-      case Find::kCounted:
-        return sparse_few_of<W, Find::kCounted, kFewSparse>(job.format.bits, t.size);
-      case Find::kConstant:
-        return sparse_few_of<W, Find::kConstant, kFewSparse>(job.format.bits, t.size);
-      case Find::kSkipped:
-        if (job.in_floats()) {
-          for (int64_t i = 0; i < t.count; ++i) {
-            if (!finite(item.scales[i * t.size])) return nullptr;
-          }
-        }
-        return sparse_few_of<W, Find::kSkipped, kFewSparse>(job.format.bits, t.size);
+    if (!job.skips) {
+      return sparse_few_of<W, false, kFewSparse>(job.format.bits, t.size);
+    }
+    bool all_finite = true;
+    for (int64_t i = 0; job.in_floats() && i < t.count; ++i) {
+      all_finite = all_finite && finite(item.scales[i * t.size]);
+    }
+    if (all_finite) {
+      return sparse_few_of<W, true, kFewSparse>(job.format.bits, t.size);
     }
   }
   return nullptr;

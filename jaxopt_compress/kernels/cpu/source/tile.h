@@ -63,6 +63,22 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                                   table, acc);
     w += units * bytes;
     codes += spread_units * kSteps * kRows;
+    if (job.groups > 1 && job.digits == 1 && scales.zero == nullptr) {
+      // As `add_group` does, from registers.
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const int32_t above = job.format.offset * of_x[g * kRows + r];
+#pragma GCC unroll 8
+        for (int c = 0; c < kRegs; ++c) {
+          const int at = c * V::kLanes;
+          const typename V::F s = V::get(scales.scale + g * kColumns + at);
+          const typename V::F sum = g ? V::get(y[r] + at) : V::all(0.0f);
+          const typename V::F v = V::floats(V::less(acc[r][c], above));
+          V::put(y[r] + at, V::fma(v, s, sum));
+        }
+      }
+      continue;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -217,7 +233,7 @@ inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
             reinterpret_cast<const float*>(item.codes + tile * t.codes()) + at;
         const int rows = static_cast<int>(rows_in(job, t, tile));
         float* y = results + (tile - first) * t.size * kColumns;
-        float_rows_of<V::kMost>(rows)(x, job.k, wide, n,
+        float_rows_of<V::kMost>(rows)(x, float_stride(job), wide, n,
                                       reinterpret_cast<float(*)[kColumns]>(y));
       }
     }
@@ -246,7 +262,7 @@ Tiles tiles(const Job& job) {
     used = size = static_cast<int>(even);
   }
   Tiles t = {size, used, kSteps, 0, job.steps()};
-  if (job.in_floats()) t = {size, used, 4, 0, job.k};
+  if (job.in_floats()) t = {size, used, 4, 0, float_stride(job)};
   const int64_t each = used / job.digits;
   t.count = each > 0 ? (job.rows + each - 1) / each : 0;
   return t;
@@ -265,7 +281,7 @@ int64_t workspace(const Job& job, const Tiles& t) {
   } else if (spreads_out(job, t)) {
     bytes += job.steps() * kColumns * kSteps;
   }
-  const int64_t rows = rows_workspace(job);
+  const int64_t rows = rows_workspace(job, t);
   return (bytes > rows ? bytes : rows) + 64;
 }
 
@@ -278,9 +294,11 @@ void prepare_rows(const Job& job, const Tiles& t, const Item& item,
   scale = 0.0f;
   for (int64_t r = 0; r < rows; ++r) {
     float* out =
-        reinterpret_cast<float*>(item.codes + tile * t.codes()) + r * job.k;
+        reinterpret_cast<float*>(item.codes + tile * t.codes()) +
+        r * float_stride(job);
     const float* x = floats_of(job, item.x, tile * t.used + r, out);
     if (x != out) std::memcpy(out, x, job.k * 4);
+    for (int64_t i = job.k; i < float_stride(job); ++i) out[i] = 0.0f;
     if (job.skips && finite(scale)) scale = largest(out, job.k);
   }
 }
