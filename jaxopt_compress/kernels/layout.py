@@ -13,8 +13,17 @@ that four-way byte products want:
 A group of rows that share scales begins with a unit of its own. Rows and columns
 past the end hold code zero. Codes are unsigned: a number is its code less the
 format's offset, or an entry of its table (`cpu/source/codes.h`).
+
+A kernel of a convolution is a matrix of windows, [tap y, tap x, channel] by
+features, and a stack of them where features are in groups. Where each channel is a
+group, taps are laid out themselves, four of a column side by side:
+
+    [quads, taps x, columns, 4]   number[q][x][n][i] = w(4 q + i, x, n)
+
+with int8 numbers, a multiple of 16 columns, and zeros past the end.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -154,6 +163,59 @@ def columns(payload: jax.Array, name: str, group: int, k: int, at: jax.Array):
   x = jnp.stack(pieces, axis=-2)  # [..., units, j, i]
   x = x.reshape(*at.shape, units * how.rows, 1)
   return end_groups(x, group, how.rows, k)[..., 0]
+
+
+def to_windows(codes: jax.Array, feature_groups: int = 1) -> jax.Array:
+  """The kernel of a convolution as the matrix that windows meet, to go in panels.
+
+  Args:
+    codes: [..., height, width, channels, features], of the kernel.
+    feature_groups: of the convolution.
+
+  Returns:
+    [..., height * width * channels, features], or
+    [..., feature_groups, height * width * channels, features / feature_groups].
+  """
+  *lead, height, width, channels, features = codes.shape
+  k = height * width * channels
+  if feature_groups == 1:
+    return codes.reshape(*lead, k, features)
+  x = codes.reshape(*lead, k, feature_groups, -1)
+  return jnp.swapaxes(x, -3, -2)
+
+
+def from_windows(
+  codes: jax.Array, window: tuple[int, int], feature_groups: int = 1
+) -> jax.Array:
+  """The inverse of `to_windows`."""
+  if feature_groups > 1:
+    codes = jnp.swapaxes(codes, -3, -2)
+    codes = codes.reshape(*codes.shape[:-2], -1)
+  *lead, k, features = codes.shape
+  return codes.reshape(*lead, *window, k // math.prod(window), features)
+
+
+def to_quads(numbers: jax.Array) -> jax.Array:
+  """Lays the kernel of a convolution out that keeps channels apart.
+
+  Args:
+    numbers: [..., height, width, n] int8.
+
+  Returns:
+    [..., quads, width, columns, 4] int8.
+  """
+  *lead, height, width, n = numbers.shape
+  fill = [(0, 0)] * len(lead) + [(0, -height % _STEPS), (0, 0), (0, -n % 16)]
+  x = jnp.pad(numbers, fill)
+  x = x.reshape(*lead, -1, _STEPS, width, x.shape[-1])
+  return jnp.moveaxis(x, -3, -1)
+
+
+def from_quads(quads: jax.Array, height: int, n: int) -> jax.Array:
+  """The inverse of `to_quads`."""
+  *lead, _, width, columns, _ = quads.shape
+  x = jnp.moveaxis(quads, -1, -3).reshape(*lead, -1, width, columns)
+  return x[..., :height, :, :n]
 
 
 def _joined(parts):

@@ -23,7 +23,7 @@ import numpy as np
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.kernels import sparse_layout
 
-_TARGETS = ('matmul', 'sparse_matmul')
+_TARGETS = ('matmul', 'sparse_matmul', 'conv', 'depthwise')
 
 
 @functools.cache
@@ -203,26 +203,44 @@ def sparse_matmul(
 
 
 def _product(name, operands, others, out_dtype, **attributes):
-  """Calls the library: operands with how many of their axes are no stack's."""
+  """Calls a product: operands with how many of their axes are no stack's."""
+  inner = (operands[0][0].shape[-2], int(attributes['n']))
+  others = [(a, 2) for a in others]
+  return call(name, operands, others, inner, out_dtype, **attributes)
+
+
+def call(name, operands, others, inner, out_dtype, **attributes) -> jax.Array:
+  """Calls the library on stacks.
+
+  Args:
+    name: of the function.
+    operands: arrays, each with how many of its axes are not of the stack.
+    others: the same of operands that may be None.
+    inner: shape of the result, without the axes of the stack.
+    out_dtype: of the result.
+    **attributes: of the function.
+
+  Returns:
+    [*stack, *inner].
+  """
   if not available():
     raise RuntimeError(
       'The CPU kernels were not built: a C++17 compiler was missing when'
       ' jaxopt_compress was installed. Install one, then reinstall.'
     )
-  lead = max(a.ndim - inner for a, inner in operands)
-  full = lambda a, inner: a.reshape((1,) * (lead + inner - a.ndim) + a.shape)
-  empty = jnp.zeros((1,) * lead + (0, 0), jnp.float32)
-  full_operands = [full(a, inner) for a, inner in operands]
-  stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in full_operands))
-  full_operands += [empty if a is None else full(a, 2) for a in others]
-  full_operands = _alike(full_operands)
-  rows = operands[0][0].shape[-2]
-  call = jax.ffi.ffi_call(
+  lead = max(a.ndim - own for a, own in operands)
+  full = lambda a, own: a.reshape((1,) * (lead + own - a.ndim) + a.shape)
+  empty = lambda own: jnp.zeros((1,) * lead + (0,) * own, jnp.float32)
+  arrays = [full(a, own) for a, own in operands]
+  stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in arrays))
+  arrays += [empty(own) if a is None else full(a, own) for a, own in others]
+  arrays = _alike(arrays)
+  function = jax.ffi.ffi_call(
     f'jaxopt_compress_{name}',
-    _result((*stack, rows, int(attributes['n'])), out_dtype, full_operands[0]),
+    _result((*stack, *inner), out_dtype, arrays[0]),
     vmap_method='expand_dims',
   )
-  return call(*full_operands, **attributes)
+  return function(*arrays, **attributes)
 
 
 def _alike(operands):

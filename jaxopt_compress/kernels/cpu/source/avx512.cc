@@ -16,6 +16,8 @@ namespace {
 
 #include "lanes512.h"
 #include "tile.h"
+#include "pixels.h"
+#include "depthwise.h"
 
 bool here() {
   return __builtin_cpu_supports("avx512f") &&
@@ -30,10 +32,10 @@ bool here() {
 
 #if defined(__AVX512VBMI2__)
 const Path kAvx512Vbmi2 = {"avx512-vbmi2", here,         tiles,   workspace,
-                           prepare_rows,   multiply};
+                           prepare_rows,   multiply, prepare_image, gather, depthwise};
 #else
 const Path kAvx512Vnni = {"avx512-vnni", here,         tiles,   workspace,
-                          prepare_rows,  multiply};
+                          prepare_rows,  multiply, prepare_image, gather, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

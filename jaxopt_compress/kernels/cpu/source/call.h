@@ -7,6 +7,9 @@
 #include "job.h"
 #include "xla/ffi/api/ffi.h"
 
+// What the library shows of itself, however the rest is compiled.
+#define JAXOPT_COMPRESS_SHOWN extern "C" __attribute__((visibility("default")))
+
 namespace jaxopt_compress {
 
 namespace ffi = xla::ffi;

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "codes.h"
+#include "image.h"
 
 namespace jaxopt_compress {
 
@@ -101,6 +102,16 @@ struct Path {
   // Multiplies the tiles first to last by some panels.
   void (*multiply)(const Job&, const Tiles&, const Item&, int64_t panel,
                    int64_t panels, int64_t first, int64_t last, char* workspace);
+  // Makes the codes of an image; the job's k is the length of a row of it.
+  void (*image)(const Job&, const Scene&, const Stack&, int64_t image,
+                char* workspace);
+  // Makes the codes of a tile from windows, the first of them at `pixel` of all
+  // images, of one group of features.
+  void (*gather)(const Job&, const Tiles&, const Scene&, const Stack&,
+                 int64_t features, int64_t pixel, const Item&, int64_t tile);
+  // Rows first to last of the results for an image, every channel on its own.
+  void (*depthwise)(const Job&, const Scene&, const Stack&, const Item&,
+                    int64_t image, int64_t first, int64_t last, char* workspace);
 };
 
 extern const Path kAmx, kAvx512Vbmi2, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;

@@ -289,6 +289,9 @@ ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
 
 }  // namespace
 
+JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_sparse_matmul(
+    XLA_FFI_CallFrame*);
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -314,6 +317,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")
                                   .Attr<std::string_view>("path"));
+
+JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_matmul(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                               ffi::Ffi::Bind()
@@ -341,7 +346,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
 }  // namespace jaxopt_compress
 
 // Names of the instruction paths that this machine has, best first.
-extern "C" __attribute__((visibility("default"))) const char* jaxopt_compress_paths() {
+JAXOPT_COMPRESS_SHOWN const char* jaxopt_compress_paths() {
   static const std::string names = [] {
     std::string all;
     for (int i = 0; i < jaxopt_compress::paths().count; ++i) {

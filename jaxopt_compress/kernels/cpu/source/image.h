@@ -1,0 +1,111 @@
+// Images as codes, and where the windows of a convolution lie in them.
+//
+// The codes of an image are written down with its padding and its dilation,
+//
+//   [digits][tall][wide][channels]
+//
+// so that a window is one list of runs of bytes wherever it lies: nothing is decided
+// at edges. Padding is the code of a real zero. A row of a product, which is a window
+// in the order (tap y, tap x, channel), is copied together tile by tile; no more of
+// the matrix of patches is ever there.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codes.h"
+
+namespace jaxopt_compress {
+
+// One of the two axes that a window moves along.
+struct Axis {
+  int64_t size;       // of the image
+  int64_t taps, stride;
+  int64_t spread;     // positions from an entry of the image to the next
+  int64_t dilation;   // positions from a tap to the next
+  int64_t low, high;  // positions added at the ends
+
+  int64_t inside() const { return size > 0 ? (size - 1) * spread + 1 : 0; }
+  int64_t padded() const { return low + inside() + high; }
+  int64_t reach() const { return (taps - 1) * dilation + 1; }
+  int64_t out() const {
+    return padded() < reach() ? 0 : (padded() - reach()) / stride + 1;
+  }
+  bool plain() const { return spread == 1 && low == 0 && high == 0; }
+};
+
+// A run of entries of a window that lie together.
+struct Piece {
+  int64_t from;   // bytes past where the window begins
+  int64_t to;     // bytes past where its row of codes begins
+  int64_t bytes;
+};
+
+// A sum of channels that a group of a row of codes has.
+struct Part {
+  int64_t group;
+  int64_t from;  // sums past where the window begins
+};
+
+// What the images of a call have in common.
+struct Scene {
+  Axis y, x;
+  int64_t images;    // of a stack
+  int64_t channels;
+  int64_t entry;     // bytes of a code, or of a float
+  int64_t features;  // groups of features, each of them a product of its own
+  int64_t planes;    // digits
+  // Channels that are added up together; 0 where groups do not end with them.
+  int64_t cell;
+  std::vector<Piece> pieces;  // of the first group of features
+  std::vector<Part> parts;
+
+  int64_t own_channels() const { return channels / features; }
+  int64_t tall() const { return y.padded(); }
+  int64_t wide() const { return x.padded(); }
+  int64_t positions() const { return tall() * wide(); }  // of a plane
+  int64_t pixels() const { return y.out() * x.out(); }   // of an image
+  int64_t taps() const { return y.taps * x.taps; }
+  int64_t cells() const { return cell == 0 ? 0 : channels / cell; }
+  // Bytes of the codes of a stack of images, and how many sums go with them.
+  int64_t bytes() const {
+    return images * planes * positions() * channels * entry;
+  }
+  int64_t sums() const { return images * planes * positions() * cells(); }
+};
+
+// A stack of images.
+struct Stack {
+  const void* x;  // [images, height, width, channels]
+  float act_scale, act_zero;
+  // Made from x, image by image.
+  char* codes;    // [images][planes][tall][wide][channels]
+  int32_t* sums;  // [images][planes][tall][wide][cells], of the codes
+  float* scales;  // [images]
+  float* zeros;   // [images]
+};
+
+// Of the rows of codes of a tile.
+constexpr int kMostSlots = 64;
+
+// A row of floats and three of codes.
+inline int64_t image_workspace(const Scene& s) {
+  return (s.x.size * s.channels + 64) * (4 + 3);
+}
+
+// How many registers' worth of columns a depthwise weight has: layout.py.
+constexpr int kDepthColumns = 16;
+
+inline int64_t depth_columns(int64_t n) {
+  return (n + kDepthColumns - 1) / kDepthColumns * kDepthColumns;
+}
+
+// Four rows of an image side by side, for all taps; scales, zero points, bias and
+// what sums begin with; a pixel's results.
+inline int64_t depthwise_workspace(const Scene& s, int64_t n) {
+  const int64_t quads = (s.y.taps + kSteps - 1) / kSteps;
+  return s.planes * quads * s.wide() * n * kSteps + 128 +
+         (n + 2 * kColumns) * 4 * 5;
+}
+
+}  // namespace jaxopt_compress

@@ -1,0 +1,532 @@
+"""Convolutions of the library against loops in numpy, on every instruction path."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import kernel_oracle as oracle
+import numpy as np
+
+from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels.cpu import conv
+from jaxopt_compress.kernels.cpu import native
+
+Act = native.Act
+PATHS = native.paths()
+NONE = ((0, 0), (0, 0))
+
+# (image, window, outputs, and what differs from a window that moves by ones)
+CASES = {
+  'one channel': ((2, 8, 8, 1), (3, 3), 16, dict(padding=((1, 1), (1, 1)))),
+  'three': ((1, 9, 11, 3), (5, 4), 33, dict(strides=(2, 1))),
+  'twenty': (
+    (2, 5, 7, 20),
+    (3, 3),
+    40,
+    dict(padding=((0, 1), (1, 0)), strides=(2, 2)),
+  ),
+  'sixteen, all at once': ((1, 5, 6, 16), (5, 6), 12, {}),
+  'thirty-two': ((3, 6, 6, 32), (3, 3), 32, dict(padding=((1, 1), (1, 1)))),
+  'a hundred': ((1, 4, 5, 100), (2, 3), 9, dict(padding=((1, 0), (2, 1)))),
+  'one tap': ((2, 5, 3, 24), (1, 1), 70, {}),
+  'one row': ((2, 1, 19, 6), (1, 4), 8, dict(padding=((0, 0), (3, 0)))),
+  'taps apart': (
+    (1, 9, 8, 5),
+    (3, 2),
+    7,
+    dict(rhs_dilation=(2, 3), padding=((2, 2), (1, 1))),
+  ),
+  'entries apart': (
+    (2, 4, 3, 6),
+    (3, 4),
+    10,
+    dict(lhs_dilation=(2, 3), padding=((1, 2), (3, 2))),
+  ),
+  'all apart': (
+    (1, 5, 4, 4),
+    (2, 3),
+    6,
+    dict(
+      lhs_dilation=(3, 2),
+      rhs_dilation=(2, 1),
+      strides=(3, 2),
+      padding=((4, 0), (0, 5)),
+    ),
+  ),
+  'groups': (
+    (2, 6, 5, 12),
+    (3, 3),
+    8,
+    dict(feature_groups=4, padding=((1, 1), (1, 1))),
+  ),
+  'wide groups': ((1, 5, 5, 48), (2, 2), 70, dict(feature_groups=2)),
+  'padding alone': ((1, 0, 3, 4), (2, 2), 3, dict(padding=((1, 2), (0, 1)))),
+}
+
+# As CASES, with how often each channel has outputs.
+APART = {
+  'one channel': ((2, 8, 8, 1), (3, 3), 1, dict(padding=((1, 1), (1, 1)))),
+  'seven': ((1, 7, 5, 7), (2, 3), 1, dict(strides=(2, 1))),
+  'five taps': ((2, 6, 7, 16), (5, 5), 1, dict(padding=((2, 2), (2, 2)))),
+  'thirty-five': ((1, 4, 5, 35), (3, 3), 1, dict(padding=((0, 1), (1, 0)))),
+  'twice': ((2, 5, 4, 20), (4, 2), 2, dict(strides=(1, 2))),
+  'thrice': ((1, 5, 4, 3), (1, 4), 3, dict(padding=((0, 0), (3, 0)))),
+  'apart': (
+    (1, 5, 6, 33),
+    (3, 2),
+    1,
+    dict(lhs_dilation=(2, 1), rhs_dilation=(1, 3), padding=((1, 0), (2, 2))),
+  ),
+}
+
+
+def convolve(
+  x,
+  w,
+  *,
+  strides=(1, 1),
+  padding=NONE,
+  lhs_dilation=(1, 1),
+  rhs_dilation=(1, 1),
+  feature_groups=1,
+):
+  """sum_{taps, c} w x, with zeros where there is no x: [images, y, x, features]."""
+  images, *size, channels = x.shape
+  taps, features = w.shape[:2], w.shape[3]
+  inside = [max((n - 1) * d + 1, 0) for n, d in zip(size, lhs_dilation)]
+  (top, bottom), (left, right) = padding
+  wide = np.zeros(
+    (images, top + inside[0] + bottom, left + inside[1] + right, channels),
+    np.result_type(x, w),
+  )
+  wide[
+    :,
+    top : top + inside[0] : lhs_dilation[0],
+    left : left + inside[1] : lhs_dilation[1],
+  ] = x
+  reach = [(n - 1) * d + 1 for n, d in zip(taps, rhs_dilation)]
+  out = [(wide.shape[1 + i] - reach[i]) // strides[i] + 1 for i in range(2)]
+  y = np.zeros((images, *out, features), wide.dtype)
+  own, each = channels // feature_groups, features // feature_groups
+  for i, j in np.ndindex(*out):
+    for ki, kj in np.ndindex(*taps):
+      at = wide[
+        :,
+        i * strides[0] + ki * rhs_dilation[0],
+        j * strides[1] + kj * rhs_dilation[1],
+      ]
+      for g in range(feature_groups):
+        of = slice(g * each, (g + 1) * each)
+        y[:, i, j, of] += at[:, g * own : (g + 1) * own] @ w[ki, kj, :, of]
+  return y
+
+
+def rounded(x, symmetric):
+  """What the codes of each image stand for."""
+  rows = x.reshape(len(x), -1)
+  round_rows = oracle.dynamic if symmetric else oracle.dynamic_asymmetric
+  return round_rows(rows).reshape(x.shape)
+
+
+class Case:
+  """A convolution; `group` rows of its matrix of windows share scales."""
+
+  def __init__(self, name, case, *, group=None, zero=None, seed=0):
+    shape, self.window, features, options = case
+    self.options = dict(options)
+    groups = self.options.get('feature_groups', 1)
+    own, n = shape[3] // groups, features // groups
+    self.name, self.n = name, n
+    k = self.window[0] * self.window[1] * own
+    self.group = k if group is None else min(group, k)
+    rng = np.random.default_rng(seed)
+    bits = layout.CODES[name].bits
+    self.codes = oracle.draw_codes(rng, name, bits, (groups, k, n))
+    scales = (groups, -(-k // self.group), n)
+    self.scale = rng.uniform(0.5, 1.5, scales).astype(np.float32)
+    self.zero = None
+    if zero is not None:
+      self.zero = rng.integers(-3, 4, scales).astype(zero)
+    self.x = rng.normal(0.3, 1, shape).astype(np.float32)
+    w = np.stack(
+      [
+        oracle.weight(
+          self.codes[g],
+          name,
+          self.scale[g],
+          None if self.zero is None else self.zero[g],
+          self.group,
+        )
+        for g in range(groups)
+      ]
+    )
+    self.totals = jnp.asarray(w.sum(1, keepdims=True), jnp.float32)
+    self.w = _filters(w, self.window)
+    self.payload = _panels(self.codes, name, self.group)
+
+  def expected(self, x, w=None):
+    return convolve(x, self.w if w is None else w, **self.options)
+
+  def run(self, act, path='', x=None, scale=True, **options):
+    groups = self.options.get('feature_groups', 1)
+    mine = lambda p: p if p is None or groups > 1 else p[0]
+    if 'totals' in options:
+      options['totals'] = mine(options['totals'])
+    return np.asarray(
+      conv.conv(
+        jnp.asarray(self.x if x is None else x),
+        mine(self.payload),
+        jnp.asarray(mine(self.scale)) if scale else None,
+        zero=None if self.zero is None else jnp.asarray(mine(self.zero)),
+        format=self.name,
+        n=self.n,
+        group=self.group,
+        act=act,
+        window=self.window,
+        path=path,
+        **self.options,
+        **options,
+      )
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _panels(codes, name, group):
+  return layout.to_panels(codes, name, group)
+
+
+def _filters(w, window):
+  """[groups, k, n] as a kernel [height, width, channels, features]."""
+  groups, k, n = w.shape
+  x = w.reshape(groups, *window, k // (window[0] * window[1]), n)
+  return np.moveaxis(x, 0, 3).reshape(*x.shape[1:4], groups * n)
+
+
+def _distance(y, expected):
+  return np.abs(y - expected).max() / np.abs(expected).max()
+
+
+def _step(x, w):
+  """What a code that falls to the other side of a tie moves a result by."""
+  return np.abs(w).max() * (x.max() - min(x.min(), 0)) / 127
+
+
+def setUpModule():
+  if not native.available():
+    raise absltest.unittest.SkipTest(
+      'The CPU kernels were not built here (no C++17 compiler).'
+    )
+
+
+class ConvTest(parameterized.TestCase):
+  @parameterized.named_parameters((name, case) for name, case in CASES.items())
+  def test_codes_are_multiplied_exactly(self, case):
+    it = Case('int8', case)
+    x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
+    w = _filters(it.codes.astype(np.int64) - 128, it.window)
+    expected = it.expected(x.astype(np.int64), w)
+    for path in PATHS:
+      y = it.run(Act.CODES, path, x, scale=False, out_dtype=jnp.int32)
+      np.testing.assert_array_equal(y, expected, path)
+
+  @parameterized.named_parameters(
+    (name, name, zero, group)
+    for name, zero, group in (
+      ('int8', None, None),
+      ('int4', np.int8, 10),
+      ('int3', None, 5),
+      ('int2', np.float32, 20),
+      ('ternary', None, 20),
+      ('e2m1', None, 4),
+      ('nf4', None, 10),
+    )
+  )
+  def test_every_format(self, name, zero, group):
+    # Twenty channels in groups of twenty, ten, five and four.
+    it = Case(name, CASES['twenty'], group=group, zero=zero)
+    for path in PATHS:
+      y = it.run(Act.FLOAT, path)
+      self.assertLess(_distance(y, it.expected(it.x)), 2e-6, path)
+      if name != 'nf4':
+        y = it.run(Act.DYNAMIC, path)
+        x = rounded(it.x, True)
+        off = np.abs(y - it.expected(x))
+        self.assertLess(off.max(), 1.1 * _step(it.x, it.w), path)
+        self.assertLess(off.mean(), 0.02 * _step(it.x, it.w), path)
+
+  def test_groups_that_end_between_channels(self):
+    it = Case('int4', CASES['twenty'], group=24)
+    for path in PATHS:
+      y = it.run(Act.FLOAT, path)
+      self.assertLess(_distance(y, it.expected(it.x)), 2e-6, path)
+
+  @parameterized.named_parameters(
+    (name, name)
+    for name in ('three', 'thirty-two', 'all apart', 'groups', 'taps apart')
+  )
+  def test_zero_points_and_bias(self, name):
+    it = Case('int8', CASES[name], zero=np.float32)
+    features = it.w.shape[3]
+    bias = np.linspace(-5, 5, features, dtype=np.float32)
+    groups = it.options.get('feature_groups', 1)
+    rows = bias.reshape(groups, 1, it.n)
+    for path in PATHS:
+      y = it.run(
+        Act.DYNAMIC,
+        path,
+        symmetric=False,
+        totals=it.totals,
+        bias=jnp.asarray(rows if groups > 1 else rows[0]),
+      )
+      off = np.abs(y - it.expected(rounded(it.x, False)) - bias)
+      self.assertLess(off.max(), 1.1 * _step(it.x, it.w), path)
+      self.assertLess(off.mean(), 0.02 * _step(it.x, it.w), path)
+
+  def test_a_range_that_is_given(self):
+    it = Case('int4', CASES['twenty'], group=10)
+    codes = np.clip(np.round(it.x * np.float32(1 / 0.03)) - 7, -128, 127)
+    y = it.run(
+      Act.STATIC,
+      act_scale=jnp.full((1, 1), 0.03),
+      act_zero=jnp.full((1, 1), -7.0),
+      symmetric=False,
+      totals=it.totals,
+    )
+    self.assertLess(_distance(y, it.expected((codes + 7) * 0.03)), 1e-5)
+    with self.assertRaisesRegex(Exception, 'zero points must be int8'):
+      it.run(
+        Act.STATIC,
+        act_scale=jnp.full((1, 1), 0.03),
+        act_zero=jnp.full((1, 1), 0.5),
+        totals=it.totals,
+      )
+    with self.assertRaisesRegex(ValueError, 'totals'):
+      it.run(Act.DYNAMIC, symmetric=False)
+
+  def test_bfloat16(self):
+    it = Case('int4', CASES['twenty'], group=10)
+    x = jnp.asarray(it.x, jnp.bfloat16)
+    exact = it.expected(np.asarray(x, np.float64))
+    self.assertLess(_distance(it.run(Act.FLOAT, x=x), exact), 6e-5)
+    y = it.run(Act.FLOAT, x=x, out_dtype=jnp.bfloat16)
+    self.assertLess(_distance(np.float64(y), exact), 2**-8)
+    it = Case('nf4', CASES['entries apart'])
+    x = jnp.asarray(it.x, jnp.bfloat16)
+    exact = it.expected(np.asarray(x, np.float64))
+    self.assertLess(_distance(it.run(Act.FLOAT, x=x), exact), 2e-6)
+
+  def test_an_image_with_nan_is_nan_and_no_other(self):
+    for act in (Act.FLOAT, Act.DYNAMIC, Act.STATIC):
+      for bad in (np.nan, np.inf):
+        it = Case('int8', CASES['thirty-two'])
+        it.x[1, 0, 0, 0] = bad
+        y = it.run(act, act_scale=jnp.full((1, 1), 0.03))
+        self.assertTrue(np.isfinite(y[[0, 2]]).all())
+        clips = act is Act.STATIC and bad == np.inf
+        self.assertEqual(np.isnan(y[1]).all(), not clips)
+
+  def test_no_images_and_no_windows(self):
+    it = Case('int8', CASES['one channel'])
+    y = it.run(Act.DYNAMIC, x=np.zeros((0, 8, 8, 1), np.float32))
+    self.assertEqual(y.shape, (0, 8, 8, 16))
+    it = Case('int8', CASES['sixteen, all at once'])
+    y = it.run(Act.DYNAMIC, x=np.zeros((2, 4, 6, 16), np.float32))
+    self.assertEqual(y.shape, (2, 0, 1, 12))
+
+  def test_many_tasks(self):
+    # Large enough to be shared between threads and to take several rounds of tiles.
+    case = ((3, 30, 31, 16), (3, 3), 100, dict(padding=((1, 1), (1, 1))))
+    it = Case('int8', case)
+    x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
+    w = _filters(it.codes.astype(np.int64) - 128, it.window)
+    y = it.run(Act.CODES, '', x, scale=False, out_dtype=jnp.int32)
+    np.testing.assert_array_equal(y, it.expected(x.astype(np.int64), w))
+
+  def test_wrong_operands_are_refused(self):
+    it = Case('int8', CASES['thirty-two'])
+    with self.assertRaisesRegex(Exception, 'shapes do not fit'):
+      it.run(Act.FLOAT, x=np.ones((3, 6, 6, 31), np.float32))
+    with self.assertRaisesRegex(Exception, 'types do not fit'):
+      it.run(Act.CODES, out_dtype=jnp.int32)
+    with self.assertRaisesRegex(Exception, 'no instruction path'):
+      it.run(Act.FLOAT, path='avx-9000')
+    it.options['padding'] = ((-1, 1), (1, 1))
+    with self.assertRaisesRegex(ValueError, 'Slice it'):
+      it.run(Act.FLOAT)
+
+
+class DepthwiseTest(parameterized.TestCase):
+  @parameterized.named_parameters((name, case) for name, case in APART.items())
+  def test_codes_are_multiplied_exactly(self, case):
+    x, w, quads, options = _apart(case)
+    x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
+    wide = x.astype(np.int64)
+    expected = convolve(wide, w.astype(np.int64), **options)
+    for path in PATHS:
+      y = _depthwise(
+        x, quads, None, case, path, act=Act.CODES, out_dtype=jnp.int32
+      )
+      np.testing.assert_array_equal(y, expected, path)
+
+  @parameterized.named_parameters(
+    (name, name) for name in ('seven', 'five taps', 'twice', 'apart')
+  )
+  def test_numbers(self, name):
+    case = APART[name]
+    x, w, quads, options = _apart(case)
+    n = w.shape[3]
+    rng = np.random.default_rng(2)
+    scale = rng.uniform(0.5, 1.5, (1, n)).astype(np.float32)
+    zero = rng.integers(-3, 4, (1, n)).astype(np.int8)
+    bias = rng.normal(0, 9, (1, n)).astype(np.float32)
+    exact = (w - np.float64(zero)) * scale
+    known = dict(zero=jnp.asarray(zero), bias=jnp.asarray(bias))
+    step = _step(x, exact)
+    for path in PATHS:
+      run = functools.partial(_depthwise, x, quads, scale, case, path, **known)
+      y = run(act=Act.FLOAT)
+      expected = convolve(np.float64(x), exact, **options) + bias[0]
+      self.assertLess(_distance(y, expected), 2e-6, path)
+      for symmetric in (True, False):
+        y = run(act=Act.DYNAMIC, symmetric=symmetric)
+        expected = convolve(rounded(x, symmetric), exact, **options) + bias[0]
+        off = np.abs(y - expected)
+        self.assertLess(off.max(), 1.1 * step, path)
+        self.assertLess(off.mean(), 0.02 * step, path)
+
+  def test_bfloat16_and_a_range_that_is_given(self):
+    case = APART['thirty-five']
+    x, w, quads, options = _apart(case)
+    scale = np.ones((1, 35), np.float32)
+    codes = np.clip(np.round(x * np.float32(1 / 0.03)) - 7, -128, 127)
+    y = _depthwise(
+      x,
+      quads,
+      scale,
+      case,
+      act=Act.STATIC,
+      act_scale=jnp.full((1, 1), 0.03),
+      act_zero=jnp.full((1, 1), -7.0),
+    )
+    expected = convolve((codes + 7) * 0.03, w.astype(np.float64), **options)
+    self.assertLess(_distance(y, expected), 1e-5)
+    half = jnp.asarray(x, jnp.bfloat16)
+    y = _depthwise(
+      half, quads, scale, case, act=Act.FLOAT, out_dtype=jnp.bfloat16
+    )
+    expected = convolve(np.asarray(half, np.float64), w, **options)
+    self.assertLess(_distance(np.float64(y), expected), 2**-8)
+
+  def test_an_image_with_nan_is_nan_and_no_other(self):
+    case = APART['five taps']
+    x, _, quads, _ = _apart(case)
+    x[0, 0, 0, 0] = np.nan
+    scale = np.ones((1, 16), np.float32)
+    y = _depthwise(x, quads, scale, case, act=Act.DYNAMIC)
+    self.assertTrue(np.isnan(y[0]).all())
+    self.assertTrue(np.isfinite(y[1]).all())
+
+
+def _apart(case):
+  shape, window, repeats, options = case
+  rng = np.random.default_rng(0)
+  w = rng.integers(-128, 128, (*window, 1, shape[3] * repeats)).astype(np.int8)
+  quads = jax.jit(layout.to_quads)(w[:, :, 0])
+  x = rng.normal(0.3, 1, shape).astype(np.float32)
+  return x, w, quads, dict(options, feature_groups=shape[3])
+
+
+def _depthwise(x, quads, scale, case, path='', **options):
+  return np.asarray(
+    conv.depthwise(
+      jnp.asarray(x),
+      quads,
+      None if scale is None else jnp.asarray(scale),
+      n=x.shape[3] * case[2],
+      window=case[1],
+      path=path,
+      **case[3],
+      **options,
+    )
+  )
+
+
+class TransformTest(parameterized.TestCase):
+  def test_vmap_shares_or_stacks_the_weight(self):
+    case = CASES['twenty']
+    cases = [Case('int4', case, group=10, seed=i) for i in range(3)]
+    x, payload, scale = (
+      jnp.stack([jnp.asarray(p) for p in ps])
+      for ps in zip(
+        *((c.x, c.payload[0], c.scale[0]) for c in cases), strict=True
+      )
+    )
+
+    def run(x, payload, scale):
+      return conv.conv(
+        x,
+        payload,
+        scale,
+        format='int4',
+        n=40,
+        group=10,
+        act=Act.FLOAT,
+        window=(3, 3),
+        **case[3],
+      )
+
+    y = jax.jit(jax.vmap(run))(x, payload, scale)
+    expected = np.stack([c.expected(c.x) for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+    y = jax.vmap(lambda x: run(x, payload[0], scale[0]))(x)
+    expected = np.stack([cases[0].expected(c.x) for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+    y = jax.vmap(run, (None, 0, 0))(x[1], payload, scale)
+    expected = np.stack([c.expected(cases[1].x) for c in cases])
+    self.assertLess(_distance(y, expected), 2e-6)
+
+  def test_images_on_several_devices(self):
+    case = ((4, 8, 8, 6), (3, 3), 16, dict(padding=((1, 1), (1, 1))))
+    it = Case('int8', case)
+    mesh = jax.make_mesh((4,), ('images',))
+    spec = jax.sharding.PartitionSpec('images')
+    scale = jnp.asarray(it.scale[0])
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
+    def run(x):
+      return conv.conv(
+        x,
+        it.payload[0],
+        scale,
+        format='int8',
+        n=16,
+        group=54,
+        act=Act.FLOAT,
+        window=(3, 3),
+        **case[3],
+      )
+
+    x = jax.device_put(it.x, jax.sharding.NamedSharding(mesh, spec))
+    self.assertLess(_distance(run(x), it.expected(it.x)), 2e-6)
+
+
+class LayoutTest(parameterized.TestCase):
+  def test_there_and_back(self):
+    codes = np.arange(2 * 3 * 2 * 4 * 6, dtype=np.uint8)
+    codes = codes.reshape(2, 3, 2, 4, 6)
+    for groups in (1, 3):
+      x = layout.to_windows(codes, groups)
+      self.assertEqual(x.shape[-2:], (24, 6 // groups))
+      back = layout.from_windows(x, (3, 2), groups)
+      np.testing.assert_array_equal(back, codes)
+    numbers = codes.astype(np.int8)[..., 0, :]
+    quads = layout.to_quads(numbers)
+    self.assertEqual(quads.shape, (2, 1, 2, 16, 4))
+    np.testing.assert_array_equal(layout.from_quads(quads, 3, 6), numbers)
+
+
+if __name__ == '__main__':
+  absltest.main()
