@@ -108,7 +108,7 @@ int64_t workspace(const Job& job, const Tiles& t) {
   const int64_t tiles = t.count < kBlockTiles ? t.count : kBlockTiles;
   int64_t bytes = kBlockPanels * (scales_workspace(job) + 64) + 128;
   bytes += tiles * kBlockPanels * static_cast<int64_t>(sizeof(Results));
-  if (job.format.bits < 8) bytes += kBlockPanels * block_bytes(job);
+  if (spreads_out(job)) bytes += kBlockPanels * block_bytes(job);
   const int64_t rows = rows_workspace(job, t);
   return (bytes > rows ? bytes : rows) + 64;
 }
@@ -227,13 +227,13 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
               int64_t panels, int64_t first, int64_t last, char* workspace) {
   const Shapes shapes(t.chunk);
   _tile_loadconfig(&shapes);
-  const bool narrow = job.format.bits < 8;
+  const bool spread = spreads_out(job);
   const int64_t of_scales = (scales_workspace(job) + 63) / 64 * 64;
   const int64_t of_block = block_bytes(job);
   uint8_t* wide =
       reinterpret_cast<uint8_t*>(workspace + kBlockPanels * of_scales);
   Results* results = reinterpret_cast<Results*>(
-      wide + (narrow ? kBlockPanels * of_block : 0));
+      wide + (spread ? kBlockPanels * of_block : 0));
   PanelScales scales[kBlockPanels];
   for (int64_t p = panel; p < panel + panels; p += kBlockPanels) {
     const int64_t left = panel + panels - p;
@@ -244,14 +244,28 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
     }
     for (int64_t begin = first; begin < last; begin += kBlockTiles) {
       const int64_t end = begin + kBlockTiles < last ? begin + kBlockTiles : last;
+      // Blocks of a run are found one after the other.
+      Run runs[kBlockPanels];
+      for (int64_t i = 0; job.sparse && i < kept; ++i) {
+        runs[i] = run_of(job, item, p + i);
+      }
       for (int64_t b = 0; b < blocks_of(job); ++b) {
         const Block block = block_of(job, b);
         const uint8_t* w[kBlockPanels];
         for (int64_t i = 0; i < kept; ++i) {
-          w[i] = item.w + ((p + i) * job.units + block.unit) * job.format.bytes;
-          if (!narrow) continue;
-          spread_any(job, w[i], block.units, wide + i * of_block);
-          w[i] = wide + i * of_block;
+          uint8_t* to = wide + i * of_block;
+          w[i] = to;
+          if (job.sparse) {
+            spread_codes<V>(runs[i], block.unit, block.unit + block.units, to);
+            continue;
+          }
+          const uint8_t* from =
+              item.w + ((p + i) * job.units + block.unit) * job.format.bytes;
+          if (spread) {
+            spread_any(job, from, block.units, to);
+          } else {
+            w[i] = from;
+          }
         }
         for (int64_t tile = begin; tile < end; ++tile) {
           for (int64_t i = 0; i < kept; ++i) {
