@@ -203,7 +203,8 @@ def _apart(frozen):
 
   What follows is then the same program as with stored weights, and so are its
   results, to the bit: a fusion of its own would sum in another order. On CPU,
-  XLA drops barriers before it fuses; a branch it keeps.
+  XLA drops barriers before it fuses; a branch it keeps. Codes come out of it too, so
+  that the backward pass reads them where it would round all weights again.
   """
   return lax.platform_dependent(
     frozen, cpu=_branch, default=lax.optimization_barrier
@@ -216,7 +217,7 @@ def _branch(frozen):
     x.astype(jnp.float32) for x in jax.tree.leaves(frozen) if is_scale(x)
   ]
   finite = jnp.stack([jnp.isfinite(s).all() for s in scales]).all()
-  spoil = lambda x: jnp.full_like(x, jnp.nan) if is_scale(x) else x
+  spoil = lambda x: jnp.full_like(x, jnp.nan if is_scale(x) else 0)
   return lax.cond(finite, lambda t: t, lambda t: jax.tree.map(spoil, t), frozen)
 
 
