@@ -33,17 +33,20 @@ class Use(NamedTuple):
   Attributes:
     primitive: name of the JAX primitive.
     contracted: axes of the leaf, counted from the end, that are summed over
-      (dot, convolution), or that make up one row (gather); () elsewhere.
+      (dot, convolution: the window, then channels), or that make up one row
+      (gather); () elsewhere.
     stacked: axes along which there is one weight after the other: sliced away
       before by a scan or by indexing, batch axes of a dot, groups (experts) of a
       ragged dot.
     source: file, line and function of the model.
+    feature_groups: of a convolution.
   """
 
   primitive: str
   contracted: tuple[int, ...]
   stacked: tuple[int, ...]
   source: str
+  feature_groups: int = 1
 
 
 class Axes(NamedTuple):
@@ -144,9 +147,9 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
         return
       if met.reason == jaxprs.TAKEN:
         joined[met.path] = True
-      contracted, stacked = met.detail or ((), ())
+      contracted, stacked, *groups = met.detail or ((), ())
       found[met.path].append(
-        Use(met.primitive, contracted, stacked, met.source)
+        Use(met.primitive, contracted, stacked, met.source, *groups)
       )
 
     ctx = jaxprs.Context(_rule_for, record, inline=True)
@@ -277,10 +280,13 @@ def _(lhs, rhs, *, dimension_numbers, **_):
 
 
 @_rule('conv_general_dilated')
-def _(lhs, rhs, *, dimension_numbers, **_):
+def _(lhs, rhs, *, dimension_numbers, feature_group_count, **_):
   if isinstance(rhs, Probe):
-    out, *rest = dimension_numbers.rhs_spec
-    return _found(rhs, rest)
+    out, feature, *space = dimension_numbers.rhs_spec
+    use = _found(rhs, (feature, *space))
+    window = (a for i in (*space, feature) for a, _ in rhs.pieces[i])
+    detail = tuple(dict.fromkeys(window)), use.detail[1], feature_group_count
+    return lift.Dense(use.reason, detail)
   return _found(lhs, dimension_numbers.lhs_spec[1:])
 
 

@@ -7,6 +7,8 @@ built the rules of `QArray` do: the same up to the order of sums. Derivatives ar
 those of the latter.
 """
 
+from collections.abc import Callable
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.quantization import activation
 from jaxopt_compress.quantization import scales
@@ -36,13 +39,62 @@ def product(
   out_dtype = jnp.result_type(x.dtype, leaf.dtype)
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
   portable = lambda x, leaf, bias: _portable(x, leaf, bias, out_dtype)
-  if not native.available() or 0 in (*x.shape, *leaf.shape):
-    return portable(x, leaf, bias)
   path = leaf.path_for(x.shape[-2])
   kernel = lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
-  fixed = jax.tree.map(lax.stop_gradient, (x, leaf, bias))
+  return _either(kernel, portable, x, leaf, bias)
+
+
+def _either(kernel, portable, x, leaf, *others):
+  """On CPUs by the kernel, elsewhere not; with the derivative of the latter."""
+  if not native.available() or 0 in (*x.shape, *leaf.shape):
+    return portable(x, leaf, *others)
+  fixed = jax.tree.map(lax.stop_gradient, (x, leaf, *others))
   out = lax.platform_dependent(*fixed, cpu=kernel, default=portable)
-  return straight.as_if(portable, out, x, leaf, bias)
+  return straight.as_if(portable, out, x, leaf, *others)
+
+
+def convolution(
+  x: jax.Array,
+  leaf: packed.PackedArray,
+  portable: Callable[[jax.Array, packed.PackedArray], jax.Array],
+  **geometry,
+) -> jax.Array:
+  """Images and a packed kernel.
+
+  Args:
+    x: [images, height, width, channels] floating.
+    leaf: stands for [window..., channels, features].
+    portable: the same in XLA.
+    **geometry: strides, padding and dilations, as for `cpu.conv.conv`.
+
+  Returns:
+    [images, out height, out width, features] float32.
+  """
+  path = leaf.path_for(x.shape[1] * x.shape[2])
+
+  def kernel(x, leaf):
+    m = leaf.matrix
+    x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
+    x, options = _activations(x, leaf, (1, 2, 3))
+    scale, zero = _in_units(leaf)
+    window = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
+    options |= dict(window=window, zero=zero, path=path) | geometry
+    payload = leaf.part('payload')
+    if leaf.depthwise:
+      options.pop('totals', None)
+      return conv.depthwise(x, payload, scale, n=m.n, **options)
+    return conv.conv(
+      x,
+      payload,
+      scale,
+      format=packed.LAYOUT[leaf.format].name,
+      n=m.n // leaf.feature_groups,
+      group=leaf.group,
+      feature_groups=leaf.feature_groups,
+      **options,
+    )
+
+  return _either(kernel, portable, x, leaf)
 
 
 def _portable(x, leaf, bias, out_dtype):
@@ -67,12 +119,8 @@ def _portable(x, leaf, bias, out_dtype):
 def _kernel(x, leaf, bias, out_dtype, path):
   """On the library."""
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-  x, options = _activations(x, leaf)
-  scale, zero = leaf.part('scale'), leaf.part('zero')
-  how = packed.LAYOUT[leaf.format] if leaf.format else packed.Layout('')
-  if how.unit != 1:  # a kernel counts in units
-    scale = scale.astype(jnp.float32) * np.float32(how.unit)
-    zero = None if zero is None else zero * np.float32(1 / how.unit)
+  x, options = _activations(x, leaf, (x.ndim - 1,))
+  scale, zero = _in_units(leaf)
   options |= dict(
     zero=zero,
     bias=None if bias is None else bias.astype(jnp.float32).reshape(1, -1),
@@ -84,17 +132,30 @@ def _kernel(x, leaf, bias, out_dtype, path):
   )
   payload = leaf.part('payload')
   if leaf.sparse is None:
-    return native.matmul(x, payload, scale, format=how.name, **options)
+    return native.matmul(
+      x, payload, scale, format=packed.LAYOUT[leaf.format].name, **options
+    )
   offsets = leaf.part('offsets')
   return native.sparse_matmul(
     x, payload, offsets, scale, how=leaf.sparse, **options
   )
 
 
-def _activations(x, leaf):
+def _in_units(leaf):
+  """Scales and zero points as kernels have them, which count in units."""
+  scale, zero = leaf.part('scale'), leaf.part('zero')
+  unit = packed.LAYOUT[leaf.format].unit if leaf.format else 1.0
+  if unit != 1:
+    scale = scale.astype(jnp.float32) * np.float32(unit)
+    zero = None if zero is None else zero * np.float32(1 / unit)
+  return scale, zero
+
+
+def _activations(x, leaf, summed):
   """(x, options of the call): how the library rounds x, where it can.
 
   Else x is rounded here to what its codes stand for, and multiplied as it is.
+  Products sum over the axes `summed`, the last of which may be in groups.
   """
   act = leaf.act
   if act is None:
@@ -118,7 +179,7 @@ def _activations(x, leaf):
         _last(leaf.part('act_zero'), x),
       )
     else:
-      q = activation.quantize(x, act, (x.ndim - 1,), x.ndim - 1)
+      q = activation.quantize(x, act, summed, summed[-1])
     return q.materialize(), dict(act=native.Act.FLOAT)
   fmt = act.numbers
   options = dict(

@@ -110,7 +110,23 @@ def packable(path: str, leaf: Any, uses: dict | None = None) -> str:
   if why:
     return why
   group = _group(q, matrix, stack)
-  return group if isinstance(group, str) else ''
+  if isinstance(group, str):
+    return group
+  groups = _feature_groups(path, uses)
+  if groups > 1 and stack:
+    return 'a stack of convolutions in groups'
+  if groups > 1 and len(matrix.rows) != 3:
+    return 'a convolution in groups over other than two axes'
+  if groups > 1 and matrix.rows[-1] == 1:  # channels are kept apart
+    if packed.LAYOUT[q.format].name in ('e2m1', 'nf4') or group != matrix.k:
+      return (
+        'channels kept apart are multiplied as int8 with one scale for each'
+      )
+  return ''
+
+
+def _feature_groups(path, uses) -> int:
+  return max((u.feature_groups for u in (uses or {}).get(path, ())), default=1)
 
 
 def _weight(leaf) -> qarray.QArray:
@@ -129,10 +145,9 @@ def _as_matrix(path, q, uses):
   order = [a for a in contracted if a not in blocked] + blocked
   if len(blocked) > 1:
     return None, 0, 'its scales change along two contracted axes'
-  if any(
-    u.primitive == 'conv_general_dilated' for u in (uses or {}).get(path, ())
-  ):
-    order = list(contracted)
+  for use in (uses or {}).get(path, ()):
+    if use.primitive == 'conv_general_dilated' and use.contracted:
+      order = list(use.contracted)
   axes = [*order, *free]
   rows = tuple(q.shape[a] for a in order)
   columns = tuple(q.shape[a] for a in free)
@@ -170,11 +185,11 @@ def pack_leaf(path: str, leaf: Any, uses: dict | None) -> packed.PackedArray:
   matrix, stack, _ = _as_matrix(path, q, uses)
   group = _group(q, matrix, stack)
   act = leaf.act if isinstance(leaf, qarray.QDotArray) else None
-  return _packed(leaf, matrix, stack, group, act)
+  return _packed(leaf, matrix, stack, group, act, _feature_groups(path, uses))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _packed(leaf, matrix, stack, group, act):
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _packed(leaf, matrix, stack, group, act, groups):
   q = _weight(leaf)
   how = packed.LAYOUT[q.format]
   ndim = len(matrix.order)
@@ -196,13 +211,24 @@ def _packed(leaf, matrix, stack, group, act):
   exact = exact and q.global_scale is None
   scale = spread(q.scale if exact else q.scale_hat)
   zero = None if q.zero is None else spread(q.zero)
-  codes = matrix.to_matrix(packed.codes_of(q))
-  payload = layout.to_panels(codes, how.name, group)
+  depthwise = groups > 1 and matrix.rows[-1] == 1
+  if depthwise:
+    numbers = matrix.to_matrix(packed.integers_of(q)).astype(jnp.int8)
+    lead = numbers.shape[:-2]
+    payload = layout.to_quads(
+      numbers.reshape(*lead, *matrix.rows[-3:-1], matrix.n)
+    )
+  else:
+    codes = _by_group(matrix.to_matrix(packed.codes_of(q)), groups)
+    payload = layout.to_panels(codes, how.name, group)
+    scale, zero = _by_group(scale, groups), _by_group(zero, groups)
   totals = None
   if act is not None and not act.symmetric:
     w = matrix.to_matrix(q.materialize().astype(jnp.float32))
     totals = jnp.sum(w, axis=-2, keepdims=True)
+    totals = totals if depthwise else _by_group(totals, groups)
   lead = q.shape[:stack]
+  more = groups > 1 and not depthwise
 
   def full(p, inner):
     ones = (1,) * (max(ndim, inner) - inner)
@@ -216,11 +242,11 @@ def _packed(leaf, matrix, stack, group, act):
 
   ranged = isinstance(leaf, qarray.QDotArray)
   return packed.PackedArray(
-    full(payload, 3),
+    full(payload, 4 if depthwise else 3 + more),
     None,
-    full(scale, 2),
-    full(zero, 2),
-    full(totals, 2),
+    full(scale, 2 + more),
+    full(zero, 2 + more),
+    full(totals, 2 + more),
     given(leaf.act_scale) if ranged else None,
     given(leaf.act_zero) if ranged else None,
     q.format,
@@ -228,7 +254,15 @@ def _packed(leaf, matrix, stack, group, act):
     matrix,
     group,
     act,
+    feature_groups=groups,
   )
+
+
+def _by_group(p, groups):
+  """[..., rows, n] to [..., groups of features, rows, n / groups]."""
+  if p is None or groups == 1:
+    return p
+  return jnp.swapaxes(p.reshape(*p.shape[:-1], groups, -1), -3, -2)
 
 
 def _free_blocks(q, matrix, stack):

@@ -86,7 +86,8 @@ class PackedArray(array.CompressedArray):
 
   Attributes:
     payload: [stack..., panels, units, bytes] uint8; [stack..., bytes] where zeros
-      are left out.
+      are left out; [stack..., quads, width, columns, 4] int8 of a convolution that
+      keeps channels apart.
     offsets: None; or [stack..., panels + 1] int32, where the panels begin.
     scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for
       floats.
@@ -101,6 +102,9 @@ class PackedArray(array.CompressedArray):
     group: rows that share scales.
     act: how the other operand becomes codes; None for not at all.
     sparse: how zeros are left out, see `sparse_layout`; None where they are not.
+    feature_groups: of the convolution that it is the kernel of. Where there are
+      several, and channels are not kept apart, parts have an axis of them after
+      those of the stack.
     paths: ((rows, instruction path), ...) as `tune` measured them; empty for the
       library's own choice.
   """
@@ -122,14 +126,24 @@ class PackedArray(array.CompressedArray):
   sparse: sparse_layout.Sparse | None = dataclasses.field(
     default=None, metadata={'static': True}
   )
+  feature_groups: int = dataclasses.field(default=1, metadata={'static': True})
   paths: tuple[tuple[int, str], ...] = dataclasses.field(
     default=(), metadata={'static': True}
   )
 
+  @property
+  def depthwise(self) -> bool:
+    """Whether it is the kernel of a convolution that keeps channels apart."""
+    return self.feature_groups > 1 and self.matrix.rows[-1] == 1
+
   def _inner(self, name: str) -> int:
     """How many axes of a part are not those of the stack."""
-    dense = self.sparse is None
-    return {'payload': 3 if dense else 1, 'offsets': 1}.get(name, 2)
+    if self.depthwise:
+      return {'payload': 4}.get(name, 2)
+    payload = 3 if self.sparse is None else 1
+    inner = {'payload': payload, 'offsets': 1}.get(name, 2)
+    given = name in ('act_scale', 'act_zero')
+    return inner + (self.feature_groups > 1 and not given)
 
   @property
   def stack(self) -> tuple[int, ...]:
@@ -146,6 +160,18 @@ class PackedArray(array.CompressedArray):
     if x is None:
       return None
     return x.reshape(*self.stack, *x.shape[x.ndim - self._inner(name) :])
+
+  def whole(self, name: str) -> jax.Array | None:
+    """[stack..., groups or 1, n]: a part, groups of features joined."""
+    p = self.part(name)
+    return p if p is None else self._joined(p)
+
+  def _joined(self, p):
+    """[..., features' groups, rows, columns] to [..., rows, n]."""
+    if self.feature_groups == 1 or self.depthwise:
+      return p
+    p = jnp.swapaxes(p, -3, -2)
+    return p.reshape(*p.shape[:-2], -1)
 
   def seen_as(self, matrix: Matrix, dtype=None) -> 'PackedArray':
     """The same matrices, seen with other axes, or in another dtype."""
@@ -180,17 +206,23 @@ class PackedArray(array.CompressedArray):
         m.n,
       ).astype(jnp.float32)
       return x * np.float32(LAYOUT[self.format].unit) if self.format else x
+    if self.depthwise:
+      x = layout.from_quads(self.part('payload'), m.rows[0], m.n)
+      x = x.reshape(*self.stack, m.k, m.n).astype(jnp.float32)
+      return x * np.float32(LAYOUT[self.format].unit)
     name = LAYOUT[self.format].name
-    codes = layout.from_panels(self.part('payload'), name, self.group, m.k, m.n)
-    return numbers(codes, self.format)
+    codes = layout.from_panels(
+      self.part('payload'), name, self.group, m.k, m.n // self.feature_groups
+    )
+    return numbers(self._joined(codes), self.format)
 
   def materialize(self):
     x = self.numbers()
     rows = lambda p: by_row(p.astype(jnp.float32), self.group, self.matrix.k)
     if self.zero is not None:
-      x = x - rows(self.part('zero'))
+      x = x - rows(self.whole('zero'))
     if self.scale is not None:
-      x = x * rows(self.part('scale'))
+      x = x * rows(self.whole('scale'))
     return self.matrix.from_matrix(x).astype(self.dtype)
 
   def can_cut(self, axis, size):
@@ -262,9 +294,15 @@ def codes_of(q: qarray.QArray) -> jax.Array:
   how = LAYOUT[q.format]
   if how.name in ('e2m1', 'nf4'):
     return q.codes
-  integers = q.numbers if q.integer else jnp.round(q.numbers / how.unit)
   offset = layout.CODES[how.name].offset
-  return (integers.astype(jnp.int32) + offset).astype(jnp.uint8)
+  return (integers_of(q) + offset).astype(jnp.uint8)
+
+
+def integers_of(q: qarray.QArray) -> jax.Array:
+  """Its numbers in units of its layout: int32."""
+  if q.integer:
+    return q.numbers.astype(jnp.int32)
+  return jnp.round(q.numbers / LAYOUT[q.format].unit).astype(jnp.int32)
 
 
 def numbers(codes: jax.Array, format: str) -> jax.Array:
@@ -319,8 +357,8 @@ def unpack_leaf(
   whole = lambda p: None if p is None else m.from_matrix(p, (*rows, *m.columns))
   q = qarray.QArray(
     codes,
-    whole(leaf.part('scale')),
-    whole(leaf.part('zero')),
+    whole(leaf.whole('scale')),
+    whole(leaf.whole('zero')),
     None,
     None,
     leaf.format,

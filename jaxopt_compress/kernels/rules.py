@@ -13,6 +13,7 @@ from jaxopt_compress.kernels import packed
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import product
+from jaxopt_compress.quantization import qarray
 
 PackedArray = packed.PackedArray
 
@@ -58,6 +59,8 @@ def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
 def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
   """Declines products that do not sum over the rows of each matrix."""
   stack, m = len(leaf.stack), leaf.matrix
+  if leaf.feature_groups > 1:
+    return lift.Dense('it is packed for a convolution')
   if sorted(batch) != list(range(stack)):
     return lift.Dense('its stacked axes are not batch axes of the product')
   if any(i < stack for i in contracting):
@@ -66,6 +69,70 @@ def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
   summed = {e for e in summed if m.sizes[e] > 1}
   if summed != {e for e in range(len(m.rows)) if m.rows[e] > 1}:
     return lift.Dense('it is packed for a product over other axes')
+  return None
+
+
+# ----------------------------------------------------------------- convolutions
+
+
+@lift.rule(lax.conv_general_dilated_p, PackedArray)
+def _(lhs, rhs, **params):
+  if not isinstance(rhs, PackedArray):
+    return lift.Dense('it is the image of a convolution, not the kernel')
+  declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
+  if declined:
+    return declined
+  numbers = params['dimension_numbers']
+  images, feature, *space = numbers.lhs_spec
+  out_images, out_feature, *out_space = numbers.out_spec
+  # Images of one axis are of height one.
+  flat = len(space) == 1
+  two = lambda pair, one: (one, *pair) if flat else tuple(pair)
+  there = (images, *space, feature)
+  back = [0] * lhs.ndim
+  for i, axis in enumerate((out_images, *out_space, out_feature)):
+    back[axis] = i
+  kind = qarray.QArray if rhs.act is None else qarray.QDotArray
+  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
+
+  def portable(x, leaf):
+    x = x[:, 0] if flat else x
+    x = lax.transpose(x, tuple(there.index(i) for i in range(lhs.ndim)))
+    wide = {**params, 'preferred_element_type': jnp.dtype(jnp.float32)}
+    y = rule(x, packed.unpack_leaf(leaf), **wide)
+    y = lax.transpose(y, (out_images, *out_space, out_feature))
+    return y[:, None] if flat else y
+
+  x = lax.transpose(lhs, there)
+  y = dispatch.convolution(
+    x[:, None] if flat else x,
+    rhs,
+    portable,
+    strides=two(params['window_strides'], 1),
+    padding=two(map(tuple, params['padding']), (0, 0)),
+    lhs_dilation=two(params['lhs_dilation'], 1),
+    rhs_dilation=two(params['rhs_dilation'], 1),
+  )
+  y = lax.transpose(y[:, 0] if flat else y, tuple(back))
+  preferred = params['preferred_element_type']
+  return y.astype(dot.result_dtype(preferred, lhs, rhs))
+
+
+def _not_its_windows(leaf, params) -> lift.Dense | None:
+  """Declines convolutions that it is not the kernel of."""
+  m = leaf.matrix
+  out, feature, *space = params['dimension_numbers'].rhs_spec
+  if leaf.stack or leaf.sparse is not None or len(space) > 2:
+    return lift.Dense('no kernel for this convolution')
+  if params['batch_group_count'] != 1:
+    return lift.Dense('a convolution grouped over the batch')
+  if params['feature_group_count'] != leaf.feature_groups:
+    return lift.Dense('it is packed for another number of groups of features')
+  if any(p < 0 for pair in params['padding'] for p in pair):
+    return lift.Dense('a convolution that cuts its image')
+  rows = tuple(m.order[i] for i in (*space, feature))
+  if rows != tuple(range(len(m.rows))) or len(m.columns) != 1:
+    return lift.Dense('it is packed in another order than windows')
   return None
 
 

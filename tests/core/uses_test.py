@@ -170,7 +170,7 @@ CASES = dict(
   ),
   tied=((9, 6), _tied, [('gather', (-1,), ()), (DOT, (-1,), ())]),
   conv=((3, 3, 4, 5), _conv('HWIO'), [(CONV, (-4, -3, -2), ())]),
-  conv_odd_numbers=((5, 3, 4, 3), _conv('OWIH'), [(CONV, (-3, -2, -1), ())]),
+  conv_odd_numbers=((5, 3, 4, 3), _conv('OWIH'), [(CONV, (-3, -1, -2), ())]),
   conv_depthwise=((3, 3, 1, 8), _conv('HWIO', 4), [(CONV, (-4, -3, -2), ())]),
   conv_1d=((3, 4, 5), _conv_1d, [(CONV, (-3, -2), ())]),
   conv_transpose=(

@@ -1,0 +1,105 @@
+"""The law for packed kernels of convolutions."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+
+_KEYS = [jax.random.key(i) for i in range(3)]
+
+
+def _conv(strides=(1, 1), padding='SAME', groups=1, numbers=None, **more):
+  spatial = len(strides)
+  numbers = numbers or ('NHWC', 'HWIO', 'NHWC')
+  numbers = ('NWC', 'WIO', 'NWC') if spatial == 1 else numbers
+  return lambda p, x: jax.lax.conv_general_dilated(
+    x,
+    p['w'],
+    strides,
+    padding,
+    dimension_numbers=numbers,
+    feature_group_count=groups,
+    **more,
+  )
+
+
+# what it is: (function, images, kernel)
+CONVS = {
+  'same': (_conv(), (2, 7, 6, 8), (3, 3, 8, 12)),
+  'strided': (_conv((2, 1), 'VALID'), (2, 7, 6, 3), (3, 2, 3, 5)),
+  'dilated': (
+    _conv(padding=((1, 2), (0, 3)), rhs_dilation=(2, 1)),
+    (1, 7, 6, 8),
+    (3, 3, 8, 12),
+  ),
+  'transposed': (
+    _conv(padding=((1, 2), (2, 2)), lhs_dilation=(2, 2)),
+    (1, 4, 5, 8),
+    (3, 3, 8, 12),
+  ),
+  'grouped': (_conv(groups=2), (2, 7, 6, 8), (3, 3, 4, 12)),
+  'depthwise': (_conv(groups=8), (2, 7, 6, 8), (3, 3, 1, 16)),
+  'of one axis': (_conv((2,)), (2, 9, 8), (3, 8, 12)),
+  'channels first': (
+    _conv(numbers=('NCHW', 'OIHW', 'NCHW')),
+    (2, 8, 7, 6),
+    (12, 8, 3, 3),
+  ),
+}
+
+
+def _distance(y, expected):
+  return float(jnp.abs(y - expected).max() / jnp.abs(expected).max())
+
+
+class ConvTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    (f'{name}, {words}', name, words)
+    for name in CONVS
+    for words in ('W8A8', 'int8', 'int4 g4 asym, int8', 'int8, int8 asym')
+    # Channels kept apart have one scale each; three are too few for a group.
+    if 'g4' not in words or name not in ('depthwise', 'strided')
+  )
+  def test_law(self, name, words):
+    f, image, kernel = CONVS[name]
+    x = jax.random.normal(_KEYS[0], image) + 0.3
+    params = {'w': jax.random.normal(_KEYS[1], kernel)}
+    uses = jc.uses(f)(params, x)
+    q = jc.quantize(params, [('w', words)], uses)
+    p = jc.pack(q, uses)
+    g = jc.lift(f, strict=True)
+    loss = lambda x, q: jnp.mean(g(q, x) ** 2)
+    run = jax.jit(lambda q, x: (g(q, x), jax.grad(loss)(x, q)))
+    for got, expected in zip(run(p, x), run(q, x), strict=True):
+      # A code may fall to the other side.
+      self.assertLess(
+        _distance(got, expected),
+        2e-2 if ',' in words or words == 'W8A8' else 2e-5,
+      )
+    for leaf in (p, jc.unpack(p)):
+      dense = jc.materialize(q)['w']
+      self.assertLess(_distance(jc.materialize(leaf)['w'], dense), 1e-6)
+
+  def test_vmap(self):
+    f, image, kernel = CONVS['same']
+    x = jax.random.normal(_KEYS[0], (3, *image))
+    params = {'w': jax.random.normal(_KEYS[1], kernel)}
+    uses = jc.uses(f)(params, x[0])
+    q = jc.quantize(params, [('w', 'int8')], uses)
+    g = jax.jit(jax.vmap(jc.lift(f), (None, 0)))
+    self.assertLess(_distance(g(jc.pack(q, uses), x), g(q, x)), 2e-5)
+
+  def test_other_groups_are_dense(self):
+    f, image, kernel = CONVS['same']
+    params = {'w': jax.random.normal(_KEYS[1], kernel)}
+    q = jc.quantize(params, [('w', 'int8')])
+    p = jc.pack(q)
+    x = jnp.ones((*image[:-1], 16))
+    (met,) = jc.explain(_conv(groups=2))(p, x)
+    self.assertIn('another number of groups', met.reason)
+
+
+if __name__ == '__main__':
+  absltest.main()
