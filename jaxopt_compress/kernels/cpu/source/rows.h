@@ -114,8 +114,8 @@ inline void digits_row(const float* x, int64_t k, float inverse, int digits,
           static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
       const int32_t q1 = (q + 128) >> 8, q0 = (q1 + 128) >> 8;
       a[i] = static_cast<int8_t>(q0);
-      b[i] = static_cast<int8_t>(q1 - (q0 << 8));
-      c[i] = static_cast<int8_t>(q - (q1 << 8));
+      b[i] = static_cast<int8_t>(q1 - q0 * 256);
+      c[i] = static_cast<int8_t>(q - q1 * 256);
     }
   } else {
     int8_t *a = out[0], *b = out[1];
@@ -124,7 +124,7 @@ inline void digits_row(const float* x, int64_t k, float inverse, int digits,
           static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
       const int32_t q0 = (q + 128) >> 8;
       a[i] = static_cast<int8_t>(q0);
-      b[i] = static_cast<int8_t>(q - (q0 << 8));
+      b[i] = static_cast<int8_t>(q - q0 * 256);
     }
   }
 }
