@@ -98,7 +98,7 @@ def _columns(x, probe, dims):
     if pieces[j][0] in cut:  # of several pieces of an axis, the first is cut
       x = joined(x, cut.pop(pieces[j][0]), n + j)
   x = lax.transpose(x, (*range(n), *(n + j for j in order)))
-  return x.reshape(*x.shape[:n], -1)
+  return x.reshape(*x.shape[:n], math.prod(x.shape[n:]))
 
 
 def _dot_rows(probe, side, operands, params, statistic):
@@ -169,7 +169,8 @@ def _ragged_rows(probe, side, operands, params, statistic):
   free = [i for i in range(x.ndim) if i not in (*other, *ragged)]
   x = lax.transpose(x, (*ragged, *free, *other))
   rows = x.shape[0]
-  x = x.reshape(rows, -1, *(x.shape[1 + len(free) :]))
+  each = math.prod(x.shape[1 : 1 + len(free)])
+  x = x.reshape(rows, each, *x.shape[1 + len(free) :])
   x = _columns(x, probe, contracting[1])
   ends = jnp.cumsum(group_sizes)
   index = jnp.arange(rows)[None]

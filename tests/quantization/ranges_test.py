@@ -260,6 +260,12 @@ class CalibrateTest(_Case):
       run([('.*', 'W8A8')], self.batches)
     with self.assertRaisesRegex(ValueError, 'met only zeros'):
       run(rules, [jnp.zeros((4, 16))])
+    with self.assertRaisesRegex(ValueError, 'saw no data'):
+      run(rules, [jnp.ones((0, 16))])
+    for method in ranges.METHODS:
+      x = jnp.ones((4, 16)).at[1, 2].set(jnp.nan)
+      with self.assertRaisesRegex(ValueError, 'not finite'):
+        jc.calibrate(self.apply, self.params, rules, [x], self.uses, method)
     with self.assertRaisesRegex(ValueError, 'not finite'):
       run(rules, [jnp.full((4, 16), jnp.inf)])
     with self.assertRaisesRegex(ValueError, "Did you mean 'percentile'"):
