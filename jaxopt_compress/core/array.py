@@ -87,6 +87,10 @@ class CompressedArray:
     """What is stored of this leaf when training is over; itself by default."""
     return self
 
+  def portable(self):
+    """The same for any machine, where it is laid out for one; itself by default."""
+    return self
+
   def describe(self) -> str:
     """The format in a few words, for tables."""
     return type(self).__name__

@@ -52,7 +52,8 @@ def save(
     directory: made if missing; replaced if it holds an export.
     fun: as it is evaluated. Lift it if `params` hold compressed leaves. Arrays
       that it closes over become constants of the program.
-    params: any pytree of arrays.
+    params: any pytree of arrays. Leaves that are laid out for the kernels of one
+      machine are exported as their portable form.
     *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
     polymorphic: whether the leading axis of every input may have any length,
       one and the same for all of them.
@@ -64,6 +65,7 @@ def save(
   """
   directory = pathlib.Path(directory).absolute()
   layout.check_target(directory)
+  params = _portable(params)
   weights, rebuild = weights_lib.flatten(params)
   inputs = _specs(example_args, polymorphic)
   exported = _export(_over_weights(fun, rebuild), weights, inputs, platforms)
@@ -81,6 +83,14 @@ def save(
   finally:
     shutil.rmtree(new, ignore_errors=True)
   return manifest
+
+
+def _portable(params):
+  return jax.tree.map(
+    lambda x: x.portable() if array.is_compressed(x) else x,
+    params,
+    is_leaf=array.is_compressed,
+  )
 
 
 def _over_weights(fun, rebuild):

@@ -37,16 +37,17 @@ def pack(
 ) -> Any:
   """Lays quantised and pruned weights out for the kernels of CPUs.
 
-  To be done once, before a model is called, and not under `jax.jit`; `lift` calls
-  the kernels where the library of C++ was built, and otherwise computes the same,
-  slower. Scales of two levels become float32; numbers stay what they are.
+  To be done once, before a model is called; `lift` calls the kernels where the
+  library of C++ was built, and otherwise computes the same, slower. Scales of two
+  levels become float32; numbers stay what they are.
 
   Args:
     params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays.
     uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
       in `jc.quantize`.
     sparse: leave zeros out of weights that take a fifth less memory without: of
-      int8, bfloat16 and float32, that meet dot products only.
+      int8, bfloat16 and float32, that meet dot products only. Not under `jax.jit`,
+      where zeros are not known.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
 
   Returns:
@@ -63,7 +64,12 @@ def pack(
   made, reasons = {}, {}
   for path, leaf in rules_lib.named_leaves(params):
     why = packable(path, leaf, uses)
-    thin = _without_zeros(path, leaf, uses, why) if sparse else None
+    known = not any(
+      isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf)
+    )
+    thin = None
+    if sparse and known:
+      thin = _without_zeros(path, leaf, uses, why)
     if thin is not None:
       made[path] = thin
     elif not why:
@@ -85,7 +91,7 @@ def pack(
 def unpack(params: Any) -> Any:
   """The inverse of `pack`: leaves for any machine, of the same numbers."""
   return jax.tree.map(
-    lambda x: x.portable() if isinstance(x, packed.PackedArray) else x,
+    lambda x: x.portable() if array.is_compressed(x) else x,
     params,
     is_leaf=array.is_compressed,
   )
@@ -328,7 +334,7 @@ def _is_pruned(leaf) -> bool:
   if array.is_compressed(leaf) and array.is_compressed(leaf.value):
     return False
   floats = getattr(leaf, 'dtype', None) in (jnp.float32, jnp.bfloat16)
-  if not floats or leaf.ndim < 2 or isinstance(leaf, jax.core.Tracer):
+  if not floats or leaf.ndim < 2:
     return False
   w = np.asarray(array.materialize(leaf))
   return w.size > 0 and np.mean(w == 0) >= _ZEROS

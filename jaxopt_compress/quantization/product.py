@@ -197,7 +197,9 @@ def _sum_of_groups(a, b, d, axes, precision):
   ]
   grouped = Dims(tuple(inner), tuple(outer))
   shape = jax.eval_shape(lambda a, b: multiply(a, b, grouped), a, b).shape
-  if math.prod(shape) <= _MOST_PARTIALS or shape[0] == 1:
+  # Of a size that an export leaves open, group after group.
+  known = all(isinstance(n, int) for n in shape)
+  if known and math.prod(shape) <= _MOST_PARTIALS or shape[0] == 1:
     return jnp.sum(multiply(a, b, grouped, precision), axis=0)
 
   def group(i):

@@ -1,5 +1,7 @@
 """The law for packed leaves: what they compute is what they were packed from."""
 
+import tempfile
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.export import stablehlo
 
 # What is packed, and what it is called then.
 SCHEMES = {
@@ -254,6 +257,21 @@ class WithoutZerosTest(parameterized.TestCase):
     q = jc.quantize({'w': w}, [('w', 'int8')])
     p = jc.pack(q, sparse=False)
     self.assertEqual(p['w'].describe(), 'int8 channel, packed')
+
+
+class ExportTest(absltest.TestCase):
+  def test_exported_programs_are_portable(self):
+    q, p = _both(_matmul, {'w': W}, X, 'int4 g32, int8')
+    with tempfile.TemporaryDirectory() as folder:
+      manifest = stablehlo.save(folder, jc.lift(_matmul), p, X)
+      self.assertNotIn('packed', str(manifest['leaves']))
+      y = stablehlo.load(folder)(X)
+    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
+
+  def test_jax_refuses_to_export_packed_leaves(self):
+    _, p = _both(_matmul, {'w': W}, X, 'W8A8')
+    with self.assertRaisesRegex(ValueError, 'jaxopt_compress_matmul'):
+      jax.export.export(jax.jit(jc.lift(_matmul)))(p, X)
 
 
 class PackTest(parameterized.TestCase):
