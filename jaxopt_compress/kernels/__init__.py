@@ -5,3 +5,4 @@ from jaxopt_compress.kernels.pack import pack as pack
 from jaxopt_compress.kernels.pack import packable as packable
 from jaxopt_compress.kernels.pack import unpack as unpack
 from jaxopt_compress.kernels.packed import PackedArray as PackedArray
+from jaxopt_compress.kernels.tiled import TiledArray as TiledArray

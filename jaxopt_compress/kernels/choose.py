@@ -1,6 +1,6 @@
 """A measured choice of form and instructions for each weight, kept in a file.
 
-    {device kind: {weight: {'form': 'packed', 'paths': {'1': 'avx512-vnni', ...},
+    {device kind: {weight: {'form': 'kernel', 'paths': {'1': 'avx512-vnni', ...},
                             'milliseconds': {'1': {'xla': 0.2, ...}, ...}}}}
 
 Weights of one format, one size and one way to round the other operand are one entry.
@@ -21,11 +21,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels import pack as pack_lib
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import native
 
 # Turns that each takes.
@@ -42,9 +42,9 @@ def tune(
 ) -> Any:
   """Packs each weight in the form that is fastest on this machine, as measured.
 
-  For each kind of weight and each number of rows, times its product in XLA and on
-  every instruction path of the kernels, in turns. A weight whose products are
-  fastest in XLA stays as it is.
+  For each kind of weight and each number of rows, times its product in XLA and, in
+  turns, on every instruction path of the kernels for CPUs, or in Pallas on GPUs and
+  TPUs. A weight whose products are fastest in XLA stays as it is.
 
   Args:
     params: a tree with `QArray` and `QDotArray` leaves.
@@ -55,7 +55,7 @@ def tune(
     seconds: for one product.
 
   Returns:
-    The tree, with `PackedArray` leaves that know their paths.
+    The tree, with `PackedArray` leaves that know their paths, or `TiledArray` ones.
 
   Raises:
     ValueError: rows that are not positive, or a file that is not of this kind.
@@ -65,16 +65,22 @@ def tune(
   rows = tuple(sorted(set(rows)))
   known = _read(file)
   here = known.setdefault(device_kind(), {})
+  target = jax.default_backend()
 
   def one(path, leaf):
-    if not array.is_compressed(leaf) or pack_lib.packable(path, leaf, uses):
+    if pack_lib.packable(path, leaf, uses, target):
       return leaf
     made = pack_lib.pack_leaf(path, leaf, uses)
+    if made.feature_groups > 1:
+      return made  # there is no product to measure
+    made = made if target == 'cpu' else tiled.tile(made)
     entry = here.setdefault(kind(made), {})
     if not set(map(str, rows)) <= set(entry.get('paths', {})):
       entry.update(_measured(made, rows, seconds))
-    if entry['form'] != 'packed':
+    if entry['form'] != 'kernel':
       return leaf
+    if target != 'cpu':
+      return made
     paths = tuple((m, entry['paths'][str(m)]) for m in rows)
     return dataclasses.replace(made, paths=paths)
 
@@ -90,7 +96,7 @@ def device_kind() -> str:
   return f'{name}, {" ".join(native.paths())}' if native.paths() else name
 
 
-def kind(leaf: packed.PackedArray) -> str:
+def kind(leaf: packed.PackedArray | tiled.TiledArray) -> str:
   """What weights must share to share a choice."""
   m = leaf.matrix
   stack = 'x'.join(map(str, (*leaf.stack, m.k, m.n)))
@@ -103,10 +109,13 @@ def _measured(made, rows, seconds):
   for m in rows:
     runs = {'xla': (_product, made.as_matrices().portable())}
     matrices = made.as_matrices()
-    for path in native.paths():
-      # A path that does not suit is one of the others: measured twice, no harm.
-      one = dataclasses.replace(matrices, paths=((m, path),))
-      runs[path] = (_product, one)
+    if isinstance(made, tiled.TiledArray):
+      runs['pallas'] = (_product, matrices)
+    else:
+      for path in native.paths():
+        # One that does not suit is another: measured twice, no harm.
+        one = dataclasses.replace(matrices, paths=((m, path),))
+        runs[path] = (_product, one)
     x = jax.random.normal(
       jax.random.key(m), (*made.stack, m, made.matrix.k), made.dtype
     )
@@ -120,7 +129,7 @@ def _measured(made, rows, seconds):
     for m, t in times.items()
   )
   return {
-    'form': 'packed' if gain > 0 else 'xla',
+    'form': 'kernel' if gain > 0 else 'xla',
     'paths': {str(m): p for m, p in paths.items()},
     'milliseconds': {
       str(m): {p: round(1e3 * s, 4) for p, s in t.items()}

@@ -2,9 +2,9 @@
 
     product(x, leaf) = x @ leaf,  x [..., m, k], leaf [..., k, n]
 
-On CPUs the library of C++ computes it, elsewhere and where the library was not
-built the rules of `QArray` do: the same up to the order of sums. Derivatives are
-those of the latter.
+On CPUs the library of C++ computes it, on GPUs and TPUs what was laid out for them
+goes to Pallas; anywhere else, and where the library was not built, the rules of
+`QArray` do: the same up to the order of sums. Derivatives are those of the latter.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.quantization import activation
@@ -24,9 +25,11 @@ from jaxopt_compress.quantization import straight
 
 
 def product(
-  x: jax.Array, leaf: packed.PackedArray, bias: jax.Array | None = None
+  x: jax.Array,
+  leaf: packed.PackedArray | tiled.TiledArray,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
-  """Rows times packed matrices.
+  """Rows times matrices laid out for kernels.
 
   Args:
     x: [stack..., m, k] floating.
@@ -39,18 +42,35 @@ def product(
   out_dtype = jnp.result_type(x.dtype, leaf.dtype)
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
   portable = lambda x, leaf, bias: _portable(x, leaf, bias, out_dtype)
-  path = leaf.path_for(x.shape[-2])
-  kernel = lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
-  return _either(kernel, portable, x, leaf, bias)
+  if isinstance(leaf, tiled.TiledArray):
+    on = lambda platform: (
+      lambda x, leaf, bias: _tiled(x, leaf, bias, out_dtype, platform)
+    )
+    kernels = dict(cuda=on('gpu'), rocm=on('gpu'), tpu=on('tpu'))
+  elif native.available():
+    path = leaf.path_for(x.shape[-2])
+    kernels = dict(
+      cpu=lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
+    )
+  else:
+    kernels = {}
+  return _where_there_are(kernels, portable, x, leaf, bias)
 
 
-def _either(kernel, portable, x, leaf, *others):
-  """On CPUs by the kernel, elsewhere not; with the derivative of the latter."""
-  if not native.available() or 0 in (*x.shape, *leaf.shape):
+def _where_there_are(kernels, portable, x, leaf, *others):
+  """By the kernel of the platform, if any; with the derivative of the portable."""
+  if not kernels or 0 in (*x.shape, *leaf.shape):
     return portable(x, leaf, *others)
   fixed = jax.tree.map(lax.stop_gradient, (x, leaf, *others))
-  out = lax.platform_dependent(*fixed, cpu=kernel, default=portable)
+  out = lax.platform_dependent(*fixed, **kernels, default=portable)
   return straight.as_if(portable, out, x, leaf, *others)
+
+
+def _tiled(x, leaf, bias, out_dtype, platform):
+  """By Pallas."""
+  y = leaf.multiply(x, platform=platform).astype(jnp.float32)
+  y = y if bias is None else y + bias.astype(jnp.float32)
+  return y.astype(out_dtype)
 
 
 def convolution(
@@ -94,12 +114,13 @@ def convolution(
       **options,
     )
 
-  return _either(kernel, portable, x, leaf)
+  kernels = dict(cpu=kernel) if native.available() else {}
+  return _where_there_are(kernels, portable, x, leaf)
 
 
 def _portable(x, leaf, bias, out_dtype):
   """By the rules of the leaf that it was packed from."""
-  q = packed.unpack_leaf(leaf.as_matrices())
+  q = leaf.as_matrices().unpack()
   batch = tuple(range(x.ndim - 2))
   numbers = (((x.ndim - 1,), (q.ndim - 2,)), (batch, batch))
   options = dict(

@@ -20,50 +20,61 @@ from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels import rules as _rules  # noqa: F401  (its rules)
 from jaxopt_compress.kernels import sparse_layout
+from jaxopt_compress.kernels import tiled
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
+from jaxopt_compress.quantization import spec
 
 # Operations that multiply a weight.
-_PRODUCTS = ('dot_general', 'ragged_dot_general', 'conv_general_dilated')
+_PRODUCTS = ('dot_general', 'conv_general_dilated')
 
 
 def pack(
   params: Any,
   uses: dict | None = None,
   *,
+  target: str | None = None,
   sparse: bool = True,
   skipped: Callable[[str, str], None] | None = None,
 ) -> Any:
-  """Lays quantised and pruned weights out for the kernels of CPUs.
+  """Lays quantised and pruned weights out for the kernels of a kind of machine.
 
-  To be done once, before a model is called; `lift` calls the kernels where the
-  library of C++ was built, and otherwise computes the same, slower. Scales of two
-  levels become float32; numbers stay what they are.
+  To be done once, before a model is called; `lift` calls the kernels on such a
+  machine (on CPUs where the library of C++ was built), and otherwise computes the
+  same, slower. Scales of two levels become float32; numbers stay what they are.
+
+  On GPUs and TPUs XLA has integer products of its own, and nobody has timed these
+  kernels: `tune` packs what it measured to be faster.
 
   Args:
     params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays.
     uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
       in `jc.quantize`.
+    target: 'cpu'; 'gpu' or 'tpu' for int8 and int4 matrices in Pallas; None for
+      where programs run by default.
     sparse: leave zeros out of weights that take a fifth less memory without: of
-      int8, bfloat16 and float32, that meet dot products only. Not under `jax.jit`,
-      where zeros are not known.
+      int8, bfloat16 and float32, that meet dot products only. On CPUs, and not
+      under `jax.jit`, where zeros are not known.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
 
   Returns:
-    The tree with `PackedArray` leaves.
+    The tree with `PackedArray` leaves; `TiledArray` for GPUs and TPUs.
 
   Raises:
-    ValueError: no leaf can be packed; says why for each.
+    ValueError: no leaf can be packed; says why for each. No such target.
 
   >>> from jaxopt_compress.quantization import schemes
   >>> q = schemes.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
   >>> pack(q)['kernel'].describe()
   'int4 g32, packed'
   """
+  target = target or jax.default_backend()
+  spec.one_of('target', target, ('cpu', 'gpu', 'tpu'))
+  sparse = sparse and target == 'cpu'
   made, reasons = {}, {}
   for path, leaf in rules_lib.named_leaves(params):
-    why = packable(path, leaf, uses)
+    why = packable(path, leaf, uses, target)
     known = not any(
       isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf)
     )
@@ -74,6 +85,8 @@ def pack(
       made[path] = thin
     elif not why:
       made[path] = pack_leaf(path, leaf, uses)
+      if target != 'cpu':
+        made[path] = tiled.tile(made[path])
     elif array.is_compressed(leaf):
       reasons[path] = why
   if not made:
@@ -97,8 +110,10 @@ def unpack(params: Any) -> Any:
   )
 
 
-def packable(path: str, leaf: Any, uses: dict | None = None) -> str:
-  """Why a leaf cannot be packed; '' if it can."""
+def packable(
+  path: str, leaf: Any, uses: dict | None = None, target: str = 'cpu'
+) -> str:
+  """Why a leaf cannot be packed for a target; '' if it can."""
   if not array.is_compressed(leaf):
     return 'it is not compressed'
   if not isinstance(leaf, qarray.QArray | qarray.QDotArray):
@@ -109,7 +124,7 @@ def packable(path: str, leaf: Any, uses: dict | None = None) -> str:
   if uses is not None and path in uses:
     met = {u.primitive for u in uses[path] if u.contracted}
     if not met & set(_PRODUCTS):
-      return 'no product reads it'
+      return 'no dot product or convolution reads it'
   if 0 in q.shape:
     return 'it is empty'
   matrix, stack, why = _as_matrix(path, q, uses)
@@ -119,6 +134,12 @@ def packable(path: str, leaf: Any, uses: dict | None = None) -> str:
   if isinstance(group, str):
     return group
   groups = _feature_groups(path, uses)
+  if target != 'cpu':
+    met = {u.primitive for u in (uses or {}).get(path, ()) if u.contracted}
+    if met - {'dot_general'}:
+      return f'no kernel of a {target} for {sorted(met)}'
+    act = leaf.act if isinstance(leaf, qarray.QDotArray) else None
+    return tiled.suits(q.format, q.zero, act)
   if groups > 1 and stack:
     return 'a stack of convolutions in groups'
   if groups > 1 and len(matrix.rows) != 3:

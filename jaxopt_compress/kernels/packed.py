@@ -249,9 +249,31 @@ class PackedArray(array.CompressedArray):
     far = lambda measured: abs(math.log(measured[0] / max(rows, 1)))
     return min(self.paths, key=far)[1]
 
+  def unpack(
+    self, stored: bool = False
+  ) -> qarray.QArray | qarray.QDotArray | jax.Array:
+    """The leaf of the same numbers for any machine; of floats, the array.
+
+    Scales are of one level. `stored`: narrow codes share bytes, to be kept.
+    """
+    if not self.format:
+      return self.materialize()
+    return assemble(
+      self.numbers(),
+      self.whole('scale'),
+      self.whole('zero'),
+      format=self.format,
+      dtype=self.dtype,
+      matrix=self.matrix,
+      group=self.group,
+      act=self.act,
+      act_scale=self.part('act_scale'),
+      act_zero=self.part('act_zero'),
+      stored=stored,
+    )
+
   def portable(self):
-    """The same weight as a leaf, or an array, for any machine."""
-    return unpack_leaf(self, stored=True)
+    return self.unpack(stored=True)
 
 
 _PARTS = (
@@ -321,27 +343,37 @@ def by_row(part: jax.Array, group: int, k: int) -> jax.Array:
   return jnp.repeat(part, group, axis=-2)[..., :k, :]
 
 
-def unpack_leaf(
-  leaf: PackedArray, stored: bool = False
-) -> qarray.QArray | qarray.QDotArray | jax.Array:
-  """The QArray, or QDotArray where it rounds the other operand, of a leaf.
-
-  Scales are of one level. Of floats, the array.
+def assemble(
+  numbers: jax.Array,
+  scale: jax.Array,
+  zero: jax.Array | None,
+  *,
+  format: str,
+  dtype,
+  matrix: Matrix,
+  group: int,
+  act: spec_lib.Spec | None = None,
+  act_scale: jax.Array | None = None,
+  act_zero: jax.Array | None = None,
+  stored: bool = False,
+) -> qarray.QArray | qarray.QDotArray:
+  """The leaf for any machine that has these numbers and scales.
 
   Args:
-    leaf: packed.
+    numbers: [stack..., k, n] of the format.
+    scale, zero: [stack..., groups, n].
+    format, dtype, matrix, group, act: as for `PackedArray`.
+    act_scale, act_zero: [stack..., 1, 1] or None.
     stored: pack narrow codes along the longest axis that is contracted, to be
       kept; codes have a byte each otherwise.
   """
-  if not leaf.format:
-    return leaf.materialize()
-  m, fmt = leaf.matrix, formats.FORMATS[leaf.format]
+  m, fmt = matrix, formats.FORMATS[format]
+  stack = numbers.shape[:-2]
   place = {entry: i - len(m.order) for i, entry in enumerate(m.order)}
-  numbers_ = leaf.numbers()
   if fmt.integer:
-    codes = fmt.stored(numbers_.astype(jnp.int32))
+    codes = fmt.stored(numbers.astype(jnp.int32))
   else:
-    codes = fmt.round(numbers_)  # each is a number of the format
+    codes = fmt.round(numbers)  # each is a number of the format
   codes = m.from_matrix(codes)
   packed, tail = 0, 0
   if stored and fmt.native is None:
@@ -349,27 +381,24 @@ def unpack_leaf(
     packed = place[longest]
     tail = -codes.shape[packed] % packing.unit(fmt.bits)[0]
     codes = packing.pack(codes, fmt.bits, packed)
-  grouped = leaf.scale.shape[-2] > 1
   minor = len(m.rows) - 1
   rows = (1,) * len(m.rows)
-  if grouped:
-    rows = (*m.rows[:-1], -(-m.rows[-1] // leaf.group))
+  if scale.shape[-2] > 1:
+    rows = (*m.rows[:-1], -(-m.rows[-1] // group))
   whole = lambda p: None if p is None else m.from_matrix(p, (*rows, *m.columns))
   q = qarray.QArray(
     codes,
-    whole(leaf.whole('scale')),
-    whole(leaf.whole('zero')),
+    whole(scale),
+    whole(zero),
     None,
     None,
-    leaf.format,
-    leaf.dtype,
+    format,
+    dtype,
     packed=packed,
     tail=tail,
-    blocks=((place[minor], leaf.group),) if rows[minor] > 1 else (),
+    blocks=((place[minor], group),) if rows[minor] > 1 else (),
   )
-  if leaf.act is None:
+  if act is None:
     return q
-  one = lambda p: (
-    None if p is None else p.reshape(*leaf.stack, *(1,) * len(m.order))
-  )
-  return qarray.QDotArray(q, one(leaf.act_scale), one(leaf.act_zero), leaf.act)
+  one = lambda p: None if p is None else p.reshape(*stack, *(1,) * len(m.order))
+  return qarray.QDotArray(q, one(act_scale), one(act_zero), act)

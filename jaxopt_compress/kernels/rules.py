@@ -10,17 +10,20 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import tiled
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
 
 PackedArray = packed.PackedArray
+# Seen as matrices, both kinds of leaves move and multiply alike.
+_BOTH = (packed.PackedArray, tiled.TiledArray)
 
 
-@lift.rule(lax.dot_general_p, PackedArray)
+@lift.rule(lax.dot_general_p, *_BOTH)
 def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
-  side = int(isinstance(rhs, PackedArray))
+  side = int(isinstance(rhs, _BOTH))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   d = product.dims(dimension_numbers)
   declined = dot.refuses(x) or _not_its_matrices(
@@ -99,7 +102,7 @@ def _(lhs, rhs, **params):
     x = x[:, 0] if flat else x
     x = lax.transpose(x, tuple(there.index(i) for i in range(lhs.ndim)))
     wide = {**params, 'preferred_element_type': jnp.dtype(jnp.float32)}
-    y = rule(x, packed.unpack_leaf(leaf), **wide)
+    y = rule(x, leaf.unpack(), **wide)
     y = lax.transpose(y, (out_images, *out_space, out_feature))
     return y[:, None] if flat else y
 
@@ -141,15 +144,12 @@ def _not_its_windows(leaf, params) -> lift.Dense | None:
 
 @lift.rule('ragged_dot_general', PackedArray)
 def _(lhs, rhs, group_sizes, **params):
-  if not isinstance(rhs, PackedArray):
-    return lift.Dense('it is not the experts of a ragged dot')
-  # XLA has no ragged product of a custom call: by the rule of the QArray.
-  q = packed.unpack_leaf(rhs)
-  if not rhs.format:
-    return lift.Dense('experts of floats')
-  return lift.rule_for('ragged_dot_general', type(q))(
-    lhs, q, group_sizes, **params
-  )
+  """By the rule of what it was packed from: there is no kernel."""
+  if not isinstance(rhs, PackedArray) or not rhs.format:
+    return lift.Dense('no kernel for experts of this kind')
+  q = rhs.unpack()
+  rule = lift.rule_for('ragged_dot_general', type(q))
+  return rule(lhs, q, group_sizes, **params)
 
 
 # ------------------------------------------------------------------------ gather
@@ -204,7 +204,7 @@ def _(
 # ------------------------------------------------------------------------- moves
 
 
-@lift.rule(lax.transpose_p, PackedArray)
+@lift.rule(lax.transpose_p, *_BOTH)
 def _(leaf, *, permutation):
   stack, m = len(leaf.stack), leaf.matrix
   if tuple(permutation[:stack]) != tuple(range(stack)):
@@ -213,7 +213,7 @@ def _(leaf, *, permutation):
   return leaf.seen_as(m._replace(order=order))
 
 
-@lift.rule(lax.convert_element_type_p, PackedArray)
+@lift.rule(lax.convert_element_type_p, *_BOTH)
 def _(leaf, *, new_dtype, **_):
   floating = jnp.issubdtype(new_dtype, jnp.floating)
   if not floating or jnp.finfo(new_dtype).nmant < 7:
@@ -221,20 +221,20 @@ def _(leaf, *, new_dtype, **_):
   return leaf.seen_as(leaf.matrix, jnp.dtype(new_dtype))
 
 
-@lift.rule(lax.reshape_p, PackedArray)
+@lift.rule(lax.reshape_p, *_BOTH)
 def _(leaf, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
     return lift.Dense('a reshape with a permutation')
   return _reshape(leaf, new_sizes)
 
 
-@lift.rule(lax.squeeze_p, PackedArray)
+@lift.rule(lax.squeeze_p, *_BOTH)
 def _(leaf, *, dimensions):
   shape = [n for i, n in enumerate(leaf.shape) if i not in dimensions]
   return _reshape(leaf, shape)
 
 
-@lift.rule(lax.broadcast_in_dim_p, PackedArray)
+@lift.rule(lax.broadcast_in_dim_p, *_BOTH)
 def _(leaf, *sizes, shape, **_):
   if math.prod(shape) != leaf.size:
     return lift.Dense('a broadcast')

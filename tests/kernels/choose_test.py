@@ -36,12 +36,12 @@ class TuneTest(absltest.TestCase):
     entries = json.loads(self.file.read_text())[choose.device_kind()]
     (entry,) = entries.values()
     for m in ('2', '20'):
-      self.assertEqual(
-        set(entry['milliseconds'][m]), {'xla', *native.paths()}
-      )
-      kernels = {k: t for k, t in entry['milliseconds'][m].items() if k != 'xla'}
+      self.assertEqual(set(entry['milliseconds'][m]), {'xla', *native.paths()})
+      kernels = {
+        k: t for k, t in entry['milliseconds'][m].items() if k != 'xla'
+      }
       self.assertEqual(entry['paths'][m], min(kernels, key=kernels.get))
-    if entry['form'] == 'packed':
+    if entry['form'] == 'kernel':
       self.assertEqual(p['w'].path_for(1), entry['paths']['2'])
       self.assertEqual(p['w'].path_for(1000), entry['paths']['20'])
       f = jax.jit(jc.lift(lambda p, x: x @ p['w']))
@@ -53,7 +53,7 @@ class TuneTest(absltest.TestCase):
     self._tune(q, file=self.file)
     known = json.loads(self.file.read_text())
     (entry,) = known[choose.device_kind()].values()
-    entry |= {'form': 'packed', 'paths': {'2': 'portable', '20': 'portable'}}
+    entry |= {'form': 'kernel', 'paths': {'2': 'portable', '20': 'portable'}}
     self.file.write_text(json.dumps(known))
     p = self._tune(q, file=self.file)
     self.assertEqual(p['w'].path_for(7), 'portable')
