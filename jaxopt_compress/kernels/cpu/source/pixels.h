@@ -157,7 +157,8 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   char* to = reinterpret_cast<char*>(item.codes) + tile * t.codes();
   if (job.in_floats()) {
     for (const Piece& piece : s.pieces) {
-      copy_any(from, piece.from, slots, piece.bytes, to + piece.to, job.k * 4);
+      copy_any(from, piece.from, slots, piece.bytes, to + piece.to,
+               float_stride(job) * 4);
     }
     return;
   }
