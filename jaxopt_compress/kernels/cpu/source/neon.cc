@@ -21,7 +21,7 @@ struct V {
     const float* p;
   };
   static constexpr int kLanes = 4;
-  static constexpr int kMost = 2;
+  static constexpr int kMost = 3;
   static constexpr bool kExpands = false, kExpandsNarrow = false;
 
   static I none() { return vdupq_n_s32(0); }

@@ -5,6 +5,8 @@
 #include "panel.h"
 #include "sparse.h"
 
+static_assert(V::kMost >= 3, "a row of x is up to three of codes");
+
 // In tiles of up to so many rows narrow codes are spread out in registers; for
 // more they are spread out once into memory.
 constexpr int kFew = V::kMost < 4 ? V::kMost : 4;
