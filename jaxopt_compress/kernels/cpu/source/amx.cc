@@ -300,7 +300,8 @@ bool here() {
 
 }  // namespace
 
-const Path kAmx = {"amx", here, tiles, workspace, prepare, multiply, prepare_image, gather, depthwise};
+const Path kAmx = {"amx", here, tiles, workspace, prepare,
+    multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress
 

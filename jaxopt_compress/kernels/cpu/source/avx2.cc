@@ -108,10 +108,11 @@ bool here() {
 }  // namespace
 
 #if defined(__AVXVNNI__)
-const Path kAvxVnni = {"avx-vnni",   here,    tiles, workspace,
-                       prepare_rows, multiply, prepare_image, gather, depthwise};
+const Path kAvxVnni = {"avx-vnni", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 #else
-const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows, multiply, prepare_image, gather, depthwise};
+const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

@@ -31,11 +31,11 @@ bool here() {
 }  // namespace
 
 #if defined(__AVX512VBMI2__)
-const Path kAvx512Vbmi2 = {"avx512-vbmi2", here,         tiles,   workspace,
-                           prepare_rows,   multiply, prepare_image, gather, depthwise};
+const Path kAvx512Vbmi2 = {"avx512-vbmi2", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 #else
-const Path kAvx512Vnni = {"avx512-vnni", here,         tiles,   workspace,
-                          prepare_rows,  multiply, prepare_image, gather, depthwise};
+const Path kAvx512Vnni = {"avx512-vnni", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

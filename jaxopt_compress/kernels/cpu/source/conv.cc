@@ -17,7 +17,7 @@ namespace jaxopt_compress {
 namespace {
 
 // Codes of rows that a worker makes before it multiplies them.
-constexpr int64_t kGathered = 1 << 17;
+constexpr int64_t kGathered = 1 << 16;
 
 struct Call {
   Job image_job;  // whose rows are those of images
@@ -117,14 +117,15 @@ void find_pieces(const Job& job, Scene* s) {
   s->cell = job.in_floats() ? 0
             : job.groups == 1 ? own
             : own % job.group == 0 ? job.group : 0;
-  if (s->cell == 0) return;
+  s->of_windows = s->cell > 0 && job.groups == 1;
+  if (s->of_windows) s->parts.push_back(0);
+  if (s->cell == 0 || s->of_windows) return;
   const int64_t cells = own / s->cell;
   for (int64_t i = 0; i < s->taps() * cells; ++i) {
     const int64_t tap = i / cells;
     const int64_t position = tap / s->x.taps * s->y.dilation * s->wide() +
                              tap % s->x.taps * s->x.dilation;
-    s->parts.push_back(
-        {job.groups == 1 ? 0 : i, position * s->cells() + i % cells});
+    s->parts.push_back(position * s->cells() + i % cells);
   }
 }
 
@@ -292,8 +293,9 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
       std::min(std::max<int64_t>(runs / call->tile_tasks, 1), job.panels);
   call->panels_each = (job.panels + panel_runs - 1) / panel_runs;
   call->panel_tasks = (job.panels + call->panels_each - 1) / call->panels_each;
-  run(pool, workers - 1, &Call::task, call.get(), stacks * scene.images,
+  const bool done = run(pool, workers - 1, &Call::task, call.get(), stacks * scene.images,
       products * call->panel_tasks * call->tile_tasks);
+  if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
 

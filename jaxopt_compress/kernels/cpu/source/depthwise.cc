@@ -74,6 +74,7 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   scene.planes = job.digits;
   scene.entry = 1;
   scene.cell = 0;
+  scene.of_windows = false;
   job.k = scene.taps();
   job.n = job.stride = out_dims[at + 3];
   job.group = job.k;
@@ -152,8 +153,9 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   const int64_t runs = workers == 1 ? 1 : std::max<int64_t>(8 * workers / images, 1);
   call->rows_each = (scene.y.out() + runs - 1) / runs;
   call->row_tasks = (scene.y.out() + call->rows_each - 1) / call->rows_each;
-  run(pool, workers - 1, &Call::task, call.get(), images,
+  const bool done = run(pool, workers - 1, &Call::task, call.get(), images,
       images * call->row_tasks);
+  if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
 

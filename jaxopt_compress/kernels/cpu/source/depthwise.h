@@ -126,6 +126,8 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
   const int8_t* image_codes =
       reinterpret_cast<const int8_t*>(stack.codes) + image * s.planes * plane;
   const int64_t out_x = s.x.out();
+  // Whole registers of the type of the results go straight to them.
+  const bool straight = n % V::kLanes == 0 && job.out_type != Type::kBf16;
   for (int64_t oy = first; oy < last; ++oy) {
     for (int64_t p = 0; p < s.planes * d.count; ++p) {
       const int8_t* of_plane = image_codes + p / d.count * plane;
@@ -141,14 +143,14 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
     for (int64_t ox = 0; ox < out_x; ++ox) {
       const int64_t at = ((image * s.y.out() + oy) * out_x + ox) * n;
       const uint8_t* window = quads + ox * s.x.stride * n * kSteps;
-      int32_t* sums = reinterpret_cast<int32_t*>(y);
+      if (straight) y = static_cast<float*>(item.out) + at;
       for (int64_t c = 0; c < n; c += V::kLanes) {
         d.w = item.w + c * kSteps;
         d.quads = window + c * kSteps;
         const I begin = V::load(start + c);
         I acc = depth_sum(d, begin);
         if (codes) {
-          V::save(sums + c, acc);
+          V::save(y + c, acc);
           continue;
         }
         F v = V::floats(acc), total = V::all(0.0f);
@@ -170,7 +172,7 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
       if (job.out_type == Type::kBf16) {
         uint16_t* out = static_cast<uint16_t*>(item.out) + at;
         for (int64_t c = 0; c < n; ++c) out[c] = to_bf16(y[c]);
-      } else {
+      } else if (!straight) {
         std::memcpy(static_cast<char*>(item.out) + at * 4, y, n * 4);
       }
     }

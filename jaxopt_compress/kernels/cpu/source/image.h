@@ -41,12 +41,6 @@ struct Piece {
   int64_t bytes;
 };
 
-// A sum of channels that a group of a row of codes has.
-struct Part {
-  int64_t group;
-  int64_t from;  // sums past where the window begins
-};
-
 // What the images of a call have in common.
 struct Scene {
   Axis y, x;
@@ -57,8 +51,10 @@ struct Scene {
   int64_t planes;    // digits
   // Channels that are added up together; 0 where groups do not end with them.
   int64_t cell;
+  bool of_windows;  // whether sums are those of windows, or of these channels
   std::vector<Piece> pieces;  // of the first group of features
-  std::vector<Part> parts;
+  // Of each group of a row of codes, its sum, past where sums of the window begin.
+  std::vector<int64_t> parts;
 
   int64_t own_channels() const { return channels / features; }
   int64_t tall() const { return y.padded(); }
@@ -71,7 +67,10 @@ struct Scene {
   int64_t bytes() const {
     return images * planes * positions() * channels * entry;
   }
-  int64_t sums() const { return images * planes * positions() * cells(); }
+  int64_t plane_sums() const {
+    return of_windows ? pixels() * features : positions() * cells();
+  }
+  int64_t sums() const { return images * planes * plane_sums(); }
 };
 
 // A stack of images.
@@ -80,7 +79,8 @@ struct Stack {
   float act_scale, act_zero;
   // Made from x, image by image.
   char* codes;    // [images][planes][tall][wide][channels]
-  int32_t* sums;  // [images][planes][tall][wide][cells], of the codes
+  // Of the codes of windows, or of their cells:
+  int32_t* sums;  // [images][planes], [out y][out x][features] or [tall][wide][cells]
   float* scales;  // [images]
   float* zeros;   // [images]
 };
@@ -88,9 +88,10 @@ struct Stack {
 // Of the rows of codes of a tile.
 constexpr int kMostSlots = 64;
 
-// A row of floats and three of codes.
+// A row of floats, sums of channels, and three rows of codes.
 inline int64_t image_workspace(const Scene& s) {
-  return (s.x.size * s.channels + 64) * (4 + 3);
+  return (s.x.size * s.channels + 64) * (4 + 3) +
+         (s.of_windows ? s.positions() * s.cells() * 4 : 0);
 }
 
 // How many registers' worth of columns a depthwise weight has: layout.py.

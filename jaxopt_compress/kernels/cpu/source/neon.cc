@@ -92,8 +92,8 @@ bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
 
 }  // namespace
 
-const Path kNeonDot = {"neon-dotprod", here,    tiles, workspace,
-                       prepare_rows,   multiply, prepare_image, gather, depthwise};
+const Path kNeonDot = {"neon-dotprod", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress
 

@@ -1,22 +1,83 @@
 // Images to codes, and windows of them to tiles of rows. Plain loops, which each
 // instruction path compiles for itself.
 //
-// Included inside the unnamed namespace of a path, after rows.h.
+// Included inside the unnamed namespace of a path, after panel.h.
 
-// Sums of each `n` bytes.
-inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += p[i * n + j];
-    out[i] = sum;
+// Sums of each four bytes.
+inline void add_fours(const int8_t* p, int64_t fours, int32_t* out) {
+  const typename V::I ones = V::integers(0x01010101);
+  int64_t i = 0;
+  for (; i + V::kLanes <= fours; i += V::kLanes) {
+    V::save(out + i, V::dot(V::integers(0), ones, V::load(p + kSteps * i)));
+  }
+  for (; i < fours; ++i) {
+    const int8_t* four = p + kSteps * i;
+    out[i] = four[0] + four[1] + four[2] + four[3];
   }
 }
 
-// Writes a row of an image where its entries belong.
-inline void spread_row(const Scene& s, const char* row, int64_t y, char* plane) {
+// Sums of each `n` bytes.
+inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
+  constexpr int64_t kMost = 1024;
+  int32_t fours[kMost];
+  const int64_t each = n / kSteps;
+  if (n % kSteps != 0 || each > kMost) {
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t sum = 0;
+      for (int64_t j = 0; j < n; ++j) sum += p[i * n + j];
+      out[i] = sum;
+    }
+    return;
+  }
+  const int64_t most = kMost / each;
+  for (int64_t i = 0; i < count; i += most) {
+    const int64_t some = count - i < most ? count - i : most;
+    add_fours(p + i * n, some * each, fours);
+    int64_t left = each;
+    for (; left % 2 == 0; left /= 2) {
+      for (int64_t j = 0; j < some * left / 2; ++j) {
+        fours[j] = fours[2 * j] + fours[2 * j + 1];
+      }
+    }
+    for (int64_t j = 0; j < some; ++j) {
+      int32_t sum = 0;
+      for (int64_t l = 0; l < left; ++l) sum += fours[j * left + l];
+      out[i + j] = sum;
+    }
+  }
+}
+
+// Sums of windows from those of their cells.
+inline void add_windows(const Scene& s, const int32_t* cells, int32_t* out) {
+  const int64_t n = s.features, row = s.x.out() * n;
+  for (int64_t y = 0; y < s.y.out(); ++y, out += row) {
+    std::memset(out, 0, row * 4);
+    for (int64_t tap = 0; tap < s.taps(); ++tap) {
+      const int64_t at = y * s.y.stride + tap / s.x.taps * s.y.dilation;
+      const int32_t* from =
+          cells + (at * s.wide() + tap % s.x.taps * s.x.dilation) * n;
+      if (s.x.stride == 1) {
+        for (int64_t i = 0; i < row; ++i) out[i] += from[i];
+        continue;
+      }
+      for (int64_t x = 0; x < s.x.out(); ++x) {
+        for (int64_t f = 0; f < n; ++f) {
+          out[x * n + f] += from[x * s.x.stride * n + f];
+        }
+      }
+    }
+  }
+}
+
+// Where row `y` of an image begins in a plane.
+inline int64_t row_begins(const Scene& s, int64_t y) {
+  const int64_t position = (s.y.low + y * s.y.spread) * s.wide() + s.x.low;
+  return position * s.channels * s.entry;
+}
+
+// Writes a row of an image, each entry where it belongs.
+inline void spread_row(const Scene& s, const char* row, char* out) {
   const int64_t each = s.channels * s.entry;
-  char* out =
-      plane + ((s.y.low + y * s.y.spread) * s.wide() + s.x.low) * each;
   if (s.x.spread == 1) {
     std::memcpy(out, row, s.x.size * each);
     return;
@@ -32,10 +93,9 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
   const int64_t n = job.k, height = n > 0 ? s.y.size : 0;
   const int64_t first = image * height;
   float* room = reinterpret_cast<float*>(workspace);
-  int8_t* digits[3];
-  for (int d = 0; d < 3; ++d) {
-    digits[d] = reinterpret_cast<int8_t*>(room + n + 64) + d * (n + 64);
-  }
+  int32_t* of_cells = reinterpret_cast<int32_t*>(room + n + 64);
+  const int64_t cells = s.positions() * s.cells();
+  int8_t* made = reinterpret_cast<int8_t*>(of_cells + (s.of_windows ? cells : 0));
   Range range = {1.0f, 0.0f, false};
   if (job.act != Act::kCodes && !job.in_floats()) {
     Extent extent;
@@ -57,26 +117,34 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
     std::memset(codes, static_cast<int>(range.zero) & 255, s.planes * plane);
   }
   for (int64_t y = 0; y < height; ++y) {
+    char* out = codes + row_begins(s, y);
     if (job.act == Act::kCodes) {
-      const char* x = static_cast<const char*>(stack.x) + (first + y) * n;
-      spread_row(s, x, y, codes);
+      spread_row(s, static_cast<const char*>(stack.x) + (first + y) * n, out);
       continue;
     }
     const float* x = floats_of(job, stack.x, first + y, room);
     if (job.in_floats()) {
-      spread_row(s, reinterpret_cast<const char*>(x), y, codes);
+      spread_row(s, reinterpret_cast<const char*>(x), out);
       continue;
     }
-    codes_of(job, range, x, n, digits);
+    // Straight to where they belong, or by way of a row.
+    const bool together = s.x.spread == 1;
+    int8_t* digits[3] = {nullptr, nullptr, nullptr};
     for (int64_t d = 0; d < s.planes; ++d) {
-      spread_row(s, reinterpret_cast<const char*>(digits[d]), y,
-                 codes + d * plane);
+      digits[d] = together ? reinterpret_cast<int8_t*>(out + d * plane)
+                           : made + d * (n + 64);
+    }
+    codes_of(job, range, x, n, digits);
+    for (int64_t d = 0; d < s.planes && !together; ++d) {
+      spread_row(s, reinterpret_cast<const char*>(digits[d]), out + d * plane);
     }
   }
-  if (s.cell > 0) {
-    const int64_t sums = s.planes * s.positions() * s.cells();
-    add_up(reinterpret_cast<const int8_t*>(codes), sums, s.cell,
-           stack.sums + image * sums);
+  if (s.cell == 0) return;
+  for (int64_t d = 0; d < s.planes; ++d) {
+    int32_t* sums = stack.sums + (image * s.planes + d) * s.plane_sums();
+    add_up(reinterpret_cast<const int8_t*>(codes + d * plane), cells, s.cell,
+           s.of_windows ? of_cells : sums);
+    if (s.of_windows) add_windows(s, of_cells, sums);
   }
 }
 
@@ -117,6 +185,38 @@ inline void copy_any(const char* const* from, int64_t at, int count,
   }
 }
 
+// Entries of two vectors of four.
+#if defined(__clang__)
+#define JAXOPT_COMPRESS_MIXED(a, b, i, j, k, l) \
+  __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define JAXOPT_COMPRESS_MIXED(a, b, i, j, k, l) \
+  __builtin_shuffle(a, b, Four{i, j, k, l})
+#endif
+
+// Sixteen bytes of each of four rows, four bytes of each side by side: steps of a tile
+// whose chunks are of four.
+inline void turn(const char* const* from, int64_t at, char* to, int64_t step) {
+  typedef int32_t Four __attribute__((vector_size(16)));
+  Four a, b, c, d;
+  std::memcpy(&a, from[0] + at, 16);
+  std::memcpy(&b, from[1] + at, 16);
+  std::memcpy(&c, from[2] + at, 16);
+  std::memcpy(&d, from[3] + at, 16);
+  const Four ab0 = JAXOPT_COMPRESS_MIXED(a, b, 0, 4, 1, 5);
+  const Four ab1 = JAXOPT_COMPRESS_MIXED(a, b, 2, 6, 3, 7);
+  const Four cd0 = JAXOPT_COMPRESS_MIXED(c, d, 0, 4, 1, 5);
+  const Four cd1 = JAXOPT_COMPRESS_MIXED(c, d, 2, 6, 3, 7);
+  const Four r0 = JAXOPT_COMPRESS_MIXED(ab0, cd0, 0, 1, 4, 5);
+  const Four r1 = JAXOPT_COMPRESS_MIXED(ab0, cd0, 2, 3, 6, 7);
+  const Four r2 = JAXOPT_COMPRESS_MIXED(ab1, cd1, 0, 1, 4, 5);
+  const Four r3 = JAXOPT_COMPRESS_MIXED(ab1, cd1, 2, 3, 6, 7);
+  std::memcpy(to, &r0, 16);
+  std::memcpy(to + step, &r1, 16);
+  std::memcpy(to + 2 * step, &r2, 16);
+  std::memcpy(to + 3 * step, &r3, 16);
+}
+
 // Makes a tile of rows from windows. Where groups end before their units do, its
 // codes are zeros already.
 //
@@ -139,9 +239,11 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   for (int r = 0; r < rows; ++r) {
     const int64_t in_plane = oy * s.y.stride * s.wide() + ox * s.x.stride;
     for (int d = 0; d < job.digits; ++d) {
-      const int64_t at = (image * s.planes + d) * plane + in_plane;
-      from[r * job.digits + d] = codes + at * each;
-      sums_from[r * job.digits + d] = of_codes + at * s.cells();
+      const int64_t p = image * s.planes + d, slot = r * job.digits + d;
+      from[slot] = codes + (p * plane + in_plane) * each;
+      sums_from[slot] =
+          of_codes + p * s.plane_sums() +
+          (s.of_windows ? (oy * out_x + ox) * s.features : in_plane * s.cells());
     }
     scales[r] = stack.scales[image];
     zeros[r] = stack.zeros[image];
@@ -163,7 +265,22 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
     return;
   }
   for (const Piece& piece : s.pieces) {
-    for (int64_t i = 0; i < piece.bytes;) {
+    int64_t i = 0;
+    const int64_t fours = piece.bytes / kSteps * kSteps;
+    if (t.chunk == kSteps && piece.to % kSteps == 0 && fours >= 16 && slots >= 4) {
+      // The last of four rows, and of sixteen bytes, overlap those before them.
+      for (; i < fours; i += 16) {
+        const int64_t at = i < fours - 16 ? i : fours - 16;
+        char* out = to + (piece.to + at) * t.size;
+        for (int r = 0; r < slots; r += 4) {
+          const int first = r < slots - 4 ? r : slots - 4;
+          turn(from + first, piece.from + at, out + first * kSteps,
+               t.size * kSteps);
+        }
+      }
+      i = fours;
+    }
+    while (i < piece.bytes) {
       const int64_t at = piece.to + i, inside = at % t.chunk;
       const int64_t left = piece.bytes - i, most = t.chunk - inside;
       const int64_t run = left < most ? left : most;
@@ -174,12 +291,14 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   }
 
   int32_t* sums = item.sums + tile * job.groups * t.size;
-  std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);
-  for (const Part& part : s.parts) {
-    int32_t* out = sums + part.group * t.size;
-    for (int r = 0; r < slots; ++r) out[r] += sums_from[r][part.from];
+  if (s.cell > 0) {
+    for (const int64_t part : s.parts) {
+      for (int r = 0; r < slots; ++r) sums[r] = sums_from[r][part];
+      sums += t.size;
+    }
+    return;
   }
-  if (s.cell > 0) return;
+  std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);
   const int64_t width = job.group_steps() * kSteps;
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t end = g + 1 < job.groups ? (g + 1) * width : job.steps() * kSteps;

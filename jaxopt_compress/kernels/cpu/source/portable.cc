@@ -92,7 +92,7 @@ bool here() { return true; }
 
 }  // namespace
 
-const Path kPortable = {"portable",   here,    tiles, workspace,
-                        prepare_rows, multiply, prepare_image, gather, depthwise};
+const Path kPortable = {"portable", here, tiles, workspace, prepare_rows,
+    multiply, prepare_image, gather, depthwise};
 
 }  // namespace jaxopt_compress
