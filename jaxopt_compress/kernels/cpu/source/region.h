@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <thread>
 
 #if defined(__x86_64__)
@@ -32,7 +33,11 @@ class Region {
       while (true) {
         const int64_t i = next_[round].fetch_add(1, std::memory_order_relaxed);
         if (i >= n) break;
-        task_(context_, round, i);
+        try {
+          task_(context_, round, i);
+        } catch (...) {  // There was no memory. The others still wait for it.
+          failed_.store(true, std::memory_order_relaxed);
+        }
         done_[round].fetch_add(1, std::memory_order_release);
       }
       // What is left is claimed, so it runs on a thread that is awake.
@@ -46,6 +51,8 @@ class Region {
     }
   }
 
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+
  private:
   static void pause() {
 #if defined(__x86_64__)
@@ -53,6 +60,7 @@ class Region {
 #endif
   }
 
+  std::atomic<bool> failed_{false};
   Task task_;
   const void* context_;
   int64_t sizes_[2];
@@ -60,15 +68,17 @@ class Region {
   alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
 };
 
-// Runs both rounds on this thread and up to `helpers` threads of a pool.
+// Runs both rounds on this thread and up to `helpers` threads of a pool. Returns
+// whether all tasks had the memory they needed.
 template <typename Pool>
-void run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
+bool run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
          int64_t first, int64_t second) {
   auto region = std::make_shared<Region>(task, context, first, second);
   for (int64_t i = 0; i < helpers; ++i) {
     pool.Schedule([region] { region->work(); });
   }
   region->work();
+  return !region->failed();
 }
 
 // Memory that a thread keeps and reuses; what it held is lost when it grows.
@@ -80,13 +90,20 @@ class Room {
   ~Room() { std::free(data_); }
 
   char* of(int64_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    size_ = 0;  // Never more than was asked for: what is past it, is found.
+    const int64_t wanted = bytes;
+#else
+    const int64_t wanted = bytes + bytes / 4 + 4096;
+#endif
     if (bytes > size_) {
       std::free(data_);
-      size_ = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+      size_ = (wanted + 63) / 64 * 64;
       data_ = static_cast<char*>(std::aligned_alloc(64, size_));
       if (data_ == nullptr) {
         size_ = 0;
-        throw std::bad_alloc();
+        throw std::runtime_error("jaxopt_compress: there is no memory for " +
+                                 std::to_string(bytes) + " bytes of codes");
       }
     }
     return data_;
