@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import shlex
 
 import setuptools
 from setuptools.command import build_ext
@@ -49,6 +50,7 @@ class BuildKernels(build_ext.build_ext):
           extra_postargs=[
             *ext.extra_compile_args,
             *flags.get(names[source], []),
+            *shlex.split(os.environ.get('CXXFLAGS', '')),
           ],
         )
 
