@@ -163,6 +163,10 @@ class CompressedArray:
   def __neg__(self):
     return _lifted(jnp.negative, self)
 
+  def __array__(self, *args, **kwargs):
+    # Rather than entry by entry: JAX, too, asks for this.
+    raise TypeError(repr(self))
+
   # numpy leaves `array @ leaf` to the leaf.
   __array_ufunc__ = None
 

@@ -1,7 +1,6 @@
 """A measured choice of form and instructions for each weight, kept in a file.
 
-    {device kind: {weight: {'form': 'kernel', 'paths': {'1': 'avx512-vnni', ...},
-                            'milliseconds': {'1': {'xla': 0.2, ...}, ...}}}}
+    {device kind: {weight: {rows: {'xla': milliseconds, 'avx512-vnni': ...}}}}
 
 Weights of one format, one size and one way to round the other operand are one entry.
 """
@@ -13,7 +12,6 @@ import math
 import os
 import pathlib
 import statistics
-import tempfile
 import time
 from typing import Any
 
@@ -56,38 +54,59 @@ def tune(
 
   Returns:
     The tree, with `PackedArray` leaves that know their paths, or `TiledArray` ones.
+    Convolutions are packed as `pack` does, not measured; zeros are kept.
 
   Raises:
-    ValueError: rows that are not positive, or a file that is not of this kind.
+    ValueError: rows that are not positive, no leaf with a kernel, or a file that is
+      not of this kind.
   """
-  if not rows or min(rows) < 1:
-    raise ValueError(f'rows={rows}; give one or more positive numbers.')
+  if isinstance(rows, int) or not rows or min(rows) < 1:
+    raise ValueError(
+      f'rows={rows}; give one or more positive numbers, as (1, 16).'
+    )
   rows = tuple(sorted(set(rows)))
   known = _read(file)
   here = known.setdefault(device_kind(), {})
   target = jax.default_backend()
+  reasons = {}
 
   def one(path, leaf):
-    if pack_lib.packable(path, leaf, uses, target):
+    reasons[path] = pack_lib.packable(path, leaf, uses, target)
+    if reasons[path]:
       return leaf
     made = pack_lib.pack_leaf(path, leaf, uses)
-    if made.feature_groups > 1:
-      return made  # there is no product to measure
-    made = made if target == 'cpu' else tiled.tile(made)
-    entry = here.setdefault(kind(made), {})
-    if not set(map(str, rows)) <= set(entry.get('paths', {})):
-      entry.update(_measured(made, rows, seconds))
-    if entry['form'] != 'kernel':
-      return leaf
-    if target != 'cpu':
+    met = {u.primitive for u in (uses or {}).get(path, ())}
+    if 'conv_general_dilated' in met or len(made.matrix.rows) > 2:
       return made
-    paths = tuple((m, entry['paths'][str(m)]) for m in rows)
-    return dataclasses.replace(made, paths=paths)
+    made = made if target == 'cpu' else tiled.tile(made)
+    times = here.setdefault(kind(made), {})
+    for m in rows:
+      if not _candidates(target) <= set(times.get(str(m), {})):
+        times[str(m)] = _measured(made, m, seconds)
+    best = {m: min(_candidates(target), key=times[str(m)].get) for m in rows}
+    gain = sum(
+      math.log(times[str(m)]['xla'] / times[str(m)][best[m]]) for m in rows
+    )
+    if not gain > 0:
+      return leaf
+    return (
+      made
+      if target != 'cpu'
+      else dataclasses.replace(made, paths=tuple(best.items()))
+    )
 
   out = rules_lib.map_named(one, params)
+  if all(reasons.values()):
+    listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
+    raise ValueError(f'Nothing to tune: {listed}.')
   if file is not None:
     _write(file, known)
   return out
+
+
+def _candidates(target: str) -> set[str]:
+  """What a product may run on, beside XLA."""
+  return set(native.paths()) if target == 'cpu' else {'pallas'}
 
 
 def device_kind() -> str:
@@ -103,39 +122,20 @@ def kind(leaf: packed.PackedArray | tiled.TiledArray) -> str:
   return f'{leaf.describe()}, {stack}, {jnp.dtype(leaf.dtype).name}'
 
 
-def _measured(made, rows, seconds):
-  """The entry of one kind of weight."""
-  times = {}
-  for m in rows:
-    runs = {'xla': (_product, made.as_matrices().portable())}
-    matrices = made.as_matrices()
-    if isinstance(made, tiled.TiledArray):
-      runs['pallas'] = (_product, matrices)
-    else:
-      for path in native.paths():
-        # One that does not suit is another: measured twice, no harm.
-        one = dataclasses.replace(matrices, paths=((m, path),))
-        runs[path] = (_product, one)
-    x = jax.random.normal(
-      jax.random.key(m), (*made.stack, m, made.matrix.k), made.dtype
-    )
-    times[m] = _interleaved(runs, x, seconds)
-  paths = {
-    m: min((p for p in t if p != 'xla'), key=t.get, default='')
-    for m, t in times.items()
-  }
-  gain = statistics.mean(
-    math.log(t['xla'] / t[paths[m]]) if paths[m] else -1.0
-    for m, t in times.items()
-  )
-  return {
-    'form': 'kernel' if gain > 0 else 'xla',
-    'paths': {str(m): p for m, p in paths.items()},
-    'milliseconds': {
-      str(m): {p: round(1e3 * s, 4) for p, s in t.items()}
-      for m, t in times.items()
-    },
-  }
+def _measured(made, m, seconds) -> dict[str, float]:
+  """Milliseconds of a product of m rows on everything that it may run on."""
+  matrices = made.as_matrices()
+  runs = {'xla': matrices.portable()}
+  if isinstance(made, tiled.TiledArray):
+    runs['pallas'] = matrices
+  else:
+    for path in native.paths():
+      # One that does not suit is another: measured twice, no harm.
+      runs[path] = dataclasses.replace(matrices, paths=((m, path),))
+  shape = (*made.stack, m, made.matrix.k)
+  x = jax.random.normal(jax.random.key(m), shape, made.dtype)
+  times = _interleaved(runs, x, seconds)
+  return {name: round(1e3 * s, 4) for name, s in times.items()}
 
 
 @jax.jit
@@ -146,20 +146,20 @@ def _product(x, leaf):
 
 
 def _interleaved(runs, x, seconds):
-  """Median seconds of each, measured in turns."""
+  """Median seconds of the product with each leaf, measured in turns."""
   repeats = {}
-  for name, (f, leaf) in runs.items():
-    jax.block_until_ready(f(x, leaf))
+  for name, leaf in runs.items():
+    jax.block_until_ready(_product(x, leaf))
     begin = time.perf_counter()
-    jax.block_until_ready(f(x, leaf))
+    jax.block_until_ready(_product(x, leaf))
     once = max(time.perf_counter() - begin, 1e-7)
     repeats[name] = max(1, int(seconds / _ROUNDS / once))
   found = {name: [] for name in runs}
   for _ in range(_ROUNDS):
-    for name, (f, leaf) in runs.items():
+    for name, leaf in runs.items():
       begin = time.perf_counter()
       for _ in range(repeats[name]):
-        jax.block_until_ready(f(x, leaf))
+        jax.block_until_ready(_product(x, leaf))
       found[name].append((time.perf_counter() - begin) / repeats[name])
   return {name: statistics.median(t) for name, t in found.items()}
 
@@ -169,17 +169,15 @@ def _read(file) -> dict:
     return {}
   try:
     known = json.loads(pathlib.Path(file).read_text())
-    shaped = all(
-      {'form', 'paths'} <= set(entry)
-      for entries in known.values()
-      for entry in entries.values()
-    )
-  except (json.JSONDecodeError, AttributeError, TypeError) as e:
-    raise ValueError(f'{file} is no file of choices: {e}. Remove it.') from e
-  if not shaped:
+    for entries in known.values():
+      for rows in entries.values():
+        for m, times in rows.items():
+          int(m)
+          assert all(t > 0 for t in times.values())
+  except (ValueError, AttributeError, TypeError, AssertionError) as e:
     raise ValueError(
-      f'{file} is no file of choices. Remove it, or name another.'
-    )
+      f'{file} is no file of choices ({e}). Remove it, or name another.'
+    ) from e
   return known
 
 
@@ -187,8 +185,6 @@ def _write(file, known):
   """In one piece, so that a failure leaves the file that was there."""
   file = pathlib.Path(file)
   file.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(
-    'w', dir=file.parent, suffix='.json', delete=False
-  ) as f:
-    json.dump(known, f, indent=2, sort_keys=True)
-  os.replace(f.name, file)
+  new = file.with_name(f'.{file.name}.new')
+  new.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
+  os.replace(new, file)

@@ -208,7 +208,7 @@ def _activations(x, leaf, summed):
     low=fmt.lowest,
     high=fmt.highest,
     symmetric=act.symmetric,
-    totals=leaf.part('totals'),
+    totals=_float32(leaf.part('totals')),
   )
   if act.static:
     given = leaf.part('act_scale'), leaf.part('act_zero')
@@ -216,11 +216,14 @@ def _activations(x, leaf, summed):
     given = _range_of_all(x, act)
   else:
     return x, dict(act=native.Act.DYNAMIC, **options)
-  scale, zero = given
-  zero = None if zero is None else zero.astype(jnp.float32)
+  scale, zero = map(_float32, given)
   return x, dict(
     act=native.Act.STATIC, act_scale=scale, act_zero=zero, **options
   )
+
+
+def _float32(p):
+  return None if p is None else p.astype(jnp.float32)
 
 
 def _last(p, x):

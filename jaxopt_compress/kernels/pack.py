@@ -8,6 +8,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels import rules as _rules  # noqa: F401  (its rules)
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels import tiled
+from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
@@ -44,18 +46,20 @@ def pack(
   machine (on CPUs where the library of C++ was built), and otherwise computes the
   same, slower. Scales of two levels become float32; numbers stay what they are.
 
-  On GPUs and TPUs XLA has integer products of its own, and nobody has timed these
-  kernels: `tune` packs what it measured to be faster.
+  Where a program runs on several devices, call it under `shard_map`: of arrays that
+  `jit` cuts over devices, each device computes the whole product.
 
   Args:
     params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays.
     uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
       in `jc.quantize`.
     target: 'cpu'; 'gpu' or 'tpu' for int8 and int4 matrices in Pallas; None for
-      where programs run by default.
-    sparse: leave zeros out of weights that take a fifth less memory without: of
-      int8, bfloat16 and float32, that meet dot products only. On CPUs, and not
-      under `jax.jit`, where zeros are not known.
+      'cpu' where programs run on one by default and the kernels were built. Else
+      nothing is packed, with a warning: unpacking in every call would be slower.
+    sparse: leave zeros out of weights of which half or more are zero: of int8, and
+      with `uses` plain arrays of bfloat16 and float32, that meet dot products only.
+      Not under `jax.jit`, where zeros are not known. Faster for a few rows, slower
+      for hundreds.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
 
   Returns:
@@ -69,7 +73,11 @@ def pack(
   >>> pack(q)['kernel'].describe()
   'int4 g32, packed'
   """
-  target = target or jax.default_backend()
+  why = '' if target else _not_here()
+  if why:
+    warnings.warn(f'Nothing is packed: {why}.', stacklevel=2)
+    return params
+  target = target or 'cpu'
   spec.one_of('target', target, ('cpu', 'gpu', 'tpu'))
   sparse = sparse and target == 'cpu'
   made, reasons = {}, {}
@@ -101,6 +109,17 @@ def pack(
   return rules_lib.map_named(lambda path, x: made.get(path, x), params)
 
 
+def _not_here() -> str:
+  """Why packing would not pay where programs run by default; '' if it would."""
+  backend = jax.default_backend()
+  if backend != 'cpu':
+    return (
+      f'the kernels for {backend} have not been timed; jc.tune measures them,'
+      f" target='{backend}' packs without measuring"
+    )
+  return '' if native.available() else native.MISSING
+
+
 def unpack(params: Any) -> Any:
   """The inverse of `pack`: leaves for any machine, of the same numbers."""
   return jax.tree.map(
@@ -116,6 +135,8 @@ def packable(
   """Why a leaf cannot be packed for a target; '' if it can."""
   if not array.is_compressed(leaf):
     return 'it is not compressed'
+  if isinstance(leaf, packed.PackedArray | tiled.TiledArray):
+    return 'it is packed already'
   if not isinstance(leaf, qarray.QArray | qarray.QDotArray):
     return f'{leaf.describe()} has no kernel'
   q = _weight(leaf)
@@ -133,6 +154,8 @@ def packable(
   group = _group(q, matrix, stack)
   if isinstance(group, str):
     return group
+  if group > native.MOST_ROWS:
+    return f'32 bits do not hold sums of more than {native.MOST_ROWS} products'
   groups = _feature_groups(path, uses)
   if target != 'cpu':
     met = {u.primitive for u in (uses or {}).get(path, ()) if u.contracted}
@@ -305,18 +328,18 @@ def _free_blocks(q, matrix, stack):
 
 # --------------------------------------------------------------------- without zeros
 
-# Of the memory it takes with its zeros, at most so much may be left; with fewer
-# zeros than this, it is not tried.
+# So many must be zero (half, where rounding made a few more or fewer), and so much
+# of the memory may be left.
+_ZEROS = 0.48
 _WORTH = 0.8
-_ZEROS = 0.2
 
 
 def _without_zeros(path, leaf, uses, why) -> packed.PackedArray | None:
   """A leaf without its zeros; None where that saves little or cannot be."""
-  if why and not _is_pruned(leaf):
+  if why and (uses is None or not _is_pruned(leaf)):
     return None
   met = {u.primitive for u in (uses or {}).get(path, ()) if u.contracted}
-  if met - {'dot_general'}:
+  if met - {'dot_general'} or (why and not met):
     return None
   if not why:  # of codes
     dense = pack_leaf(path, leaf, uses)

@@ -59,19 +59,19 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
 
   # -- Latency: stages of one model interleaved, against its float form ----------
   # As they would be deployed: packed, where there are kernels.
-  deployed, kernels = {}, {}
+  deployed, kernels, failed = {}, {}, None
   for name, b in by_name.items():
     final = finished[name]
     deployed[name], said = serving.served(final['params'], b.model.uses)
     if deployed[name] is not final['params']:
       one = _examples(data, plan, plan.report.batches[0])
-      said += '; ' + serving.difference(
-        b.model.forward,
-        final['params'],
-        deployed[name],
-        final['variables'],
-        one,
-      )
+      both = final['params'], deployed[name]
+      try:
+        said += '; ' + serving.difference(
+          b.model.forward, *both, final['variables'], one
+        )
+      except RuntimeError as e:  # the report is written first, and says so
+        said, failed = f'FAILED. {e}', e
     if said:
       kernels[f'kernels of {name}'] = said
   timings = {}
@@ -95,7 +95,7 @@ def compare(plan, built, finished, data, work) -> report_lib.Report:
     )
 
   # -- Exports, each reloaded by a process that has nothing else ------------------
-  checked, failed = {}, None
+  checked = {}
   try:
     checked = exported.export_and_check(
       work / 'export',

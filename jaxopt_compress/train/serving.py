@@ -25,51 +25,50 @@ def served(params: Any, uses: dict[str, Any]) -> tuple[Any, str]:
     The tree, packed where a kernel is there; and a sentence for the report, ''
     where nothing is compressed.
   """
-  leaves = [
-    x for _, x in rules_lib.named_leaves(params) if array.is_compressed(x)
-  ]
-  if not leaves:
-    return params, ''
+  compressed = _count(params, array.CompressedArray)
   backend = jax.default_backend()
-  if backend != 'cpu':
-    return (
-      params,
-      f"by XLA: the kernels of C++ are for CPUs, this is '{backend}'",
-    )
-  if not native.available():
-    return params, (
-      'NOT used: they were not built, for want of a C++17 compiler at'
-      ' installation. Products of integers run by XLA, which on CPUs is slower than'
-      ' float32'
-    )
+  if backend != 'cpu' or not native.available():
+    why = f'these are for CPUs, this is {backend!r}; products run by XLA'
+    if backend == 'cpu':
+      why = (
+        f'NOT used: {native.MISSING}. Products of integers run by XLA, which on'
+        ' CPUs is slower than float32'
+      )
+    return params, why if compressed else ''
   skipped = []
   try:
     packed = kernels.pack(
       params, uses, skipped=lambda path, why: skipped.append(f'{path}: {why}')
     )
   except ValueError as e:
-    return params, f'NOT used. {e}'
-  done = len(leaves) - len(skipped)
-  said = f'{done} of {len(leaves)} leaves, on {native.paths()[0]}'
+    if not str(e).startswith('Nothing to pack'):
+      raise
+    return params, f'NOT used. {e}' if compressed else ''
+  done = _count(packed, kernels.PackedArray)
+  said = f'{done} of {done + len(skipped)} leaves, on {native.paths()[0]}'
   if skipped:
     more = f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''
     said += f'; by XLA: {"; ".join(skipped[:3])}{more}'
-  return packed, said
+  return packed, f'{said}; {array.nbytes(packed):,} bytes as laid out'
+
+
+def _count(tree, kind) -> int:
+  return sum(isinstance(x, kind) for _, x in rules_lib.named_leaves(tree))
 
 
 def difference(forward, stored, packed, variables, x) -> str:
   """How far outputs of the packed parameters are from those of the stored ones.
 
   Raises:
-    RuntimeError: further than a code that rounds the other way explains.
+    RuntimeError: further than codes that round the other way explain.
   """
   y, expected = (forward(p, variables, x) for p in (packed, stored))
   largest = float(jnp.max(jnp.abs(expected)))
   off = float(jnp.max(jnp.abs(y - expected)))
-  if not off <= 0.05 * largest:
+  if not off <= 0.25 * largest:
     raise RuntimeError(
       f'Packed parameters compute something else: outputs differ by up to {off:.3g},'
-      f' of {largest:.3g}. Rebuild the kernels (pip install -e .); if it stays,'
+      f' of {largest:.3g}. Build the kernels again (pip install -e .); if it stays,'
       ' this is a defect.'
     )
   return f'outputs differ by at most {off:.2g} of {largest:.3g}'

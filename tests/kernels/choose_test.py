@@ -1,7 +1,6 @@
 """Measured choices: made once, kept in a file, used by the leaf."""
 
 import json
-import pathlib
 
 from absl.testing import absltest
 import jax
@@ -30,47 +29,58 @@ class TuneTest(absltest.TestCase):
   def _tune(self, q, **options):
     return jc.tune(q, rows=(2, 20), seconds=1e-3, **options)
 
+  def _entry(self):
+    known = json.loads(self.file.read_text())
+    (entry,) = known[choose.device_kind()].values()
+    return known, entry
+
   def test_measures_and_keeps(self):
     q = jc.quantize({'w': W, 'b': W}, [('w', 'W8A8'), ('b', None)])
     p = self._tune(q, file=self.file)
-    entries = json.loads(self.file.read_text())[choose.device_kind()]
-    (entry,) = entries.values()
-    for m in ('2', '20'):
-      self.assertEqual(set(entry['milliseconds'][m]), {'xla', *native.paths()})
-      kernels = {
-        k: t for k, t in entry['milliseconds'][m].items() if k != 'xla'
-      }
-      self.assertEqual(entry['paths'][m], min(kernels, key=kernels.get))
-    if entry['form'] == 'kernel':
-      self.assertEqual(p['w'].path_for(1), entry['paths']['2'])
-      self.assertEqual(p['w'].path_for(1000), entry['paths']['20'])
+    _, entry = self._entry()
+    self.assertEqual(set(entry), {'2', '20'})
+    best = {}
+    for m, times in entry.items():
+      self.assertEqual(set(times), {'xla', *native.paths()})
+      best[m] = min(native.paths(), key=times.get)
+    if isinstance(p['w'], jc.PackedArray):
+      self.assertEqual(p['w'].path_for(1), best['2'])
+      self.assertEqual(p['w'].path_for(1000), best['20'])
       f = jax.jit(jc.lift(lambda p, x: x @ p['w']))
       x = jax.random.normal(jax.random.key(1), (3, 64))
       self.assertLess(float(jnp.abs(f(p, x) - f(q, x)).max()), 1e-4)
+    jc.tune(q, rows=(3,), seconds=1e-3, file=self.file)
+    self.assertEqual(self._entry()[1], entry | {'3': self._entry()[1]['3']})
 
   def test_a_file_is_believed(self):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])
     self._tune(q, file=self.file)
-    known = json.loads(self.file.read_text())
-    (entry,) = known[choose.device_kind()].values()
-    entry |= {'form': 'kernel', 'paths': {'2': 'portable', '20': 'portable'}}
+    known, entry = self._entry()
+    for times in entry.values():
+      times |= dict.fromkeys(times, 5.0) | {'portable': 1.0}
     self.file.write_text(json.dumps(known))
     p = self._tune(q, file=self.file)
     self.assertEqual(p['w'].path_for(7), 'portable')
-    entry['form'] = 'xla'
+    for times in entry.values():
+      times['xla'] = 0.5
     self.file.write_text(json.dumps(known))
     self.assertIsInstance(self._tune(q, file=self.file)['w'], jc.QDotArray)
 
   def test_bad_input(self):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])
-    with self.assertRaisesRegex(ValueError, 'one or more positive'):
-      jc.tune(q, rows=(0,))
-    for text in ('{', '[1]', '{"cpu": {"w": {}}}'):
+    for rows in ((0,), (), 3):
+      with self.assertRaisesRegex(ValueError, 'one or more positive'):
+        jc.tune(q, rows=rows)
+    with self.assertRaisesRegex(
+      ValueError, 'Nothing to tune: w: it is not comp'
+    ):
+      jc.tune({'w': W})
+    for text in (b'{', b'[1]', b'{"cpu": {"w": {"a": {}}}}', b'\xff\xfe'):
       self.file.parent.mkdir(exist_ok=True)
-      self.file.write_text(text)
+      self.file.write_bytes(text)
       with self.assertRaisesRegex(ValueError, 'no file of choices'):
         jc.tune(q, file=self.file)
-      self.assertEqual(pathlib.Path(self.file).read_text(), text)
+      self.assertEqual(self.file.read_bytes(), text)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The law for packed leaves: what they compute is what they were packed from."""
 
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,6 +13,7 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.export import stablehlo
+from jaxopt_compress.kernels.cpu import native
 
 # What is packed, and what it is called then.
 SCHEMES = {
@@ -48,7 +50,7 @@ def _both(f, params, x, words):
   uses = jc.uses(f)(params, x)
   path = next(p for p, leaf in jc.named_leaves(params) if leaf.ndim > 1)
   q = jc.quantize(params, [(path, words), (r'.*', None)][: len(params)], uses)
-  return q, jc.pack(q, uses)
+  return q, jc.pack(q, uses, target='cpu')
 
 
 def _matmul(p, x):
@@ -222,8 +224,9 @@ class WithoutZerosTest(parameterized.TestCase):
     w = jax.random.normal(_KEYS[1], (256, 96))
     w = jnp.where(jax.random.uniform(_KEYS[2], w.shape) < zeros, 0, w)
     x = jax.random.normal(_KEYS[0], (2, 5, 256))
-    q = jc.quantize({'w': w}, [('w', words)])
-    p = jc.pack(q)
+    uses = jc.uses(_matmul)({'w': w}, x)
+    q = jc.quantize({'w': w}, [('w', words)], uses)
+    p = jc.pack(q, uses)
     self.assertEqual(p['w'].describe(), described)
     self.assertLess(
       jc.nbytes(p), jc.nbytes(q) * (0.8 if 'zeros' in described else 1.01)
@@ -250,6 +253,11 @@ class WithoutZerosTest(parameterized.TestCase):
     y = jax.jit(jc.lift(f, strict=True))(p, X)
     expected = jax.jit(jc.lift(f))({'w': masked}, X)
     self.assertLess(_distance(y, expected), 2e-5)
+
+  def test_arrays_that_no_product_is_known_to_read_stay(self):
+    w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.9, 0, W)
+    q = jc.quantize({'a': W, 'w': w}, [('a', 'int8'), ('w', None)])
+    self.assertIsInstance(jc.pack(q)['w'], jax.Array)
 
   def test_switched_off(self):
     w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.5, 0, W)
@@ -299,6 +307,31 @@ class PackTest(parameterized.TestCase):
     q = jc.quantize({'w': W}, [('w', 'int8 3x5')])
     with self.assertRaisesRegex(ValueError, 'a scale for every 3 rows'):
       jc.pack(q)
+
+  def test_sums_that_32_bits_do_not_hold(self):
+    q = jc.quantize({'w': jnp.ones((140_000, 1))}, [('w', 'int8')])
+    with self.assertRaisesRegex(ValueError, '32 bits do not hold'):
+      jc.pack(q)
+
+  def test_packed_already(self):
+    p = jc.pack(jc.quantize({'w': W}, [('w', 'int8')]))
+    with self.assertRaisesRegex(ValueError, 'w: it is packed already'):
+      jc.pack(p)
+
+  def test_where_it_would_not_pay(self):
+    q = jc.quantize({'w': W}, [('w', 'int8')])
+    with mock.patch.object(native, 'available', lambda: False):
+      with self.assertWarnsRegex(UserWarning, 'Nothing is packed: .*not built'):
+        self.assertIs(jc.pack(q), q)
+      self.assertIsInstance(jc.pack(q, target='cpu')['w'], jc.PackedArray)
+
+  def test_cast_parts(self):
+    q, p = _both(_matmul, {'w': W}, X, 'int8, int8 token asym')
+    half = jax.tree.map(
+      lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, p
+    )
+    y = jax.jit(jc.lift(_matmul))(half, X)
+    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
 
   def test_there_and_back(self):
     q = jc.quantize({'w': W}, [('w', 'int4 g32')])

@@ -14,6 +14,7 @@ import ctypes
 import enum
 import functools
 import importlib.machinery
+import os
 import pathlib
 
 import jax
@@ -25,21 +26,42 @@ from jaxopt_compress.kernels import sparse_layout
 
 _TARGETS = ('matmul', 'sparse_matmul', 'conv', 'depthwise')
 
+# An environment variable: the path of a library built elsewhere, with other flags.
+_ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
   folder = pathlib.Path(__file__).parent
-  for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-    path = folder / f'_kernels{suffix}'
+  built = [
+    folder / f'_kernels{s}' for s in importlib.machinery.EXTENSION_SUFFIXES
+  ]
+  if _ELSEWHERE in os.environ:
+    built = [pathlib.Path(os.environ[_ELSEWHERE])]
+    if not built[0].exists():
+      raise RuntimeError(
+        f'{_ELSEWHERE} is {built[0]}, and there is no such file.'
+      )
+  for path in built:
     if path.exists():
-      library = ctypes.CDLL(str(path))
-      for name in _TARGETS:
-        handler = getattr(library, f'jaxopt_compress_{name}')
-        jax.ffi.register_ffi_target(
-          f'jaxopt_compress_{name}', jax.ffi.pycapsule(handler), platform='cpu'
-        )
-      return library
+      return _registered(path)
   return None
+
+
+def _registered(path):
+  """The library at a path, its functions known to XLA."""
+  library = ctypes.CDLL(str(path))
+  for name in _TARGETS:
+    handler = getattr(library, f'jaxopt_compress_{name}', None)
+    if handler is None:
+      raise RuntimeError(
+        f'{path} has no {name}: it was built from older sources. Reinstall'
+        ' jaxopt_compress (pip install -e .).'
+      )
+    jax.ffi.register_ffi_target(
+      f'jaxopt_compress_{name}', jax.ffi.pycapsule(handler), platform='cpu'
+    )
+  return library
 
 
 def available() -> bool:
@@ -59,6 +81,15 @@ def paths() -> tuple[str, ...]:
     return ()
   library.jaxopt_compress_paths.restype = ctypes.c_char_p
   return tuple(library.jaxopt_compress_paths().decode().split())
+
+
+# Why there may be no library.
+MISSING = (
+  'the CPU kernels were not built when jaxopt_compress was installed; they need'
+  ' GCC 11, Clang 12 or newer, and `pip install -v` says what was missing'
+)
+# Products of codes whose sum 32 bits hold.
+MOST_ROWS = 2**17 - 1
 
 
 class Act(enum.IntEnum):
@@ -224,10 +255,7 @@ def call(name, operands, others, inner, out_dtype, **attributes) -> jax.Array:
     [*stack, *inner].
   """
   if not available():
-    raise RuntimeError(
-      'The CPU kernels were not built: a C++17 compiler was missing when'
-      ' jaxopt_compress was installed. Install one, then reinstall.'
-    )
+    raise RuntimeError(f'No kernel: {MISSING}.')
   lead = max(a.ndim - own for a, own in operands)
   full = lambda a, own: a.reshape((1,) * (lead + own - a.ndim) + a.shape)
   empty = lambda own: jnp.zeros((1,) * lead + (0,) * own, jnp.float32)

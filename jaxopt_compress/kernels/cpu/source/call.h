@@ -92,6 +92,13 @@ inline const Format* sparse_format_of(std::string_view name) {
 
 inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// Whether buffers, those that are there, are of float32.
+template <typename... Buffers>
+bool are_f32(const Buffers&... buffers) {
+  return ((buffers.element_count() == 0 || buffers.element_type() == ffi::F32) &&
+          ...);
+}
+
 inline ffi::Error wrong(const std::string& what) {
   return ffi::Error::InvalidArgument("jaxopt_compress: " + what);
 }

@@ -203,10 +203,15 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   if (!sizes) return wrong("shapes do not fit each other");
   const bool codes = job.act == Act::kCodes;
   const bool types =
-      types_fit(job, act_scale) &&
+      types_fit(job, act_scale) && w.element_type() == ffi::U8 &&
+      are_f32(totals, bias, act_scale, act_zero) &&
+      (zero.element_count() == 0 || job.zero_type != Type::kNone) &&
       !(codes && (job.groups > 1 || job.zero_type != Type::kNone)) &&
       !(job.in_floats() && job.act != Act::kFloat);
   if (!types) return wrong("types do not fit each other");
+  if (!job.in_floats() && job.group > kMostSummed) {
+    return wrong("sums of so many products do not fit in 32 bits");
+  }
   const auto stack_of = [](const ffi::AnyBuffer& b, int64_t features, int64_t rows,
                            int64_t columns) {
     const auto d = b.dimensions();

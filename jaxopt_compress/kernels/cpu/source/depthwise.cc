@@ -91,7 +91,8 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   if (!sizes) return wrong("shapes do not fit each other");
   const bool codes = job.act == Act::kCodes;
   if (!types_fit(job, act_scale) || (codes && job.zero_type != Type::kNone) ||
-      type_of(w) != Type::kS8) {
+      type_of(w) != Type::kS8 || !are_f32(bias, act_scale, act_zero) ||
+      (zero.element_count() > 0 && job.zero_type == Type::kNone)) {
     return wrong("types do not fit each other");
   }
   for (const ffi::AnyBuffer* other : others) {

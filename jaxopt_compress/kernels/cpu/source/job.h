@@ -27,6 +27,9 @@ enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 
 enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0 };
 
+// Products of codes whose sum 32 bits hold, less what codes are above their numbers.
+constexpr int64_t kMostSummed = (1 << 17) - 1;
+
 // One product of a batch.
 struct Item {
   const void* x;        // [rows, k]

@@ -157,6 +157,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   // Floats whose zeros are left out are their own numbers.
   const bool scaled = !codes && !(sparse && job.in_floats());
   const bool types =
+      w.element_type() == ffi::U8 &&
+      are_f32(totals, bias, act_scale, act_zero) &&
+      (zero.element_count() == 0 || job.zero_type != Type::kNone) &&
       (codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32 &&
                    job.groups == 1 && !job.in_floats()
              : (job.x_type == Type::kF32 || job.x_type == Type::kBf16) &&
@@ -172,6 +175,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
        (scale.element_count() == 0 && zero.element_count() == 0 &&
         totals.element_count() == 0 && job.groups == 1));
   if (!types) return wrong("types do not fit each other");
+  if (!job.in_floats() && job.group > kMostSummed) {
+    return wrong("sums of so many products do not fit in 32 bits");
+  }
   const auto row_of = [&](const ffi::AnyBuffer& b, int64_t rows, int64_t columns) {
     const auto d = b.dimensions();
     return b.element_count() == 0 ||
@@ -252,8 +258,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   const int64_t splits = std::max<int64_t>(runs / call->panel_tasks, 1);
   call->tiles_each = std::max<int64_t>((t.count + splits - 1) / splits, 1);
   call->tile_tasks = (t.count + call->tiles_each - 1) / call->tiles_each;
-  run(pool, workers - 1, &Call::task, call.get(), products * t.count,
+  const bool done = run(pool, workers - 1, &Call::task, call.get(), products * t.count,
       products * call->panel_tasks * call->tile_tasks);
+  if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
 

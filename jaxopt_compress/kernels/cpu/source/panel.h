@@ -143,7 +143,11 @@ inline void store_sums(const Job& job, const Item& item, int64_t panel,
   int32_t* out =
       static_cast<int32_t*>(item.out) + row * job.stride + panel * kColumns;
   const int n = columns_of(job, panel);
-  for (int i = 0; i < n; ++i) out[i] = y[i] - job.format.offset * of_x;
+  // Unsigned, as the sums wrapped: of the two only the difference fits.
+  const uint32_t above = static_cast<uint32_t>(job.format.offset * of_x);
+  for (int i = 0; i < n; ++i) {
+    out[i] = static_cast<int32_t>(static_cast<uint32_t>(y[i]) - above);
+  }
 }
 
 template <int kDigits, bool kZero>
