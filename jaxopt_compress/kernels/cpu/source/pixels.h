@@ -294,6 +294,8 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   if (s.cell > 0) {
     for (const int64_t part : s.parts) {
       for (int r = 0; r < slots; ++r) sums[r] = sums_from[r][part];
+      // Rows past the last are multiplied, too.
+      for (int r = slots; r < t.size; ++r) sums[r] = 0;
       sums += t.size;
     }
     return;
