@@ -70,7 +70,7 @@ def pack(
 
   >>> from jaxopt_compress.quantization import schemes
   >>> q = schemes.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
-  >>> pack(q)['kernel'].describe()
+  >>> pack(q, target='cpu')['kernel'].describe()
   'int4 g32, packed'
   """
   why = '' if target else _not_here()

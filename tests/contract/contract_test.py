@@ -90,7 +90,9 @@ def _adapted(scheme):
 
 
 def _packed(scheme):
-  return lambda params, uses: jc.pack(_stored(scheme)(params, uses), uses)
+  return lambda params, uses: jc.pack(
+    _stored(scheme)(params, uses), uses, target='cpu'
+  )
 
 
 _INT4_G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))

@@ -107,7 +107,7 @@ class MatmulTest(parameterized.TestCase):
     self.assertLess(off.max(), 1.1 * step(case))
     self.assertLess(np.mean(off), 0.02 * step(case))
 
-  @parameterized.parameters(*EACH)
+  @parameterized.parameters(*[(path,) for path in EACH])
   def test_codes_are_multiplied_exactly(self, path):
     for m, k, n in ((1, 1, 1), (5, 70, 33), (40, 515, 64), (16, 64, 31)):
       case = Case('int8', (m, k, n, k))
