@@ -23,6 +23,7 @@ namespace {
 #include "panel.h"
 #include "sparse.h"
 #include "pixels.h"
+#include "gather.h"
 #include "depthwise.h"
 
 constexpr int kTileRows = 16;

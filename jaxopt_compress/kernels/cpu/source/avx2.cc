@@ -93,6 +93,7 @@ struct V {
 
 #include "tile.h"
 #include "pixels.h"
+#include "gather.h"
 #include "depthwise.h"
 
 bool here() {

@@ -17,6 +17,7 @@ namespace {
 #include "lanes512.h"
 #include "tile.h"
 #include "pixels.h"
+#include "gather.h"
 #include "depthwise.h"
 
 bool here() {

@@ -86,6 +86,7 @@ struct V {
 
 #include "tile.h"
 #include "pixels.h"
+#include "gather.h"
 #include "depthwise.h"
 
 bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
