@@ -8,6 +8,8 @@ import warnings
 
 from absl.testing import absltest
 
+from jaxopt_compress.kernels.cpu import native
+
 _README = pathlib.Path(__file__).parent.parent / 'README.md'
 
 
@@ -27,6 +29,8 @@ class ReadmeTest(absltest.TestCase):
       for line in block.splitlines()
       if line.startswith('print(')
     ]
+    if not native.available():
+      said = [line.removesuffix(', packed') for line in said]
     self.assertEqual(printed.getvalue().splitlines(), said)
     self.assertEqual(names['pruned']['query']['kernel'].shape, (64, 4, 16))
     zeros = (names['pruned']['query']['kernel'] == 0).mean()

@@ -14,6 +14,7 @@ import pathlib
 import statistics
 import time
 from typing import Any
+import warnings
 
 import jax
 from jax import lax
@@ -54,7 +55,8 @@ def tune(
 
   Returns:
     The tree, with `PackedArray` leaves that know their paths, or `TiledArray` ones.
-    Convolutions are packed as `pack` does, not measured; zeros are kept.
+    Convolutions are packed as `pack` does, not measured; zeros are kept. On CPUs
+    without the library the tree as it was, with a warning.
 
   Raises:
     ValueError: rows that are not positive, no leaf with a kernel, or a file that is
@@ -68,6 +70,9 @@ def tune(
   known = _read(file)
   here = known.setdefault(device_kind(), {})
   target = jax.default_backend()
+  if not _candidates(target):
+    warnings.warn(f'Nothing is packed: {native.MISSING}.', stacklevel=2)
+    return params
   reasons = {}
 
   def one(path, leaf):

@@ -329,6 +329,11 @@ class PackTest(parameterized.TestCase):
     with mock.patch.object(native, 'available', lambda: False):
       with self.assertWarnsRegex(UserWarning, 'Nothing is packed: .*not built'):
         self.assertIs(jc.pack(q), q)
+      with mock.patch.object(native, 'paths', lambda: ()):
+        with self.assertWarnsRegex(
+          UserWarning, 'Nothing is packed: .*not built'
+        ):
+          self.assertIs(jc.tune(q), q)
       self.assertIsInstance(pack(q)['w'], jc.PackedArray)
 
   def test_cast_parts(self):
