@@ -2,7 +2,7 @@
 # Builds the CPU kernels with AddressSanitizer and UBSan and calls them with random
 # shapes: an access outside of an operand, or undefined arithmetic, ends it.
 #
-#   launch/sanitize.sh              500 examples of each test: about ten minutes
+#   launch/sanitize.sh              500 examples of each test, in about six minutes
 #   EXAMPLES=5000 launch/sanitize.sh
 #   launch/sanitize.sh tests/kernels/conv_test.py     other tests
 #
