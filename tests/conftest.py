@@ -22,5 +22,13 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 gc.set_threshold(100_000)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs_of_one_module():
+  """Past some 8000 programs jax keeps no more: all would be looked up slowly."""
+  yield
+  jax.clear_caches()

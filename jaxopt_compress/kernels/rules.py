@@ -241,11 +241,57 @@ def _(leaf, *sizes, shape, **_):
   return _reshape(leaf, shape)
 
 
+@lift.rule(lax.slice_p, *_BOTH)
+def _(leaf, *, start_indices, limit_indices, strides):
+  strides = strides or (1,) * leaf.ndim
+  runs = list(zip(start_indices, limit_indices, strides, strict=True))
+  sizes = [-(-(stop - start) // step) for start, stop, step in runs]
+  return _of_stack(
+    leaf, sizes, lambda x, i: lax.slice_in_dim(x, *runs[i], axis=i)
+  )
+
+
+@lift.rule(lax.dynamic_slice_p, *_BOTH)
+def _(leaf, *starts, slice_sizes, **_):
+  if not isinstance(leaf, _BOTH):
+    return lift.Dense('it is an index')
+  return _of_stack(
+    leaf,
+    slice_sizes,
+    lambda x, i: lax.dynamic_slice_in_dim(x, starts[i], slice_sizes[i], axis=i),
+  )
+
+
+def _of_stack(leaf, sizes, cut):
+  """`cut(part, axis)` of every part, along the axes whose size changes."""
+  axes = [i for i, n in enumerate(sizes) if n != leaf.shape[i]]
+  if 0 in sizes:
+    return lift.Dense('an empty slice')
+  if any(i >= len(leaf.stack) for i in axes):
+    return lift.Dense('a slice of the matrices it is packed as')
+  for i in axes:
+    leaf = jax.tree.map(lambda x, i=i: cut(x, i), leaf)
+  return leaf
+
+
+def _restacked(leaf, shape):
+  """The leaf with those of the axes of `shape` that hold its matrices as stack."""
+  old = leaf.stack
+  if shape[: len(old)] == old:
+    return leaf
+  heads = [shape[:i] for i in range(len(shape) + 1)]
+  new = next((h for h in heads if math.prod(h) == math.prod(old)), None)
+  if new is None:
+    return lift.Dense('a reshape that mixes its stacked axes with others')
+  return jax.tree.map(lambda x: x.reshape(*new, *x.shape[len(old) :]), leaf)
+
+
 def _reshape(leaf, shape):
-  """Merges and splits rows with rows, columns with columns."""
+  """Merges and splits rows with rows, columns with columns, stacks with stacks."""
+  leaf = _restacked(leaf, tuple(shape))
+  if isinstance(leaf, lift.Dense):
+    return leaf
   stack, m = leaf.stack, leaf.matrix
-  if tuple(shape[: len(stack)]) != stack:
-    return lift.Dense('a reshape of its stacked axes')
   # The pieces of each entry of rows and columns, and which piece each axis is.
   pieces = {e: None for e in range(len(m.sizes))}
   axes = [None] * (len(shape) - len(stack))

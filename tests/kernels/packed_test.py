@@ -111,6 +111,24 @@ class LawTest(parameterized.TestCase):
     y, expected = (jax.vmap(f, (0, None))(leaf, X) for leaf in (p, q))
     self.assertLess(_distance(y, expected), 2e-5)
 
+  def test_matrices_of_a_stack(self):
+    def f(p, x, i):
+      x = jnp.tanh(x @ p['w'][i])  # one that is not known
+      x = jnp.tanh(x @ p['w'][1])
+      return jnp.einsum('baf,afg->bag', x, p['w'][1:].reshape(1, 2, 64, 64)[0])
+
+    w = jax.random.normal(_KEYS[2], (3, 64, 64)) / 8
+    x = jax.random.normal(_KEYS[3], (4, 2, 64))
+    uses = jc.uses(f)({'w': w}, x, 2)
+    q = jc.quantize({'w': w}, [('w', 'int4 g32 asym')], uses)
+    pack = functools.partial(jc.pack, uses=uses, target='cpu')
+    run = jax.jit(jc.lift(f, strict=True))
+    y, expected = (run(leaf, x, 2) for leaf in (pack(q), q))
+    self.assertLess(_distance(y, expected), 2e-5)
+    for part in (lambda w: w[:, 1], lambda w: w.reshape(-1)):
+      with self.assertRaisesRegex(ValueError, 'slice of the matr|reshape that'):
+        jax.jit(jc.lift(part, strict=True))(pack(q)['w'])
+
   def test_under_scan_remat_and_grad(self):
     def f(p, x):
       step = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
