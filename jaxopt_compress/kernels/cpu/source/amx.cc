@@ -24,6 +24,7 @@ namespace {
 #include "sparse.h"
 #include "pixels.h"
 #include "gather.h"
+#include "slide.h"
 #include "depthwise.h"
 
 constexpr int kTileRows = 16;
@@ -219,7 +220,7 @@ void store(const Job& job, const Tiles& t, const Item& item, int64_t panel,
     from = y;
   }
   for (int r = 0; r < rows; ++r) {
-    store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
+    store_row(job, item, panel, scales, row + r, item.scales[tile * t.size + r],
               item.zeros[tile * t.size + r], from[r]);
   }
 }
@@ -302,7 +303,7 @@ bool here() {
 }  // namespace
 
 const Path kAmx = {"amx", here, tiles, workspace, prepare,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 
 }  // namespace jaxopt_compress
 

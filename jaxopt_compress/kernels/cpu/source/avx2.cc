@@ -73,6 +73,12 @@ struct V {
   static F all(float x) { return _mm256_set1_ps(x); }
   static F get(const float* p) { return _mm256_loadu_ps(p); }
   static void put(float* p, F x) { _mm256_storeu_ps(p, x); }
+  // The first n columns of a register, or all.
+  static void put(float* p, F x, int n) {
+    float all[kLanes];
+    put(all, x);
+    std::memcpy(p, all, 4 * (n < kLanes ? n : kLanes));
+  }
   static F floats(I x) { return _mm256_cvtepi32_ps(x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -94,6 +100,7 @@ struct V {
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"
+#include "slide.h"
 #include "depthwise.h"
 
 bool here() {
@@ -110,10 +117,10 @@ bool here() {
 
 #if defined(__AVXVNNI__)
 const Path kAvxVnni = {"avx-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 #else
 const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

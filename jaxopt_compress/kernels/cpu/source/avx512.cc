@@ -18,6 +18,7 @@ namespace {
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"
+#include "slide.h"
 #include "depthwise.h"
 
 bool here() {
@@ -33,10 +34,10 @@ bool here() {
 
 #if defined(__AVX512VBMI2__)
 const Path kAvx512Vbmi2 = {"avx512-vbmi2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 #else
 const Path kAvx512Vnni = {"avx512-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 #endif
 
 }  // namespace jaxopt_compress

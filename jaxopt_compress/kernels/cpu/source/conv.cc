@@ -24,12 +24,16 @@ struct Call {
   Job job;
   Tiles tiles;
   int64_t block;  // tiles that are made at once
+  bool slides;    // or none is made: windows are multiplied where they lie
   Scene scene;
   const Path* path;
   std::vector<Stack> stacks;
   std::vector<Item> items;  // [stacks][features]
-  int64_t panels_each, tiles_each;  // of a task
+  int64_t panels_each, tiles_each;  // of a task; lines, where windows slide
   int64_t panel_tasks, tile_tasks;  // of an item
+
+  // Rows of pixels of all images of a stack.
+  int64_t lines() const { return scene.images * scene.y.out(); }
 
   int64_t code_bytes() const { return rounded(block * tiles.codes()); }
   int64_t sum_bytes() const {
@@ -57,6 +61,15 @@ struct Call {
     const int64_t panel = i % of_item / tile_tasks * panels_each;
     const int64_t panels = std::min(panels_each, job.panels - panel);
     const int64_t first = i % tile_tasks * tiles_each;
+    const int64_t features = i / of_item % scene.features;
+    const Stack& stack = stacks[i / of_item / scene.features];
+    if (slides) {
+      path->slide(job, scene, stack, items[i / of_item], features, panel, panels,
+                  first, std::min(first + tiles_each, lines()),
+                  room.of(rounded(scales_workspace(job)) +
+                          job.steps() * kColumns * kSteps));
+      return;
+    }
     const int64_t last = std::min(first + tiles_each, tiles.count);
     const int64_t each = tiles.used / job.digits;
     Tiles t = tiles;
@@ -72,8 +85,6 @@ struct Call {
     item.zeros = reinterpret_cast<float*>(memory + code_bytes() + sum_bytes() +
                                           row_bytes());
     char* workspace = memory + code_bytes() + sum_bytes() + 2 * row_bytes();
-    const int64_t features = i / of_item % scene.features;
-    const Stack& stack = stacks[i / of_item / scene.features];
     // What windows do not reach: the ends of groups.
     std::memset(item.codes, 0, code_bytes());
     Job some = job;
@@ -112,6 +123,7 @@ void find_pieces(const Job& job, Scene* s) {
     const int64_t n = std::min(end, job.k) - k;
     s->pieces.push_back({from * s->entry, to * s->entry, n * s->entry});
     k += n;
+    if (k == job.k || k % group == 0) s->ends.push_back(s->pieces.size());
   }
   // Sums of channels make those of rows up, unless a group ends between them.
   s->cell = job.in_floats() ? 0
@@ -127,6 +139,16 @@ void find_pieces(const Job& job, Scene* s) {
                              tap % s->x.taps * s->x.dilation;
     s->parts.push_back(position * s->cells() + i % cells);
   }
+}
+
+// Whether windows can be multiplied where they lie: in whole steps, and what their
+// codes add up to is known.
+bool can_slide(const Job& job, const Scene& s) {
+  if (job.in_floats() || s.cell == 0) return false;
+  for (const Piece& piece : s.pieces) {
+    if (piece.to % kSteps != 0 || piece.bytes % kSteps != 0) return false;
+  }
+  return true;
 }
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
@@ -248,6 +270,9 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   const Tiles& t = call->tiles;
   if (t.size > kMostSlots) return wrong("tiles are too large");
   call->block = std::max<int64_t>(std::min(kGathered / t.codes(), t.count), 1);
+  // Wide tiles of many columns are worth the copies that they need.
+  const bool wide = t.chunk > kSteps && n > kColumns / 2;
+  call->slides = !wide && can_slide(job, scene);
 
   thread_local Room room;
   char* memory = room.of(stacks * stack_bytes(scene));
@@ -291,9 +316,10 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
   // Whole panels where there are tiles enough: their rows are made once.
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
-  const int64_t tile_runs = std::min(runs, t.count);
-  call->tiles_each = (t.count + tile_runs - 1) / tile_runs;
-  call->tile_tasks = (t.count + call->tiles_each - 1) / call->tiles_each;
+  const int64_t count = call->slides ? call->lines() : t.count;
+  const int64_t tile_runs = std::min(runs, count);
+  call->tiles_each = (count + tile_runs - 1) / tile_runs;
+  call->tile_tasks = (count + call->tiles_each - 1) / call->tiles_each;
   const int64_t panel_runs =
       std::min(std::max<int64_t>(runs / call->tile_tasks, 1), job.panels);
   call->panels_each = (job.panels + panel_runs - 1) / panel_runs;

@@ -55,6 +55,7 @@ struct Scene {
   std::vector<Piece> pieces;  // of the first group of features
   // Of each group of a row of codes, its sum, past where sums of the window begin.
   std::vector<int64_t> parts;
+  std::vector<int64_t> ends;  // of each group, the number of pieces up to its last
 
   int64_t own_channels() const { return channels / features; }
   int64_t tall() const { return y.padded(); }

@@ -93,6 +93,11 @@ inline int64_t rows_in(const Job& job, const Tiles& t, int64_t tile) {
   return rest < most ? rest : most;
 }
 
+// What a panel brings along, as floats.
+inline int64_t scales_workspace(const Job& job) {
+  return (2 * job.groups + 2) * kColumns * 4;
+}
+
 // An instruction path.
 struct Path {
   const char* name;
@@ -112,6 +117,11 @@ struct Path {
   // images, of one group of features.
   void (*gather)(const Job&, const Tiles&, const Scene&, const Stack&,
                  int64_t features, int64_t pixel, const Item&, int64_t tile);
+  // Multiplies windows that `slides` says yes to, without gathering them: rows of
+  // pixels first to last, of those of all images, by some panels.
+  void (*slide)(const Job&, const Scene&, const Stack&, const Item&,
+                int64_t features, int64_t panel, int64_t panels, int64_t first,
+                int64_t last, char* workspace);
   // Rows first to last of the results for an image, every channel on its own.
   void (*depthwise)(const Job&, const Scene&, const Stack&, const Item&,
                     int64_t image, int64_t first, int64_t last, char* workspace);

@@ -49,6 +49,10 @@ struct V {
   static F all(float x) { return _mm512_set1_ps(x); }
   static F get(const float* p) { return _mm512_loadu_ps(p); }
   static void put(float* p, F x) { _mm512_storeu_ps(p, x); }
+  // The first n columns of a register, or all.
+  static void put(float* p, F x, int n) {
+    _mm512_mask_storeu_ps(p, n < 16 ? (1 << n) - 1 : 0xffff, x);
+  }
   static F floats(I x) { return _mm512_cvtepi32_ps(x); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

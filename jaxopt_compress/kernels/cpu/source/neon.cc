@@ -68,6 +68,12 @@ struct V {
   static F all(float x) { return vdupq_n_f32(x); }
   static F get(const float* p) { return vld1q_f32(p); }
   static void put(float* p, F x) { vst1q_f32(p, x); }
+  // The first n columns of a register, or all.
+  static void put(float* p, F x, int n) {
+    float all[kLanes];
+    put(all, x);
+    std::memcpy(p, all, 4 * (n < kLanes ? n : kLanes));
+  }
   static F floats(I x) { return vcvtq_f32_s32(x); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
@@ -87,6 +93,7 @@ struct V {
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"
+#include "slide.h"
 #include "depthwise.h"
 
 bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
@@ -94,7 +101,7 @@ bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
 }  // namespace
 
 const Path kNeonDot = {"neon-dotprod", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 
 }  // namespace jaxopt_compress
 

@@ -36,13 +36,11 @@ constexpr int bytes_of(int bits) { return bits == 3 ? 192 : 128; }
 
 // What a panel brings along: scales and zero points of its columns.
 struct PanelScales {
-  float* scale;  // [groups][32]
-  float* zero;   // [groups][32] or null
+  float* scale;   // [groups][32]
+  float* zero;    // [groups][32] or null
+  float* totals;  // [32] or null
+  float* bias;    // [32] or null
 };
-
-inline int64_t scales_workspace(const Job& job) {
-  return job.groups * kColumns * 4 * (job.zero_type == Type::kNone ? 1 : 2);
-}
 
 inline int columns_of(const Job& job, int64_t panel) {
   const int64_t left = job.n - panel * kColumns;
@@ -73,10 +71,18 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
 
 inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
                              float* room) {
-  PanelScales found = {room, nullptr};
-  if (job.act == Act::kCodes || job.scale_type == Type::kNone) return found;
+  PanelScales found = {room, nullptr, nullptr, nullptr};
+  if (job.act == Act::kCodes) return found;
   const int n = columns_of(job, panel);
   const int64_t first = panel * kColumns;
+  const auto copied = [&](const float* from, float* to) -> float* {
+    if (from == nullptr) return nullptr;
+    to_floats(Type::kF32, from, first, n, to);
+    return to;
+  };
+  found.totals = copied(item.totals, room + 2 * job.groups * kColumns);
+  found.bias = copied(item.bias, room + (2 * job.groups + 1) * kColumns);
+  if (job.scale_type == Type::kNone) return found;
   for (int64_t g = 0; g < job.groups; ++g) {
     to_floats(job.scale_type, item.scale, g * job.n + first, n,
               room + g * kColumns);
@@ -102,38 +108,33 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
   return found;
 }
 
-// One row of results of a panel: y = a (y - b t) + bias, in its own type.
-inline void store_row(const Job& job, const Item& item, int64_t panel,
-                      int64_t row, float scale, float zero, float* y) {
-  using F = typename V::F;
-  const int n = columns_of(job, panel);
-  const int64_t first = panel * kColumns, at = row * job.stride + first;
-  float* out = job.out_type == Type::kF32
-                   ? static_cast<float*>(item.out) + at
-                   : nullptr;
-  if (n == kColumns) {
-    const F a = V::all(scale), b = V::all(-zero);
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; c += V::kLanes) {
-      F v = V::get(y + c);
-      if (item.totals != nullptr) {
-        v = V::fma(b, V::get(item.totals + first + c), v);
-      }
-      v = V::mul(v, a);
-      if (item.bias != nullptr) v = V::add(v, V::get(item.bias + first + c));
-      V::put((out ? out : y) + c, v);
-    }
-    if (out) return;
-  } else {
-    for (int i = 0; i < n; ++i) {
-      float v = y[i];
-      if (item.totals != nullptr) v -= zero * item.totals[first + i];
-      v *= scale;
-      if (item.bias != nullptr) v += item.bias[first + i];
-      (out ? out : y)[i] = v;
-    }
-    if (out) return;
+// What a row of a panel becomes, of one register: a (y - b t) + bias.
+inline typename V::F result(const PanelScales& scales, int column,
+                            typename V::F a, typename V::F minus_b,
+                            typename V::F y) {
+  if (scales.totals != nullptr) {
+    y = V::fma(minus_b, V::get(scales.totals + column), y);
   }
+  y = V::mul(y, a);
+  return scales.bias == nullptr ? y : V::add(y, V::get(scales.bias + column));
+}
+
+// One row of results of a panel, in its own type.
+inline void store_row(const Job& job, const Item& item, int64_t panel,
+                      const PanelScales& scales, int64_t row, float scale,
+                      float zero, float* y) {
+  const int n = columns_of(job, panel);
+  const int64_t at = row * job.stride + panel * kColumns;
+  const typename V::F a = V::all(scale), minus_b = V::all(-zero);
+  const bool wide = job.out_type == Type::kF32;
+  float* out = wide ? static_cast<float*>(item.out) + at : y;
+#pragma GCC unroll 8
+  for (int c = 0; c < kColumns; c += V::kLanes) {
+    if (c >= n) break;
+    V::put(out + c, result(scales, c, a, minus_b, V::get(y + c)),
+           wide ? n - c : V::kLanes);
+  }
+  if (wide) return;
   uint16_t* half = static_cast<uint16_t*>(item.out) + at;
   for (int i = 0; i < n; ++i) half[i] = to_bf16(y[i]);
 }

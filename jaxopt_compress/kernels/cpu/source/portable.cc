@@ -71,6 +71,12 @@ struct V {
     return x;
   }
   static void put(float* p, F x) { std::memcpy(p, &x, 16); }
+  // The first n columns of a register, or all.
+  static void put(float* p, F x, int n) {
+    float all[kLanes];
+    put(all, x);
+    std::memcpy(p, all, 4 * (n < kLanes ? n : kLanes));
+  }
   static F floats(I x) { return __builtin_convertvector(x, F); }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F mul(F a, F b) { return a * b; }
@@ -87,6 +93,7 @@ struct V {
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"
+#include "slide.h"
 #include "depthwise.h"
 
 bool here() { return true; }
@@ -94,6 +101,6 @@ bool here() { return true; }
 }  // namespace
 
 const Path kPortable = {"portable", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, depthwise};
+    multiply, prepare_image, gather, slide, depthwise};
 
 }  // namespace jaxopt_compress

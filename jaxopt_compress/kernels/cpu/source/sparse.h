@@ -270,7 +270,7 @@ void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t pane
               scales.zero ? scales.zero + g * kColumns : nullptr, g == 0, y);
   }
   for (int r = 0; r < rows; ++r) {
-    store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
+    store_row(job, item, panel, scales, row + r, item.scales[tile * t.size + r],
               item.zeros[tile * t.size + r], y[r]);
   }
 }
@@ -294,7 +294,8 @@ inline void sparse_float_product(Run& run, int64_t units, const float* x,
 
 template <typename T, typename W, bool kSkips, int kRows>
 void sparse_floats(const Job& job, const Tiles& t, const Item& item,
-                   int64_t panel, int64_t tile, Run run, const PanelScales&) {
+                   int64_t panel, int64_t tile, Run run,
+                   const PanelScales& scales) {
   const float* x = reinterpret_cast<const float*>(item.codes + tile * t.codes());
   const int rows = static_cast<int>(rows_in(job, t, tile));
   typename W::F acc[kRows][kRegs];
@@ -306,7 +307,7 @@ void sparse_floats(const Job& job, const Tiles& t, const Item& item,
     W::put(y[r] + 16, acc[r][1]);
   }
   for (int r = 0; r < rows; ++r) {
-    store_row(job, item, panel, tile * t.used + r, 1.0f, 0.0f, y[r]);
+    store_row(job, item, panel, scales, tile * t.used + r, 1.0f, 0.0f, y[r]);
   }
 }
 

@@ -98,7 +98,7 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                      y);
   }
   for (int r = 0; r < rows; ++r) {
-    store_row(job, item, panel, row + r, item.scales[tile * t.size + r],
+    store_row(job, item, panel, scales, row + r, item.scales[tile * t.size + r],
               item.zeros[tile * t.size + r], y[r]);
   }
 }
@@ -243,7 +243,7 @@ inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t rows = rows_in(job, t, tile);
     for (int64_t r = 0; r < rows; ++r) {
-      store_row(job, item, panel, tile * t.used + r, 1.0f, 0.0f,
+      store_row(job, item, panel, scales, tile * t.used + r, 1.0f, 0.0f,
                 results + ((tile - first) * t.size + r) * kColumns);
     }
   }
