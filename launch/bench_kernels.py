@@ -6,8 +6,8 @@ Prints one table for each number of rows m and each weight [k, n]; with --mlp th
 MLP, with --end_to_end that of whole models; then which bars are met. All that is
 compared was measured in the same run, in turns on the same cores.
 
-- `ms` is a call from Python, the median over turns and its quartiles; `inside` one
-  product of a program of many, where a call would cost more than the product.
+- `ms` is a call from Python, the median over turns and its quartiles; `inside`, for a
+  few rows, one product of a program of many, as a call may cost more than the product.
 - `x float32` is over XLA's float32, both inside; medians of ratios of the same turn.
 - `rate` counts 2 m k n operations, or the bytes of the weight, whichever is closer to
   its ceiling; `share` is of that ceiling: two threads that read memory (a buffer of

@@ -54,6 +54,9 @@ OURS = {
   '2:4 int8': Ours(jc.W8A8, 'int8', jc.Sparsity(kind='n_m', n=2, m=4)),
   '50% int8': Ours(jc.W8A8, 'int8', jc.Sparsity(0.5)),
 }
+# Up to so many rows a product may be shorter than its call. Of more rows a program of
+# many products would mostly copy operands and results.
+_SHORT = 8
 _UNROUNDED = ('float32', 'int4 A16', 'MXFP4 A16', 'NF4')
 
 
@@ -64,8 +67,8 @@ class Row(NamedTuple):
     name, path: who; of a rival AUTO, or the path that it is confined to.
     kind: what it computes.
     seconds: [rounds] of a call from Python.
-    looped: [rounds] of a product inside a program of many; of a call where that
-      takes so long that it is the same.
+    looped: [rounds] of a product inside a program of many; of a call for other
+      than a few rows.
     nbytes: of its weight; 0 for a rival.
     error: |y - exact| / |exact|.
     right: whether every entry is within its bound; True for a rival.
@@ -198,7 +201,7 @@ class Program(NamedTuple):
     seconds = min(one.turn(1), one.turn(1))
     found = {(self.name, self.path): one}
     times = int(min(0.5 * budget / seconds, 64))
-    if times > 1:
+    if times > 1 and len(self.x) <= _SHORT:
       xs = jnp.stack([self.x] * times)
       body = lambda p, xs: jax.lax.map(lambda x: self.apply(p, x), xs)
       many = turns.here(self._compiled(body, xs))

@@ -32,7 +32,7 @@ constexpr int kStride = kColumns * kSteps;  // of a row of a panel
 // A block is so many rows of so many panels, multiplied by so many tiles: the codes of
 // one tile stay in the first-level cache, those of the panels and what the products
 // add up to in the second.
-constexpr int64_t kBlockRows = 1024, kBlockPanels = 8, kBlockTiles = 16;
+constexpr int64_t kBlockRows = 768, kBlockPanels = 8, kBlockTiles = 16;
 
 // Shapes of the tile registers: 0 to 3 sums, 4 and 5 codes of x, 6 and 7 of w.
 struct alignas(64) Shapes {
@@ -55,11 +55,14 @@ int chunk_of(const Job& job) {
   return width % 64 == 0 ? 64 : width % 32 == 0 ? 32 : width % 16 == 0 ? 16 : 0;
 }
 
+bool spreads_out(const Job& job) { return job.sparse || job.format.bits < 8; }
+
 Tiles tiles(const Job& job) {
   const int64_t all = job.rows * job.digits;
   const int chunk = chunk_of(job);
   // Few rows are limited by memory, where the vector path does as well.
-  if (job.in_floats() || chunk == 0 || all <= 6) return {0, 0, 0, 0, 0};
+  const int64_t few = spreads_out(job) ? 6 : 12;
+  if (job.in_floats() || chunk == 0 || all <= few) return {0, 0, 0, 0, 0};
   const int size = all <= kTileRows / job.digits * job.digits ? 16 : 32;
   const int used = size / job.digits * job.digits;
   const int64_t each = used / job.digits;
@@ -67,24 +70,33 @@ Tiles tiles(const Job& job) {
   return {size, used, chunk, (job.rows + each - 1) / each, chunks};
 }
 
-bool spreads_out(const Job& job) { return job.sparse || job.format.bits < 8; }
-
 // A run of groups, or of chunks of the only group, that is multiplied at once.
 struct Block {
   int64_t group, groups;  // the first group, and how many
   int64_t unit, units;    // of the panel
 };
 
+// Units of a block of the only group: blocks of about one size, of whole chunks.
+int64_t block_units(const Job& job) {
+  const int64_t rows = job.units * job.format.rows;
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t even = (rows + blocks - 1) / blocks;
+  return (even + 63) / 64 * 64 / job.format.rows;
+}
+
 int64_t blocks_of(const Job& job) {
   const int64_t each = job.group_units() * job.format.rows;
-  if (job.groups == 1) return (each + kBlockRows - 1) / kBlockRows;
+  if (job.groups == 1) {
+    const int64_t most = block_units(job);
+    return (job.units + most - 1) / most;
+  }
   const int64_t groups = each < kBlockRows ? kBlockRows / each : 1;
   return (job.groups + groups - 1) / groups;
 }
 
 Block block_of(const Job& job, int64_t i) {
   if (job.groups == 1) {
-    const int64_t most = kBlockRows / job.format.rows, left = job.units - i * most;
+    const int64_t most = block_units(job), left = job.units - i * most;
     return {0, 1, i * most, left < most ? left : most};
   }
   const int64_t each = job.group_units() * job.format.rows;
@@ -251,7 +263,8 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
       for (int64_t i = 0; job.sparse && i < kept; ++i) {
         runs[i] = run_of(job, item, p + i);
       }
-      for (int64_t b = 0; b < blocks_of(job); ++b) {
+      const int64_t blocks = blocks_of(job);
+      for (int64_t b = 0; b < blocks; ++b) {
         const Block block = block_of(job, b);
         const uint8_t* w[kBlockPanels];
         for (int64_t i = 0; i < kept; ++i) {
@@ -271,15 +284,11 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
         }
         for (int64_t tile = begin; tile < end; ++tile) {
           for (int64_t i = 0; i < kept; ++i) {
-            one(job, t, item, tile, block, w[i], scales[i],
-                results[(tile - begin) * kBlockPanels + i]);
+            Results& of_tile = results[(tile - begin) * kBlockPanels + i];
+            one(job, t, item, tile, block, w[i], scales[i], of_tile);
+            if (b + 1 < blocks) continue;
+            store(job, t, item, p + i, tile, scales[i], of_tile);
           }
-        }
-      }
-      for (int64_t tile = begin; tile < end; ++tile) {
-        for (int64_t i = 0; i < kept; ++i) {
-          store(job, t, item, p + i, tile, scales[i],
-                results[(tile - begin) * kBlockPanels + i]);
         }
       }
     }

@@ -119,6 +119,16 @@ inline typename V::F result(const PanelScales& scales, int column,
   return scales.bias == nullptr ? y : V::add(y, V::get(scales.bias + column));
 }
 
+// What sums of the only group are, of one register: s (sum - z sum of x).
+inline typename V::F number(const Job& job, const PanelScales& scales, int column,
+                            typename V::I sum, int32_t of_x) {
+  typename V::F v = V::floats(V::less(sum, job.format.offset * of_x));
+  if (scales.zero != nullptr) {
+    v = V::fma(V::get(scales.zero + column), V::all(-static_cast<float>(of_x)), v);
+  }
+  return V::mul(v, V::get(scales.scale + column));
+}
+
 // One row of results of a panel, in its own type.
 inline void store_row(const Job& job, const Item& item, int64_t panel,
                       const PanelScales& scales, int64_t row, float scale,

@@ -78,12 +78,8 @@ void windows_at_once(const Job& job, const Scene& s, const Item& item,
     for (int c = 0; c < kCols; ++c) {
       const int at = c * V::kLanes;
       if (at >= n) break;
-      F v = V::floats(V::less(acc[r][c], job.format.offset * of_x));
-      if (scales.zero != nullptr) {
-        v = V::fma(V::get(scales.zero + at), V::all(-static_cast<float>(of_x)), v);
-      }
-      v = result(scales, at, a, minus_b, V::mul(v, V::get(scales.scale + at)));
-      V::put(out + r * job.stride + at, v, n - at);
+      const F v = number(job, scales, at, acc[r][c], of_x);
+      V::put(out + r * job.stride + at, result(scales, at, a, minus_b, v), n - at);
     }
   }
 }

@@ -181,8 +181,9 @@ inline void spread_rows_any(const Job& job, Run& run, int64_t first, int64_t end
 // ---------------------------------------------------- few rows: never into memory
 
 // From a row of floats to the next: whole units, zeros where the matrix has ended.
+// An odd number of lines: rows at a power of two would share places in a cache.
 inline int64_t float_stride(const Job& job) {
-  return (job.k + kSteps - 1) / kSteps * kSteps;
+  return ((job.k + 15) / 16 | 1) * 16;
 }
 
 // Calls each(unit), which returns the bytes of its values, for units that are there.

@@ -10,8 +10,9 @@ static_assert(V::kMost >= 3, "a row of x is up to three of codes");
 // In tiles of up to so many rows narrow codes are spread out in registers; for
 // more they are spread out once into memory.
 constexpr int kFew = V::kMost < 4 ? V::kMost : 4;
-// Rows of codes of float weights that are spread out at once.
-constexpr int64_t kFloatRows = 128;
+// Rows and panels of float weights that are spread out at once, and the tiles that
+// then meet them: in a second-level cache.
+constexpr int64_t kFloatRows = 128, kFloatPanels = 4, kFloatTiles = 48;
 
 // acc[r][c] += codes of rows times `units` units.
 template <int kBits, bool kTable, int kRows>
@@ -50,6 +51,8 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
   const int64_t row = tile * (t.used / job.digits);
   alignas(64) float y[kRows][kColumns];
   alignas(64) int32_t sums[kRows][kColumns];
+  const bool at_once = job.groups == 1 && job.digits == 1 &&
+                       job.act != Act::kCodes && job.out_type == Type::kF32;
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t units = job.units_of(g);
     I acc[kRows][kRegs];
@@ -65,6 +68,26 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                                   table, acc);
     w += units * bytes;
     codes += spread_units * kSteps * kRows;
+    if (at_once) {  // as `add_group` and `store_row` do, from registers
+      const int n = columns_of(job, panel);
+      float* out = static_cast<float*>(item.out) + row * job.stride + panel * kColumns;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= rows) break;
+        const V::F a = V::all(item.scales[tile * t.size + r]);
+        const V::F minus_b = V::all(-item.zeros[tile * t.size + r]);
+#pragma GCC unroll 8
+        for (int c = 0; c < kRegs; ++c) {
+          const int at = c * V::kLanes;
+          if (at >= n) break;
+          V::put(out + r * job.stride + at,
+                 result(scales, at, a, minus_b,
+                        number(job, scales, at, acc[r][c], of_x[r])),
+                 n - at);
+        }
+      }
+      return;
+    }
     if (job.groups > 1 && job.digits == 1 && scales.zero == nullptr) {
       // As `add_group` does, from registers.
 #pragma GCC unroll 16
@@ -198,30 +221,34 @@ FloatRows float_rows_of(int rows) {
   }
 }
 
-// Each row of a tile is kept as floats: its k entries lie where codes would.
+// Multiplies some panels by tiles whose rows are kept as floats: k entries of each lie
+// where codes would. `room` has kFloatRows rows and the results of each.
 inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
-                            int64_t panel, int64_t first, int64_t last,
-                            const PanelScales& scales, float* room) {
-  const uint8_t* w = nullptr;
-  Run run = {};
-  if (job.sparse) {
-    run = run_of(job, item, panel);
-  } else {
-    w = item.w + panel * job.units * job.format.bytes;
+                            int64_t panel, int panels, int64_t first,
+                            int64_t last, const PanelScales* scales,
+                            float* room) {
+  Run runs[kFloatPanels] = {};
+  for (int p = 0; job.sparse && p < panels; ++p) {
+    runs[p] = run_of(job, item, panel + p);
   }
-  float* wide = room;
-  float* results = room + kFloatRows * kColumns;  // of all tiles
+  const int64_t of_panel = kFloatRows * kColumns, of_tile = t.size * kColumns;
+  float* results = room + kFloatPanels * of_panel;  // [tiles][panels][size][32]
   const int64_t tiles = last - first;
-  std::memset(results, 0, sizeof(float) * tiles * t.size * kColumns);
+  std::memset(results, 0, sizeof(float) * tiles * panels * of_tile);
   const int64_t most = kFloatRows / job.format.rows;
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t begin = g * job.group_units(), end = begin + job.units_of(g);
     for (int64_t u = begin; u < end; u += most) {
       const int64_t units = end - u < most ? end - u : most;
-      if (job.sparse) {
-        spread_rows_any(job, run, u, u + units, wide);
-      } else {
-        spread_floats(job, w, scales, g, u, units, wide);
+      for (int p = 0; p < panels; ++p) {
+        float* wide = room + p * of_panel;
+        if (job.sparse) {
+          spread_rows_any(job, runs[p], u, u + units, wide);
+        } else {
+          const uint8_t* w =
+              item.w + (panel + p) * job.units * job.format.bytes;
+          spread_floats(job, w, scales[p], g, u, units, wide);
+        }
       }
       // Entries of x at these units: the last unit of a group may be short.
       const int64_t into = (u - begin) * job.format.rows;
@@ -234,17 +261,23 @@ inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
         const float* x =
             reinterpret_cast<const float*>(item.codes + tile * t.codes()) + at;
         const int rows = static_cast<int>(rows_in(job, t, tile));
-        float* y = results + (tile - first) * t.size * kColumns;
-        float_rows_of<V::kMost>(rows)(x, float_stride(job), wide, n,
-                                      reinterpret_cast<float(*)[kColumns]>(y));
+        const FloatRows multiply = float_rows_of<V::kMost>(rows);
+        float* y = results + (tile - first) * panels * of_tile;
+        for (int p = 0; p < panels; ++p, y += of_tile) {
+          multiply(x, float_stride(job), room + p * of_panel, n,
+                   reinterpret_cast<float(*)[kColumns]>(y));
+        }
       }
     }
   }
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t rows = rows_in(job, t, tile);
-    for (int64_t r = 0; r < rows; ++r) {
-      store_row(job, item, panel, scales, tile * t.used + r, 1.0f, 0.0f,
-                results + ((tile - first) * t.size + r) * kColumns);
+    for (int p = 0; p < panels; ++p) {
+      float* y = results + ((tile - first) * panels + p) * of_tile;
+      for (int64_t r = 0; r < rows; ++r) {
+        store_row(job, item, panel + p, scales[p], tile * t.used + r, 1.0f, 0.0f,
+                  y + r * kColumns);
+      }
     }
   }
 }
@@ -279,7 +312,9 @@ bool spreads_out(const Job& job, const Tiles& t) {
 int64_t workspace(const Job& job, const Tiles& t) {
   int64_t bytes = scales_workspace(job) + 128;
   if (job.in_floats()) {
-    bytes += kFloatRows * kColumns * 4 + t.count * t.size * kColumns * 4;
+    const int64_t tiles = t.count < kFloatTiles ? t.count : kFloatTiles;
+    bytes += kFloatRows * kColumns * 4 + tiles * t.size * kColumns * 4;
+    bytes *= kFloatPanels;
   } else if (spreads_out(job, t)) {
     bytes += job.steps() * kColumns * kSteps;
   }
@@ -311,6 +346,23 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
   const bool spread_out = spreads_out(job, t);
   const SparseFew in_registers =
       job.sparse ? sparse_few_for(job, t, item) : nullptr;
+  if (job.in_floats() && in_registers == nullptr) {
+    const int64_t of_scales = (scales_workspace(job) + 63) / 64 * 16;
+    for (int64_t p = panel; p < panel + panels; p += kFloatPanels) {
+      const int64_t left = panel + panels - p;
+      const int some = static_cast<int>(left < kFloatPanels ? left : kFloatPanels);
+      PanelScales scales[kFloatPanels];
+      for (int i = 0; i < some; ++i) {
+        scales[i] = scales_of(job, item, p + i, room + i * of_scales);
+      }
+      for (int64_t tile = first; tile < last; tile += kFloatTiles) {
+        const int64_t end = tile + kFloatTiles < last ? tile + kFloatTiles : last;
+        multiply_floats(job, t, item, p, some, tile, end, scales,
+                        room + kFloatPanels * of_scales);
+      }
+    }
+    return;
+  }
   for (int64_t p = panel; p < panel + panels; ++p) {
     const PanelScales scales = scales_of(job, item, p, room);
     char* rest = workspace + (scales_workspace(job) + 63) / 64 * 64;
@@ -319,11 +371,6 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
       for (int64_t tile = first; tile < last; ++tile) {
         in_registers(job, t, item, p, tile, run, scales);
       }
-      continue;
-    }
-    if (job.in_floats()) {
-      multiply_floats(job, t, item, p, first, last, scales,
-                      reinterpret_cast<float*>(rest));
       continue;
     }
     const uint8_t* w = item.w;
