@@ -45,7 +45,11 @@ class Attention(nnx.Module):
     self.o = linear_out(width, width)
 
   def __call__(
-    self, x: jax.Array, position: jax.Array, kv: KV | None = None
+    self,
+    x: jax.Array,
+    position: jax.Array,
+    kv: KV | None = None,
+    layer: int | None = None,
   ) -> tuple[jax.Array, KV | None]:
     """Attends to x itself, or to a cache into which x is written first.
 
@@ -54,6 +58,8 @@ class Attention(nnx.Module):
       position: [time] int; consecutive.
       kv: keys and values [batch, max_length, kv_heads, width / heads], those of
         position p in place p; or None.
+      layer: of which entry of a leading axis of `kv` they are; None for no such
+        axis.
 
     Returns:
       [batch * time, width], and kv with x written in.
@@ -65,10 +71,14 @@ class Attention(nnx.Module):
     v = self.v(x).reshape(n // t, t, self.kv_heads, d)
     q, k = rotate(q, position), rotate(k, position)
     if kv is not None:
-      k, v = kv = tuple(
-        lax.dynamic_update_slice_in_dim(old, new, position[0], axis=-3)
+      at = (0, position[0], 0, 0)
+      if layer is not None:
+        at, k, v = (layer, *at), k[None], v[None]
+      kv = tuple(
+        lax.dynamic_update_slice(old, new, at)
         for old, new in zip(kv, (k, v), strict=True)
       )
+      k, v = kv if layer is None else (whole[layer] for whole in kv)
       y = attend(q, k, v, position)
     else:
       y = attend(q, k, v, jnp.arange(t))

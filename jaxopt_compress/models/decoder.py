@@ -202,24 +202,26 @@ class Decoder(nnx.Module):
     """The blocks, scanned or in a row, by the same body."""
     kv = None if cache is None else (cache['key'], cache['value'])
 
-    def body(x, inputs):
+    def body(layer, x, inputs):
       state, kv, key = inputs
       rngs = None if key is None else nnx.Rngs(key)
-      x, kv = nnx.merge(graphdef, state)(x, position, kv, rngs)
+      x, kv = nnx.merge(graphdef, state)(x, position, kv, rngs, layer)
       return x, (x, kv)
 
-    body = jax.checkpoint(body) if self.remat else body
+    kept = jax.checkpoint if self.remat else lambda f: f
     if self.scan:
       graphdef, states = nnx.split(self.blocks)
-      x, (blocks, kv) = lax.scan(body, x, (states, kv, keys))
+      x, (blocks, kv) = lax.scan(
+        kept(partial(body, None)), x, (states, kv, keys)
+      )
       return x, blocks, kv
-    blocks, kvs = [], []
+    blocks = []
     for i, block in enumerate(self.blocks):
       graphdef, state = nnx.split(block)
-      x, (_, kv_i) = body(x, (state, *_layer((kv, keys), i)))
+      # Written in place: a layer of the cache taken out and put back is copied.
+      x, (_, kv) = kept(partial(body, i))(x, (state, kv, _layer(keys, i)))
       blocks.append(x)
-      kvs.append(kv_i)
-    return x, blocks, _stacked(kvs)
+    return x, blocks, kv
 
   def _keys(self, train, rngs):
     if not train or self.dropout == 0:
@@ -283,10 +285,10 @@ class Block(nnx.Module):
     self.mlp = SwiGLU(width, mlp_width, **made)
     self.dropout = nnx.Dropout(dropout)
 
-  def __call__(self, x, position, kv, rngs):
+  def __call__(self, x, position, kv, rngs, layer=None):
     """Maps x [b * t, width], and the cache of its attention, to the same."""
     drop = partial(self.dropout, deterministic=rngs is None, rngs=rngs)
-    y, kv = self.attn(self.attn_norm(x), position, kv)
+    y, kv = self.attn(self.attn_norm(x), position, kv, layer)
     x = x + drop(y)
     return x + drop(self.mlp(self.mlp_norm(x))), kv
 
