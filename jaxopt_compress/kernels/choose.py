@@ -24,6 +24,7 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels import pack as pack_lib
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import pruned
 from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import native
 
@@ -42,8 +43,9 @@ def tune(
   """Packs each weight in the form that is fastest on this machine, as measured.
 
   For each kind of weight and each number of rows, times its product in XLA and, in
-  turns, on every instruction path of the kernels for CPUs, or in Pallas on GPUs and
-  TPUs. A weight whose products are fastest in XLA stays as it is.
+  turns, on every instruction path of the kernels for CPUs, with its zeros and, where
+  it is of bytes half of which are zero, without, or in Pallas on GPUs and TPUs. A
+  weight whose products are fastest in XLA stays as it is.
 
   Args:
     params: a tree with `QArray` and `QDotArray` leaves.
@@ -55,8 +57,8 @@ def tune(
 
   Returns:
     The tree, with `PackedArray` leaves that know their paths, or `TiledArray` ones.
-    Convolutions are packed as `pack` does, not measured; zeros are kept. On CPUs
-    without the library the tree as it was, with a warning.
+    Convolutions are packed as `pack` does, not measured. On CPUs without the library
+    the tree as it was, with a warning.
 
   Raises:
     ValueError: rows that are not positive, no leaf with a kernel, or a file that is
@@ -75,6 +77,20 @@ def tune(
     return params
   reasons = {}
 
+  def gain_of(form):
+    """(log of how many times as fast as in XLA, the form told its paths)."""
+    times = here.setdefault(kind(form), {})
+    for m in rows:
+      if not _candidates(target) <= set(times.get(str(m), {})):
+        times[str(m)] = _measured(form, m, seconds)
+    best = {m: min(_candidates(target), key=times[str(m)].get) for m in rows}
+    gain = sum(
+      math.log(times[str(m)]['xla'] / times[str(m)][best[m]]) for m in rows
+    )
+    if target == 'cpu':
+      form = dataclasses.replace(form, paths=tuple(best.items()))
+    return gain, form
+
   def one(path, leaf):
     reasons[path] = pack_lib.packable(path, leaf, uses, target)
     if reasons[path]:
@@ -83,22 +99,11 @@ def tune(
     met = {u.primitive for u in (uses or {}).get(path, ())}
     if 'conv_general_dilated' in met or len(made.matrix.rows) > 2:
       return made
-    made = made if target == 'cpu' else tiled.tile(made)
-    times = here.setdefault(kind(made), {})
-    for m in rows:
-      if not _candidates(target) <= set(times.get(str(m), {})):
-        times[str(m)] = _measured(made, m, seconds)
-    best = {m: min(_candidates(target), key=times[str(m)].get) for m in rows}
-    gain = sum(
-      math.log(times[str(m)]['xla'] / times[str(m)][best[m]]) for m in rows
-    )
-    if not gain > 0:
-      return leaf
-    return (
-      made
-      if target != 'cpu'
-      else dataclasses.replace(made, paths=tuple(best.items()))
-    )
+    forms = [made, pruned.of_codes(made)]
+    forms = forms if target == 'cpu' else [tiled.tile(made)]
+    found = [gain_of(form) for form in forms if form is not None]
+    gain, best = max(found, key=lambda form: form[0])
+    return best if gain > 0 else leaf
 
   out = rules_lib.map_named(one, params)
   if all(reasons.values()):
@@ -123,8 +128,11 @@ def device_kind() -> str:
 def kind(leaf: packed.PackedArray | tiled.TiledArray) -> str:
   """What weights must share to share a choice."""
   m = leaf.matrix
-  stack = 'x'.join(map(str, (*leaf.stack, m.k, m.n)))
-  return f'{leaf.describe()}, {stack}, {jnp.dtype(leaf.dtype).name}'
+  sizes = 'x'.join(map(str, (*leaf.stack, m.k, m.n)))
+  if getattr(leaf, 'sparse', None):
+    entries = math.prod((*leaf.stack, m.k, m.n))
+    sizes += f', {leaf.payload.size / entries:.1f} bytes each'
+  return f'{leaf.describe()}, {sizes}, {jnp.dtype(leaf.dtype).name}'
 
 
 def _measured(made, m, seconds) -> dict[str, float]:

@@ -25,52 +25,40 @@ from jaxopt_compress.quantization import straight
 
 
 def product(
-  x: jax.Array,
-  leaf: packed.PackedArray | tiled.TiledArray,
-  bias: jax.Array | None = None,
+  x: jax.Array, leaf: packed.PackedArray | tiled.TiledArray
 ) -> jax.Array:
   """Rows times matrices laid out for kernels.
 
   Args:
     x: [stack..., m, k] floating.
     leaf: stands for [stack..., *matrix.shape]; seen as [stack..., k, n].
-    bias: [n], added to each row of the result; or None.
 
   Returns:
     [stack..., m, n] float32; bfloat16 where x and the leaf are.
   """
   out_dtype = jnp.result_type(x.dtype, leaf.dtype)
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
-  portable = lambda x, leaf, bias: _portable(x, leaf, bias, out_dtype)
+  portable = lambda x, leaf: _portable(x, leaf, out_dtype)
   if isinstance(leaf, tiled.TiledArray):
     on = lambda platform: (
-      lambda x, leaf, bias: _tiled(x, leaf, bias, out_dtype, platform)
+      lambda x, leaf: leaf.multiply(x, platform=platform).astype(out_dtype)
     )
     kernels = dict(cuda=on('gpu'), rocm=on('gpu'), tpu=on('tpu'))
   elif native.available():
     path = leaf.path_for(x.shape[-2])
-    kernels = dict(
-      cpu=lambda x, leaf, bias: _kernel(x, leaf, bias, out_dtype, path)
-    )
+    kernels = dict(cpu=lambda x, leaf: _kernel(x, leaf, out_dtype, path))
   else:
     kernels = {}
-  return _where_there_are(kernels, portable, x, leaf, bias)
+  return _where_there_are(kernels, portable, x, leaf)
 
 
-def _where_there_are(kernels, portable, x, leaf, *others):
+def _where_there_are(kernels, portable, x, leaf):
   """By the kernel of the platform, if any; with the derivative of the portable."""
   if not kernels or 0 in (*x.shape, *leaf.shape):
-    return portable(x, leaf, *others)
-  fixed = jax.tree.map(lax.stop_gradient, (x, leaf, *others))
+    return portable(x, leaf)
+  fixed = jax.tree.map(lax.stop_gradient, (x, leaf))
   out = lax.platform_dependent(*fixed, **kernels, default=portable)
-  return straight.as_if(portable, out, x, leaf, *others)
-
-
-def _tiled(x, leaf, bias, out_dtype, platform):
-  """By Pallas."""
-  y = leaf.multiply(x, platform=platform).astype(jnp.float32)
-  y = y if bias is None else y + bias.astype(jnp.float32)
-  return y.astype(out_dtype)
+  return straight.as_if(portable, out, x, leaf)
 
 
 def convolution(
@@ -118,7 +106,7 @@ def convolution(
   return _where_there_are(kernels, portable, x, leaf)
 
 
-def _portable(x, leaf, bias, out_dtype):
+def _portable(x, leaf, out_dtype):
   """By the rules of the leaf that it was packed from."""
   q = leaf.as_matrices().unpack()
   batch = tuple(range(x.ndim - 2))
@@ -133,18 +121,16 @@ def _portable(x, leaf, bias, out_dtype):
     y = rule(x, q, out_sharding=None, **options)
   else:
     y = lax.dot_general(x, q, **options)
-  y = y if bias is None else y + bias.astype(y.dtype)
   return y.astype(out_dtype)
 
 
-def _kernel(x, leaf, bias, out_dtype, path):
+def _kernel(x, leaf, out_dtype, path):
   """On the library."""
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
   x, options = _activations(x, leaf, (x.ndim - 1,))
   scale, zero = _in_units(leaf)
   options |= dict(
     zero=zero,
-    bias=None if bias is None else bias.astype(jnp.float32).reshape(1, -1),
     k=leaf.matrix.k,
     n=leaf.matrix.n,
     group=leaf.group,

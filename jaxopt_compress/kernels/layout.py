@@ -23,7 +23,6 @@ group, taps are laid out themselves, four of a column side by side:
 with int8 numbers, a multiple of 16 columns, and zeros past the end.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -163,36 +162,6 @@ def columns(payload: jax.Array, name: str, group: int, k: int, at: jax.Array):
   x = jnp.stack(pieces, axis=-2)  # [..., units, j, i]
   x = x.reshape(*at.shape, units * how.rows, 1)
   return end_groups(x, group, how.rows, k)[..., 0]
-
-
-def to_windows(codes: jax.Array, feature_groups: int = 1) -> jax.Array:
-  """The kernel of a convolution as the matrix that windows meet, to go in panels.
-
-  Args:
-    codes: [..., height, width, channels, features], of the kernel.
-    feature_groups: of the convolution.
-
-  Returns:
-    [..., height * width * channels, features], or
-    [..., feature_groups, height * width * channels, features / feature_groups].
-  """
-  *lead, height, width, channels, features = codes.shape
-  k = height * width * channels
-  if feature_groups == 1:
-    return codes.reshape(*lead, k, features)
-  x = codes.reshape(*lead, k, feature_groups, -1)
-  return jnp.swapaxes(x, -3, -2)
-
-
-def from_windows(
-  codes: jax.Array, window: tuple[int, int], feature_groups: int = 1
-) -> jax.Array:
-  """The inverse of `to_windows`."""
-  if feature_groups > 1:
-    codes = jnp.swapaxes(codes, -3, -2)
-    codes = codes.reshape(*codes.shape[:-2], -1)
-  *lead, k, features = codes.shape
-  return codes.reshape(*lead, *window, k // math.prod(window), features)
 
 
 def to_quads(numbers: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ A leaf is packed where a kernel computes its products; others stay as they are, 
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 import warnings
@@ -18,12 +17,12 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import pruned
 from jaxopt_compress.kernels import rules as _rules  # noqa: F401  (its rules)
-from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import native
-from jaxopt_compress.pruning import masked
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec
@@ -83,18 +82,12 @@ def pack(
   made, reasons = {}, {}
   for path, leaf in rules_lib.named_leaves(params):
     why = packable(path, leaf, uses, target)
-    known = not any(
-      isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf)
-    )
-    thin = None
-    if sparse and known:
-      thin = _without_zeros(path, leaf, uses, why)
-    if thin is not None:
-      made[path] = thin
-    elif not why:
-      made[path] = pack_leaf(path, leaf, uses)
-      if target != 'cpu':
-        made[path] = tiled.tile(made[path])
+    laid = None if why else pack_leaf(path, leaf, uses)
+    if sparse:
+      thin = _without_zeros(path, leaf, uses, laid)
+      laid = laid if thin is None else thin
+    if laid is not None:
+      made[path] = laid if target == 'cpu' else tiled.tile(laid)
     elif array.is_compressed(leaf):
       reasons[path] = why
   if not made:
@@ -203,7 +196,7 @@ def _as_matrix(path, q, uses):
   columns = tuple(q.shape[a] for a in free)
   first = len(stacked) - ndim
   places = tuple(axes.index(a) for a in range(first, 0))
-  return packed.Matrix(rows, columns, places), len(stacked), ''
+  return matrix_lib.Matrix(rows, columns, places), len(stacked), ''
 
 
 def _group(q, matrix, stack) -> int | str:
@@ -326,71 +319,19 @@ def _free_blocks(q, matrix, stack):
   return tuple((a, n) for a, n in q.blocks if a in free)
 
 
-# --------------------------------------------------------------------- without zeros
-
-# So many must be zero (half, where rounding made a few more or fewer), and so much
-# of the memory may be left.
-_ZEROS = 0.48
-_WORTH = 0.8
-
-
-def _without_zeros(path, leaf, uses, why) -> packed.PackedArray | None:
-  """A leaf without its zeros; None where that saves little or cannot be."""
-  if why and (uses is None or not _is_pruned(leaf)):
-    return None
+def _without_zeros(path, leaf, uses, laid) -> packed.PackedArray | None:
+  """A leaf without its zeros, `laid` out with them or not; None where that is no use."""
+  traced = any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf))
   met = {u.primitive for u in (uses or {}).get(path, ()) if u.contracted}
-  if met - {'dot_general'} or (why and not met):
+  if traced or met - {'dot_general'}:
     return None
-  if not why:  # of codes
-    dense = pack_leaf(path, leaf, uses)
-    eight = packed.LAYOUT[dense.format].name == 'int8'
-    if not eight or dense.zero is not None:
-      return None
-    unit = packed.LAYOUT[dense.format].unit
-    numbers = np.asarray(jnp.round(dense.numbers() / unit)).astype(np.int8)
-    if np.mean(numbers == 0) < _ZEROS:
-      return None
-    thin = _stream(numbers, dense)
-    return thin if array.nbytes(thin) < _WORTH * array.nbytes(dense) else None
+  if laid is not None:
+    return pruned.of_codes(laid)
+  if not met or not pruned.is_pruned(leaf):
+    return None
   w = np.asarray(array.materialize(leaf))
   try:
-    matrix, stack, unknown = _as_matrix(path, w, uses)
+    matrix, stack, why = _as_matrix(path, w, uses)
   except ValueError:  # which of its axes are contracted is not known
     return None
-  if unknown or matrix.rows == ():
-    return None
-  dense = packed.PackedArray(
-    jnp.zeros((*w.shape[:stack], *(1,) * max(len(matrix.order), 3)), jnp.uint8),
-    *(None,) * 6,
-    '',
-    jnp.dtype(w.dtype),
-    matrix,
-    matrix.k,
-  )
-  thin = _stream(np.asarray(matrix.to_matrix(jnp.asarray(w))), dense)
-  return thin if array.nbytes(thin) < _WORTH * w.nbytes else None
-
-
-def _is_pruned(leaf) -> bool:
-  """Whether a leaf is an array of floats, many of them zero, or a mask over one."""
-  if array.is_compressed(leaf) and not isinstance(leaf, masked.Masked):
-    return False
-  if array.is_compressed(leaf) and array.is_compressed(leaf.value):
-    return False
-  floats = getattr(leaf, 'dtype', None) in (jnp.float32, jnp.bfloat16)
-  if not floats or leaf.ndim < 2:
-    return False
-  w = np.asarray(array.materialize(leaf))
-  return w.size > 0 and np.mean(w == 0) >= _ZEROS
-
-
-def _stream(numbers, dense) -> packed.PackedArray:
-  """`dense` with [stack..., k, n] numbers in streams."""
-  stream, offsets, how = sparse_layout.to_streams(numbers, dense.group)
-  lead, ndim = dense.stack, len(dense.matrix.order)
-  full = lambda p: jnp.asarray(p).reshape(
-    *lead, *(1,) * (max(ndim, 1) - 1), p.shape[-1]
-  )
-  return dataclasses.replace(
-    dense, payload=full(stream), offsets=full(offsets), sparse=how
-  )
+  return None if why or not matrix.rows else pruned.of_floats(w, matrix, stack)

@@ -17,57 +17,12 @@ import numpy as np
 
 from jaxopt_compress.core import array
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
-
-
-class Matrix(NamedTuple):
-  """How the axes of an array are those of a matrix.
-
-  Attributes:
-    rows: sizes of the axes that make up k, major first.
-    columns: sizes of the axes that make up n, major first.
-    order: which of `rows + columns` each axis of the array is.
-  """
-
-  rows: tuple[int, ...]
-  columns: tuple[int, ...]
-  order: tuple[int, ...]
-
-  @property
-  def sizes(self) -> tuple[int, ...]:
-    return self.rows + self.columns
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the array."""
-    return tuple(self.sizes[i] for i in self.order)
-
-  @property
-  def k(self) -> int:
-    return math.prod(self.rows)
-
-  @property
-  def n(self) -> int:
-    return math.prod(self.columns)
-
-  def to_matrix(self, x: jax.Array) -> jax.Array:
-    """[stack..., *shape] to [stack..., k, n]; sizes may differ from those here."""
-    lead = x.ndim - len(self.order)
-    axes = [lead + self.order.index(i) for i in range(len(self.order))]
-    x = jnp.transpose(x, (*range(lead), *axes))
-    split = lead + len(self.rows)
-    k, n = math.prod(x.shape[lead:split]), math.prod(x.shape[split:])
-    return x.reshape(*x.shape[:lead], k, n)
-
-  def from_matrix(self, x: jax.Array, sizes=None) -> jax.Array:
-    """The inverse; `sizes` are those of rows and columns in `x`."""
-    lead = x.ndim - 2
-    x = x.reshape(*x.shape[:-2], *(sizes or self.sizes))
-    return jnp.transpose(x, (*range(lead), *(lead + i for i in self.order)))
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +73,7 @@ class PackedArray(array.CompressedArray):
   act_zero: jax.Array | None
   format: str = dataclasses.field(metadata={'static': True})
   dtype: jnp.dtype = dataclasses.field(metadata={'static': True})
-  matrix: Matrix = dataclasses.field(metadata={'static': True})
+  matrix: matrix_lib.Matrix = dataclasses.field(metadata={'static': True})
   group: int = dataclasses.field(metadata={'static': True})
   act: spec_lib.Spec | None = dataclasses.field(
     default=None, metadata={'static': True}
@@ -173,7 +128,7 @@ class PackedArray(array.CompressedArray):
     p = jnp.swapaxes(p, -3, -2)
     return p.reshape(*p.shape[:-2], -1)
 
-  def seen_as(self, matrix: Matrix, dtype=None) -> 'PackedArray':
+  def seen_as(self, matrix: matrix_lib.Matrix, dtype=None) -> 'PackedArray':
     """The same matrices, seen with other axes, or in another dtype."""
     ndim = len(matrix.order)
 
@@ -191,7 +146,9 @@ class PackedArray(array.CompressedArray):
 
   def as_matrices(self) -> 'PackedArray':
     """The leaf that stands for [stack..., k, n]."""
-    return self.seen_as(Matrix((self.matrix.k,), (self.matrix.n,), (0, 1)))
+    return self.seen_as(
+      matrix_lib.Matrix((self.matrix.k,), (self.matrix.n,), (0, 1))
+    )
 
   def numbers(self) -> jax.Array:
     """[stack..., k, n] float32 numbers of the format; the floats themselves."""
@@ -218,7 +175,9 @@ class PackedArray(array.CompressedArray):
 
   def materialize(self):
     x = self.numbers()
-    rows = lambda p: by_row(p.astype(jnp.float32), self.group, self.matrix.k)
+    rows = lambda p: matrix_lib.by_row(
+      p.astype(jnp.float32), self.group, self.matrix.k
+    )
     if self.zero is not None:
       x = x - rows(self.whole('zero'))
     if self.scale is not None:
@@ -336,13 +295,6 @@ def numbers(codes: jax.Array, format: str) -> jax.Array:
   return integers * np.float32(how.unit)
 
 
-def by_row(part: jax.Array, group: int, k: int) -> jax.Array:
-  """[..., groups, n] to what broadcasts to [..., k, n]."""
-  if part.shape[-2] == 1:
-    return part
-  return jnp.repeat(part, group, axis=-2)[..., :k, :]
-
-
 def assemble(
   numbers: jax.Array,
   scale: jax.Array,
@@ -350,7 +302,7 @@ def assemble(
   *,
   format: str,
   dtype,
-  matrix: Matrix,
+  matrix: matrix_lib.Matrix,
   group: int,
   act: spec_lib.Spec | None = None,
   act_scale: jax.Array | None = None,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels import tiled
 from jaxopt_compress.quantization import dot
@@ -188,7 +189,7 @@ def _(
     m.k,
     inside,
   )
-  of = lambda p: packed.by_row(
+  of = lambda p: matrix_lib.by_row(
     p.T[inside][..., None].astype(jnp.float32), operand.group, m.k
   )[..., 0]
   x = packed.numbers(codes, operand.format)
@@ -326,4 +327,4 @@ def _reshape(leaf, shape):
   order = tuple(i + len(rows) * is_column for is_column, i in order)
   if sorted(order) != list(range(len(rows) + len(columns))):
     return lift.Dense('a reshape to a vector')
-  return leaf.seen_as(packed.Matrix(tuple(rows), tuple(columns), order))
+  return leaf.seen_as(matrix_lib.Matrix(tuple(rows), tuple(columns), order))

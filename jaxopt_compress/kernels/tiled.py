@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
+from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels.pallas import dynamic
 from jaxopt_compress.kernels.pallas import weight_only
@@ -48,7 +49,7 @@ class TiledArray(array.CompressedArray):
   zero: jax.Array | None
   format: str = dataclasses.field(metadata={'static': True})
   dtype: jnp.dtype = dataclasses.field(metadata={'static': True})
-  matrix: packed.Matrix = dataclasses.field(metadata={'static': True})
+  matrix: matrix_lib.Matrix = dataclasses.field(metadata={'static': True})
   group: int | None = dataclasses.field(metadata={'static': True})
   act: spec_lib.Spec | None = dataclasses.field(metadata={'static': True})
 
@@ -93,7 +94,7 @@ class TiledArray(array.CompressedArray):
       run = jax.vmap(run)
     return run(x, self.weight())
 
-  def seen_as(self, matrix: packed.Matrix, dtype=None) -> 'TiledArray':
+  def seen_as(self, matrix: matrix_lib.Matrix, dtype=None) -> 'TiledArray':
     """The same matrices, seen with other axes, or in another dtype."""
     full = lambda x, inner: _full(self._bare(x, inner), self.stack, matrix)
     return dataclasses.replace(
@@ -108,7 +109,7 @@ class TiledArray(array.CompressedArray):
   def as_matrices(self) -> 'TiledArray':
     """The leaf that stands for [stack..., k, n]."""
     m = self.matrix
-    return self.seen_as(packed.Matrix((m.k,), (m.n,), (0, 1)))
+    return self.seen_as(matrix_lib.Matrix((m.k,), (m.n,), (0, 1)))
 
   def unpack(self, stored: bool = False) -> qarray.QArray | qarray.QDotArray:
     """The leaf of the same numbers for any machine; `stored`, to be kept."""

@@ -215,9 +215,7 @@ def _step(x, w):
 
 def setUpModule():
   if not native.available():
-    raise absltest.unittest.SkipTest(
-      'The CPU kernels were not built here (no C++17 compiler).'
-    )
+    raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
 
 
 class ConvTest(parameterized.TestCase):
@@ -517,11 +515,6 @@ class LayoutTest(parameterized.TestCase):
   def test_there_and_back(self):
     codes = np.arange(2 * 3 * 2 * 4 * 6, dtype=np.uint8)
     codes = codes.reshape(2, 3, 2, 4, 6)
-    for groups in (1, 3):
-      x = layout.to_windows(codes, groups)
-      self.assertEqual(x.shape[-2:], (24, 6 // groups))
-      back = layout.from_windows(x, (3, 2), groups)
-      np.testing.assert_array_equal(back, codes)
     numbers = codes.astype(np.int8)[..., 0, :]
     quads = layout.to_quads(numbers)
     self.assertEqual(quads.shape, (2, 1, 2, 16, 4))

@@ -51,8 +51,8 @@ def conv(
   Args:
     x: [..., images, height, width, channels] float32 or bfloat16; int8 codes for
       Act.CODES.
-    w: [..., groups of features, panels, units, bytes], `layout.to_panels` of
-      `layout.to_windows` of the kernel.
+    w: [..., groups of features, panels, units, bytes], `layout.to_panels` of the
+      kernel seen as [height * width * channels, features] of each group.
     scale: [..., groups of features, groups, n] float32, bfloat16 or float8_e8m0fnu;
       None for codes.
     format: in `layout.CODES`.

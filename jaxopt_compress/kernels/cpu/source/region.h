@@ -81,7 +81,8 @@ bool run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
   return !region->failed();
 }
 
-// Memory that a thread keeps and reuses; what it held is lost when it grows.
+// Memory that a thread keeps and reuses; what it held is lost when it grows. Of much
+// memory, only so much is kept as is used.
 class Room {
  public:
   Room() = default;
@@ -96,7 +97,7 @@ class Room {
 #else
     const int64_t wanted = bytes + bytes / 4 + 4096;
 #endif
-    if (bytes > size_) {
+    if (bytes > size_ || (size_ > kMuch && wanted < size_ / 4)) {
       std::free(data_);
       size_ = (wanted + 63) / 64 * 64;
       data_ = static_cast<char*>(std::aligned_alloc(64, size_));
@@ -110,6 +111,8 @@ class Room {
   }
 
  private:
+  static constexpr int64_t kMuch = 32 << 20;
+
   char* data_ = nullptr;
   int64_t size_ = 0;
 };
