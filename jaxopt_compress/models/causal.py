@@ -49,17 +49,16 @@ class Attention(nnx.Module):
     x: jax.Array,
     position: jax.Array,
     kv: KV | None = None,
-    layer: int | None = None,
+    layer: jax.Array | int = 0,
   ) -> tuple[jax.Array, KV | None]:
     """Attends to x itself, or to a cache into which x is written first.
 
     Args:
       x: [batch * time, width], a row for each token.
       position: [time] int; consecutive.
-      kv: keys and values [batch, max_length, kv_heads, width / heads], those of
-        position p in place p; or None.
-      layer: of which entry of a leading axis of `kv` they are; None for no such
-        axis.
+      kv: keys and values of all layers [depth, batch, max_length, kv_heads,
+        width / heads], those of position p in place p; or None.
+      layer: which of these is ours.
 
     Returns:
       [batch * time, width], and kv with x written in.
@@ -71,14 +70,12 @@ class Attention(nnx.Module):
     v = self.v(x).reshape(n // t, t, self.kv_heads, d)
     q, k = rotate(q, position), rotate(k, position)
     if kv is not None:
-      at = (0, position[0], 0, 0)
-      if layer is not None:
-        at, k, v = (layer, *at), k[None], v[None]
+      at = (layer, 0, position[0], 0, 0)
       kv = tuple(
-        lax.dynamic_update_slice(old, new, at)
+        lax.dynamic_update_slice(old, new[None], at)
         for old, new in zip(kv, (k, v), strict=True)
       )
-      k, v = kv if layer is None else (whole[layer] for whole in kv)
+      k, v = (whole[layer] for whole in kv)
       y = attend(q, k, v, position)
     else:
       y = attend(q, k, v, jnp.arange(t))

@@ -202,24 +202,23 @@ class Decoder(nnx.Module):
     """The blocks, scanned or in a row, by the same body."""
     kv = None if cache is None else (cache['key'], cache['value'])
 
-    def body(layer, x, inputs):
-      state, kv, key = inputs
+    def body(carry, inputs):
+      (x, kv), (state, key, layer) = carry, inputs
       rngs = None if key is None else nnx.Rngs(key)
+      # Written in place: a layer that is taken out and put back is copied.
       x, kv = nnx.merge(graphdef, state)(x, position, kv, rngs, layer)
-      return x, (x, kv)
+      return (x, kv), x
 
-    kept = jax.checkpoint if self.remat else lambda f: f
+    body = jax.checkpoint(body) if self.remat else body
     if self.scan:
       graphdef, states = nnx.split(self.blocks)
-      x, (blocks, kv) = lax.scan(
-        kept(partial(body, None)), x, (states, kv, keys)
-      )
+      layers = jnp.arange(self.depth)
+      (x, kv), blocks = lax.scan(body, (x, kv), (states, keys, layers))
       return x, blocks, kv
     blocks = []
     for i, block in enumerate(self.blocks):
       graphdef, state = nnx.split(block)
-      # Written in place: a layer of the cache taken out and put back is copied.
-      x, (_, kv) = kept(partial(body, i))(x, (state, kv, _layer(keys, i)))
+      (x, kv), _ = body((x, kv), (state, _layer(keys, i), i))
       blocks.append(x)
     return x, blocks, kv
 
@@ -285,7 +284,7 @@ class Block(nnx.Module):
     self.mlp = SwiGLU(width, mlp_width, **made)
     self.dropout = nnx.Dropout(dropout)
 
-  def __call__(self, x, position, kv, rngs, layer=None):
+  def __call__(self, x, position, kv, rngs, layer):
     """Maps x [b * t, width], and the cache of its attention, to the same."""
     drop = partial(self.dropout, deterministic=rngs is None, rngs=rngs)
     y, kv = self.attn(self.attn_norm(x), position, kv, layer)
