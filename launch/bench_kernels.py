@@ -68,15 +68,18 @@ class Bars:
   """What is claimed, and whether it was measured."""
 
   def __init__(self):
-    self._lines = []
+    self._lines, self._missed = [], 0
 
-  def add(self, what: str, measured: float, wanted: float):
-    met = 'MET' if measured >= wanted else 'MISSED'
-    self._lines.append(f'  {what:58s} {measured:6.2f} of {wanted:.2f}  {met}')
+  def add(self, what: str, measured: float, wanted: float, note: str = ''):
+    missed = measured < wanted
+    self._missed += missed
+    word = 'MISSED' if missed else 'MET'
+    line = f'  {what:58s} {measured:6.2f} of {wanted:.2f}  {word:6s}  {note}'
+    self._lines.append(line.rstrip())
 
   def show(self):
-    missed = sum(line.endswith('MISSED') for line in self._lines)
-    print(f'\nBars: {len(self._lines) - missed} met, {missed} missed')
+    met = len(self._lines) - self._missed
+    print(f'\nBars: {met} met, {self._missed} missed')
     print('\n'.join(self._lines))
 
 
@@ -233,7 +236,9 @@ def _judge(cell, path, bars):
     rival = cell.best_rival(row)
     if rival is not None:
       times = np.median(rival.seconds / row.seconds)
-      bars.add(where + f'{row.name} over {rival.name}', times, 1.0)
+      inside = np.median(rival.seconds / row.looped)
+      note = '' if row.looped is row.seconds else f'inside {inside:.2f}'
+      bars.add(where + f'{row.name} over {rival.name}', times, 1.0, note)
 
 
 def _products(rivals, ceilings, paths, bars):
