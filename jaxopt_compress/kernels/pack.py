@@ -57,8 +57,8 @@ def pack(
       nothing is packed, with a warning: unpacking in every call would be slower.
     sparse: leave zeros out of weights of which half or more are zero: of int8, and
       with `uses` plain arrays of bfloat16 and float32, that meet dot products only.
-      Not under `jax.jit`, where zeros are not known. Faster for a few rows, slower
-      for hundreds.
+      Not under `jax.jit`, where zeros are not known. Faster for one row, hardly for
+      many: `tune` measures it.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
 
   Returns:
