@@ -76,7 +76,7 @@ def get_config(arg=''):
       steps=200,
       learning_rate=1e-3,
       weight_decay=1e-2,
-      quantize=((KERNELS, 'W4A16'), REST),
+      quantize=((KERNELS, 'W4A8'), REST),
       **distil,
       **train,
     ),
