@@ -129,6 +129,20 @@ inline typename V::F number(const Job& job, const PanelScales& scales, int colum
   return V::mul(v, V::get(scales.scale + column));
 }
 
+// Whether sums become results in registers, by `number` and `result`.
+inline bool at_once(const Job& job) {
+  return job.groups == 1 && job.digits == 1 && job.act != Act::kCodes &&
+         job.out_type == Type::kF32;
+}
+
+// As `add_group` adds sums without zero points, of one register: y + s sum.
+inline typename V::F added(const Job& job, const PanelScales& scales, int64_t group,
+                           int column, typename V::I sum, int32_t of_x,
+                           typename V::F y) {
+  const typename V::F s = V::get(scales.scale + group * kColumns + column);
+  return V::fma(V::floats(V::less(sum, job.format.offset * of_x)), s, y);
+}
+
 // One row of results of a panel, in its own type.
 inline void store_row(const Job& job, const Item& item, int64_t panel,
                       const PanelScales& scales, int64_t row, float scale,

@@ -101,17 +101,15 @@ void windows(const Job& job, const Scene& s, const Item& item, int64_t panel,
       clear<kCols, kRows>(acc);
       add_pieces<kCols, kRows>(first, pieces + s.ends[g],
                                line.codes + d * line.plane, line.step, w, acc);
-      if (adds) {  // as `add_group` does, from registers
+      if (adds) {
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           const int32_t x = line.sums[r * line.sum_step + s.parts[g]];
 #pragma GCC unroll 8
           for (int c = 0; c < kCols; ++c) {
             const int at = c * V::kLanes;
-            const typename V::F scale = V::get(scales.scale + g * kColumns + at);
-            const typename V::F v = V::floats(V::less(acc[r][c], job.format.offset * x));
             const typename V::F sum = g ? V::get(y[r] + at) : V::all(0.0f);
-            V::put(y[r] + at, V::fma(v, scale, sum));
+            V::put(y[r] + at, added(job, scales, g, at, acc[r][c], x, sum));
           }
         }
         break;
@@ -142,12 +140,12 @@ using Windows = void (*)(const Job&, const Scene&, const Item&, int64_t,
                          const uint8_t*, const PanelScales&, const Line&);
 
 template <int kCols, int kMost = most_windows<kCols>()>
-Windows windows_of(int rows, bool at_once) {
+Windows windows_of(int rows, bool straight) {
   if constexpr (kMost == 0) {
     return nullptr;
   } else {
-    if (rows < kMost) return windows_of<kCols, kMost - 1>(rows, at_once);
-    return at_once ? &windows_at_once<kCols, kMost> : &windows<kCols, kMost>;
+    if (rows < kMost) return windows_of<kCols, kMost - 1>(rows, straight);
+    return straight ? &windows_at_once<kCols, kMost> : &windows<kCols, kMost>;
   }
 }
 
@@ -158,8 +156,7 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
   const int64_t plane = s.positions() * s.channels;
   const int64_t own = features * s.own_channels();
   const int64_t own_cell = own / s.cell;
-  const bool at_once = job.groups == 1 && job.digits == 1 &&
-                       job.act != Act::kCodes && job.out_type == Type::kF32;
+  const bool straight = at_once(job);
   uint8_t* wide = reinterpret_cast<uint8_t*>(workspace) +
                   (scales_workspace(job) + 63) / 64 * 64;
   for (int64_t p = panel; p < panel + panels; ++p) {
@@ -194,8 +191,8 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
       line.row = i * out_x;
       for (int64_t x = 0; x < out_x; x += even) {
         const int rows = static_cast<int>(out_x - x < even ? out_x - x : even);
-        const Windows f = half ? windows_of<kHalf>(rows, at_once)
-                               : windows_of<kRegs>(rows, at_once);
+        const Windows f = half ? windows_of<kHalf>(rows, straight)
+                               : windows_of<kRegs>(rows, straight);
         f(job, s, item, p, w, scales, line);
         line.codes += rows * line.step;
         line.sums += rows * line.sum_step;

@@ -51,8 +51,6 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
   const int64_t row = tile * (t.used / job.digits);
   alignas(64) float y[kRows][kColumns];
   alignas(64) int32_t sums[kRows][kColumns];
-  const bool at_once = job.groups == 1 && job.digits == 1 &&
-                       job.act != Act::kCodes && job.out_type == Type::kF32;
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t units = job.units_of(g);
     I acc[kRows][kRegs];
@@ -68,7 +66,7 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                                   table, acc);
     w += units * bytes;
     codes += spread_units * kSteps * kRows;
-    if (at_once) {  // as `add_group` and `store_row` do, from registers
+    if (at_once(job)) {
       const int n = columns_of(job, panel);
       float* out = static_cast<float*>(item.out) + row * job.stride + panel * kColumns;
 #pragma GCC unroll 16
@@ -89,17 +87,14 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
       return;
     }
     if (job.groups > 1 && job.digits == 1 && scales.zero == nullptr) {
-      // As `add_group` does, from registers.
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const int32_t above = job.format.offset * of_x[g * kRows + r];
 #pragma GCC unroll 8
         for (int c = 0; c < kRegs; ++c) {
           const int at = c * V::kLanes;
-          const typename V::F s = V::get(scales.scale + g * kColumns + at);
           const typename V::F sum = g ? V::get(y[r] + at) : V::all(0.0f);
-          const typename V::F v = V::floats(V::less(acc[r][c], above));
-          V::put(y[r] + at, V::fma(v, s, sum));
+          V::put(y[r] + at, added(job, scales, g, at, acc[r][c],
+                                  of_x[g * kRows + r], sum));
         }
       }
       continue;
