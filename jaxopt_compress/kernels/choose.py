@@ -99,8 +99,10 @@ def tune(
     met = {u.primitive for u in (uses or {}).get(path, ())}
     if 'conv_general_dilated' in met or len(made.matrix.rows) > 2:
       return made
-    forms = [made, pruned.of_codes(made)]
-    forms = forms if target == 'cpu' else [tiled.tile(made)]
+    if target == 'cpu':
+      forms = [made, pruned.of_codes(made)]
+    else:
+      forms = [tiled.tile(made)]
     found = [gain_of(form) for form in forms if form is not None]
     gain, best = max(found, key=lambda form: form[0])
     return best if gain > 0 else leaf
