@@ -45,8 +45,7 @@ def pack(
   machine (on CPUs where the library of C++ was built), and otherwise computes the
   same, slower. Scales of two levels become float32; numbers stay what they are.
 
-  Convolutions with float activations pay from some 64 channels on; of fewer, XLA's
-  are faster.
+  Convolutions of few channels with float activations may be faster in XLA.
 
   Where a program runs on several devices, call it under `shard_map`: of arrays that
   `jit` cuts over devices, each device computes the whole product.
@@ -60,8 +59,8 @@ def pack(
       nothing is packed, with a warning: unpacking in every call would be slower.
     sparse: leave zeros out of weights of which half or more are zero: of int8, and
       with `uses` plain arrays of bfloat16 and float32, that meet dot products only.
-      Not under `jax.jit`, where zeros are not known. Half the zeros make one row 1.5
-      (int8) to 3 times (float32) as fast, hundreds of rows hardly.
+      Not under `jax.jit`, where zeros are not known. Faster for a few rows; for many
+      hardly, and slower where the matrix is small.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
 
   Returns:
