@@ -110,7 +110,9 @@ def _conv_both(lhs, rhs, **params):
   native = (q.integer and x.integer and products <= product.MOST_PRODUCTS) or (
     dot.is_float8(q) and q.format == x.format
   )
-  if not native or x.blocks or not _scaled_per_output(q, params):
+  # Of an image in groups of channels, pixels have scales of their own, too.
+  one = dot.shared_along(x, params['dimension_numbers'].lhs_spec[1:])
+  if not native or not one or not _scaled_per_output(q, params):
     return conv_weight_only(x.materialize(), q, **params)
   a, b = dot.as_operand(x, ()), dot.as_operand(q, ())
   numbers = _conv(a.numbers, b.numbers, params)

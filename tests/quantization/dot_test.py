@@ -359,6 +359,22 @@ class ConvolutionTest(parameterized.TestCase):
       x_hat = x  # it declines, so nothing is rounded
     np.testing.assert_allclose(y, f(x_hat, w), atol=2e-5)
 
+  @parameterized.parameters('int8, int8 g8', 'MXFP8', 'MXINT8', 'NVFP4')
+  def test_one_group_has_all_channels(self, scheme):
+    # No block is recorded then, but every pixel has a scale of its own.
+    f = lambda p, x: _conv()(x, p['kernel'])
+    params = {'kernel': _normal(1, 1, 8, 3, seed=1)}
+    x = _normal(2, 5, 5, 8)
+    q = jc.quantize(params, [('kernel', scheme)], jc.uses(f)(params, x))
+    y, want = jc.lift(f)(q, x), f(jc.materialize(q), x)
+    bound = 0.2 if scheme == 'NVFP4' else 0.05
+    self.assertLess(jnp.abs(y - want).max(), bound * jnp.abs(want).max())
+    if scheme == 'int8, int8 g8':
+      codes, scale = integer_oracle(x, (-1,))
+      x_hat = jnp.asarray((codes * scale).astype(np.float32))
+      want = f(jc.materialize(q), x_hat)
+      np.testing.assert_allclose(y, want, atol=2e-5)
+
   def test_a_quantised_image(self):
     f, x, _, w = _quantized_kernel('plain')
     image = making.leaf(x, 'int8', (-1,), axis=-1)
