@@ -17,7 +17,6 @@ import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as pltriton
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels.pallas import tiles as tiles_lib
@@ -211,7 +210,10 @@ def params(platform: str, t: tiles_lib.Tiles):
   if platform == 'tpu':
     semantics = ('parallel', 'parallel', 'arbitrary')
     return pltpu.CompilerParams(dimension_semantics=semantics)
-  return pltriton.CompilerParams(num_warps=t.warps, num_stages=t.stages)
+  # JAX means to part with Triton: what needs it no longer must not fail with it.
+  from jax.experimental.pallas import triton
+
+  return triton.CompilerParams(num_warps=t.warps, num_stages=t.stages)
 
 
 def addressable(operands: list[Operand], platform: str) -> None:
