@@ -4,36 +4,23 @@ Lowering makes the device's own program, Triton's or Mosaic's, and its verifier
 checks it; what only the device's compiler finds is not found here.
 """
 
-import contextlib
-import dataclasses
 import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import lowering
 
 from jaxopt_compress.kernels.pallas import dynamic
 from jaxopt_compress.kernels.pallas import n_m
 from jaxopt_compress.kernels.pallas import weight_only
 
-_FIELDS = {f.name for f in dataclasses.fields(jax.sharding.AbstractDevice)}
 _CALL = {'cuda': '__gpu$xla.gpu.triton', 'tpu': 'tpu_custom_call'}
 
 
 def _of(dtype, *shape):
   return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _device(platform):
-  """Where there is none: JAX asks which one it lowers for."""
-  if platform == 'tpu' or 'platform' not in _FIELDS:
-    return contextlib.nullcontext()
-  device = jax.sharding.AbstractDevice(
-    device_kind='NVIDIA H100 80GB HBM3', num_cores=132, platform='gpu'
-  )
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-  return jax.sharding.use_abstract_mesh(mesh)
 
 
 def _lowered(platform, lay_out, matmul, x, *parts, batch=None):
@@ -43,7 +30,7 @@ def _lowered(platform, lay_out, matmul, x, *parts, batch=None):
     wider = lambda a: _of(a.dtype, batch, *a.shape)
     x, w = wider(x), jax.tree.map(wider, w)
     matmul = jax.vmap(matmul)
-  with _device(platform):
+  with lowering.device(platform):
     traced = jax.jit(matmul).trace(x, w)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 

@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import lowering
 
 import jaxopt_compress as jc
 
@@ -49,7 +50,8 @@ class TiledTest(parameterized.TestCase):
     p = jc.pack(jc.quantize({'w': W}, [('w', words)]), target='gpu')
     x = X.astype(jnp.bfloat16)
     f = jax.jit(jc.lift(_matmul, strict=True))
-    text = f.trace(p, x).lower(lowering_platforms=(platform,)).as_text()
+    with lowering.device(platform):
+      text = f.trace(p, x).lower(lowering_platforms=(platform,)).as_text()
     self.assertIn({'cuda': 'triton', 'tpu': 'tpu_custom_call'}[platform], text)
     self.assertNotIn('custom_call', f.lower(p, x).as_text())
 
