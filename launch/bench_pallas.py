@@ -1,18 +1,23 @@
-"""Pallas kernels against XLA, on the GPU or TPU that this runs on.
+"""Products of GPUs and TPUs against XLA's, on the device that this runs on.
 
     python -m launch.bench_pallas
     python -m launch.bench_pallas --rows=1 --sizes=4096x4096 --dtype=float32
 
 For every m and k x n, interleaved in one process: XLA's product with a dense weight,
-and for each compression the kernel beside XLA's own lowering of the same equation
-(dequantise, then dot; int8 dot; expand, then dot). Prints the median and quartiles
-of each time, its speed over the dense product and over XLA's form, and whether the
-outputs agree. Weights are arguments, so that nothing is folded beforehand.
+and for each compression the product of the weight as `jc.pack` lays it out beside
+XLA's own lowering of the same (`jc.quantize` alone; of 2:4, expand, then dot). Prints
+the median and quartiles of each time, its speed over the dense product and over
+XLA's form, and whether the outputs agree.
+
+A time is that of one product among many in one program, with eight weights in turn:
+without the call from Python, and, where eight weights are more than its cache holds,
+from memory. Weights are arguments, so that nothing is folded beforehand.
 
 On a CPU there is nothing to time: it says so and exits with code 2. With --check it
 compares outputs only, interpreted on a CPU; choose small sizes there.
 """
 
+from concurrent import futures
 import functools
 import sys
 
@@ -22,9 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.kernels.pallas import dynamic
+import jaxopt_compress as jc
 from jaxopt_compress.kernels.pallas import n_m
-from jaxopt_compress.kernels.pallas import weight_only
 from jaxopt_compress.report import latency
 
 _ROWS = flags.DEFINE_list('rows', ['1', '8', '64', '512'], 'Values of m.')
@@ -44,39 +48,7 @@ def _interpret() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-# ------------------------------------------------- weights, and XLA's own products
-
-
-def _integers(key, k, n, bits, group):
-  """Codes and scales whose dense weight has entries of about 1 / sqrt(k)."""
-  top = 2 ** (bits - 1)
-  codes = jax.random.randint(key, (k, n), -top, top, jnp.int8)
-  groups = 1 if group is None else -(-k // group)
-  scale = jax.random.uniform(key, (groups, n), minval=0.5, maxval=1.0)
-  return codes, scale / (top * k**0.5)
-
-
-def _dequantised(codes, scale, dtype):
-  """[k, n] of `dtype`."""
-  k, n = codes.shape
-  groups = scale.shape[0]
-  each = -(-k // groups)
-  codes = jnp.pad(codes.astype(dtype), ((0, groups * each - k), (0, 0)))
-  w = codes.reshape(groups, each, n) * scale.astype(dtype)[:, None]
-  return w.reshape(groups * each, n)[:k]
-
-
-def _xla_weight_only(x, codes, scale):
-  return x @ _dequantised(codes, scale, x.dtype)
-
-
-def _xla_dynamic(x, codes, scale):
-  codes_x, scale_x = dynamic.quantize(x)
-  dims = (((1,), (0,)), ((), ()))
-  sums = jax.lax.dot_general(
-    codes_x, codes, dims, preferred_element_type=jnp.int32
-  )
-  return (sums.astype(jnp.float32) * scale_x * scale).astype(x.dtype)
+# ------------------------------------------------------------------------ weights
 
 
 def _expanded(values, indices):
@@ -96,24 +68,25 @@ def _xla_n_m(x, values, indices):
 # --------------------------------------------------------------------- programs
 
 
-def _weight_only(key, k, n, bits, group):
-  codes, scale = _integers(key, k, n, bits, group)
-  how = dict(bits=bits, group=group)
-  w = jax.jit(functools.partial(weight_only.lay_out, **how))(codes, scale)
-  kernel = functools.partial(
-    weight_only.matmul, n=n, interpret=_interpret(), **how
-  )
-  narrow = codes.astype(jnp.int4) if bits == 4 else codes
-  dense = _dequantised(codes, scale, jnp.float32)
-  return (kernel, (w,)), (_xla_weight_only, (narrow, scale)), dense
+def _matmul(x, w):
+  return x @ w
 
 
-def _dynamic(key, k, n):
-  codes, scale = _integers(key, k, n, 8, None)
-  w = jax.jit(dynamic.lay_out)(codes, scale)
-  kernel = functools.partial(dynamic.matmul, n=n, interpret=_interpret())
-  dense = _dequantised(codes, scale, jnp.float32)
-  return (kernel, (w,)), (_xla_dynamic, (codes, scale)), dense
+_LIFTED = jc.lift(_matmul, strict=True)
+
+
+def _interpreted(x, leaf):
+  return leaf.multiply(x, interpret=True).astype(x.dtype)
+
+
+def _quantised(key, k, n, dtype, words):
+  w = (jax.random.normal(key, (k, n)) * k**-0.5).astype(dtype)
+  q = jc.quantize({'w': w}, [('w', words)])
+  target = 'gpu' if _interpret() else jax.default_backend()
+  packed = jc.pack(q, target=target)['w']
+  ours = _interpreted if _interpret() else _LIFTED
+  dense = q['w'].materialize().astype(jnp.float32)
+  return (ours, (packed,)), (_LIFTED, (q['w'],)), dense
 
 
 def _n_m(key, k, n, dtype):
@@ -134,13 +107,16 @@ def _n_m(key, k, n, dtype):
 
 
 def cases(key, k, n, dtype):
-  """{name: (kernel, XLA's form, dense float32 weight)} for one k x n."""
-  return {
-    'W4A16 g128': _weight_only(key, k, n, 4, min(_GROUP, k)),
-    'W8A16': _weight_only(key, k, n, 8, None),
-    'W8A8': _dynamic(key, k, n),
-    '2:4': _n_m(key, k, n, dtype),
+  """{name: (ours, XLA's form, dense float32 weight)} for one k x n."""
+  words = {
+    f'W4A16 g{_GROUP}': f'int4 g{_GROUP}',
+    'W8A16': 'int8',
+    'W8A8': 'W8A8',
   }
+  found = {
+    name: _quantised(key, k, n, dtype, scheme) for name, scheme in words.items()
+  }
+  return found | {'2:4': _n_m(key, k, n, dtype)}
 
 
 def _agree(name, y, x, dense) -> str:
@@ -174,17 +150,48 @@ def _cell(m, k, n, dtype) -> bool:
   return not any('WRONG' in v for v in verdicts.values())
 
 
+# What a program multiplies with in turn, and how often.
+_WEIGHTS = 8
+_TURNS = 16
+
+
+def _many(f):
+  """A program of `_TURNS` products with each of a list of weights."""
+
+  def run(x, weights):
+    def turn(i, ys):
+      # Nothing is the same in two turns: XLA would compute it once.
+      x_now, now, _ = jax.lax.optimization_barrier((x, weights, i))
+      del ys
+      return [f(x, *w) for x, w in zip(x_now, now, strict=True)]
+
+    first = jax.eval_shape(turn, 0, None)
+    none = [jnp.zeros(y.shape, y.dtype) for y in first]
+    return jax.lax.fori_loop(0, _TURNS, turn, none)
+
+  return run
+
+
+def _copies(tree):
+  return [jax.tree.map(jnp.copy, tree) for _ in range(_WEIGHTS)]
+
+
 def _time(x, found, verdicts):
   dense = next(iter(found.values()))[2].astype(x.dtype)
-  programs = {'dense': (jnp.matmul, (x, dense))}
-  for name, (kernel, xla, _) in found.items():
-    programs[name] = kernel[0], (x, *kernel[1])
-    programs[f'{name}, XLA'] = xla[0], (x, *xla[1])
+  xs = _copies(x)
+  programs = {'dense': (_many(jnp.matmul), (xs, _copies((dense,))))}
+  for name, (ours, xla, _) in found.items():
+    programs[name] = _many(ours[0]), (xs, _copies(ours[1]))
+    programs[f'{name}, XLA'] = _many(xla[0]), (xs, _copies(xla[1]))
+  with futures.ThreadPoolExecutor() as pool:  # All are compiled at once.
+    list(pool.map(lambda p: jax.jit(p[0])(*p[1]), programs.values()))
   took = latency.measure(programs, against='dense', seconds=_SECONDS.value)
+  products = 1e-3 * _TURNS * _WEIGHTS
   for name, t in took.items():
-    line = (
-      f'  {name:16s} {t.median_ms:9.4f} ms ({t.low_ms:.4f} to {t.high_ms:.4f})'
+    middle, low, high = (
+      ms / products for ms in (t.median_ms, t.low_ms, t.high_ms)
     )
+    line = f'  {name:16s} {middle:8.1f} us ({low:.1f} to {high:.1f})'
     line += f'  {t.speed:5.2f}x dense ({t.speed_low:.2f} to {t.speed_high:.2f})'
     if name in verdicts:
       other = took[f'{name}, XLA'].median_ms

@@ -102,7 +102,7 @@ def tune(
     if target == 'cpu':
       forms = [made, pruned.of_codes(made)]
     else:
-      forms = [tiled.tile(made)]
+      forms = [tiled.tile(made, target)]
     found = [gain_of(form) for form in forms if form is not None]
     gain, best = max(found, key=lambda form: form[0])
     return best if gain > 0 else leaf

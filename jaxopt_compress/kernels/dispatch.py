@@ -3,7 +3,7 @@
     product(x, leaf) = x @ leaf,  x [..., m, k], leaf [..., k, n]
 
 On CPUs the library of C++ computes it, on GPUs and TPUs what was laid out for them
-goes to Pallas; anywhere else, and where the library was not built, the rules of
+goes to its kernel; anywhere else, and where the library was not built, the rules of
 `QArray` do: the same up to the order of sums. Derivatives are those of the latter.
 """
 
@@ -40,10 +40,10 @@ def product(
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
   portable = lambda x, leaf: _portable(x, leaf, out_dtype)
   if isinstance(leaf, tiled.TiledArray):
-    on = lambda platform: (
-      lambda x, leaf: leaf.multiply(x, platform=platform).astype(out_dtype)
-    )
-    kernels = dict(cuda=on('gpu'), rocm=on('gpu'), tpu=on('tpu'))
+    names = ('tpu',) if leaf.target == 'tpu' else ('cuda', 'rocm')
+    multiply = lambda x, leaf: leaf.multiply(x).astype(out_dtype)
+    suits = leaf.suits(x.shape[-2])
+    kernels = dict.fromkeys(names, multiply) if suits else {}
   elif native.available():
     path = leaf.path_for(x.shape[-2])
     kernels = dict(cpu=lambda x, leaf: _kernel(x, leaf, out_dtype, path))

@@ -54,9 +54,9 @@ def pack(
     params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays.
     uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
       in `jc.quantize`.
-    target: 'cpu'; 'gpu' or 'tpu' for int8 and int4 matrices in Pallas; None for
-      'cpu' where programs run on one by default and the kernels were built. Else
-      nothing is packed, with a warning: unpacking in every call would be slower.
+    target: 'cpu'; 'gpu' or 'tpu' for matrices of int8 and int4; None for 'cpu' or
+      'gpu', where programs run by default, if there are kernels. Else nothing is
+      packed, with a warning: unpacking in every call would be slower.
     sparse: leave zeros out of weights of which half or more are zero: of int8, and
       with `uses` plain arrays of bfloat16 and float32, that meet dot products only.
       Not under `jax.jit`, where zeros are not known. Faster for a few rows; for many
@@ -78,7 +78,7 @@ def pack(
   if why:
     warnings.warn(f'Nothing is packed: {why}.', stacklevel=2)
     return params
-  target = target or 'cpu'
+  target = target or jax.default_backend()
   spec.one_of('target', target, ('cpu', 'gpu', 'tpu'))
   sparse = sparse and target == 'cpu'
   made, reasons = {}, {}
@@ -89,7 +89,7 @@ def pack(
       thin = _without_zeros(path, leaf, uses, laid)
       laid = laid if thin is None else thin
     if laid is not None:
-      made[path] = laid if target == 'cpu' else tiled.tile(laid)
+      made[path] = laid if target == 'cpu' else tiled.tile(laid, target)
     elif array.is_compressed(leaf):
       reasons[path] = why
   if not made:
@@ -107,6 +107,8 @@ def pack(
 def _not_here() -> str:
   """Why packing would not pay where programs run by default; '' if it would."""
   backend = jax.default_backend()
+  if backend == 'gpu':
+    return ''
   if backend != 'cpu':
     return (
       f'the kernels for {backend} have not been timed; jc.tune measures them,'

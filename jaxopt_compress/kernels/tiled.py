@@ -1,9 +1,10 @@
-"""The leaf: a weight laid out for the Pallas kernels of GPUs and TPUs.
+"""The leaf: a weight laid out for the products of GPUs and TPUs.
 
     TiledArray  stands for  (number - zero) * scale
 
-of int8 or int4, seen as matrices [k, n] that products contract over k. Whether its
-kernels beat XLA on a device is for `tune` to measure there: nothing here was timed.
+of int8 or int4, seen as matrices [k, n] that products contract over k. For which
+rows they beat XLA's form of the same on an H100, `launch/bench_pallas.py` prints;
+on other devices, and on TPUs, nothing was timed: `tune` measures there.
 """
 
 import dataclasses
@@ -15,14 +16,18 @@ import jax.numpy as jnp
 from jaxopt_compress.core import array
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed
+from jaxopt_compress.kernels import transposed
 from jaxopt_compress.kernels.pallas import dynamic
 from jaxopt_compress.kernels.pallas import weight_only
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
 
-# How W8A8 rounds the other operand: the one way that its kernel knows.
+# How W8A8 rounds the other operand: the one way that its kernels know.
 ACT = spec_lib.Spec('int8', 'token')
+# Up to how many rows GPUs multiply in Pallas, not XLA: it decodes weights in every
+# program that reads them, where XLA does it once.
+_MOST_ROWS = 128
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +39,8 @@ class TiledArray(array.CompressedArray):
   those of `x` with the exact codes, summed in float32.
 
   Attributes:
-    codes: [stack..., pieces, piece, n'] int8, see `pallas.layout`.
+    codes: [stack..., pieces, piece, n'] int8, see `pallas.layout`; of W8A8 on GPUs,
+      [stack..., 1, n, k].
     scale: [stack..., ...] as the kernel has it.
     zero: None, or like `scale`.
     format: 'int8' or 'int4'.
@@ -42,6 +48,7 @@ class TiledArray(array.CompressedArray):
     matrix: how its axes are those of matrices.
     group: rows that share scales; None for all.
     act: how the other operand becomes codes; None for not at all.
+    target: 'gpu' or 'tpu', what it was laid out for.
   """
 
   codes: jax.Array
@@ -52,6 +59,7 @@ class TiledArray(array.CompressedArray):
   matrix: matrix_lib.Matrix = dataclasses.field(metadata={'static': True})
   group: int | None = dataclasses.field(metadata={'static': True})
   act: spec_lib.Spec | None = dataclasses.field(metadata={'static': True})
+  target: str = dataclasses.field(metadata={'static': True})
 
   feature_groups = 1
 
@@ -67,27 +75,42 @@ class TiledArray(array.CompressedArray):
   def _bare(self, x, inner):
     return x.reshape(*self.stack, *x.shape[x.ndim - inner :])
 
+  @property
+  def _kernel(self):
+    return _kernel(self.act, self.target)
+
+  @property
+  def _how(self):
+    """What the functions of the kernel must be told."""
+    if self.act is not None:
+      return {}
+    return dict(bits=_BITS[self.format], group=self.group)
+
   def weight(self):
     """What the kernel takes, with the axes of the stack."""
     if self.act is not None:
-      return dynamic.Weight(
-        self._bare(self.codes, 3), self._bare(self.scale, 2)
-      )
+      scale = self._bare(self.scale, 2)
+      return self._kernel.Weight(self._bare(self.codes, 3), scale)
     bare = lambda x: None if x is None else self._bare(x, 3)
     return weight_only.Weight(
       bare(self.codes), bare(self.scale), bare(self.zero)
     )
 
+  def suits(self, rows: int) -> bool:
+    """Whether products of so many rows are for the kernel."""
+    in_pallas = self._kernel is not transposed
+    return self.target != 'gpu' or not in_pallas or rows <= _MOST_ROWS
+
   def multiply(self, x: jax.Array, **options) -> jax.Array:
     """x [stack..., m, k] times the matrices, by the kernels: [stack..., m, n]."""
-    if self.act is not None:
-      run = functools.partial(dynamic.matmul, n=self.matrix.n, **options)
+    if self._kernel is transposed:
+      run = transposed.matmul
     else:
       run = functools.partial(
-        weight_only.matmul,
+        self._kernel.matmul,
         n=self.matrix.n,
-        bits=_BITS[self.format],
-        group=self.group,
+        platform=self.target,
+        **self._how,
         **options,
       )
     for _ in self.stack:
@@ -114,16 +137,7 @@ class TiledArray(array.CompressedArray):
   def unpack(self, stored: bool = False) -> qarray.QArray | qarray.QDotArray:
     """The leaf of the same numbers for any machine; `stored`, to be kept."""
     m = self.matrix
-    if self.act is not None:
-      restore = functools.partial(dynamic.restore, k=m.k, n=m.n)
-    else:
-      restore = functools.partial(
-        weight_only.restore,
-        k=m.k,
-        n=m.n,
-        bits=_BITS[self.format],
-        group=self.group,
-      )
+    restore = functools.partial(self._kernel.restore, k=m.k, n=m.n, **self._how)
     for _ in self.stack:
       restore = jax.vmap(restore)
     codes, scale, *zero = restore(self.weight())
@@ -178,14 +192,21 @@ def suits(format: str, zero, act) -> str:
   return ''
 
 
-def tile(leaf: packed.PackedArray) -> TiledArray:
-  """Lays a packed weight, of which `suits` says nothing, out in tiles."""
+def _kernel(act, target):
+  """The module whose layout a leaf has."""
+  if act is None:
+    return weight_only
+  return transposed if target == 'gpu' else dynamic
+
+
+def tile(leaf: packed.PackedArray, target: str) -> TiledArray:
+  """Lays a packed weight, of which `suits` says nothing, out for a target."""
   m, stack = leaf.matrix, leaf.stack
   codes = leaf.numbers().astype(jnp.int8)
   scale = leaf.part('scale').astype(jnp.float32)
   group = None if scale.shape[-2] == 1 else leaf.group
   if leaf.act is not None:
-    lay_out, parts = dynamic.lay_out, (codes, scale)
+    lay_out, parts = _kernel(leaf.act, target).lay_out, (codes, scale)
   else:
     zero = leaf.part('zero')
     parts = (codes, leaf.part('scale')) + (() if zero is None else (zero,))
@@ -205,4 +226,5 @@ def tile(leaf: packed.PackedArray) -> TiledArray:
     m,
     group,
     leaf.act,
+    target,
   )

@@ -1,4 +1,4 @@
-"""Weights in tiles for Pallas: the law where it falls back, and what is lowered."""
+"""Weights for GPUs and TPUs: the law where it falls back, and what is lowered."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -28,11 +28,11 @@ def _distance(y, expected):
 
 
 class TiledTest(parameterized.TestCase):
-  @parameterized.named_parameters((w, w, d) for w, d in SCHEMES.items())
-  def test_law(self, words, described):
+  @parameterized.product(target=('gpu', 'tpu'), words=list(SCHEMES))
+  def test_law(self, target, words):
     q = jc.quantize({'w': W}, [('w', words)])
-    p = jc.pack(q, target='gpu')
-    self.assertEqual(p['w'].describe(), described)
+    p = jc.pack(q, target=target)
+    self.assertEqual(p['w'].describe(), SCHEMES[words])
     for leaf in (p['w'], jc.unpack(p)['w']):
       self.assertLess(_distance(leaf.materialize(), q['w'].materialize()), 1e-6)
     f = jc.lift(_matmul, strict=True)
@@ -42,18 +42,33 @@ class TiledTest(parameterized.TestCase):
     for got, expected in zip(run(p, X), run(q, X), strict=True):
       self.assertLess(_distance(got, expected), 2e-5)
     # The kernel itself, in Pallas's interpreter.
-    y = p['w'].multiply(X.reshape(10, 96), platform='gpu', interpret=True)
+    y = p['w'].multiply(X.reshape(10, 96), interpret=True)
     self.assertLess(_distance(y, f(q, X).reshape(10, 40)), 2e-5)
 
   @parameterized.product(words=list(SCHEMES), platform=('cuda', 'tpu'))
   def test_is_lowered_to_the_kernel(self, words, platform):
-    p = jc.pack(jc.quantize({'w': W}, [('w', words)]), target='gpu')
+    target = {'cuda': 'gpu', 'tpu': 'tpu'}[platform]
+    p = jc.pack(jc.quantize({'w': W}, [('w', words)]), target=target)
     x = X.astype(jnp.bfloat16)
     f = jax.jit(jc.lift(_matmul, strict=True))
     with lowering.device(platform):
       text = f.trace(p, x).lower(lowering_platforms=(platform,)).as_text()
-    self.assertIn({'cuda': 'triton', 'tpu': 'tpu_custom_call'}[platform], text)
+    if (words, platform) == ('W8A8', 'cuda'):  # XLA's own, of both along k
+      self.assertRegex(text, r'dot_general.*\[1\] x \[1\].*xi8>')
+      self.assertNotIn('triton', text)
+    else:
+      call = {'cuda': 'triton', 'tpu': 'tpu_custom_call'}[platform]
+      self.assertIn(call, text)
     self.assertNotIn('custom_call', f.lower(p, x).as_text())
+
+  def test_many_rows_are_for_xla(self):
+    p = jc.pack(jc.quantize({'w': W}, [('w', 'int4 g32')]), target='gpu')
+    for rows, in_pallas in ((128, True), (129, False)):
+      x = jnp.ones((rows, 96), jnp.bfloat16)
+      with lowering.device('cuda'):
+        traced = jax.jit(jc.lift(_matmul, strict=True)).trace(p, x)
+        text = traced.lower(lowering_platforms=('cuda',)).as_text()
+      self.assertEqual('triton' in text, in_pallas)
 
   def test_stacked(self):
     f = lambda p, x: jax.lax.scan(

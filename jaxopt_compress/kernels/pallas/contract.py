@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from jaxopt_compress.kernels.pallas import layout
 from jaxopt_compress.kernels.pallas import tiles as tiles_lib
 
 
@@ -30,22 +31,25 @@ class Operand:
     array: [..., m, p] by row, [..., q, n] by column.
     by_row: whether it follows the rows of the result, or its columns.
     per: entries of its first axis in one bundle of k; 0 if it does not run with k.
+    piece: of x as it lies, [m, k]: how many of its columns stand for one entry of
+      that axis. 0 for arrays that have the axis.
   """
 
   array: jax.Array
   by_row: bool
   per: int = 0
+  piece: int = 0
 
   def spec(self, t: tiles_lib.Tiles) -> pl.BlockSpec:
     shape = list(self.array.shape)
-    if self.per:
+    if self.per and not self.piece:
       shape[0] = self.per * t.steps
     shape[-2 if self.by_row else -1] = t.rows if self.by_row else t.columns
     return pl.BlockSpec(tuple(shape), self._place)
 
   def _place(self, i, j, s):
     place = [0] * self.array.ndim
-    if self.per:
+    if self.per and not self.piece:
       place[0] = s
     place[-2 if self.by_row else -1] = i if self.by_row else j
     return tuple(place)
@@ -59,6 +63,41 @@ class Operand:
     size = self.array.dtype.itemsize * math.prod((self.per, *leading[1:]))
     # The last axis fills 128 lanes.
     return size * (max(p, 128) if self.by_row else q)
+
+
+class _Pieces:
+  """Reads x where it lies as if it had been cut: [rows, piece] of a number."""
+
+  def __init__(self, operand: Operand, ref, first, inside):
+    self._ref, self._first, self._inside = ref, first, inside
+    self._piece = operand.piece
+
+  def __getitem__(self, p):
+    start = pl.multiple_of((self._first + p) * self._piece, self._piece)
+    here = self._ref.at[:, pl.ds(start, self._piece)]
+    if self._inside is None:
+      return here[...]
+    mask = jnp.broadcast_to(self._inside, (self._inside.shape[0], self._piece))
+    return _triton().load(here, mask=mask, other=0)
+
+
+def rows(
+  x: jax.Array, c: layout.Cut, count: int, per: int, each: int, platform: str
+) -> Operand:
+  """The other operand [m, k], as `contract` takes it.
+
+  Args:
+    x: [m, k].
+    c: how the weight is cut.
+    count: pieces of the weight, filled up to whole bundles.
+    per: pieces in a bundle.
+    each: rows of a block.
+    platform: 'gpu' or 'tpu'.
+  """
+  if platform == 'gpu' and c.count == count and c.k == count * c.piece:
+    return Operand(x, True, per, c.piece)
+  m = -(-x.shape[0] // each) * each
+  return Operand(layout.features(x, c, count, m), True, per)
 
 
 def contract(
@@ -92,16 +131,17 @@ def contract(
   Returns:
     [m, n], rows and columns as the operands have.
   """
-  m = next(o.array.shape[-2] for o in operands if o.by_row)
+  x = operands[0]
+  m = x.array.shape[-2]
   n = next(o.array.shape[-1] for o in operands if not o.by_row)
   by_row, by_column = (
     sum(o.bytes for o in operands if o.by_row is b) for b in (True, False)
   )
-  size = operands[0].array.dtype.itemsize
+  size = x.array.dtype.itemsize
   t = tiles or tiles_lib.choose(
     m, n, bundles, by_row, by_column, size, platform
   )
-  tiles_lib.check(t, m, n)
+  tiles_lib.check(t, m if not x.piece else t.rows, n)
   splits = -(-bundles // t.steps)
   addressable(operands, platform)
   apart = platform == 'gpu' and splits > 1
@@ -116,7 +156,7 @@ def contract(
     _body,
     term=term,
     finish=(lambda total, *_: total) if apart else finish,
-    streamed=len(operands),
+    operands=operands,
     fixed=len(fixed),
     bundles=bundles,
     acc=acc,
@@ -125,7 +165,7 @@ def contract(
   vmem = [pltpu.VMEM((t.rows, t.columns), acc)] if in_vmem else []
   result = pl.pallas_call(
     body,
-    grid=(m // t.rows, n // t.columns, splits),
+    grid=(-(-m // t.rows), n // t.columns, splits),
     in_specs=[o.spec(t) for o in (*operands, *fixed)],
     out_specs=out_spec,
     out_shape=out_shape,
@@ -137,13 +177,22 @@ def contract(
   if not apart:
     return result
   total = jnp.sum(result, axis=0, dtype=acc)
-  return finish(total, *(o.array for o in fixed)).astype(out)
+  whole = (o.array[:m] if o.by_row else o.array for o in fixed)
+  return finish(total, *whole).astype(out)
 
 
-def _body(*refs, term, finish, streamed, fixed, bundles, acc, t):
-  operands, refs = refs[:streamed], refs[streamed:]
+def _body(*refs, term, finish, operands, fixed, bundles, acc, t):
+  x, streamed = operands[0], len(operands)
+  read, refs = list(refs[:streamed]), refs[streamed:]
   fixed, (out_ref, *vmem) = refs[:fixed], refs[fixed:]
   s = pl.program_id(2)
+  inside = None
+  if x.piece:
+    m = x.array.shape[0]
+    if m % t.rows:
+      row = lax.broadcasted_iota(jnp.int32, (t.rows, 1), 0)
+      inside = pl.program_id(0) * t.rows + row < m
+    read[0] = _Pieces(x, read[0], s * t.steps * x.per, inside)
   count = t.steps
   if bundles % t.steps:
     # What the last block holds beyond the end is never read.
@@ -151,13 +200,17 @@ def _body(*refs, term, finish, streamed, fixed, bundles, acc, t):
   total = lax.fori_loop(
     0,
     count,
-    lambda b, total: total + term(b, *operands),
+    lambda b, total: total + term(b, *read),
     jnp.zeros((t.rows, t.columns), acc),
   )
 
   def write(total):
-    done = finish(total, *(ref[...] for ref in fixed))
-    out_ref[...] = done.astype(out_ref.dtype)
+    done = finish(total, *(ref[...] for ref in fixed)).astype(out_ref.dtype)
+    if inside is None:
+      out_ref[...] = done
+    else:
+      mask = jnp.broadcast_to(inside, done.shape)
+      _triton().store(out_ref.at[...], done, mask=mask)
 
   if not vmem:
     return write(total)
@@ -210,10 +263,14 @@ def params(platform: str, t: tiles_lib.Tiles):
   if platform == 'tpu':
     semantics = ('parallel', 'parallel', 'arbitrary')
     return pltpu.CompilerParams(dimension_semantics=semantics)
-  # JAX means to part with Triton: what needs it no longer must not fail with it.
+  return _triton().CompilerParams(num_warps=t.warps, num_stages=t.stages)
+
+
+def _triton():
+  # JAX means to part with it; what does not need it must not fail with it then.
   from jax.experimental.pallas import triton
 
-  return triton.CompilerParams(num_warps=t.warps, num_stages=t.stages)
+  return triton
 
 
 def addressable(operands: list[Operand], platform: str) -> None:

@@ -1,4 +1,4 @@
-"""W8A8: every row of x becomes int8 codes in the kernel that multiplies it.
+"""W8A8: every row of x becomes int8 codes on the way to the product.
 
     scale_x = max|x| / 127.5                      of each row
     codes_x = clip(round(x / scale_x), -128, 127)
@@ -10,12 +10,9 @@ has an infinite scale and codes of zero, so that all its results are NaN. Needs
 integer products: TPU v4's compiler refuses them, those of v5e and later do not.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
-from jax import lax
-from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,10 +24,9 @@ _TINY = np.float32(np.finfo(np.float32).tiny)
 _PER_BOUND = np.float32(1 / 127.5)
 # |codes_x @ codes_w| <= 2^14 k < 2^31.
 _MOST_K = 2**17 - 1
-# Up to how many rows the product quantises them itself. Each of its programs does
-# that again for the rows it reads, where a pass of its own does it once.
+# Up to how many rows the product rounds them itself. Each of its programs does that
+# again for the rows it reads, where a pass of its own does it once.
 _FUSED_ROWS = 16
-_VMEM = 12 * 2**20
 
 
 class Weight(NamedTuple):
@@ -106,13 +102,12 @@ def matmul(
     platform: 'gpu' or 'tpu'; None for where it runs.
     interpret: run it in plain JAX, on any device, slowly; or parameters of
       Pallas's interpreter for TPU.
-    fused: whether the product quantises x itself, or XLA does in a pass before;
-      None to choose by shape.
-    tiles: blocks; None to choose them by shape. `steps` counts only if not fused.
+    fused: whether the product rounds x itself, or XLA does in a pass before; None
+      to choose by shape. Scales, which need all of a row, come before either way.
+    tiles: blocks; None to choose them by shape.
 
   Returns:
-    [m, n] of the dtype of `x`. Codes and their sums are the same on both ways,
-    unless the device divides inexactly, where a tie may fall otherwise.
+    [m, n] of the dtype of `x`, the same to the bit both ways.
   """
   layout.matrix(x)
   platform = tiles_lib.on(platform, interpret)
@@ -139,112 +134,46 @@ def matmul(
   # int8 has tiles of 32 rows on a TPU.
   least = 32 if platform == 'tpu' else 16
   rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform, smallest=least)
-  run = functools.partial(
-    _fused if _fits(fused, m, c, rows, platform) else _apart,
-    weight=weight,
-    shift=None if bias is None else layout.columns(shift),
-    out=x.dtype,
-    tiles=tiles,
-    platform=platform,
-    interpret=interpret,
+  scale = _scale(_largest(x))
+  fused = m <= _FUSED_ROWS if fused is None else fused
+  of_x = x if fused else _codes(x, 1 / scale)
+  fill = -m % rows
+  each_row = lambda a: contract_lib.Operand(
+    jnp.pad(a, ((0, fill), (0, 0)), constant_values=1.0), True
   )
-  y = run(x, c=c, rows=rows, m=-(-m // rows) * rows)
-  return y[:m, :n].astype(dtype)
+  operands = [
+    contract_lib.rows(of_x, c, c.count, 1, rows, platform),
+    contract_lib.Operand(weight.codes, False, 1),
+  ]
+  operands += [each_row(1 / scale)] if fused else []
+  fixed = [each_row(scale), contract_lib.Operand(weight.scale, False)]
+  if bias is not None:
+    fixed.append(contract_lib.Operand(layout.columns(shift), False))
 
+  def term(b, x_ref, codes_ref, *inverse):
+    codes = _codes(x_ref[b], inverse[0][...]) if inverse else x_ref[b]
+    return contract_lib.dot(codes, codes_ref[b])
 
-def _fits(fused, m, c, rows, platform) -> bool:
-  """Whether the product quantises x itself."""
-  needs = 2 * c.count * 128 * (4 * rows + 128)  # all of k, twice
-  possible = platform == 'gpu' or needs <= _VMEM
-  if fused and not possible:
-    raise ValueError(
-      f'fused=True needs {needs} bytes of VMEM for k = {c.k}; it may use {_VMEM}.'
-      ' Pass fused=None.'
-    )
-  return possible and m <= _FUSED_ROWS if fused is None else fused
-
-
-# ------------------------------------------------- two passes: XLA, then product
-
-
-def _apart(x, *, weight, shift, out, tiles, platform, interpret, c, rows, m):
-  del rows  # Those of m.
-  codes, scale = quantize(x)
-  scale = jnp.pad(scale, ((0, m - scale.shape[0]), (0, 0)))
-  x = layout.features(codes, c, c.count, m)
-  operand = contract_lib.Operand
-  fixed = [operand(scale, True), operand(weight.scale, False)]
-  fixed += [] if shift is None else [operand(shift, False)]
-  return contract_lib.contract(
-    lambda b, x_ref, codes_ref: contract_lib.dot(x_ref[b], codes_ref[b]),
+  y = contract_lib.contract(
+    term,
     _scaled,
-    [operand(x, True, 1), operand(weight.codes, False, 1)],
+    operands,
     fixed,
     bundles=c.count,
     acc=jnp.int32,
-    out=out,
+    out=x.dtype,
     tiles=tiles,
     platform=platform,
     interpret=interpret,
     name='w8a8',
   )
+  return y[:m, :n].astype(dtype)
 
 
 def _scaled(total, scale_x, scale_w, shift=None):
   """Sums of products of codes to results, float32."""
   y = total.astype(jnp.float32) * scale_x * scale_w.astype(jnp.float32)
   return y if shift is None else y + shift.astype(jnp.float32)
-
-
-# --------------------------------------------------------------------- one pass
-
-
-def _fused(x, *, weight, shift, out, tiles, platform, interpret, c, rows, m):
-  n = weight.codes.shape[-1]
-  # Narrow blocks on a GPU: all of k is one program's, so they are few.
-  columns = 32 if platform == 'gpu' and n // 64 < 132 else 128
-  tiles = tiles or tiles_lib.Tiles(rows, columns, c.count)
-  tiles_lib.check(tiles, m, n)
-  operand = contract_lib.Operand
-  operands = [
-    operand(layout.features(x, c, c.count, m), True),
-    operand(weight.codes, False),
-    operand(weight.scale, False),
-  ]
-  operands += [] if shift is None else [operand(shift, False)]
-  contract_lib.addressable(operands, platform)
-  return pl.pallas_call(
-    functools.partial(_body, count=c.count, t=tiles),
-    grid=(m // tiles.rows, n // tiles.columns, 1),
-    in_specs=[o.spec(tiles) for o in operands],
-    out_specs=pl.BlockSpec((tiles.rows, tiles.columns), lambda i, j, s: (i, j)),
-    out_shape=jax.ShapeDtypeStruct((m, n), out),
-    compiler_params=contract_lib.params(platform, tiles),
-    interpret=interpret,
-    name='w8a8_fused',
-  )(*(o.array for o in operands))
-
-
-def _body(x_ref, codes_ref, scale_ref, *refs, count, t):
-  *shift, out_ref = refs
-  largest = lax.fori_loop(
-    0,
-    count,
-    lambda p, most: jnp.maximum(most, _largest(x_ref[p])),
-    jnp.zeros((t.rows, 1), jnp.float32),
-  )
-  scale = _scale(largest)
-  inverse = 1 / scale
-
-  def step(p, total):
-    codes = _codes(x_ref[p], inverse)
-    return total + contract_lib.dot(codes, codes_ref[p])
-
-  total = lax.fori_loop(
-    0, count, step, jnp.zeros((t.rows, t.columns), jnp.int32)
-  )
-  y = _scaled(total, scale, scale_ref[...], *(ref[...] for ref in shift))
-  out_ref[...] = y.astype(out_ref.dtype)
 
 
 # ------------------------------------------------------------------------- codes

@@ -151,6 +151,11 @@ def matmul(
         ' bfloat16.'
       )
   rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform)
+  if tiles is None and platform == 'gpu':
+    # It makes dense tiles in registers: more columns do not fit.
+    columns, warps = (32, 4) if rows < 64 else (64, 8)
+    steps = tiles_lib.split(m, weight.values.shape[-1], rows, columns, bundles)
+    tiles = tiles_lib.Tiles(rows, columns, steps, warps, stages=4)
   x = _phases(x.astype(inside), c, of, bundles * pieces, -(-m // rows) * rows)
   operand = contract_lib.Operand
   precision = contract_lib.float32_on(platform, interpret)
