@@ -25,9 +25,9 @@ from jaxopt_compress.quantization import spec as spec_lib
 
 # How W8A8 rounds the other operand: the one way that its kernels know.
 ACT = spec_lib.Spec('int8', 'token')
-# Up to how many rows GPUs multiply in Pallas, not XLA: it decodes weights in every
-# program that reads them, where XLA does it once.
-_MOST_ROWS = 128
+# Up to how many rows GPUs multiply in Pallas, not XLA, of groups and of whole
+# columns: it decodes weights in every program that reads them, where XLA does it once.
+_MOST_ROWS = {True: 128, False: 4}
 
 
 @jax.tree_util.register_dataclass
@@ -98,8 +98,9 @@ class TiledArray(array.CompressedArray):
 
   def suits(self, rows: int) -> bool:
     """Whether products of so many rows are for the kernel."""
-    in_pallas = self._kernel is not transposed
-    return self.target != 'gpu' or not in_pallas or rows <= _MOST_ROWS
+    if self.target != 'gpu' or self._kernel is transposed:
+      return True
+    return rows <= _MOST_ROWS[self.group is not None]
 
   def multiply(self, x: jax.Array, **options) -> jax.Array:
     """x [stack..., m, k] times the matrices, by the kernels: [stack..., m, n]."""

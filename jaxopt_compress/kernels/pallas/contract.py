@@ -139,7 +139,7 @@ def contract(
   )
   size = x.array.dtype.itemsize
   t = tiles or tiles_lib.choose(
-    m, n, bundles, by_row, by_column, size, platform
+    m, n, bundles, by_row, by_column, size, x.per, platform
   )
   tiles_lib.check(t, m if not x.piece else t.rows, n)
   splits = -(-bundles // t.steps)

@@ -15,8 +15,8 @@ import dataclasses
 
 import jax
 
-# Programs that keep a large GPU busy (132 processors, three each).
-_BUSY = 396
+# Programs that keep a large GPU busy (132 processors, two each).
+_BUSY = 264
 # Bytes of VMEM for the blocks of one step, of the 16 MiB that a program may use;
 # they are there twice, while the next ones arrive.
 _VMEM = 3 * 2**20
@@ -80,6 +80,7 @@ def choose(
   row_bytes: int,
   column_bytes: int,
   size: int,
+  per: int,
   platform: str,
 ) -> Tiles:
   """Tiles for a product.
@@ -91,16 +92,19 @@ def choose(
     row_bytes: what one row takes in one bundle.
     column_bytes: what one column takes in one bundle.
     size: bytes of one number as it is multiplied.
+    per: pieces in a bundle: two for codes of 4 bits.
     platform: 'gpu' or 'tpu'.
 
-  >>> choose(16, 4096, 32, 256, 128, 2, 'gpu')
-  Tiles(rows=16, columns=128, steps=3, warps=4, stages=3)
+  >>> choose(16, 4096, 32, 256, 128, 2, 1, 'gpu')
+  Tiles(rows=16, columns=128, steps=4, warps=4, stages=3)
   """
   rows = rows_of(m, platform)
   if platform == 'gpu':
     # float32 in half as many columns: within 99 KiB of shared memory.
-    columns = 128 if rows == 16 and size <= 2 else 64
-    return Tiles(rows, columns, split(m, n, rows, columns, bundles), stages=3)
+    columns = 128 if rows == 16 and size <= 2 and per == 1 else 64
+    stages = 3 if rows == 16 else 2 if per > 1 else 4
+    steps = split(m, n, rows, columns, bundles)
+    return Tiles(rows, columns, steps, stages=stages)
   columns = next(c for c in (512, 256, 128) if n % c == 0)
   step = rows * row_bytes + columns * column_bytes
   return Tiles(rows, columns, max(1, min(bundles, _VMEM // step)))
@@ -110,8 +114,8 @@ def split(m: int, n: int, rows: int, columns: int, bundles: int) -> int:
   """Steps of a program where splits of k keep a GPU busy.
 
   >>> split(1, 4096, 16, 128, 32), split(512, 4096, 64, 64, 32)
-  (3, 32)
+  (4, 32)
   """
   programs = -(-m // rows) * (n // columns)
-  splits = max(1, min(16, bundles, _BUSY // programs))
+  splits = min(16, bundles, -(-_BUSY // programs))
   return -(-bundles // splits)

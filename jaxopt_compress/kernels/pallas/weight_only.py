@@ -6,11 +6,9 @@ Codes are exact in every floating type that x may have, so products lose nothing
 sums, scales and zeros are float32. The weight never becomes floating in memory.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels.pallas import contract as contract_lib
@@ -137,10 +135,6 @@ def matmul(
   if platform == 'tpu' and dtype == jnp.float16:
     x = x.astype(jnp.float32)  # Mosaic has no float16.
   rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform)
-  quick = bits == 4 and platform == 'gpu' and x.dtype in _ONES
-  decode = functools.partial(
-    _nibbles if quick else _converted, bits=bits, dtype=x.dtype
-  )
   x = contract_lib.rows(x, c, per * bundles, per, rows, platform)
   codes = contract_lib.Operand(weight.codes, False, 1)
   whole = group is None
@@ -156,7 +150,7 @@ def matmul(
     operands.append(zero)
   precision = contract_lib.float32_on(platform, interpret)
   y = contract_lib.contract(
-    _term(decode, whole, weight.zero is not None, precision),
+    _term(bits, whole, weight.zero is not None, precision),
     lambda total, *scale: (
       total * scale[0].astype(jnp.float32) if scale else total
     ),
@@ -173,44 +167,17 @@ def matmul(
   return y[:m, :n].astype(dtype)
 
 
-def _converted(byte, bits, dtype):
-  """Codes of the pieces in a byte, as numbers."""
-  # Through float32: the only way from integers on every device.
-  wide = layout.of_nibbles(byte, bits)
-  return [codes.astype(jnp.float32).astype(dtype) for codes in wide]
-
-
-# A number of each type whose last bits count ones: as bits, and what it is.
-_ONES = {
-  jnp.dtype(jnp.bfloat16): (0x4300, 128),
-  jnp.dtype(jnp.float16): (0x6400, 1024),
-}
-
-
-def _nibbles(byte, bits, dtype):
-  """The same for 4 bits, put in as the last bits of a number.
-
-  GPUs convert at a fraction of the rate of logic (Kim et al. 2022,
-  https://arxiv.org/abs/2211.10017).
-  """
-  del bits
-  number, value = _ONES[dtype]
-  wide = byte.astype(jnp.int16)
-  # The bit of the sign is turned, so that codes count from -8.
-  put = lambda a: ((a & 15) ^ (number | 8)).astype(jnp.int16)
-  shifted = [lax.bitcast_convert_type(put(a), dtype) for a in (wide, wide >> 4)]
-  return [a - jnp.asarray(value + 8, dtype) for a in shifted]
-
-
-def _term(decode, whole, shifted, precision):
+def _term(bits, whole, shifted, precision):
   """sum over the pieces in a byte of scale * (x @ codes - sum(x) * zero)."""
 
   def term(b, x_ref, codes_ref, *refs):
-    pieces = decode(codes_ref[b])
+    pieces = layout.of_nibbles(codes_ref[b], bits)
     total = None
     for i, codes in enumerate(pieces):
       p = b * len(pieces) + i
       x = x_ref[p]
+      # Through float32: the only way from integers on every device.
+      codes = codes.astype(jnp.float32).astype(x.dtype)
       y = contract_lib.dot(x, codes, precision)
       if shifted:
         zero = refs[-1][0 if whole else p].astype(jnp.float32)
