@@ -27,6 +27,7 @@ import jax.extend.core  # noqa: F401  (jax.extend loads its parts lazily)
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import epilogues
 
 # What rebuilds a structural equation around its body, by the primitive's name:
 # f(ctx, eqn, [(value, name)]) -> [(value, name)], or NotImplemented.
@@ -272,6 +273,8 @@ def run(ctx, jaxpr, consts, args, names):
   before = _before_casts(jaxpr) if ctx.monoids else {}
   last_use = _last_use(jaxpr, before)
   waiting = []  # equations without compressed operands, not run yet
+  chains = None  # what follows products, known when one asks
+  held = {}  # by their last equation, those whose product waits for it
 
   def flush(position):
     if waiting:
@@ -279,10 +282,26 @@ def run(ctx, jaxpr, consts, args, names):
       waiting.clear()
 
   for i, eqn in enumerate(jaxpr.eqns):
+    if i in held:
+      chain = held.pop(i)
+      if chain is not None:
+        flush(i)
+        _run_chain(ctx, jaxpr.eqns, chain, env)
+      continue
     meets = not compressed.isdisjoint(v for v in eqn.invars if is_var(v))
     if not meets and not ctx.wants(eqn):
       waiting.append(eqn)
       continue
+    if meets and _takes_epilogue(ctx, eqn, env):
+      chains = epilogues.find(jaxpr) if chains is None else chains
+      if i in chains:
+        chain = chains[i]
+        held |= dict.fromkeys(chain.indices) | {chain.last: chain}
+        for j in (i, *chain.indices):
+          for v in (*jaxpr.eqns[j].invars, *(v for _, v in chain.steps)):
+            if is_var(v):
+              last_use[v] = max(last_use.get(v, i), chain.last)
+        continue
     flush(i)
     seen = {} if eqn.primitive.name in STRUCTURAL else before
     operands = [
@@ -294,6 +313,44 @@ def run(ctx, jaxpr, consts, args, names):
         compressed.add(v)
   flush(len(jaxpr.eqns))
   return [_read(env, v) for v in jaxpr.outvars]
+
+
+def _takes_epilogue(ctx, eqn, env) -> bool:
+  """Whether a rule computes a product together with what follows it."""
+  found = epilogues.product(eqn)
+  if not found or ctx.monoids or ctx.handler_at is not None:
+    return False
+  known = [env[v][0] for v in found[1] if is_var(v) and v in env]
+  rules = [
+    ctx.rule_for(found[0].primitive, type(x))
+    for x in known
+    if array.is_compressed(x)
+  ]
+  return len(rules) == 1 and getattr(rules[0], 'epilogue', False)
+
+
+def _run_chain(ctx, eqns, chain, env):
+  """A product and what follows it, by one rule, or else one by one."""
+  eqn = chain.equation
+  operands = [_read(env, v) for v in chain.operands]
+  (at,) = [i for i, (x, _) in enumerate(operands) if array.is_compressed(x)]
+  leaf, name = operands[at]
+  epilogue = chain.epilogue(lambda v: _read(env, v)[0])
+  y = ctx.rule_for(eqn.primitive, type(leaf))(
+    *(x for x, _ in operands), **eqn.params, epilogue=epilogue
+  )
+  if y is not NotImplemented and not isinstance(y, Dense):
+    ctx.note(eqn, name, native=True)
+    _check(eqns[chain.last], [y])
+    env[eqns[chain.last].outvars[0]] = y, None
+    return
+  for i in (chain.product, *chain.indices):
+    operands = [_read(env, v) for v in eqns[i].invars]
+    if any(array.is_compressed(x) for x, _ in operands):
+      outs = _treat(ctx, eqns[i], operands)
+    else:
+      outs = [(y, None) for y in run_dense(eqns[i], [x for x, _ in operands])]
+    env.update(zip(eqns[i].outvars, outs, strict=True))
 
 
 def is_var(v) -> bool:

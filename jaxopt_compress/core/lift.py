@@ -32,7 +32,10 @@ _RULES: dict[tuple[str, type], Callable] = {}
 
 
 def rule(
-  primitive: Any, *leaf_types: type, together: bool = False
+  primitive: Any,
+  *leaf_types: type,
+  together: bool = False,
+  epilogue: bool = False,
 ) -> Callable[[Callable], Callable]:
   """Registers what leaves of a type do under a first-order primitive.
 
@@ -41,11 +44,13 @@ def rule(
   the primitive returns, of the same shape and dtype, where each result may be a
   compressed leaf again, or `Dense(reason)` to decline. A primitive that JAX does
   not export is given by its name. With `together`, all operands of the leaf's type
-  are leaves: what is written to a cache, and the cache.
+  are leaves: what is written to a cache, and the cache. With `epilogue`, the rule of
+  a product also takes `epilogue=`, what follows it (`core/epilogues.py`), and returns
+  what that gives, or NotImplemented to leave it alone.
   """
 
   def register(f):
-    f.together = together
+    f.together, f.epilogue = together, epilogue
     for leaf_type in leaf_types:
       _RULES[_name(primitive), leaf_type] = f
     return f

@@ -8,12 +8,14 @@ goes to its kernel; anywhere else, and where the library was not built, the rule
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.core import epilogues
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels import tiled
@@ -25,46 +27,65 @@ from jaxopt_compress.quantization import straight
 
 
 def product(
-  x: jax.Array, leaf: packed.PackedArray | tiled.TiledArray
+  x: jax.Array,
+  leaf: packed.PackedArray | tiled.TiledArray,
+  epilogue: epilogues.Epilogue | None = None,
 ) -> jax.Array:
   """Rows times matrices laid out for kernels.
 
   Args:
     x: [stack..., m, k] floating.
     leaf: stands for [stack..., *matrix.shape]; seen as [stack..., k, n].
+    epilogue: what is done with the results.
 
   Returns:
-    [stack..., m, n] float32; bfloat16 where x and the leaf are.
+    [stack..., m, n] float32; bfloat16 where x and the leaf are. NotImplemented for
+    an epilogue that is for XLA.
   """
   out_dtype = jnp.result_type(x.dtype, leaf.dtype)
   out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
+  if epilogue is not None and not _is_ours(leaf, epilogue):
+    return NotImplemented
   portable = lambda x, leaf: _portable(x, leaf, out_dtype)
   if isinstance(leaf, tiled.TiledArray):
     names = ('tpu',) if leaf.target == 'tpu' else ('cuda', 'rocm')
-    multiply = lambda x, leaf: leaf.multiply(x).astype(out_dtype)
+    multiply = lambda x, leaf, _: leaf.multiply(x).astype(out_dtype)
     suits = leaf.suits(x.shape[-2])
     kernels = dict.fromkeys(names, multiply) if suits else {}
   elif native.available():
     path = leaf.path_for(x.shape[-2])
-    kernels = dict(cpu=lambda x, leaf: _kernel(x, leaf, out_dtype, path))
+    kernels = dict(cpu=lambda *args: _kernel(*args, out_dtype, path))
   else:
     kernels = {}
-  return _where_there_are(kernels, portable, x, leaf)
+  return _where_there_are(kernels, portable, x, leaf, epilogue)
 
 
-def _where_there_are(kernels, portable, x, leaf):
+def _is_ours(leaf, epilogue) -> bool:
+  """Whether a kernel does what follows its product."""
+  packed_here = isinstance(leaf, packed.PackedArray) and native.available()
+  return packed_here and (bool(leaf.format) or epilogue.scale is None)
+
+
+def _where_there_are(kernels, portable, x, leaf, epilogue):
   """By the kernel of the platform, if any; with the derivative of the portable."""
+
+  def whole(x, leaf, epilogue):
+    y = portable(x, leaf)
+    return y if epilogue is None else epilogue(y)
+
+  args = x, leaf, epilogue
   if not kernels or 0 in (*x.shape, *leaf.shape):
-    return portable(x, leaf)
-  fixed = jax.tree.map(lax.stop_gradient, (x, leaf))
-  out = lax.platform_dependent(*fixed, **kernels, default=portable)
-  return straight.as_if(portable, out, x, leaf)
+    return whole(*args)
+  fixed = jax.tree.map(lax.stop_gradient, args)
+  out = lax.platform_dependent(*fixed, **kernels, default=whole)
+  return straight.as_if(whole, out, *args)
 
 
 def convolution(
   x: jax.Array,
   leaf: packed.PackedArray,
   portable: Callable[[jax.Array, packed.PackedArray], jax.Array],
+  epilogue: epilogues.Epilogue | None = None,
   **geometry,
 ) -> jax.Array:
   """Images and a packed kernel.
@@ -73,6 +94,7 @@ def convolution(
     x: [images, height, width, channels] floating.
     leaf: stands for [window..., channels, features].
     portable: the same in XLA.
+    epilogue: what is done with the results.
     **geometry: strides, padding and dilations, as for `cpu.conv.conv`.
 
   Returns:
@@ -80,11 +102,14 @@ def convolution(
   """
   path = leaf.path_for(x.shape[1] * x.shape[2])
 
-  def kernel(x, leaf):
+  def kernel(x, leaf, epilogue):
     m = leaf.matrix
     x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
     x, options = _activations(x, leaf, (1, 2, 3))
     scale, zero = _in_units(leaf)
+    apart = 1 if leaf.depthwise else leaf.feature_groups
+    columns = (apart, 1, m.n // apart) if apart > 1 else (1, m.n)
+    scale = _finished(scale, options, epilogue, columns)
     window = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
     options |= dict(window=window, zero=zero, path=path) | geometry
     payload = leaf.part('payload')
@@ -103,7 +128,7 @@ def convolution(
     )
 
   kernels = dict(cpu=kernel) if native.available() else {}
-  return _where_there_are(kernels, portable, x, leaf)
+  return _where_there_are(kernels, portable, x, leaf, epilogue)
 
 
 def _portable(x, leaf, out_dtype):
@@ -124,11 +149,36 @@ def _portable(x, leaf, out_dtype):
   return y.astype(out_dtype)
 
 
-def _kernel(x, leaf, out_dtype, path):
+def _finished(scale, options, epilogue, shape):
+  """The scales of the weight with those of an epilogue; the rest is for options.
+
+  Args:
+    scale: [..., groups, n], or None.
+    options: of the call, changed.
+    epilogue: or None.
+    shape: of a number for each column, as the call has them.
+  """
+  if epilogue is None:
+    return scale
+  of_columns = lambda p: jnp.broadcast_to(p, math.prod(shape)).reshape(shape)
+  if epilogue.scale is not None:
+    factor = of_columns(epilogue.scale)
+    scale = scale.astype(jnp.float32) * factor
+    if options.get('totals') is not None:
+      options['totals'] = options['totals'] * factor
+  if epilogue.shift is not None:
+    options['bias'] = of_columns(epilogue.shift)
+  if epilogue.activation is not None:
+    options['floor'] = 0.0
+  return scale
+
+
+def _kernel(x, leaf, epilogue, out_dtype, path):
   """On the library."""
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
   x, options = _activations(x, leaf, (x.ndim - 1,))
   scale, zero = _in_units(leaf)
+  scale = _finished(scale, options, epilogue, (1, leaf.matrix.n))
   options |= dict(
     zero=zero,
     k=leaf.matrix.k,

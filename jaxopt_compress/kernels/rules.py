@@ -22,8 +22,16 @@ PackedArray = packed.PackedArray
 _BOTH = (packed.PackedArray, tiled.TiledArray)
 
 
-@lift.rule(lax.dot_general_p, *_BOTH)
-def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
+@lift.rule(lax.dot_general_p, *_BOTH, epilogue=True)
+def _(
+  lhs,
+  rhs,
+  *,
+  dimension_numbers,
+  preferred_element_type,
+  epilogue=None,
+  **_,
+):
   side = int(isinstance(rhs, _BOTH))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   d = product.dims(dimension_numbers)
@@ -46,9 +54,13 @@ def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
   x_free_sizes = [x.shape[i] for i in x_free]
   rows = lax.transpose(x, (*lead, *x_free, *(j for _, j in pairs)))
   rows = rows.reshape(*leaf.stack, math.prod(x_free_sizes), m.k)
-  y = dispatch.product(rows, leaf)
-  # To [batch..., free of lhs..., free of rhs...]
   free = [i for i in range(stack, leaf.ndim) if i not in d.contracting[side]]
+  if epilogue and (not side or stack or len(free) != 1):
+    return NotImplemented
+  y = dispatch.product(rows, leaf, epilogue)
+  if y is NotImplemented:
+    return y
+  # To [batch..., free of lhs..., free of rhs...]
   by_entry = sorted(free, key=entry)
   y = y.reshape(*leaf.stack, *x_free_sizes, *(leaf.shape[i] for i in by_entry))
   lead = [i for i, _ in batch]
@@ -79,8 +91,8 @@ def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
 # ----------------------------------------------------------------- convolutions
 
 
-@lift.rule(lax.conv_general_dilated_p, PackedArray)
-def _(lhs, rhs, **params):
+@lift.rule(lax.conv_general_dilated_p, PackedArray, epilogue=True)
+def _(lhs, rhs, epilogue=None, **params):
   if not isinstance(rhs, PackedArray):
     return lift.Dense('it is the image of a convolution, not the kernel')
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
@@ -89,6 +101,8 @@ def _(lhs, rhs, **params):
   numbers = params['dimension_numbers']
   images, feature, *space = numbers.lhs_spec
   out_images, out_feature, *out_space = numbers.out_spec
+  if epilogue and out_feature != lhs.ndim - 1:
+    return NotImplemented
   # Images of one axis are of height one.
   flat = len(space) == 1
   two = lambda pair, one: (one, *pair) if flat else tuple(pair)
@@ -112,6 +126,7 @@ def _(lhs, rhs, **params):
     x[:, None] if flat else x,
     rhs,
     portable,
+    epilogue,
     strides=two(params['window_strides'], 1),
     padding=two(map(tuple, params['padding']), (0, 0)),
     lhs_dilation=two(params['lhs_dilation'], 1),

@@ -40,6 +40,7 @@ def conv(
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
+  floor: float = -np.inf,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -74,6 +75,7 @@ def conv(
       numbers.
     bound, low, high: of the codes of x.
     symmetric: whether codes of x have no zero point.
+    floor: the least that a result may be, as for `native.matmul`.
     out_dtype: float32 or bfloat16; int32 for codes.
     path: an instruction path; the best if ''.
 
@@ -103,7 +105,7 @@ def conv(
     group=np.int64(group),
     geometry=geometry,
     path=path,
-    **_of_codes(act, bound, low, high, symmetric),
+    **_of_codes(act, bound, low, high, symmetric, floor),
   )
 
 
@@ -127,6 +129,7 @@ def depthwise(
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
+  floor: float = -np.inf,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -141,7 +144,8 @@ def depthwise(
     act, window, strides, padding, lhs_dilation, rhs_dilation: as for `conv`.
     zero: [..., 1, n] float32 or int8; none for Act.CODES.
     bias: [..., 1, n] float32.
-    act_scale, act_zero, bound, low, high, symmetric, out_dtype, path: as for `conv`.
+    act_scale, act_zero, bound, low, high, symmetric, floor, out_dtype, path: as for
+      `conv`.
 
   Returns:
     [..., images, out height, out width, n].
@@ -158,17 +162,18 @@ def depthwise(
     out_dtype,
     geometry=geometry,
     path=path,
-    **_of_codes(act, bound, low, high, symmetric),
+    **_of_codes(act, bound, low, high, symmetric, floor),
   )
 
 
-def _of_codes(act, bound, low, high, symmetric):
+def _of_codes(act, bound, low, high, symmetric, floor):
   return dict(
     act=np.int32(act),
     bound=np.float32(bound),
     low=np.float32(low),
     high=np.float32(high),
     symmetric=symmetric,
+    floor=np.float32(floor),
   )
 
 

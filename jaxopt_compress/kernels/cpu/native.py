@@ -1,6 +1,6 @@
 """The library of C++ kernels, and its calls.
 
-    y = a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias
+    y = max(floor, a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias)
 
 with x the int8 codes of a row, a its scale and b its zero point, w the codes of the
 weight, s and z its scales and zero points, t = sum_g s_g sum w - z the sums of its
@@ -120,6 +120,7 @@ def matmul(
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
+  floor: float = -np.inf,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -142,6 +143,7 @@ def matmul(
     act_scale, act_zero: [..., 1, 1] float32, of Act.STATIC.
     bound, low, high: of the codes of x.
     symmetric: whether codes of x have no zero point.
+    floor: the least that a result may be: 0 for relu. Not of codes.
     out_dtype: float32 or bfloat16; int32 for codes.
     path: an instruction path; the best if ''.
 
@@ -163,6 +165,7 @@ def matmul(
     low=np.float32(low),
     high=np.float32(high),
     symmetric=symmetric,
+    floor=np.float32(floor),
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),
@@ -190,6 +193,7 @@ def sparse_matmul(
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
+  floor: float = -np.inf,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -207,7 +211,7 @@ def sparse_matmul(
     k, n, group, act: as for `matmul`; Act.FLOAT and k for weights of floats.
     zero, totals, bias, act_scale, act_zero: as for `matmul`; of these only bias for
       weights of floats.
-    bound, low, high, symmetric, out_dtype, path: as for `matmul`.
+    bound, low, high, symmetric, floor, out_dtype, path: as for `matmul`.
 
   Returns:
     [..., m, n].
@@ -226,6 +230,7 @@ def sparse_matmul(
     low=np.float32(low),
     high=np.float32(high),
     symmetric=symmetric,
+    floor=np.float32(floor),
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),

@@ -84,6 +84,7 @@ struct V {
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F at_least(F floor, F y) { return _mm256_max_ps(floor, y); }
 
   static Numbers numbers(const float* p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};

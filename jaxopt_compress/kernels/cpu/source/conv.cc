@@ -156,7 +156,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                 ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
                 ffi::AnyBuffer act_zero, ffi::Result<ffi::AnyBuffer> out,
                 std::string_view format, int32_t act, float bound, float low,
-                float high, bool symmetric, int64_t n, int64_t group,
+                float high, bool symmetric, float floor, int64_t n, int64_t group,
                 Geometry geometry, std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const Format* found = format_of(format);
@@ -193,7 +193,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
 
   ffi::AnyBuffer result = *out;
   Job& job = call->job;
-  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric);
+  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric, floor);
   job.format = *found;
   if (job.in_floats()) job.digits = 1;
   const size_t at = w_dims.size() - 4;
@@ -352,6 +352,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_conv, conv,
                                   .Attr<float>("low")
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
+                                  .Attr<float>("floor")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")
                                   .Attr<Geometry>("geometry")

@@ -44,7 +44,7 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                      ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
                      ffi::AnyBuffer act_zero, ffi::Result<ffi::AnyBuffer> out,
                      int32_t act, float bound, float low, float high,
-                     bool symmetric, Geometry geometry, std::string_view path) {
+                     bool symmetric, float floor, Geometry geometry, std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
   const auto out_dims = out->dimensions();
@@ -67,7 +67,7 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
 
   ffi::AnyBuffer result = *out;
   Job& job = call->job;
-  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric);
+  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric, floor);
   job.format = kFormats[0];
   const size_t at = out_dims.size() - 4, w_at = w_dims.size() - 4;
   scene.features = scene.channels;
@@ -180,6 +180,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_depthwise, depthwise,
                                   .Attr<float>("low")
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
+                                  .Attr<float>("floor")
                                   .Attr<Geometry>("geometry")
                                   .Attr<std::string_view>("path"));
 

@@ -167,7 +167,8 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
           v = V::sub(v, V::mul(V::get(zero + c), total));
         }
         v = V::mul(v, V::get(scale + c));
-        V::put(y + c, V::fma(v, V::all(a), V::get(bias + c)));
+        v = V::fma(v, V::all(a), V::get(bias + c));
+        V::put(y + c, V::at_least(V::all(job.floor), v));
       }
       if (job.out_type == Type::kBf16) {
         uint16_t* out = static_cast<uint16_t*>(item.out) + at;

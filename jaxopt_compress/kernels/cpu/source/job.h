@@ -2,7 +2,7 @@
 // that compute it.
 //
 //   out[r, n] = a[r] (sum_g s[g, n] sum_{k in g} (w[k, n] - z[g, n]) x[r, k])
-//               - a[r] b[r] t[n] + bias[n]
+//               - a[r] b[r] t[n] + bias[n],  at least floor
 //
 // with x int8 codes of a row, a its scale and b its zero point; w codes of the
 // weight, s and z its scales and zero points, t the sums of its columns.
@@ -54,6 +54,7 @@ struct Job {
   Type x_type, scale_type, zero_type, out_type;
   float bound, low, high;  // of the codes of x
   bool symmetric;          // whether they have no zero point
+  float floor;             // the least that a result may be
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
   int64_t stride;         // from a row of results to the next

@@ -58,6 +58,7 @@ struct V {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F at_least(F floor, F y) { return _mm512_max_ps(floor, y); }
 
   static I bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   // Values that follow each other in memory to where bits are set.

@@ -76,7 +76,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
                    ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
                    ffi::Result<ffi::AnyBuffer> out, std::string_view format,
                    int32_t act, float bound, float low, float high,
-                   bool symmetric, int64_t k, int64_t n, int64_t group,
+                   bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
                    std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const bool sparse = weight.offsets != nullptr;
@@ -118,6 +118,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   job.low = low;
   job.high = high;
   job.symmetric = symmetric;
+  job.floor = floor;
   job.digits = 1;
   if (job.act == Act::kFloat && !job.in_floats()) {
     job.digits = job.x_type == Type::kBf16 ? 2 : 3;
@@ -270,10 +271,10 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                   ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
                   ffi::Result<ffi::AnyBuffer> out, std::string_view format,
                   int32_t act, float bound, float low, float high,
-                  bool symmetric, int64_t k, int64_t n, int64_t group,
+                  bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
                   std::string_view path) {
   return product(pool, x, {w}, scale, zero, totals, bias, act_scale, act_zero, out,
-                 format, act, bound, low, high, symmetric, k, n, group, path);
+                 format, act, bound, low, high, symmetric, floor, k, n, group, path);
 }
 
 ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
@@ -284,14 +285,14 @@ ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
                          ffi::Result<ffi::AnyBuffer> out,
                          std::string_view format, bool skips, int64_t constant,
                          int32_t act, float bound, float low, float high,
-                         bool symmetric, int64_t k, int64_t n, int64_t group,
+                         bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
                          std::string_view path) {
   if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
     return wrong("a stream is of bytes, its offsets are int32");
   }
   return product(pool, x, {stream, &offsets, skips, constant}, scale, zero, totals, bias,
                  act_scale, act_zero, out, format, act, bound, low, high, symmetric,
-                 k, n, group, path);
+                 floor, k, n, group, path);
 }
 
 }  // namespace
@@ -320,6 +321,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                                   .Attr<float>("low")
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
+                                  .Attr<float>("floor")
                                   .Attr<int64_t>("k")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")
@@ -345,6 +347,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                                   .Attr<float>("low")
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
+                                  .Attr<float>("floor")
                                   .Attr<int64_t>("k")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")

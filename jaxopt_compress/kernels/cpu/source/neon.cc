@@ -79,6 +79,7 @@ struct V {
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }
+  static F at_least(F floor, F y) { return vmaxq_f32(floor, y); }
 
   static Numbers numbers(const float* p) { return {p}; }
   static F number(const Numbers& numbers, I raw, int shift) {

@@ -40,6 +40,7 @@ struct PanelScales {
   float* zero;    // [groups][32] or null
   float* totals;  // [32] or null
   float* bias;    // [32] or null
+  float floor;
 };
 
 inline int columns_of(const Job& job, int64_t panel) {
@@ -71,7 +72,7 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
 
 inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
                              float* room) {
-  PanelScales found = {room, nullptr, nullptr, nullptr};
+  PanelScales found = {room, nullptr, nullptr, nullptr, job.floor};
   if (job.act == Act::kCodes) return found;
   const int n = columns_of(job, panel);
   const int64_t first = panel * kColumns;
@@ -108,7 +109,8 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
   return found;
 }
 
-// What a row of a panel becomes, of one register: a (y - b t) + bias.
+// What a row of a panel becomes, of one register: max(floor, a (y - b t) + bias), NaN
+// if that is.
 inline typename V::F result(const PanelScales& scales, int column,
                             typename V::F a, typename V::F minus_b,
                             typename V::F y) {
@@ -116,7 +118,8 @@ inline typename V::F result(const PanelScales& scales, int column,
     y = V::fma(minus_b, V::get(scales.totals + column), y);
   }
   y = V::mul(y, a);
-  return scales.bias == nullptr ? y : V::add(y, V::get(scales.bias + column));
+  if (scales.bias != nullptr) y = V::add(y, V::get(scales.bias + column));
+  return V::at_least(V::all(scales.floor), y);
 }
 
 // What sums of the only group are, of one register: s (sum - z sum of x).

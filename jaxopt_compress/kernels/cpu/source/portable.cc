@@ -82,6 +82,7 @@ struct V {
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
+  static F at_least(F floor, F y) { return y < floor ? floor : y; }
 
   static Numbers numbers(const float* p) { return p; }
   static F number(Numbers numbers, I raw, int shift) {

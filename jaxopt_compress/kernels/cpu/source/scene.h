@@ -51,7 +51,7 @@ inline bool are_codes(const ffi::AnyBuffer& zeros) {
 inline Job job_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& scale,
                   const ffi::AnyBuffer& zero, const ffi::AnyBuffer& out,
                   int32_t act, float bound, float low, float high,
-                  bool symmetric) {
+                  bool symmetric, float floor) {
   Job job = {};
   job.act = static_cast<Act>(act);
   job.x_type = type_of(x);
@@ -66,6 +66,7 @@ inline Job job_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& scale,
   job.low = low;
   job.high = high;
   job.symmetric = symmetric;
+  job.floor = floor;
   job.digits = 1;
   if (job.act == Act::kFloat) job.digits = job.x_type == Type::kBf16 ? 2 : 3;
   return job;

@@ -1,0 +1,94 @@
+"""What follows a product: what is found, and what is left alone."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import epilogues
+
+W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
+B = jnp.arange(4.0)[None]
+
+
+def _norm(y, mean, factor, shift):
+  return (y - mean) * factor + shift
+
+
+FOUND = {  # function, steps, whether relu follows
+  'bias': (lambda x, w, b: x @ w + b, ['add'], False),
+  'bias first': (lambda x, w, b: b + x @ w, ['add'], False),
+  'relu': (lambda x, w, b: jax.nn.relu(x @ w + b), ['add'], True),
+  'relu alone': (lambda x, w, b: jax.nn.relu(x @ w), [], True),
+  'maximum': (lambda x, w, b: jnp.maximum(x @ w, 0.0), [], True),
+  'scalars': (lambda x, w, b: (x @ w) * 2.0 + 1.0, ['mul', 'add'], False),
+  'a norm': (
+    lambda x, w, b: jax.nn.relu(_norm(x @ w, b, b, b)),
+    ['sub', 'mul', 'add'],
+    True,
+  ),
+  'einsum': (lambda x, w, b: jnp.einsum('mk,kn->mn', x, w) + b, ['add'], False),
+  'up to relu': (lambda x, w, b: jax.nn.relu(x @ w) + b, [], True),
+  'up to a residual': (lambda x, w, b: x @ w + b + X @ W, ['add'], False),
+}
+NOT_FOUND = {
+  'nothing': lambda x, w, b: x @ w,
+  'read twice': lambda x, w, b: (y := x @ w) + b + y,
+  'returned': lambda x, w, b: ((y := x @ w), y + b),
+  'taken from': lambda x, w, b: b - x @ w,
+  'along rows': lambda x, w, b: x @ w + jnp.arange(3.0)[:, None],
+  'an array': lambda x, w, b: x @ w + jnp.ones((3, 4)) * b,
+  'not zero': lambda x, w, b: jnp.maximum(x @ w, 1.0),
+  'a type': lambda x, w, b: (x @ w).astype(jnp.bfloat16),
+  'with itself': lambda x, w, b: (y := x @ w) * y,
+}
+
+
+class FindTest(parameterized.TestCase):
+  @parameterized.named_parameters((n, n) for n in FOUND)
+  def test_found(self, name):
+    f, steps, activation = FOUND[name]
+    closed = jax.make_jaxpr(f)(X, W, B)
+    chain = next(iter(epilogues.find(closed.jaxpr).values()))
+    self.assertEqual([s for s, _ in chain.steps], steps)
+    self.assertEqual(chain.activation is not None, activation)
+
+  @parameterized.named_parameters((n, n) for n in NOT_FOUND)
+  def test_not_found(self, name):
+    closed = jax.make_jaxpr(NOT_FOUND[name])(X, W, B)
+    self.assertEmpty(epilogues.find(closed.jaxpr))
+
+  def test_values(self):
+    def f(x, w, a, b):
+      return jax.nn.relu(((x @ w + a[None]) * b[None] - a[None]) * 3.0)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = (3, 8), (8, 4), (4,), (4,)
+    args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    (chain,) = epilogues.find(jaxpr).values()
+    env = dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(v):
+      if hasattr(v, 'val'):
+        return v.val
+      (maker,) = [e for e in jaxpr.eqns if v in e.outvars] or [None]
+      return env[v] if maker is None else read(maker.invars[0])
+
+    epilogue = chain.epilogue(read)
+    got = epilogue(args[0] @ args[1])
+    np.testing.assert_allclose(got, f(*args), rtol=1e-6, atol=1e-6)
+
+  @parameterized.parameters(
+    (jax.nn.relu, 0.0), (lambda y: lax.max(y, 0.0), 0.5)
+  )
+  def test_derivative_at_zero(self, activation, slope):
+    jaxpr = jax.make_jaxpr(lambda x, w: activation(x @ w))(X, W).jaxpr
+    (chain,) = epilogues.find(jaxpr).values()
+    self.assertEqual(jax.grad(chain.epilogue(None))(0.0), slope)
+
+
+if __name__ == '__main__':
+  absltest.main()

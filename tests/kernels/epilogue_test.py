@@ -1,0 +1,179 @@
+"""Products that do what follows them, too: the law, and that they do."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.kernels.cpu import native
+
+W = jax.random.normal(jax.random.key(0), (96, 70)) / 10
+X = jax.random.normal(jax.random.key(1), (2, 5, 96))
+A = jax.random.uniform(jax.random.key(2), (70,)) - 0.5
+B = jax.random.normal(jax.random.key(3), (70,))
+SCHEMES = (
+  'W8A8',
+  'W4A16',
+  'int8 asym, int8 asym',
+  'int4 g32, int8',
+  'NF4',
+  'int4, int4',
+)
+
+
+def setUpModule():
+  if not native.available():
+    raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
+
+
+def _dense(p, x):
+  return jax.nn.relu((x @ p['w'] - p['b']) * p['a'] + p['b'])
+
+
+def _conv(p, x):
+  y = lax.conv_general_dilated(
+    x,
+    p['w'],
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1] // p['w'].shape[2],
+  )
+  return jnp.maximum((y - p['b']) * p['a'] + p['b'], 0.0)
+
+
+def _tree(w):
+  n = w.shape[-1]
+  one = lambda p: p[:n].reshape((1,) * (w.ndim - 1) + (n,))
+  # Of three axes for products of rows with two.
+  one_more = (lambda p: one(p)[None]) if w.ndim == 2 else one
+  return {'w': w, 'a': one_more(A), 'b': one_more(B)}
+
+
+def _packed(f, params, x, scheme):
+  uses = jc.uses(f)(params, x)
+  q = jc.quantize(params, [('w', scheme), ('.*', None)], uses)
+  return q, jc.pack(q, uses)
+
+
+def _distance(y, expected):
+  return float(jnp.abs(y - expected).max() / jnp.abs(expected).max())
+
+
+class EpilogueTest(parameterized.TestCase):
+  def _check(self, f, params, x, scheme, bound=2e-5):
+    q, p = _packed(f, params, x, scheme)
+    run = jax.jit(jc.lift(f, strict=True))
+    y = run(p, x)
+    self.assertLess(_distance(y, run(q, x)), bound)
+    self.assertGreater(float((y == 0).mean()), 0.1)
+    text = run.lower(p, x).as_text()
+    for op in ('maximum', 'subtract'):
+      self.assertNotIn(f'stablehlo.{op}', text)
+    return q, p
+
+  @parameterized.parameters(*SCHEMES)
+  def test_dense(self, scheme):
+    self._check(_dense, _tree(W), X, scheme)
+
+  @parameterized.parameters(*native.paths())
+  def test_every_path(self, path):
+    q, p = _packed(_dense, _tree(W), X, 'W8A8')
+    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    f = jax.jit(jc.lift(_dense))
+    self.assertLess(_distance(f(p, X), f(q, X)), 2e-5)
+
+  @parameterized.product(
+    shape=[(3, 3, 16, 24), (3, 3, 8, 24), (3, 3, 1, 16)],
+    scheme=['W8A8', 'int8', 'int8 asym, int8 asym'],
+  )
+  def test_convolutions(self, shape, scheme):
+    w = jax.random.normal(jax.random.key(4), shape) / 5
+    x = jax.random.normal(jax.random.key(5), (2, 7, 9, 16))
+    self._check(_conv, _tree(w), x, scheme)
+
+  def test_without_zeros(self):
+    w = jnp.where(jnp.arange(96)[:, None] % 4 == 0, W, 0.0)
+    _, p = self._check(_dense, _tree(w), X, 'W8A8')
+    self.assertIsNotNone(p['w'].sparse)
+
+  def test_weights_of_floats(self):
+    w = jnp.where(jnp.arange(96)[:, None] % 4 == 0, W, 0.0)
+    f = lambda p, x: jax.nn.relu(x @ p['w'] + p['b'])
+    params = _tree(w)
+    p = jc.pack(params, jc.uses(f)(params, X))
+    self.assertIsNotNone(p['w'].sparse)
+    got = jax.jit(jc.lift(f, strict=True))(p, X)
+    self.assertLess(_distance(got, f(params, X)), 1e-5)
+    # A factor is for scales, which it has none of: XLA multiplies.
+    got = jax.jit(jc.lift(_dense))(p, X)
+    self.assertLess(_distance(got, _dense(params, X)), 1e-5)
+
+  def test_derivatives(self):
+    q, p = _packed(_dense, _tree(W), X, 'W8A8')
+    loss = lambda p, x: jnp.sum(jc.lift(_dense)(p, x) ** 2)
+    of_rest = lambda rest, q, x: loss({**q, **rest}, x)
+    rest = {n: p[n] for n in 'ab'}
+    grad = jax.jit(jax.grad(of_rest, argnums=(0, 2)))
+    got, want = grad(rest, p, X), grad(rest, q, X)
+    for g, w in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+      self.assertLess(_distance(g, w), 1e-4)
+
+  def test_bfloat16(self):
+    half = lambda t: jax.tree.map(lambda a: a.astype(jnp.bfloat16), t)
+    q, p = _packed(_dense, half(_tree(W)), half(X), 'W8A8')
+    f = jax.jit(jc.lift(_dense))
+    y = f(p, half(X))
+    self.assertEqual(y.dtype, jnp.bfloat16)
+    self.assertLess(_distance(y.astype(jnp.float32), f(q, half(X))), 0.03)
+
+  def test_nan_stays(self):
+    _, p = _packed(_dense, _tree(W), X, 'W8A8')
+    y = jax.jit(jc.lift(_dense))(p, X.at[0, 0, 0].set(jnp.nan))
+    self.assertTrue(bool(jnp.isnan(y[0, 0]).all()))
+    self.assertFalse(bool(jnp.isnan(y[0, 1:]).any()))
+
+  def test_stacks_under_vmap_and_scan(self):
+    w = jnp.stack([W, -W, 2 * W])
+    f = lambda w, x: jax.nn.relu(x @ w['w'] + B[None])
+    apply = lambda p, x: jax.vmap(f, (0, None))(p, x[0])
+    uses = jc.uses(apply)({'w': w}, X)
+    q = jc.quantize({'w': w}, [('w', 'W4A16')], uses)
+    p = jc.pack(q, uses)
+    run = jax.jit(jc.lift(apply))
+    self.assertLess(_distance(run(p, X), run(q, X)), 2e-5)
+    each = lambda p, x: lax.scan(lambda c, w: (c, f({'w': w}, x[0])), 0, p['w'])
+    run = jax.jit(lambda p, x: jc.lift(each)(p, x)[1])
+    self.assertLess(_distance(run(p, X), run(q, X)), 2e-5)
+
+  def test_a_batch_norm(self):
+    net = nnx.Sequential(
+      nnx.Conv(8, 32, (3, 3), rngs=nnx.Rngs(0)),
+      nnx.BatchNorm(32, use_running_average=True, rngs=nnx.Rngs(1)),
+      nnx.relu,
+    )
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+    apply = lambda p, x: nnx.merge(graph, p, rest)(x)
+    x = jax.random.normal(jax.random.key(5), (2, 8, 8, 8))
+    uses = jc.uses(apply)(params, x)
+    q = jc.quantize(params, [('.*kernel', 'W8A8'), ('.*', None)], uses)
+    p = jc.pack(q, uses)
+    f = jax.jit(jc.lift(apply, strict=True))
+    np.testing.assert_allclose(f(p, x), f(q, x), atol=1e-4)
+    self.assertNotIn('stablehlo.maximum', f.lower(p, x).as_text())
+
+  def test_observed_and_handled_are_left_alone(self):
+    q, p = _packed(_dense, _tree(W), X, 'W8A8')
+    del q
+    y, _ = jc.observe(_dense, {'w': jc.minmax('tensor')})(p, X)
+    self.assertLess(_distance(y, jc.lift(_dense)(p, X)), 1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
