@@ -19,7 +19,7 @@ _TINY = np.finfo(np.float32).tiny
 
 
 class Rounding(NamedTuple):
-  """How x becomes codes."""
+  """How x becomes codes, and what results are at least."""
 
   act: Act
   symmetric: bool
@@ -28,6 +28,7 @@ class Rounding(NamedTuple):
   high: float
   scale: float  # of Act.STATIC
   zero: float | None
+  floor: float = -np.inf
 
 
 class Rows(NamedTuple):

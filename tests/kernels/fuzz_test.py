@@ -68,6 +68,7 @@ def roundings(draw, acts=tuple(Act)):
     high=high,
     scale=draw(st.sampled_from((0.03, 0.5))),
     zero=draw(st.sampled_from((None, 0, -128, 127, 5))),
+    floor=draw(st.sampled_from((-np.inf, 0.0))),
   )
 
 
@@ -157,6 +158,7 @@ def of_codes(how):
     low=how.low,
     high=how.high,
     symmetric=how.symmetric,
+    floor=how.floor,
   )
 
 
@@ -181,6 +183,7 @@ def compare(results, candidates, how):
     for expected, bound in candidates:
       with np.errstate(invalid='ignore'):
         bound = bound + rounding * np.abs(expected) + 1e-30
+        expected = np.maximum(expected, how.floor)
         right = np.abs(y - expected) <= bound
       right |= (y == expected) | (np.isnan(y) & np.isnan(expected))
       wrong.append(np.argwhere(~right))
