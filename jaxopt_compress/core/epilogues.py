@@ -94,12 +94,14 @@ def find(jaxpr) -> dict[int, Chain]:
   for v in jaxpr.outvars:
     if not _is_literal(v):
       readers.setdefault(v, []).append(None)
-  return {
-    i: chain
-    for i, eqn in enumerate(jaxpr.eqns)
-    if (found := product(eqn))
-    and (chain := _after(i, found, jaxpr, readers, makers))
-  }
+  chains, taken = {}, set()
+  for i, eqn in enumerate(jaxpr.eqns):
+    found = product(eqn)
+    chain = found and _after(i, found, jaxpr, readers, makers, taken)
+    if chain:
+      chains[i] = chain
+      taken.update(chain.indices)  # a sum of two products follows one of them
+  return chains
 
 
 def product(eqn):
@@ -124,14 +126,14 @@ def _only(eqn):
   )
 
 
-def _after(at, found, jaxpr, readers, makers) -> Chain | None:
+def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
   indices, steps, activation = [], [], None
   (v,) = jaxpr.eqns[at].outvars
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
     return None
   while activation is None and len(read := readers.get(v, ())) == 1:
     (i,) = read
-    if i is None:
+    if i is None or i in taken:
       break
     eqn = jaxpr.eqns[i]
     activation = _relu(eqn)

@@ -273,7 +273,7 @@ def run(ctx, jaxpr, consts, args, names):
   before = _before_casts(jaxpr) if ctx.monoids else {}
   last_use = _last_use(jaxpr, before)
   waiting = []  # equations without compressed operands, not run yet
-  chains = None  # what follows products, known when one asks
+  chains = _chains(ctx, jaxpr, last_use)  # what follows products
   held = {}  # by their last equation, those whose product waits for it
 
   def flush(position):
@@ -292,16 +292,10 @@ def run(ctx, jaxpr, consts, args, names):
     if not meets and not ctx.wants(eqn):
       waiting.append(eqn)
       continue
-    if meets and _takes_epilogue(ctx, eqn, env):
-      chains = epilogues.find(jaxpr) if chains is None else chains
-      if i in chains:
-        chain = chains[i]
-        held |= dict.fromkeys(chain.indices) | {chain.last: chain}
-        for j in (i, *chain.indices):
-          for v in (*jaxpr.eqns[j].invars, *(v for _, v in chain.steps)):
-            if is_var(v):
-              last_use[v] = max(last_use.get(v, i), chain.last)
-        continue
+    if i in chains and meets and _takes_epilogue(ctx, chains[i], env):
+      chain = chains[i]
+      held |= dict.fromkeys(chain.indices) | {chain.last: chain}
+      continue
     flush(i)
     seen = {} if eqn.primitive.name in STRUCTURAL else before
     operands = [
@@ -315,14 +309,24 @@ def run(ctx, jaxpr, consts, args, names):
   return [_read(env, v) for v in jaxpr.outvars]
 
 
-def _takes_epilogue(ctx, eqn, env) -> bool:
+def _chains(ctx, jaxpr, last_use) -> dict[int, epilogues.Chain]:
+  """What follows products; what they read is kept up to where it ends."""
+  if ctx.monoids or ctx.handler_at is not None:
+    return {}
+  chains = epilogues.find(jaxpr)
+  for i, chain in chains.items():
+    read = [v for _, v in chain.steps]
+    read += [v for j in (i, *chain.indices) for v in jaxpr.eqns[j].invars]
+    for v in filter(is_var, read):
+      last_use[v] = max(last_use.get(v, i), chain.last)
+  return chains
+
+
+def _takes_epilogue(ctx, chain, env) -> bool:
   """Whether a rule computes a product together with what follows it."""
-  found = epilogues.product(eqn)
-  if not found or ctx.monoids or ctx.handler_at is not None:
-    return False
-  known = [env[v][0] for v in found[1] if is_var(v) and v in env]
+  known = [env[v][0] for v in chain.operands if is_var(v) and v in env]
   rules = [
-    ctx.rule_for(found[0].primitive, type(x))
+    ctx.rule_for(chain.equation.primitive, type(x))
     for x in known
     if array.is_compressed(x)
   ]

@@ -60,6 +60,13 @@ class FindTest(parameterized.TestCase):
     closed = jax.make_jaxpr(NOT_FOUND[name])(X, W, B)
     self.assertEmpty(epilogues.find(closed.jaxpr))
 
+  def test_a_sum_of_two_products_follows_one(self):
+    f = lambda x, w, b: jax.nn.relu((x @ w + b) + (x @ (2 * w) + b))
+    jaxpr = jax.make_jaxpr(f)(X[:1], W, B).jaxpr
+    indices = [i for c in epilogues.find(jaxpr).values() for i in c.indices]
+    self.assertLen(set(indices), len(indices))
+    self.assertLen(indices, 4)
+
   def test_values(self):
     def f(x, w, a, b):
       return jax.nn.relu(((x @ w + a[None]) * b[None] - a[None]) * 3.0)
