@@ -133,6 +133,9 @@ class CompressedArray:
   def __len__(self):
     return self.shape[0]
 
+  def __iter__(self):
+    return (self[i] for i in range(len(self)))
+
   def __matmul__(self, other):
     return _lifted(jnp.matmul, self, other)
 

@@ -30,6 +30,8 @@ def quantize(
     summed: the axes that the product sums over.
     grouped: the one of them along which groups run.
   """
+  if x.size == 0:  # No range: of any kind.
+    act = spec_lib.Spec(act.format, 'token')
   everything = tuple((i - x.ndim, 0) for i in range(x.ndim))
   blocks = {
     'tensor': everything,
@@ -59,13 +61,18 @@ def with_range(
   Args:
     x: [...] floating.
     act: how; integer or float format.
-    scale, zero: the rank of `x`, broadcastable to it.
+    scale, zero: the rank of `x`, broadcastable to it. Codes of integers have no
+      NaN: where x has one, the scale of it becomes NaN.
   """
   scaled = x.astype(jnp.float32) * (1 / scale)
   if zero is not None:
     scaled = jnp.round(scaled) if act.numbers.integer else scaled
     scaled = scaled + zero.astype(jnp.float32)
   codes = act.numbers.round(scaled)
+  if act.numbers.integer:
+    one = tuple(i for i in range(x.ndim) if scale.shape[i] == 1)
+    lost = jnp.isnan(x).any(axis=one, keepdims=True)
+    scale = jnp.where(lost, jnp.nan, scale).astype(scale.dtype)
   return qarray.QArray(
     codes, scale, zero, None, None, act.format, jnp.dtype(x.dtype)
   )

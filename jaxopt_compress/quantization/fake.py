@@ -262,6 +262,7 @@ def fake_quantize(
 
   def init(params):
     chosen = schemes.by_leaf(rules, params)
+    schemes.known_paths('ranges', ranges, chosen)
     leaves = dict(rules_lib.named_leaves(params))
     found = {}
     for path, scheme in chosen.items():
@@ -295,7 +296,9 @@ def fake_quantize(
       start['weight'] = learned_lib.first_range(w, scheme.weight, blocks)
       if scheme.weight.range == 'mse':
         q = schemes.quantize_leaf(path, w, schemes.Scheme(scheme.weight), uses)
-        start['weight']['scale'] = q.scale.astype(jnp.float32)
+        found = q.scale.astype(jnp.float32)
+        first = start['weight']['scale']
+        start['weight']['scale'] = jnp.where(found > 1e-12, found, first)
         if q.zero is not None:
           start['weight']['zero'] = q.zero.astype(jnp.float32)
     if scheme.act is not None and scheme.act.learn in ('lsq', 'pact'):

@@ -62,7 +62,7 @@ class Int:
     if self.step != 1:
       steps = steps * self.step + self.lowest
     number = jnp.clip(steps, self.lowest, self.highest)
-    # XLA's conversion of NaN is arbitrary; a NaN reaches the scale instead.
+    # XLA's conversion of NaN is arbitrary: scales have it, measured or given.
     return self.stored(number.astype(jnp.int32))
 
   def stored(self, number: jax.Array) -> jax.Array:

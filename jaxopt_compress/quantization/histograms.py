@@ -25,12 +25,14 @@ class Histogram(NamedTuple):
   """Counts of values.
 
   Attributes:
-    counts: [bins] int32.
+    counts: [bins] int32, the last 16 bits of how many there are.
+    carried: [bins] int32, the others.
     exponent: int32, bins are 2^exponent wide.
     bad: int32, how many values were not finite.
   """
 
   counts: jax.Array
+  carried: jax.Array
   exponent: jax.Array
   bad: jax.Array
 
@@ -56,28 +58,31 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
     counts = jnp.zeros((bins,), jnp.int32)
     counts = counts.at[index.ravel()].add(finite.ravel().astype(jnp.int32))
     bad = jnp.sum(mask & ~finite, dtype=jnp.int32)
-    return merge(s, Histogram(counts, exponent, bad))
+    return merge(s, _carried(Histogram(counts, 0 * counts, exponent, bad)))
 
   def at(s, exponent):
     shift = jnp.minimum(exponent - s.exponent, 31)
     index = (jnp.arange(bins) - bins // 2) >> shift
-    counts = jnp.zeros_like(s.counts).at[index + bins // 2].add(s.counts)
-    return s._replace(counts=counts, exponent=exponent)
+    move = lambda n: jnp.zeros_like(n).at[index + bins // 2].add(n)
+    return Histogram(move(s.counts), move(s.carried), exponent, s.bad)
 
   def merge(a, b):
     exponent = jnp.maximum(a.exponent, b.exponent)
-    counts = at(a, exponent).counts + at(b, exponent).counts
-    return Histogram(counts, exponent, a.bad + b.bad)
+    a, b = at(a, exponent), at(b, exponent)
+    counts, carried = a.counts + b.counts, a.carried + b.carried
+    return _carried(Histogram(counts, carried, exponent, a.bad + b.bad))
 
   def all_reduce(s, axes):
     wide = at(s, lax.pmax(s.exponent, axes))
-    return Histogram(
-      lax.psum(wide.counts, axes), wide.exponent, lax.psum(s.bad, axes)
-    )
+    counts, carried, bad = lax.psum((wide.counts, wide.carried, s.bad), axes)
+    return _carried(Histogram(counts, carried, wide.exponent, bad))
 
   return statistics.Statistic(
     init=lambda k: Histogram(
-      jnp.zeros((bins,), jnp.int32), jnp.int32(_LEAST), jnp.int32(0)
+      jnp.zeros((bins,), jnp.int32),
+      jnp.zeros((bins,), jnp.int32),
+      jnp.int32(_LEAST),
+      jnp.int32(0),
     ),
     add=add,
     merge=merge,
@@ -86,9 +91,16 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
   )
 
 
+def _carried(s: Histogram) -> Histogram:
+  """The same with 16 bits in `counts`: sums of 4096 bins twice fit in 32."""
+  return s._replace(
+    counts=s.counts & 0xFFFF, carried=s.carried + (s.counts >> 16)
+  )
+
+
 def _bins(s: Histogram) -> tuple[np.ndarray, np.ndarray]:
   """Edges [bins + 1] and counts [bins], float64."""
-  counts = np.asarray(s.counts, np.float64)
+  counts = np.asarray(s.counts, np.float64) + 2.0**16 * np.asarray(s.carried)
   if s.bad:
     return np.full(len(counts) + 1, np.nan), counts
   n = len(counts)

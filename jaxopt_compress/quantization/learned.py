@@ -26,6 +26,9 @@ from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import scales as scales_lib
 from jaxopt_compress.quantization import spec as spec_lib
 
+# A scale stays positive: blocks of zeros have none of their own.
+_LEAST = jnp.float32(1e-12)
+
 
 def surrogate(
   x: jax.Array,
@@ -45,6 +48,8 @@ def surrogate(
   """
   fmt = spec.numbers
   slow = 1 / math.sqrt(entries * max(fmt.highest, 1))
+  least = _LEAST + (scale - lax.stop_gradient(scale))  # it may grow again
+  scale = jnp.where(scale > _LEAST, scale, least)
   scale = _slowed(scale, slow)
   if zero is None or jnp.issubdtype(zero.dtype, jnp.integer):
     zero = 0.0 if zero is None else zero.astype(jnp.float32)
@@ -107,11 +112,12 @@ def first_range(
   """Where learning starts: {'scale'} and, asymmetric, {'zero'} of a weight.
 
   Symmetric: 2 mean|x| / sqrt(highest), Esser et al. 2020, section 2.1. Asymmetric:
-  the range of the data.
+  the range of the data. A block of zeros starts where the mean of all would.
   """
   x = x.astype(jnp.float32)
   if spec.symmetric:
     mean = blocks_lib.mean(jnp.abs(x), blocks)
+    mean = jnp.where(mean > 0, mean, jnp.mean(jnp.abs(x)))
     return {'scale': 2 * mean / math.sqrt(max(spec.numbers.highest, 1))}
   reach, center = scales_lib.reach_and_center(x, spec, blocks)
   scale = jnp.maximum(reach / spec.numbers.bound, 1e-12)
@@ -121,8 +127,7 @@ def first_range(
 
 def stored(learned: dict[str, jax.Array], spec: spec_lib.Spec):
   """(Scales, zero) as a leaf stores them; a scale stays positive."""
-  least = jnp.float32(1e-12)
-  scale = jnp.maximum(learned['scale'], least).astype(jnp.dtype(spec.scale))
+  scale = jnp.maximum(learned['scale'], _LEAST).astype(jnp.dtype(spec.scale))
   zero = learned.get('zero')
   if zero is not None and spec.numbers.integer:
     fmt = spec.numbers

@@ -168,7 +168,7 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
     rule: as above.
 
   Returns:
-    [...] float8_e8m0fnu.
+    [...] float8_e8m0fnu; NaN where `reach` is not finite.
   """
   fraction, emax = np.frexp(np.float32(fmt.highest))
   emax = int(emax) - 1
@@ -183,7 +183,7 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
     bits = bits + (1 << (22 - mantissa))
   exponent = (bits >> 23) - 127 - emax
   exponent = jnp.clip(exponent, -126, 127)
-  code = (exponent + 127).astype(jnp.uint8)
+  code = jnp.where(jnp.isfinite(reach), exponent + 127, 255).astype(jnp.uint8)
   return lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
 
 

@@ -5,6 +5,7 @@ FP8_DYNAMIC also round the activations at run time; FP8 in ranges that were
 calibrated. MXFP8, MXFP4 and NVFP4 are the block formats of those names.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import difflib
@@ -63,6 +64,24 @@ class Scheme:
       )
     if self.weight.static:
       raise ValueError('static=True is for activations; a weight is always.')
+    if self.act is not None and self.act.learn and not self.act.static:
+      raise ValueError(
+        f'Activations {self.act.describe()!r}: a range that is learned is not'
+        " measured at run time. Say 'static', too:"
+        f" '{self.act.format} tensor static {self.act.learn}'."
+      )
+    if self.grad is not None and self.grad not in (
+      dataclasses.replace(
+        Spec(self.grad.format, granularity),
+        symmetric=self.grad.symmetric,
+        rounding=self.grad.rounding,
+      )
+      for granularity in ('token', 'channel')
+    ):
+      raise ValueError(
+        f'Gradients {self.grad.describe()!r}: they have one measured float32 scale'
+        " a token. Only 'asym' and 'stochastic' go with their format."
+      )
     if self.grad is not None and (
       self.act is None or self.act.numbers.integer != self.grad.numbers.integer
     ):
@@ -125,7 +144,7 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
 
   Words are the name of a preset; or those of a spec (`jc.Spec.describe`) for the
   weight, then after commas for activations and for gradients: 'int4 g128',
-  'int4 tensor, int8 token', 'int8, int8, e5m2'.
+  'int4 tensor, int8 token', 'e4m3, e4m3, e5m2'.
   """
   if value is None or isinstance(value, Scheme):
     return value
@@ -333,6 +352,14 @@ def quantize(
   ('int8 channel', 16)
   """
   schemes = by_leaf(rules, params)
+  known_paths('ranges', ranges, schemes)
+  known_paths('importance', importance, schemes)
+  # Of arrays that are there twice, the last to be quantised deletes them.
+  left = collections.Counter(
+    id(part)
+    for _, x in rules_lib.named_leaves(params)
+    for part in jax.tree.leaves(x)
+  )
   order = {path: i for i, path in enumerate(schemes)}
 
   def one(path, x):
@@ -351,10 +378,24 @@ def quantize(
     if donate:
       jax.block_until_ready(q)
       for part in jax.tree.leaves(x):
-        part.delete()
+        left[id(part)] -= 1
+        if not left[id(part)]:
+          part.delete()
     return q
 
   return rules_lib.map_named(one, params)
+
+
+def known_paths(what: str, given: dict | None, leaves: dict) -> None:
+  """Raises ValueError where something is given for a leaf that is not there."""
+  for path in given or {}:
+    if path not in leaves:
+      close = difflib.get_close_matches(path, leaves, n=1)
+      guess = f' Did you mean {close[0]!r}?' if close else ''
+      raise ValueError(
+        f'{what} has {path!r}, and there is no such leaf.{guess} Leaves:'
+        f' {list(leaves)[:8]}.'
+      )
 
 
 def by_leaf(rules, params: Any) -> dict[str, Scheme | None]:
