@@ -337,17 +337,18 @@ def _run_chain(ctx, eqns, chain, env):
   """A product and what follows it, by one rule, or else one by one."""
   eqn = chain.equation
   operands = [_read(env, v) for v in chain.operands]
-  (at,) = [i for i, (x, _) in enumerate(operands) if array.is_compressed(x)]
-  leaf, name = operands[at]
-  epilogue = chain.epilogue(lambda v: _read(env, v)[0])
-  y = ctx.rule_for(eqn.primitive, type(leaf))(
-    *(x for x, _ in operands), **eqn.params, epilogue=epilogue
-  )
-  if y is not NotImplemented and not isinstance(y, Dense):
-    ctx.note(eqn, name, native=True)
-    _check(eqns[chain.last], [y])
-    env[eqns[chain.last].outvars[0]] = y, None
-    return
+  ((leaf, name),) = [p for p in operands if array.is_compressed(p[0])]
+  value = lambda v: _read(env, v)[0]
+  if not any(array.is_compressed(value(v)) for _, v in chain.steps):
+    with _within(eqn):
+      rule = ctx.rule_for(eqn.primitive, type(leaf))
+      epilogue = chain.epilogue(value)
+      y = rule(*(x for x, _ in operands), **eqn.params, epilogue=epilogue)
+    if y is not NotImplemented and not isinstance(y, Dense):
+      ctx.note(eqn, name, native=True)
+      _check(eqns[chain.last], [y])
+      env[eqns[chain.last].outvars[0]] = y, None
+      return
   for i in (chain.product, *chain.indices):
     operands = [_read(env, v) for v in eqns[i].invars]
     if any(array.is_compressed(x) for x, _ in operands):
@@ -440,12 +441,17 @@ def _is_dropped(v) -> bool:
   return isinstance(v, jex.core.DropVar)
 
 
+def _within(eqn):
+  """Operations are named as those of an equation."""
+  stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+  return source_info_util.user_context(
+    eqn.source_info.traceback, name_stack=stack
+  )
+
+
 def _treat(ctx, eqn, operands):
   """Evaluates an equation that has a compressed operand: [(value, name)]."""
-  stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
-  with source_info_util.user_context(
-    eqn.source_info.traceback, name_stack=stack
-  ):
+  with _within(eqn):
     if not bodies(eqn) and ctx.wants(eqn):
       outs = _handled(ctx, eqn, operands)
       if outs is not None:

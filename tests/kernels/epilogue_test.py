@@ -168,6 +168,16 @@ class EpilogueTest(parameterized.TestCase):
     np.testing.assert_allclose(f(p, x), f(q, x), atol=1e-4)
     self.assertNotIn('stablehlo.maximum', f.lower(p, x).as_text())
 
+  def test_what_is_added_is_a_leaf_too(self):
+    _, p = _packed(_dense, _tree(W), X, 'W8A8')
+    f = lambda p, x: jax.nn.relu(x @ p['w'] + p['b'])
+    comp = jc.prune([('b', jc.Sparsity(0.5, end=1))])
+    b = {'b': p['b']}
+    masked = comp.apply(b, comp.update(comp.init(b), b, jc.Info(5)))
+    self.assertIn('mask', masked['b'].describe())
+    want = jc.lift(f)({**p, 'b': jc.materialize(masked['b'])}, X)
+    self.assertLess(_distance(jc.lift(f)({**p, **masked}, X), want), 1e-6)
+
   def test_observed_and_handled_are_left_alone(self):
     q, p = _packed(_dense, _tree(W), X, 'W8A8')
     del q
