@@ -44,7 +44,7 @@ def tune(
 
   For each kind of weight and each number of rows, times its product in XLA and, in
   turns, on every instruction path of the kernels for CPUs, with its zeros and, where
-  it is of bytes half of which are zero, without, or in Pallas on GPUs and TPUs. A
+  it is of bytes half of which are zero, without, or laid out for GPUs and TPUs. A
   weight whose products are fastest in XLA stays as it is.
 
   Args:
@@ -118,7 +118,7 @@ def tune(
 
 def _candidates(target: str) -> set[str]:
   """What a product may run on, beside XLA."""
-  return set(native.paths()) if target == 'cpu' else {'pallas'}
+  return set(native.paths()) if target == 'cpu' else {'tiled'}
 
 
 def device_kind() -> str:
@@ -142,7 +142,7 @@ def _measured(made, m, seconds) -> dict[str, float]:
   matrices = made.as_matrices()
   runs = {'xla': matrices.portable()}
   if isinstance(made, tiled.TiledArray):
-    runs['pallas'] = matrices
+    runs['tiled'] = matrices
   else:
     for path in native.paths():
       # One that does not suit is another: measured twice, no harm.
