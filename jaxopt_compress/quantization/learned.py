@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
@@ -27,7 +28,7 @@ from jaxopt_compress.quantization import scales as scales_lib
 from jaxopt_compress.quantization import spec as spec_lib
 
 # A scale stays positive: blocks of zeros have none of their own.
-_LEAST = jnp.float32(1e-12)
+_LEAST = np.float32(1e-12)
 
 
 def surrogate(
