@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Products whose results are looked after.
-PRODUCTS = ('dot_general', 'conv_general_dilated')
+PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +106,7 @@ def find(jaxpr) -> dict[int, Chain]:
 
 def product(eqn):
   """(equation, what it reads) of the product that an equation is; None for others."""
-  if eqn.primitive.name in PRODUCTS:
+  if eqn.primitive in PRODUCTS:
     return eqn, tuple(eqn.invars)
   body = _only(eqn) if eqn.primitive.name in ('jit', 'pjit') else None
   found = body and product(body.eqns[0])

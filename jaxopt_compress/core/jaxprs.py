@@ -273,7 +273,9 @@ def run(ctx, jaxpr, consts, args, names):
   before = _before_casts(jaxpr) if ctx.monoids else {}
   last_use = _last_use(jaxpr, before)
   waiting = []  # equations without compressed operands, not run yet
-  chains = _chains(ctx, jaxpr, last_use)  # what follows products
+  chains = {}  # what follows products, by where they are
+  if _take_epilogues(ctx, [env[v][0] for v in compressed]):
+    chains = _chains(jaxpr, last_use)
   held = {}  # by their last equation, those whose product waits for it
 
   def flush(position):
@@ -309,10 +311,17 @@ def run(ctx, jaxpr, consts, args, names):
   return [_read(env, v) for v in jaxpr.outvars]
 
 
-def _chains(ctx, jaxpr, last_use) -> dict[int, epilogues.Chain]:
-  """What follows products; what they read is kept up to where it ends."""
+def _take_epilogues(ctx, leaves) -> bool:
+  """Whether a rule for a leaf may compute a product with what follows it."""
   if ctx.monoids or ctx.handler_at is not None:
-    return {}
+    return False
+  kinds = {type(x) for x in leaves}
+  rules = [ctx.rule_for(p, k) for p in epilogues.PRODUCTS for k in kinds]
+  return any(getattr(rule, 'epilogue', False) for rule in rules)
+
+
+def _chains(jaxpr, last_use) -> dict[int, epilogues.Chain]:
+  """What follows products; what they read is kept up to where it ends."""
   chains = epilogues.find(jaxpr)
   for i, chain in chains.items():
     read = [v for _, v in chain.steps]
