@@ -25,9 +25,10 @@ from jaxopt_compress.quantization import spec as spec_lib
 
 # How W8A8 rounds the other operand: the one way that its kernels know.
 ACT = spec_lib.Spec('int8', 'token')
-# Up to how many rows GPUs multiply in Pallas, not XLA, of groups and of whole
-# columns: it decodes weights in every program that reads them, where XLA does it once.
-_MOST_ROWS = {True: 128, False: 4}
+# Up to how many rows GPUs multiply in Pallas, not XLA: it decodes weights in every
+# program that reads them, where XLA does it once, and scales of whole columns after.
+_MOST_ROWS_OF_GROUPS = 128
+_MOST_ROWS = 4
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +101,7 @@ class TiledArray(array.CompressedArray):
     """Whether products of so many rows are for the kernel."""
     if self.target != 'gpu' or self._kernel is transposed:
       return True
-    return rows <= _MOST_ROWS[self.group is not None]
+    return rows <= (_MOST_ROWS_OF_GROUPS if self.group else _MOST_ROWS)
 
   def multiply(self, x: jax.Array, **options) -> jax.Array:
     """x [stack..., m, k] times the matrices, by the kernels: [stack..., m, n]."""

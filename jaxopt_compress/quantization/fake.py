@@ -298,7 +298,9 @@ def fake_quantize(
         q = schemes.quantize_leaf(path, w, schemes.Scheme(scheme.weight), uses)
         found = q.scale.astype(jnp.float32)
         first = start['weight']['scale']
-        start['weight']['scale'] = jnp.where(found > 1e-12, found, first)
+        start['weight']['scale'] = jnp.where(
+          found > learned_lib.LEAST, found, first
+        )
         if q.zero is not None:
           start['weight']['zero'] = q.zero.astype(jnp.float32)
     if scheme.act is not None and scheme.act.learn in ('lsq', 'pact'):

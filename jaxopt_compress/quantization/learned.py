@@ -28,7 +28,7 @@ from jaxopt_compress.quantization import scales as scales_lib
 from jaxopt_compress.quantization import spec as spec_lib
 
 # A scale stays positive: blocks of zeros have none of their own.
-_LEAST = np.float32(1e-12)
+LEAST = np.float32(1e-12)
 
 
 def surrogate(
@@ -49,8 +49,8 @@ def surrogate(
   """
   fmt = spec.numbers
   slow = 1 / math.sqrt(entries * max(fmt.highest, 1))
-  least = _LEAST + (scale - lax.stop_gradient(scale))  # it may grow again
-  scale = jnp.where(scale > _LEAST, scale, least)
+  least = LEAST + (scale - lax.stop_gradient(scale))  # it may grow again
+  scale = jnp.where(scale > LEAST, scale, least)
   scale = _slowed(scale, slow)
   if zero is None or jnp.issubdtype(zero.dtype, jnp.integer):
     zero = 0.0 if zero is None else zero.astype(jnp.float32)
@@ -121,14 +121,14 @@ def first_range(
     mean = jnp.where(mean > 0, mean, jnp.mean(jnp.abs(x)))
     return {'scale': 2 * mean / math.sqrt(max(spec.numbers.highest, 1))}
   reach, center = scales_lib.reach_and_center(x, spec, blocks)
-  scale = jnp.maximum(reach / spec.numbers.bound, 1e-12)
+  scale = jnp.maximum(reach / spec.numbers.bound, LEAST)
   zero = scales_lib.zero_point(center, scale, spec)
   return {'scale': scale, 'zero': zero.astype(jnp.float32)}
 
 
 def stored(learned: dict[str, jax.Array], spec: spec_lib.Spec):
   """(Scales, zero) as a leaf stores them; a scale stays positive."""
-  scale = jnp.maximum(learned['scale'], _LEAST).astype(jnp.dtype(spec.scale))
+  scale = jnp.maximum(learned['scale'], LEAST).astype(jnp.dtype(spec.scale))
   zero = learned.get('zero')
   if zero is not None and spec.numbers.integer:
     fmt = spec.numbers

@@ -1,10 +1,9 @@
 """Block-scaled products that some hardware has: MXFP8.
 
 `jax.nn.scaled_matmul` is lowered on NVIDIA GPUs, where XLA runs it natively from
-Blackwell on and expands it elsewhere: on an H100 to what the codes stand for, within
-1e-7. Other backends multiply what the codes stand for, which is the definition. So do
-all for NVFP4: its expansion (jax 0.11.2) was off by up to a fifth of the largest result
-of a network of three layers.
+Blackwell on and expands it elsewhere. Other backends multiply what the codes stand
+for, which is the definition. So do all for NVFP4: on an H100 (jax 0.11.2) a network's
+results through `scaled_matmul` were not those of the definition, for MXFP8 they were.
 """
 
 import math

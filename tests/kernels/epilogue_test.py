@@ -178,7 +178,7 @@ class EpilogueTest(parameterized.TestCase):
     want = jc.lift(f)({**p, 'b': jc.materialize(masked['b'])}, X)
     self.assertLess(_distance(jc.lift(f)({**p, **masked}, X), want), 1e-6)
 
-  def test_observed_and_handled_are_left_alone(self):
+  def test_observed_is_left_alone(self):
     q, p = _packed(_dense, _tree(W), X, 'W8A8')
     del q
     y, _ = jc.observe(_dense, {'w': jc.minmax('tensor')})(p, X)

@@ -24,8 +24,9 @@ _TINY = np.float32(np.finfo(np.float32).tiny)
 _PER_BOUND = np.float32(1 / 127.5)
 # |codes_x @ codes_w| <= 2^14 k < 2^31.
 _MOST_K = 2**17 - 1
-# Up to how many rows the product rounds them itself. Each of its programs does that
-# again for the rows it reads, where a pass of its own does it once.
+# Up to how many rows the product of a TPU rounds them itself. Each of its programs
+# does that again for the rows it reads, where a pass of its own does it once; on GPUs
+# the pass was faster for one row, too.
 _FUSED_ROWS = 16
 
 
@@ -135,7 +136,8 @@ def matmul(
   least = 32 if platform == 'tpu' else 16
   rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform, smallest=least)
   scale = _scale(_largest(x))
-  fused = m <= _FUSED_ROWS if fused is None else fused
+  if fused is None:
+    fused = platform == 'tpu' and m <= _FUSED_ROWS
   of_x = x if fused else _codes(x, 1 / scale)
   fill = -m % rows
   each_row = lambda a: contract_lib.Operand(
