@@ -17,7 +17,7 @@ class BenchTest(absltest.TestCase):
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     for words in (
-      'mlp, training step W8A8',
+      'mlp, step W8A8, rounded residuals',
       'mlp, forward W4A16',
       'x float',
       'GiB to MXFP4',

@@ -57,6 +57,8 @@ class FakeQuant(array.CompressedArray):
     share: None, for all; or how much of every result is the quantised one, 1 on
       all but stacked axes.
     grad: how gradients are rounded in the backward pass, or None.
+    unrounded: whether the backward pass multiplies operands as they were before
+      rounding.
   """
 
   value: Any
@@ -66,6 +68,7 @@ class FakeQuant(array.CompressedArray):
   grad: spec_lib.Spec | None = dataclasses.field(
     default=None, metadata={'static': True}
   )
+  unrounded: bool = dataclasses.field(default=False, metadata={'static': True})
 
   shape = property(lambda self: self.frozen.shape)
   dtype = property(lambda self: self.frozen.dtype)
@@ -128,6 +131,8 @@ def _register_product(name, how):
     bind = functools.partial(how.bind, **params)
 
     def dense(w, act, frozen, *others):
+      if leaf.unrounded:
+        return bind(*put(w, others))
       values = put(_as_trained(w, frozen), others)
       product = bind
       if isinstance(frozen, qarray.QDotArray):
@@ -198,27 +203,26 @@ for _primitive in moves.PRIMITIVES:
 _register_gather()
 
 
-def _apart(frozen):
-  """Keeps XLA from fusing the rounding of weights into what uses them.
+def _apart(quantise, w):
+  """`quantise(w)`, kept by XLA from fusing with what uses it.
 
   What follows is then the same program as with stored weights, and so are its
   results, to the bit: a fusion of its own would sum in another order. On CPU,
-  XLA drops barriers before it fuses; a branch it keeps. Codes come out of it too, so
-  that the backward pass reads them where it would round all weights again.
+  XLA drops barriers before it fuses; a branch it keeps. The backward pass reads the
+  codes that come out of it, too, where it would round all weights again.
   """
   return lax.platform_dependent(
-    frozen, cpu=_branch, default=lax.optimization_barrier
+    w,
+    cpu=functools.partial(_branch, quantise),
+    default=lambda w: lax.optimization_barrier(quantise(w)),
   )
 
 
-def _branch(frozen):
-  is_scale = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-  scales = [
-    x.astype(jnp.float32) for x in jax.tree.leaves(frozen) if is_scale(x)
-  ]
-  finite = jnp.stack([jnp.isfinite(s).all() for s in scales]).all()
-  spoil = lambda x: jnp.full_like(x, jnp.nan if is_scale(x) else 0)
-  return lax.cond(finite, lambda t: t, lambda t: jax.tree.map(spoil, t), frozen)
+def _branch(quantise, w):
+  """`quantise(w)` where the first of `w` is finite, as it is in all that trains."""
+  first = w.ravel()[0]
+  spoil = lambda w: quantise(jnp.full_like(w, first))
+  return lax.cond(jnp.isfinite(first), quantise, spoil, w)
 
 
 def fake_quantize(
@@ -230,6 +234,7 @@ def fake_quantize(
   end: int = 0,
   decay: float = 0.99,
   seed: int = 0,
+  original_residuals: bool = False,
 ) -> compression.Compression:
   """Trains weights as the codes that they will be stored as.
 
@@ -252,12 +257,18 @@ def fake_quantize(
       leaves are not yet what is trained.
     decay: how much of the moving average of a range is left after a step.
     seed: of stochastic rounding.
+    original_residuals: whether gradients are those of products of the operands as
+      they were before rounding: less work, but not the derivative of what was
+      computed. By default it is that, of the rounded operands.
 
   Raises:
-    ValueError: as `jc.quantize`; at `end < begin`.
+    ValueError: as `jc.quantize`; at `end < begin`; for `original_residuals` with
+      ranges that learn from rounded operands, or gradients that are rounded.
   """
   if end and end < begin:
     raise ValueError(f'begin={begin} is after end={end}.')
+  if original_residuals:
+    _needs_no_rounded(rules)
   ranges = ranges or {}
 
   def init(params):
@@ -332,12 +343,16 @@ def fake_quantize(
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
         key = jax.random.fold_in(key, zlib.crc32(path.encode()))
       if 'weight' in mine:
-        q, value = _in_range(path, x, fixed, scheme, mine['weight'], uses)
+        quantise, value = _in_range(path, x, scheme, mine['weight'], uses)
       else:
         weight = dataclasses.replace(scheme, act=None, grad=None)
-        q = schemes.quantize_leaf(path, fixed, weight, uses, key=key)
+        quantise = lambda w: schemes.quantize_leaf(
+          path, w, weight, uses, key=key
+        )
         value = x
-      frozen, act = _apart(q), mine.get('act')
+      w = jnp.asarray(array.materialize(fixed))
+      schemes.check_values(path, w)
+      frozen, act = _apart(quantise, w), mine.get('act')
       if scheme.act is not None:
         scale, zero = None, None
         if _is_fixed(scheme):
@@ -349,7 +364,9 @@ def fake_quantize(
       share = None
       if 'step' in state and (begin or end):
         share = _share(state['step'], x, uses, path)
-      return FakeQuant(value, frozen, act, share, scheme.grad)
+      return FakeQuant(
+        value, frozen, act, share, scheme.grad, original_residuals
+      )
 
     return rules_lib.map_named(one, params)
 
@@ -407,6 +424,21 @@ def fake_quantize(
   return compression.Compression(init, apply, update, observes)
 
 
+def _needs_no_rounded(rules):
+  """Raises for rules whose backward pass is that of rounded operands."""
+  for regex, scheme in rules:
+    scheme = schemes.scheme(scheme)
+    if scheme is None:
+      continue
+    learn = [s.learn for s in (scheme.weight, scheme.act) if s is not None]
+    if scheme.grad is not None or {'lsq', 'pact'} & set(learn):
+      raise ValueError(
+        f'original_residuals=True, and {regex!r} has {scheme.describe()!r}: learned'
+        ' ranges and rounded gradients are those of the rounded operands. Leave it'
+        ' out, or those words of the scheme.'
+      )
+
+
 def _is_fixed(scheme) -> bool:
   """Whether activations have a range that gradients leave alone."""
   act = None if scheme is None else scheme.act
@@ -417,19 +449,18 @@ def _is_stochastic(scheme) -> bool:
   return scheme is not None and scheme.weight.rounding == 'stochastic'
 
 
-def _in_range(path, x, fixed, scheme, learned, uses):
-  """The stored weight in a learned range, and what is differentiated."""
+def _in_range(path, x, scheme, learned, uses):
+  """How a weight is stored in a learned range, and what is differentiated."""
   spec = scheme.weight
   blocks, axis, _ = schemes.layout(path, x, spec, uses)
-  w = array.materialize(fixed)
   scales, zero = learned_lib.stored(
     jax.tree.map(lax.stop_gradient, learned), spec
   )
-  q = qarray.with_scales(
+  quantise = lambda w: qarray.with_scales(
     w.astype(jnp.float32), jnp.dtype(w.dtype), spec, blocks, axis, scales, zero
   )
-  inner = blocks_lib.inner_sizes(w.shape, blocks)
+  inner = blocks_lib.inner_sizes(x.shape, blocks)
   value = learned_lib.Ranged(
     x, learned['scale'], learned.get('zero'), spec, inner
   )
-  return q, value
+  return quantise, value

@@ -232,7 +232,7 @@ def quantize_leaf(
       static activation without a range.
   """
   x = jnp.asarray(array.materialize(x))
-  _check_values(path, x)
+  check_values(path, x)
   blocks, axis, stacked = layout(path, x, scheme.weight, uses)
   if importance is not None:
     importance = _spread(path, importance, x, uses)
@@ -288,7 +288,8 @@ def _sources(uses, path):
   return '; '.join(f'{u.primitive} at {u.source}' for u in uses[path])
 
 
-def _check_values(path, x):
+def check_values(path: str, x: jax.Array):
+  """Raises ValueError for what has no codes: integers, nothing, NaN, infinity."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
       f'{path} is {x.dtype}; only floating leaves are quantised. Put'

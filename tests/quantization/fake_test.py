@@ -307,9 +307,34 @@ class LeafTest(parameterized.TestCase):
     f = jax.jit(
       lambda w: jc.lift(lambda p: p['w'] * 1)(comp.apply({'w': w}, ()))
     )
-    w = _normal(8, 4).at[2, 1].set(jnp.nan)
-    # At least in its channel; on CPU in the whole leaf.
-    self.assertTrue(np.isnan(f(w))[:, 1].all())
+    for row in (0, 2):
+      for bad in (jnp.nan, jnp.inf):
+        w = _normal(8, 4).at[row, 0].set(bad)
+        self.assertFalse(np.isfinite(f(w))[:, 0].any())
+
+  @parameterized.parameters(*SCHEMES)
+  def test_original_residuals(self, scheme):
+    """Forward as ever; backward the two products of unrounded operands."""
+    f, params, x = lambda p, x: x @ p['a'], {'a': _normal(8, 4)}, _normal(5, 8)
+    rules, uses = [(r'.*', SCHEMES[scheme])], jc.uses(f)(params, x)
+    out, pull = {}, {}
+    for original in (False, True):
+      comp = jc.fake_quantize(rules, uses, original_residuals=original)
+      run = lambda p, x, comp=comp: jc.lift(f)(comp.apply(p, ()), x)
+      out[original], pull[original] = jax.vjp(run, params, x)
+    np.testing.assert_array_equal(out[True], out[False])
+    g = _normal(5, 4, seed=4)
+    dp, dx = pull[True](g)
+    np.testing.assert_allclose(dp['a'], x.T @ g, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dx, g @ params['a'].T, rtol=1e-5, atol=1e-6)
+    self.assertGreater(jnp.abs(dx - pull[False](g)[1]).max(), 1e-4)
+
+  @parameterized.parameters(
+    'int8 lsq', 'int8, int8 tensor static lsq', 'int8, int8, int8'
+  )
+  def test_original_residuals_need_no_rounded_ones(self, scheme):
+    with self.assertRaisesRegex(ValueError, 'original_residuals=True, and'):
+      jc.fake_quantize([('w', scheme)], original_residuals=True)
 
   def test_a_step_of_training_compiles_once_and_learns(self):
     f, params, x, comp, *_ = _setup('mlp', 'W4G4')
