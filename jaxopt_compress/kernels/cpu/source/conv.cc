@@ -67,7 +67,8 @@ struct Call {
       path->slide(job, scene, stack, items[i / of_item], features, panel, panels,
                   first, std::min(first + tiles_each, lines()),
                   room.of(rounded(scales_workspace(job)) +
-                          job.steps() * kColumns * kSteps));
+                          job.steps() * kColumns * kSteps +
+                          scene.taps() * scene.pitch * kColumns));
       return;
     }
     const int64_t last = std::min(first + tiles_each, tiles.count);
@@ -103,12 +104,12 @@ struct Call {
 
 // The runs of a window that lie together, as far as groups go.
 void find_pieces(const Job& job, Scene* s) {
-  const int64_t own = s->own_channels();
+  const int64_t own = s->own_pitch(), all = s->taps() * own;
   const bool joined = s->x.dilation == 1 && s->features == 1;
   const int64_t run = joined ? s->x.taps * own : own;
   const int64_t width = job.group_steps() * kSteps;
-  const int64_t group = job.groups > 1 ? job.group : job.k;
-  for (int64_t k = 0; k < job.k;) {
+  const int64_t group = job.groups > 1 ? job.group : all;
+  for (int64_t k = 0; k < all;) {
     const int64_t tap = k / own, channel = k % own;
     const int64_t position = tap / s->x.taps * s->y.dilation * s->wide() +
                              tap % s->x.taps * s->x.dilation;
@@ -119,11 +120,11 @@ void find_pieces(const Job& job, Scene* s) {
       end = std::min(end, (k / group + 1) * group);
       to = k / group * width + k % group;
     }
-    const int64_t from = position * s->channels + channel;
-    const int64_t n = std::min(end, job.k) - k;
+    const int64_t from = position * s->pitch + channel;
+    const int64_t n = std::min(end, all) - k;
     s->pieces.push_back({from * s->entry, to * s->entry, n * s->entry});
     k += n;
-    if (k == job.k || k % group == 0) s->ends.push_back(s->pieces.size());
+    if (k == all || k % group == 0) s->ends.push_back(s->pieces.size());
   }
   // Sums of channels make those of rows up, unless a group ends between them.
   s->cell = job.in_floats() ? 0
@@ -257,7 +258,6 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
     stacks = 1;
   }
   const bool merged = stacks == 1;
-  find_pieces(job, &scene);
   job.rows = scene.images * scene.pixels();
   call->image_job = job;
   call->image_job.k = scene.x.size * scene.channels;
@@ -270,8 +270,13 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   const Tiles& t = call->tiles;
   if (t.size > kMostSlots) return wrong("tiles are too large");
   call->block = std::max<int64_t>(std::min(kGathered / t.codes(), t.count), 1);
-  // Wide tiles of many columns are worth the copies that they need.
-  const bool wide = t.chunk > kSteps && n > kColumns / 2;
+  // Wide tiles of many columns and long rows are worth the copies that they need.
+  const bool wide =
+      t.chunk > kSteps && n > kColumns && job.k > 4 * int64_t{t.chunk};
+  if (!wide && !job.in_floats() && job.groups == 1 && scene.features == 1) {
+    scene.pitch = (scene.channels + kSteps - 1) / kSteps * kSteps;
+  }
+  find_pieces(job, &scene);
   call->slides = !wide && can_slide(job, scene);
 
   thread_local Room room;
@@ -310,8 +315,10 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   }
 
   const int64_t products = stacks * features;
-  const double work = 1.0 * products * job.rows * job.digits * job.k * n;
-  const bool small = work < (1 << 21);
+  // Products; results, and entries of images, cost as much as some dozens.
+  const double work = 1.0 * products * job.rows * n * (job.digits * job.k + 64) +
+                      64.0 * stacks * of_stack;
+  const bool small = work < (1 << 22);
   const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
   // Whole panels where there are tiles enough: their rows are made once.

@@ -82,13 +82,13 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   const int32_t* sums_from[kMostSlots];
   const int rows = static_cast<int>(rows_in(job, t, tile));
   const int slots = rows * job.digits;
-  const int64_t each = s.channels * s.entry, plane = s.positions();
+  const int64_t each = s.pitch * s.entry, plane = s.positions();
   const int64_t out_x = s.x.out(), pixels = s.pixels();
   int64_t image = pixel / pixels;
   int64_t oy = pixel % pixels / out_x, ox = pixel % out_x;
-  const char* codes = stack.codes + features * s.own_channels() * s.entry;
+  const char* codes = stack.codes + features * s.own_pitch() * s.entry;
   const int32_t* of_codes = stack.sums;
-  if (s.cell > 0) of_codes += features * s.own_channels() / s.cell;
+  if (s.cell > 0) of_codes += features * s.own_pitch() / s.cell;
   float* scales = item.scales + tile * t.size;
   float* zeros = item.zeros + tile * t.size;
   for (int r = 0; r < rows; ++r) {

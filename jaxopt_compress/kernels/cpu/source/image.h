@@ -2,8 +2,9 @@
 //
 // The codes of an image are written down with its padding and its dilation,
 //
-//   [digits][tall][wide][channels]
+//   [digits][tall][wide][pitch]
 //
+// the pitch being that of the channels, or that of whole steps of them, zeros last,
 // so that a window is one list of runs of bytes wherever it lies: nothing is decided
 // at edges. Padding is the code of a real zero. A row of a product, which is a window
 // in the order (tap y, tap x, channel), is copied together tile by tile; no more of
@@ -46,6 +47,7 @@ struct Scene {
   Axis y, x;
   int64_t images;    // of a stack
   int64_t channels;
+  int64_t pitch;     // entries from a position to the next
   int64_t entry;     // bytes of a code, or of a float
   int64_t features;  // groups of features, each of them a product of its own
   int64_t planes;    // digits
@@ -58,15 +60,16 @@ struct Scene {
   std::vector<int64_t> ends;  // of each group, the number of pieces up to its last
 
   int64_t own_channels() const { return channels / features; }
+  int64_t own_pitch() const { return pitch / features; }
   int64_t tall() const { return y.padded(); }
   int64_t wide() const { return x.padded(); }
   int64_t positions() const { return tall() * wide(); }  // of a plane
   int64_t pixels() const { return y.out() * x.out(); }   // of an image
   int64_t taps() const { return y.taps * x.taps; }
-  int64_t cells() const { return cell == 0 ? 0 : channels / cell; }
+  int64_t cells() const { return cell == 0 ? 0 : pitch / cell; }
   // Bytes of the codes of a stack of images, and how many sums go with them.
   int64_t bytes() const {
-    return images * planes * positions() * channels * entry;
+    return images * planes * positions() * pitch * entry;
   }
   int64_t plane_sums() const {
     return of_windows ? pixels() * features : positions() * cells();
@@ -79,7 +82,7 @@ struct Stack {
   const void* x;  // [images, height, width, channels]
   float act_scale, act_zero;
   // Made from x, image by image.
-  char* codes;    // [images][planes][tall][wide][channels]
+  char* codes;    // [images][planes][tall][wide][pitch]
   // Of the codes of windows, or of their cells:
   int32_t* sums;  // [images][planes], [out y][out x][features] or [tall][wide][cells]
   float* scales;  // [images]
@@ -92,7 +95,7 @@ constexpr int kMostSlots = 64;
 // A row of floats, sums of channels, and three rows of codes.
 inline int64_t image_workspace(const Scene& s) {
   return (s.x.size * s.channels + 64) * (4 + 3) +
-         (s.of_windows ? s.positions() * s.cells() * 4 : 0);
+         (s.of_windows ? 2 * s.positions() * s.cells() * 4 : 0);
 }
 
 // How many registers' worth of columns a depthwise weight has: layout.py.

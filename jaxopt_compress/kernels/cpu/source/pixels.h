@@ -47,24 +47,34 @@ inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
   }
 }
 
-// Sums of windows from those of their cells.
-inline void add_windows(const Scene& s, const int32_t* cells, int32_t* out) {
-  const int64_t n = s.features, row = s.x.out() * n;
-  for (int64_t y = 0; y < s.y.out(); ++y, out += row) {
-    std::memset(out, 0, row * 4);
-    for (int64_t tap = 0; tap < s.taps(); ++tap) {
-      const int64_t at = y * s.y.stride + tap / s.x.taps * s.y.dilation;
-      const int32_t* from =
-          cells + (at * s.wide() + tap % s.x.taps * s.x.dilation) * n;
-      if (s.x.stride == 1) {
-        for (int64_t i = 0; i < row; ++i) out[i] += from[i];
-        continue;
-      }
-      for (int64_t x = 0; x < s.x.out(); ++x) {
-        for (int64_t f = 0; f < n; ++f) {
-          out[x * n + f] += from[x * s.x.stride * n + f];
-        }
-      }
+// to[i] is the sum of from[i + tap * step] over some taps. How many there are, of n.
+inline int64_t add_taps(const int32_t* from, int64_t n, int64_t taps, int64_t step,
+                        int32_t* to) {
+  const int64_t count = n - (taps - 1) * step;
+  std::memcpy(to, from, count * 4);
+  for (int64_t tap = 1; tap < taps; ++tap) {
+    const int32_t* more = from + tap * step;
+    for (int64_t i = 0; i < count; ++i) to[i] += more[i];
+  }
+  return count;
+}
+
+// Sums of windows from those of their cells, which are lost: along rows, then along
+// columns, of all positions as one line, and those of windows taken out.
+inline void add_windows(const Scene& s, int32_t* cells, int32_t* room,
+                        int32_t* out) {
+  const int64_t n = s.features, each = n * s.x.stride;
+  const int64_t along = add_taps(cells, s.positions() * n, s.x.taps,
+                                 s.x.dilation * n, room);
+  add_taps(room, along, s.y.taps, s.y.dilation * s.wide() * n, cells);
+  for (int64_t y = 0; y < s.y.out(); ++y, out += s.x.out() * n) {
+    const int32_t* from = cells + y * s.y.stride * s.wide() * n;
+    if (n == 1) {
+      for (int64_t x = 0; x < s.x.out(); ++x) out[x] = from[x * each];
+      continue;
+    }
+    for (int64_t x = 0; x < s.x.out(); ++x) {
+      std::memcpy(out + x * n, from + x * each, n * 4);
     }
   }
 }
@@ -72,18 +82,44 @@ inline void add_windows(const Scene& s, const int32_t* cells, int32_t* out) {
 // Where row `y` of an image begins in a plane.
 inline int64_t row_begins(const Scene& s, int64_t y) {
   const int64_t position = (s.y.low + y * s.y.spread) * s.wide() + s.x.low;
-  return position * s.channels * s.entry;
+  return position * s.pitch * s.entry;
 }
 
-// Writes a row of an image, each entry where it belongs.
+// Writes a row of an image, each entry where it belongs. Of codes, up to three that
+// follow the row are read.
 inline void spread_row(const Scene& s, const char* row, char* out) {
-  const int64_t each = s.channels * s.entry;
-  if (s.x.spread == 1) {
-    std::memcpy(out, row, s.x.size * each);
+  const int64_t each = s.channels * s.entry, step = s.x.spread * s.pitch * s.entry;
+  if (s.pitch == s.channels) {
+    if (s.x.spread == 1) {
+      std::memcpy(out, row, s.x.size * each);
+      return;
+    }
+    for (int64_t x = 0; x < s.x.size; ++x) {
+      std::memcpy(out + x * step, row + x * each, each);
+    }
     return;
   }
-  for (int64_t x = 0; x < s.x.size; ++x) {
-    std::memcpy(out + x * s.x.spread * each, row + x * each, each);
+  const int64_t last = s.pitch - kSteps;
+  const uint32_t mask = (1u << 8 * (each - last)) - 1;
+  for (int64_t x = 0; x < s.x.size; ++x, row += each, out += step) {
+    uint32_t four;
+    for (int64_t i = 0; i < last; i += kSteps) {
+      std::memcpy(&four, row + i, kSteps);
+      std::memcpy(out + i, &four, kSteps);
+    }
+    std::memcpy(&four, row + last, kSteps);
+    four &= mask;
+    std::memcpy(out + last, &four, kSteps);
+  }
+}
+
+// Fills a plane with the code of a real zero.
+inline void fill(const Scene& s, int zero, char* plane, int64_t bytes) {
+  const bool all = zero == 0 || s.pitch == s.channels;
+  std::memset(plane, all ? zero : 0, bytes);
+  if (all) return;
+  for (int64_t i = 0; i < s.positions(); ++i) {
+    std::memset(plane + i * s.pitch, zero, s.channels);
   }
 }
 
@@ -95,12 +131,17 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
   float* room = reinterpret_cast<float*>(workspace);
   int32_t* of_cells = reinterpret_cast<int32_t*>(room + n + 64);
   const int64_t cells = s.positions() * s.cells();
-  int8_t* made = reinterpret_cast<int8_t*>(of_cells + (s.of_windows ? cells : 0));
+  int8_t* made =
+      reinterpret_cast<int8_t*>(of_cells + (s.of_windows ? 2 * cells : 0));
   Range range = {1.0f, 0.0f, false};
   if (job.act != Act::kCodes && !job.in_floats()) {
     Extent extent;
-    for (int64_t y = 0; y < height; ++y) {
-      extend(job, floats_of(job, stack.x, first + y, room), n, extent);
+    if (job.x_type == Type::kF32) {
+      extend(job, floats_of(job, stack.x, first, room), height * n, extent);
+    } else {
+      for (int64_t y = 0; y < height; ++y) {
+        extend(job, floats_of(job, stack.x, first + y, room), n, extent);
+      }
     }
     Item given = {};
     given.act_scale = stack.act_scale;
@@ -110,16 +151,23 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
   stack.scales[image] = range.bad ? __builtin_nanf("") : range.scale;
   stack.zeros[image] = range.zero;
 
-  const int64_t plane = s.positions() * s.channels * s.entry;
+  const int64_t plane = s.positions() * s.pitch * s.entry;
   char* codes = stack.codes + image * s.planes * plane;
   if (!s.y.plain() || !s.x.plain()) {
     // An entry of zero is, as a float and as a digit, bytes of zero.
-    std::memset(codes, static_cast<int>(range.zero) & 255, s.planes * plane);
+    for (int64_t d = 0; d < s.planes; ++d) {
+      fill(s, static_cast<int>(range.zero) & 255, codes + d * plane, plane);
+    }
   }
   for (int64_t y = 0; y < height; ++y) {
     char* out = codes + row_begins(s, y);
     if (job.act == Act::kCodes) {
-      spread_row(s, static_cast<const char*>(stack.x) + (first + y) * n, out);
+      const char* x = static_cast<const char*>(stack.x) + (first + y) * n;
+      if (s.pitch != s.channels) {
+        std::memcpy(made, x, n);  // which may be read past its end
+        x = reinterpret_cast<const char*>(made);
+      }
+      spread_row(s, x, out);
       continue;
     }
     const float* x = floats_of(job, stack.x, first + y, room);
@@ -128,7 +176,7 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
       continue;
     }
     // Straight to where they belong, or by way of a row.
-    const bool together = s.x.spread == 1;
+    const bool together = s.x.spread == 1 && s.pitch == s.channels;
     int8_t* digits[3] = {nullptr, nullptr, nullptr};
     for (int64_t d = 0; d < s.planes; ++d) {
       digits[d] = together ? reinterpret_cast<int8_t*>(out + d * plane)
@@ -144,6 +192,6 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
     int32_t* sums = stack.sums + (image * s.planes + d) * s.plane_sums();
     add_up(reinterpret_cast<const int8_t*>(codes + d * plane), cells, s.cell,
            s.of_windows ? of_cells : sums);
-    if (s.of_windows) add_windows(s, of_cells, sums);
+    if (s.of_windows) add_windows(s, of_cells, of_cells + cells, sums);
   }
 }

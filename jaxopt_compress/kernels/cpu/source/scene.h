@@ -28,7 +28,7 @@ inline bool scene_of(Batch::Dims x, Geometry numbers, Scene* s) {
     if (axes[i]->size >= kMost) return false;
   }
   s->images = x[at];
-  s->channels = x[at + 3];
+  s->channels = s->pitch = x[at + 3];
   const double bytes = 16.0 * s->images * s->channels * s->tall() * s->wide();
   return s->channels > 0 && bytes < 1e15 &&
          1.0 * s->taps() * s->channels < kMost;

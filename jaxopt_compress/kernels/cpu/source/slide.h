@@ -149,12 +149,33 @@ Windows windows_of(int rows, bool straight) {
   }
 }
 
+// A panel of whole steps, the channels of each tap beginning a step of their own.
+inline void begin_steps(const Scene& s, const uint8_t* w, uint8_t* out) {
+  for (int64_t tap = 0; tap < s.taps(); ++tap) {
+    for (int64_t i = 0; i < s.pitch; i += kSteps) {
+      const int64_t k = tap * s.channels + i, past = k % kSteps;
+      const int64_t left = s.channels - i < kSteps ? s.channels - i : kSteps;
+      const uint8_t* from = w + (k - past) * kColumns;
+      const uint32_t mask = left == kSteps ? ~0u : (1u << 8 * left) - 1;
+      const bool more = past + left > kSteps;
+      for (int c = 0; c < kColumns; ++c, out += kSteps) {
+        uint32_t a, b = 0;
+        std::memcpy(&a, from + c * kSteps, kSteps);
+        if (more) std::memcpy(&b, from + (kColumns + c) * kSteps, kSteps);
+        const uint64_t both = (static_cast<uint64_t>(b) << 32 | a) >> 8 * past;
+        a = static_cast<uint32_t>(both) & mask;
+        std::memcpy(out, &a, kSteps);
+      }
+    }
+  }
+}
+
 void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
            int64_t features, int64_t panel, int64_t panels, int64_t first,
            int64_t last, char* workspace) {
   const int64_t out_y = s.y.out(), out_x = s.x.out();
-  const int64_t plane = s.positions() * s.channels;
-  const int64_t own = features * s.own_channels();
+  const int64_t plane = s.positions() * s.pitch;
+  const int64_t own = features * s.own_pitch();
   const int64_t own_cell = own / s.cell;
   const bool straight = at_once(job);
   uint8_t* wide = reinterpret_cast<uint8_t*>(workspace) +
@@ -166,6 +187,11 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
     if (job.format.bits < 8) {
       spread_any(job, w, job.units, wide);
       w = wide;
+    }
+    if (s.pitch != s.channels) {
+      uint8_t* apart = wide + job.steps() * kColumns * kSteps;
+      begin_steps(s, w, apart);
+      w = apart;
     }
     constexpr int kHalf = kRegs / 2;
     const bool half = columns_of(job, p) <= kHalf * V::kLanes;
@@ -182,9 +208,9 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
       line.plane = plane;
       line.sum_plane = s.plane_sums();
       line.codes = reinterpret_cast<const int8_t*>(stack.codes) +
-                   image * s.planes * plane + at * s.channels + own;
+                   image * s.planes * plane + at * s.pitch + own;
       line.sums = stack.sums + image * s.planes * line.sum_plane + of_sums;
-      line.step = s.x.stride * s.channels;
+      line.step = s.x.stride * s.pitch;
       line.sum_step = s.of_windows ? s.features : s.x.stride * s.cells();
       line.scale = stack.scales[image];
       line.zero = stack.zeros[image];
