@@ -1,14 +1,16 @@
 """What follows a product and can be done where its results are written.
 
-    y -> activation(y * scale + shift)
+    y -> curve(y * scale + shift)
+    y -> relu(curve(y * scale + shift) + other),  or times other
 
-with one scale and shift for each entry of the last axis, and relu or nothing: a bias,
-a normalisation with known moments, an activation. XLA would read and write all of y
-again for it.
+with one scale and shift for each entry of the last axis, curve one of relu, gelu, silu
+or nothing, and `other` as large as y: a bias, a normalisation with known moments, an
+activation, a residual sum, a gate. XLA would read and write all of y again for it.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ import numpy as np
 
 # Products whose results are looked after.
 PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
+# Curves that are known by what they compute.
+CURVES = {'gelu': jax.nn.gelu, 'silu': jax.nn.silu}
 
 
 @jax.tree_util.register_dataclass
@@ -27,13 +31,19 @@ class Epilogue:
 
   Attributes:
     scale, shift: None, or [n] float32, for each entry of the last axis.
-    activation: None, or what computes relu, with its own derivative at zero.
+    other: None, or what is added afterwards, of the shape of the results.
+    curve: None, or in `CURVES`: before `other`.
+    times: whether `other` is a factor.
+    relu: None, or what computes it, with its own derivative at zero: at the end.
   """
 
-  scale: jax.Array | None
-  shift: jax.Array | None
-  activation: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
-    metadata={'static': True}
+  scale: jax.Array | None = None
+  shift: jax.Array | None = None
+  other: jax.Array | None = None
+  curve: str | None = dataclasses.field(default=None, metadata={'static': True})
+  times: bool = dataclasses.field(default=False, metadata={'static': True})
+  relu: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
+    default=None, metadata={'static': True}
   )
 
   def __call__(self, y: jax.Array) -> jax.Array:
@@ -41,7 +51,10 @@ class Epilogue:
     along = lambda p: p.reshape((1,) * (y.ndim - 1) + (-1,))
     out = y if self.scale is None else y * along(self.scale)
     out = out if self.shift is None else out + along(self.shift)
-    out = out if self.activation is None else self.activation(out)
+    out = out if self.curve is None else CURVES[self.curve](out)
+    if self.other is not None:
+      out = out * self.other if self.times else out + self.other
+    out = out if self.relu is None else self.relu(out)
     return out.astype(y.dtype)
 
 
@@ -55,19 +68,30 @@ class Chain:
       does, and what it reads.
     indices: of what follows it, in order.
     steps: ('add', 'sub' or 'mul', variable or literal) of the affine ones.
-    activation: of the last one, or None.
+    other: the variable that is added to the curve of that or, with `times`, a
+      factor of it; or None.
+    curve, times, relu: as in `Epilogue`.
   """
 
   product: int
   equation: Any
   operands: tuple[Any, ...]
-  indices: tuple[int, ...]
-  steps: tuple[tuple[str, Any], ...]
-  activation: Callable | None
+  indices: tuple[int, ...] = ()
+  steps: tuple[tuple[str, Any], ...] = ()
+  other: Any = None
+  curve: str | None = None
+  times: bool = False
+  relu: Callable | None = None
 
   @property
   def last(self) -> int:
     return self.indices[-1]
+
+  @property
+  def reads(self) -> list[Any]:
+    """What it needs besides the operands."""
+    others = [] if self.other is None else [self.other]
+    return [v for _, v in self.steps] + others
 
   def epilogue(self, read: Callable[[Any], jax.Array]) -> Epilogue:
     """With the values that `read` has of variables and literals."""
@@ -80,7 +104,8 @@ class Chain:
       else:
         value = -value if name == 'sub' else value
         shift = value if shift is None else shift + value
-    return Epilogue(scale, shift, self.activation)
+    other = None if self.other is None else read(self.other)
+    return Epilogue(scale, shift, other, self.curve, self.times, self.relu)
 
 
 def find(jaxpr) -> dict[int, Chain]:
@@ -127,26 +152,111 @@ def _only(eqn):
 
 
 def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
-  indices, steps, activation = [], [], None
+  """What follows the product at an index, as far as it is an epilogue."""
+  chain = Chain(at, *found)
   (v,) = jaxpr.eqns[at].outvars
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
     return None
-  while activation is None and len(read := readers.get(v, ())) == 1:
-    (i,) = read
-    if i is None or i in taken:
+  while chain.relu is None:
+    read = [i for i in readers.get(v, ()) if i not in taken]
+    if not read or len(read) < len(readers[v]) or None in read:
       break
-    eqn = jaxpr.eqns[i]
-    activation = _relu(eqn)
-    if activation is None:
-      value = _affine(eqn, v, makers)
-      if value is None:
-        break
-      steps.append((eqn.primitive.name, value))
-    indices.append(i)
-    (v,) = eqn.outvars
-  if not indices:
+    step = None
+    if len(read) == 1:
+      step = _step(chain, read[0], jaxpr.eqns[read[0]], v, makers)
+    if step is None and chain.curve is None and chain.other is None:
+      name, indices = _curve(v, jaxpr, readers)
+      if name and taken.isdisjoint(indices):
+        step = dict(curve=name, indices=chain.indices + indices)
+    if step is None:
+      break
+    chain = dataclasses.replace(chain, **step)
+    (v,) = jaxpr.eqns[chain.last].outvars
+  return chain if chain.indices else None
+
+
+def _step(chain, i, eqn, v, makers) -> dict[str, Any] | None:
+  """What a chain becomes with one more equation; None where it ends before."""
+  more = dict(indices=(*chain.indices, i))
+  relu = _relu(eqn)
+  if relu is not None:
+    return more | dict(relu=relu)
+  if chain.other is not None:
     return None
-  return Chain(at, *found, tuple(indices), tuple(steps), activation)
+  name = eqn.primitive.name
+  value = None if chain.curve else _affine(eqn, v, makers)
+  if value is not None:
+    return more | dict(steps=(*chain.steps, (name, value)))
+  other = [o for o in eqn.invars if o is not v]
+  if name not in ('add', 'mul') or len(other) != 1 or _is_literal(other[0]):
+    return None
+  if other[0].aval.shape != v.aval.shape:
+    return None
+  if not other[0].aval.dtype == v.aval.dtype == eqn.outvars[0].aval.dtype:
+    return None
+  return more | dict(other=other[0], times=name == 'mul')
+
+
+def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
+  """(name, indices of its equations) of the curve that a variable goes through."""
+  waiting, inside, indices = set(readers[v]), {v}, []
+  while waiting and len(indices) < _MOST:
+    i = min(waiting)
+    waiting.discard(i)
+    eqn = jaxpr.eqns[i]
+    if not all(_is_literal(o) or o in inside for o in eqn.invars):
+      break
+    indices.append(i)
+    if not waiting:  # so far, nothing else reads what is inside
+      body = _written([jaxpr.eqns[j] for j in indices], v)
+      for name in CURVES:
+        if body == _formula(name, jnp.dtype(v.aval.dtype)):
+          return name, tuple(indices)
+    more = [j for o in eqn.outvars for j in readers.get(o, ())]
+    if None in more or len(eqn.outvars) != 1:
+      break
+    inside.update(eqn.outvars)
+    waiting.update(more)
+  return None, ()
+
+
+_MOST = 12  # equations of a curve
+
+
+@functools.cache
+def _formula(name, dtype):
+  """What a curve is written as."""
+  x = jax.ShapeDtypeStruct((), dtype)
+  jaxpr = jax.make_jaxpr(CURVES[name])(x).jaxpr
+  return _written(jaxpr.eqns, jaxpr.invars[0])
+
+
+def _written(eqns, v):
+  """Equations of a variable, up to names and shapes; None for others than these."""
+  if len(eqns) == 1 and eqns[0].primitive.name in ('jit', 'pjit'):
+    body = eqns[0].params.get('jaxpr', eqns[0].params.get('call_jaxpr'))
+    body = getattr(body, 'jaxpr', body)
+    if len(body.invars) != 1 or body.constvars:
+      return None
+    return _written(body.eqns, body.invars[0])
+  number = {v: 0}
+  lines = []
+  for eqn in eqns:
+    if len(eqn.outvars) != 1:
+      return None
+    words = [
+      float(o.val) if _is_literal(o) and np.ndim(o.val) == 0 else number.get(o)
+      for o in eqn.invars
+      if not _is_literal(o) or np.ndim(o.val) == 0
+    ]
+    if None in words or len(words) != len(eqn.invars):
+      return None
+    tagged = [
+      (_is_literal(o), w) for o, w in zip(eqn.invars, words, strict=True)
+    ]
+    lines.append((eqn.primitive.name, eqn.params.get('y'), tuple(tagged)))
+    number[eqn.outvars[0]] = len(number)
+  return tuple(lines)
 
 
 def _affine(eqn, v, makers):

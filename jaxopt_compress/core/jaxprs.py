@@ -324,7 +324,7 @@ def _chains(jaxpr, last_use) -> dict[int, epilogues.Chain]:
   """What follows products; what they read is kept up to where it ends."""
   chains = epilogues.find(jaxpr)
   for i, chain in chains.items():
-    read = [v for _, v in chain.steps]
+    read = chain.reads
     read += [v for j in (i, *chain.indices) for v in jaxpr.eqns[j].invars]
     for v in filter(is_var, read):
       last_use[v] = max(last_use.get(v, i), chain.last)
@@ -348,7 +348,7 @@ def _run_chain(ctx, eqns, chain, env):
   operands = [_read(env, v) for v in chain.operands]
   ((leaf, name),) = [p for p in operands if array.is_compressed(p[0])]
   value = lambda v: _read(env, v)[0]
-  if not any(array.is_compressed(value(v)) for _, v in chain.steps):
+  if not any(array.is_compressed(value(v)) for v in chain.reads):
     with _within(eqn):
       rule = ctx.rule_for(eqn.primitive, type(leaf))
       epilogue = chain.epilogue(value)

@@ -62,8 +62,11 @@ def product(
 
 def _is_ours(leaf, epilogue) -> bool:
   """Whether a kernel does what follows its product."""
-  packed_here = isinstance(leaf, packed.PackedArray) and native.available()
-  return packed_here and (bool(leaf.format) or epilogue.scale is None)
+  if not isinstance(leaf, packed.PackedArray) or not native.available():
+    return False
+  if leaf.depthwise and (epilogue.curve or epilogue.other is not None):
+    return False
+  return bool(leaf.format) or epilogue.scale is None
 
 
 def _where_there_are(kernels, portable, x, leaf, epilogue):
@@ -98,9 +101,12 @@ def convolution(
     **geometry: strides, padding and dilations, as for `cpu.conv.conv`.
 
   Returns:
-    [images, out height, out width, features] float32.
+    [images, out height, out width, features] float32. NotImplemented for an
+    epilogue that is for XLA.
   """
   path = leaf.path_for(x.shape[1] * x.shape[2])
+  if epilogue is not None and not _is_ours(leaf, epilogue):
+    return NotImplemented
 
   def kernel(x, leaf, epilogue):
     m = leaf.matrix
@@ -109,7 +115,7 @@ def convolution(
     scale, zero = _in_units(leaf)
     apart = 1 if leaf.depthwise else leaf.feature_groups
     columns = (apart, 1, m.n // apart) if apart > 1 else (1, m.n)
-    scale = _finished(scale, options, epilogue, columns)
+    scale = _finished(scale, options, epilogue, columns, jnp.float32)
     window = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
     options |= dict(window=window, zero=zero, path=path) | geometry
     payload = leaf.part('payload')
@@ -149,7 +155,7 @@ def _portable(x, leaf, out_dtype):
   return y.astype(out_dtype)
 
 
-def _finished(scale, options, epilogue, shape):
+def _finished(scale, options, epilogue, shape, out_dtype):
   """The scales of the weight with those of an epilogue; the rest is for options.
 
   Args:
@@ -157,6 +163,7 @@ def _finished(scale, options, epilogue, shape):
     options: of the call, changed.
     epilogue: or None.
     shape: of a number for each column, as the call has them.
+    out_dtype: of its results.
   """
   if epilogue is None:
     return scale
@@ -168,7 +175,12 @@ def _finished(scale, options, epilogue, shape):
       options['totals'] = options['totals'] * factor
   if epilogue.shift is not None:
     options['bias'] = of_columns(epilogue.shift)
-  if epilogue.activation is not None:
+  if epilogue.curve is not None:
+    options['curve'] = epilogue.curve
+  if epilogue.other is not None:
+    options['other'] = epilogue.other.astype(out_dtype)
+    options['times'] = epilogue.times
+  if epilogue.relu is not None:
     options['floor'] = 0.0
   return scale
 
@@ -178,7 +190,7 @@ def _kernel(x, leaf, epilogue, out_dtype, path):
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
   x, options = _activations(x, leaf, (x.ndim - 1,))
   scale, zero = _in_units(leaf)
-  scale = _finished(scale, options, epilogue, (1, leaf.matrix.n))
+  scale = _finished(scale, options, epilogue, (1, leaf.matrix.n), out_dtype)
   options |= dict(
     zero=zero,
     k=leaf.matrix.k,

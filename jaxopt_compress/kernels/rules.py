@@ -1,5 +1,6 @@
 """What a PackedArray does: products, gathers of rows, and moves on the way there."""
 
+import dataclasses
 import math
 
 import jax
@@ -57,6 +58,9 @@ def _(
   free = [i for i in range(stack, leaf.ndim) if i not in d.contracting[side]]
   if epilogue and (not side or stack or len(free) != 1):
     return NotImplemented
+  if epilogue and epilogue.other is not None:
+    other = epilogue.other.reshape(-1, m.n)
+    epilogue = dataclasses.replace(epilogue, other=other)
   y = dispatch.product(rows, leaf, epilogue)
   if y is NotImplemented:
     return y
@@ -121,6 +125,10 @@ def _(lhs, rhs, epilogue=None, **params):
     y = lax.transpose(y, (out_images, *out_space, out_feature))
     return y[:, None] if flat else y
 
+  if epilogue and epilogue.other is not None:
+    other = lax.transpose(epilogue.other, (out_images, *out_space, out_feature))
+    other = other[:, None] if flat else other
+    epilogue = dataclasses.replace(epilogue, other=other)
   x = lax.transpose(lhs, there)
   y = dispatch.convolution(
     x[:, None] if flat else x,
@@ -132,6 +140,8 @@ def _(lhs, rhs, epilogue=None, **params):
     lhs_dilation=two(params['lhs_dilation'], 1),
     rhs_dilation=two(params['rhs_dilation'], 1),
   )
+  if y is NotImplemented:
+    return y
   y = lax.transpose(y[:, 0] if flat else y, tuple(back))
   preferred = params['preferred_element_type']
   return y.astype(dot.result_dtype(preferred, lhs, rhs))

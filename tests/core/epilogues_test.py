@@ -11,27 +11,45 @@ from jaxopt_compress.core import epilogues
 
 W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
 B = jnp.arange(4.0)[None]
+C = jnp.arange(12.0).reshape(3, 4)
+GELU = jax.jit(jax.nn.gelu)
 
 
 def _norm(y, mean, factor, shift):
   return (y - mean) * factor + shift
 
 
-FOUND = {  # function, steps, whether relu follows
-  'bias': (lambda x, w, b: x @ w + b, ['add'], False),
-  'bias first': (lambda x, w, b: b + x @ w, ['add'], False),
-  'relu': (lambda x, w, b: jax.nn.relu(x @ w + b), ['add'], True),
-  'relu alone': (lambda x, w, b: jax.nn.relu(x @ w), [], True),
-  'maximum': (lambda x, w, b: jnp.maximum(x @ w, 0.0), [], True),
-  'scalars': (lambda x, w, b: (x @ w) * 2.0 + 1.0, ['mul', 'add'], False),
+FOUND = {  # function, steps, what follows them
+  'bias': (lambda x, w, b: x @ w + b, ['add'], ''),
+  'bias first': (lambda x, w, b: b + x @ w, ['add'], ''),
+  'relu': (lambda x, w, b: jax.nn.relu(x @ w + b), ['add'], 'relu'),
+  'relu alone': (lambda x, w, b: jax.nn.relu(x @ w), [], 'relu'),
+  'maximum': (lambda x, w, b: jnp.maximum(x @ w, 0.0), [], 'relu'),
+  'scalars': (lambda x, w, b: (x @ w) * 2.0 + 1.0, ['mul', 'add'], ''),
   'a norm': (
     lambda x, w, b: jax.nn.relu(_norm(x @ w, b, b, b)),
     ['sub', 'mul', 'add'],
-    True,
+    'relu',
   ),
-  'einsum': (lambda x, w, b: jnp.einsum('mk,kn->mn', x, w) + b, ['add'], False),
-  'up to relu': (lambda x, w, b: jax.nn.relu(x @ w) + b, [], True),
-  'up to a residual': (lambda x, w, b: x @ w + b + X @ W, ['add'], False),
+  'einsum': (lambda x, w, b: jnp.einsum('mk,kn->mn', x, w) + b, ['add'], ''),
+  'up to relu': (lambda x, w, b: jax.nn.relu(x @ w) + b, [], 'relu'),
+  'a residual': (lambda x, w, b: x @ w + b + C, ['add'], 'other'),
+  'a residual first': (lambda x, w, b: C + (x @ w + b), ['add'], 'other'),
+  'up to a second one': (lambda x, w, b: x @ w + C + C, [], 'other'),
+  'gelu': (lambda x, w, b: jax.nn.gelu(x @ w + b), ['add'], 'gelu'),
+  'gelu of a function': (lambda x, w, b: GELU(x @ w), [], 'gelu'),
+  'silu': (lambda x, w, b: jax.nn.silu(x @ w), [], 'silu'),
+  'a gate': (lambda x, w, b: jax.nn.silu(C) * (x @ w), [], 'times other'),
+  'everything': (
+    lambda x, w, b: jax.nn.relu(jax.nn.silu((x @ w) * b + b) + C),
+    ['mul', 'add'],
+    'silu other relu',
+  ),
+  'up to another curve': (
+    lambda x, w, b: jax.nn.gelu(jax.nn.gelu(x @ w)),
+    [],
+    'gelu',
+  ),
 }
 NOT_FOUND = {
   'nothing': lambda x, w, b: x @ w,
@@ -39,7 +57,9 @@ NOT_FOUND = {
   'returned': lambda x, w, b: ((y := x @ w), y + b),
   'taken from': lambda x, w, b: b - x @ w,
   'along rows': lambda x, w, b: x @ w + jnp.arange(3.0)[:, None],
-  'an array': lambda x, w, b: x @ w + jnp.ones((3, 4)) * b,
+  'the exact gelu': lambda x, w, b: jax.nn.gelu(x @ w, approximate=False),
+  'part of gelu': lambda x, w, b: (y := x @ w) * 0.5 * (1 + jnp.tanh(y)),
+  'gelu read twice': lambda x, w, b: jax.nn.gelu(y := x @ w) + y,
   'not zero': lambda x, w, b: jnp.maximum(x @ w, 1.0),
   'a type': lambda x, w, b: (x @ w).astype(jnp.bfloat16),
   'with itself': lambda x, w, b: (y := x @ w) * y,
@@ -49,11 +69,14 @@ NOT_FOUND = {
 class FindTest(parameterized.TestCase):
   @parameterized.named_parameters((n, n) for n in FOUND)
   def test_found(self, name):
-    f, steps, activation = FOUND[name]
+    f, steps, rest = FOUND[name]
     closed = jax.make_jaxpr(f)(X, W, B)
     chain = next(iter(epilogues.find(closed.jaxpr).values()))
     self.assertEqual([s for s, _ in chain.steps], steps)
-    self.assertEqual(chain.activation is not None, activation)
+    words = [chain.curve or '', 'times' if chain.times else '']
+    words.append('' if chain.other is None else 'other')
+    words.append('relu' if chain.relu else '')
+    self.assertEqual(' '.join(filter(None, words)), rest)
 
   @parameterized.named_parameters((n, n) for n in NOT_FOUND)
   def test_not_found(self, name):
@@ -62,7 +85,7 @@ class FindTest(parameterized.TestCase):
 
   def test_a_sum_of_two_products_follows_one(self):
     f = lambda x, w, b: jax.nn.relu((x @ w + b) + (x @ (2 * w) + b))
-    jaxpr = jax.make_jaxpr(f)(X[:1], W, B).jaxpr
+    jaxpr = jax.make_jaxpr(f)(X, W, B).jaxpr
     indices = [i for c in epilogues.find(jaxpr).values() for i in c.indices]
     self.assertLen(set(indices), len(indices))
     self.assertLen(indices, 4)

@@ -27,6 +27,17 @@ SCHEMES = (
 )
 
 
+C = jax.random.normal(jax.random.key(6), (2, 5, 70))
+KINDS = {
+  'gelu': lambda y, c: jax.nn.gelu(y),
+  'silu': lambda y, c: jax.nn.silu(y),
+  'a sum': lambda y, c: c + y,
+  'a sum, then relu': lambda y, c: jax.nn.relu(y + c),
+  'a gate': lambda y, c: jax.nn.silu(c) * y,
+  'everything': lambda y, c: jax.nn.relu(jax.nn.gelu(y) * c),
+}
+
+
 def setUpModule():
   if not native.available():
     raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
@@ -82,6 +93,82 @@ class EpilogueTest(parameterized.TestCase):
   def test_dense(self, scheme):
     self._check(_dense, _tree(W), X, scheme)
 
+  @parameterized.product(kind=list(KINDS), scheme=['W8A8', 'W4A16', 'int8'])
+  def test_curves_and_others(self, kind, scheme):
+    f = lambda p, x: KINDS[kind](x @ p['w'] + p['b'], p['c'])
+    params = {'w': W, 'b': B[None, None], 'c': C}
+    q, p = _packed(f, params, X, scheme)
+    run = jax.jit(jc.lift(f, strict=True))
+    self.assertLess(_distance(run(p, X), run(q, X)), 2e-5)
+    self.assertEqual(run.lower(p, X).as_text().count('tanh'), 0)
+    grad = lambda p: jax.grad(
+      lambda c, x: jnp.sum(jc.lift(f)({**p, 'c': c}, x) ** 2), argnums=(0, 1)
+    )(C, X)
+    for g, w in zip(grad(p), grad(q), strict=True):
+      self.assertLessEqual(jnp.abs(g - w).max(), 1e-4 * jnp.abs(w).max())
+
+  @parameterized.product(path=native.paths(), kind=list(KINDS))
+  def test_curves_on_every_path(self, path, kind):
+    f = lambda p, x: KINDS[kind](x @ p['w'], p['c'])
+    q, p = _packed(f, {'w': W, 'c': C}, X, 'W8A8')
+    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    f = jax.jit(jc.lift(f))
+    self.assertLess(_distance(f(p, X), f(q, X)), 2e-5)
+
+  @parameterized.parameters('gelu', 'silu')
+  def test_values_of_curves(self, kind):
+    """Of single results, small, large, and at the ends of what floats hold."""
+    values = np.concatenate(
+      [np.linspace(-30, 30, 4001), 10.0 ** np.arange(-30, 9), [0.0, np.nan]]
+    )
+    x = np.concatenate([values, -values]).astype(np.float32)[:, None]
+    f = lambda p, x: KINDS[kind](x @ p['w'], None)
+    _, p = _packed(f, {'w': jnp.ones((1, 4))}, x, 'int8')
+    got = jax.jit(jc.lift(f))(p, x)[:, 0]
+    # x is rounded to three digits: what the curve meets.
+    x = jax.jit(jc.lift(lambda p, x: x @ p['w']))(p, x)[:, 0]
+    x = np.asarray(x, np.float64)
+    inner = 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    with np.errstate(over='ignore'):
+      want = x / (1 + np.exp(-(inner if kind == 'gelu' else x)))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-28)
+
+  @parameterized.product(
+    kind=['a sum, then relu', 'gelu', 'a gate'],
+    shape=[(3, 3, 16, 24), (3, 3, 8, 24), (3, 3, 1, 16)],
+    numbers=[('NHWC', 'HWIO', 'NHWC'), ('NHWC', 'HWIO', 'WNHC')],
+  )
+  def test_curves_of_convolutions(self, kind, shape, numbers):
+    w = jax.random.normal(jax.random.key(4), shape) / 5
+    x = jax.random.normal(jax.random.key(5), (2, 7, 9, 16))
+
+    def conv(p, x):
+      return lax.conv_general_dilated(
+        x,
+        p['w'],
+        (1, 1),
+        'SAME',
+        dimension_numbers=numbers,
+        feature_group_count=16 // shape[2],
+      )
+
+    c = jax.random.normal(
+      jax.random.key(6), jax.eval_shape(conv, {'w': w}, x).shape
+    )
+    f = lambda p, x: KINDS[kind](conv(p, x), p['c'])
+    q, p = _packed(f, {'w': w, 'c': c}, x, 'W8A8')
+    run = jax.jit(jc.lift(f, strict=True))
+    self.assertLess(_distance(run(p, x), run(q, x)), 2e-5)
+
+  def test_others_are_stacked_or_shared(self):
+    f = lambda p, x, c: x @ p['w'] + c
+    q, p = _packed(lambda p, x: x @ p['w'], {'w': W}, X, 'W8A8')
+    for axes in ((None, 0, 0), (None, 0, None), (None, None, 0)):
+      over = jax.vmap(jc.lift(f), axes)
+      x, c = X if axes[1] == 0 else X[0], C if axes[2] == 0 else C[0]
+      run = jax.jit(over)
+      self.assertLess(_distance(run(p, x, c), run(q, x, c)), 2e-5)
+
   @parameterized.parameters(*native.paths())
   def test_every_path(self, path):
     q, p = _packed(_dense, _tree(W), X, 'W8A8')
@@ -132,6 +219,11 @@ class EpilogueTest(parameterized.TestCase):
     y = f(p, half(X))
     self.assertEqual(y.dtype, jnp.bfloat16)
     self.assertLess(_distance(y.astype(jnp.float32), f(q, half(X))), 0.03)
+    f = lambda p, x: jax.nn.gelu(x @ p['w']) + p['c']
+    q, p = _packed(f, half({'w': W, 'c': C}), half(X), 'W8A8')
+    y, want = (jax.jit(jc.lift(f))(t, half(X)) for t in (p, q))
+    self.assertEqual(y.dtype, jnp.bfloat16)
+    self.assertLess(_distance(y.astype(jnp.float32), want), 0.03)
 
   def test_nan_stays(self):
     _, p = _packed(_dense, _tree(W), X, 'W8A8')

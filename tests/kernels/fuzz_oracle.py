@@ -31,6 +31,32 @@ class Rounding(NamedTuple):
   floor: float = -np.inf
 
 
+class Finish(NamedTuple):
+  """What results go through before they are at least the floor."""
+
+  curve: str = ''
+  other: np.ndarray | None = None
+  times: bool = False
+
+  def __call__(self, y, bound):
+    """(results, bounds) from those of a product."""
+    if self.curve:
+      inner = y
+      with np.errstate(over='ignore', invalid='ignore'):
+        if self.curve == 'gelu':
+          inner = 2 * np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
+        y = y / (1 + np.exp(-inner))
+        # Curves are at most as steep as that.
+        bound = 1.2 * bound + 1e-5 * np.abs(y)
+    if self.other is None:
+      return y, bound
+    other = np.float64(self.other)
+    with np.errstate(invalid='ignore'):
+      if self.times:
+        return y * other, bound * np.abs(other) + 2 * _EPS * np.abs(y * other)
+      return y + other, bound + 2 * _EPS * (np.abs(y) + np.abs(other))
+
+
 class Rows(NamedTuple):
   """Rows that stand for scale * (codes - zero), each code `off` by so much.
 

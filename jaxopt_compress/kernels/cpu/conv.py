@@ -36,11 +36,14 @@ def conv(
   bias: jax.Array | None = None,
   act_scale: jax.Array | None = None,
   act_zero: jax.Array | None = None,
+  other: jax.Array | None = None,
   bound: float = 127.5,
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
   floor: float = -np.inf,
+  curve: str = '',
+  times: bool = False,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -73,9 +76,10 @@ def conv(
     bias: [..., groups of features, 1, n] float32.
     act_scale, act_zero: [..., 1, 1] float32, of Act.STATIC; zero points are int8
       numbers.
+    other: of the shape and dtype of the result, as for `native.matmul`.
     bound, low, high: of the codes of x.
     symmetric: whether codes of x have no zero point.
-    floor: the least that a result may be, as for `native.matmul`.
+    floor, curve, times: what becomes of results, as for `native.matmul`.
     out_dtype: float32 or bfloat16; int32 for codes.
     path: an instruction path; the best if ''.
 
@@ -97,13 +101,15 @@ def conv(
   return native.call(
     'conv',
     operands,
-    [*others, (act_scale, 2), (act_zero, 2)],
+    [*others, (act_scale, 2), (act_zero, 2), (other, 4)],
     (x.shape[-4], *size, feature_groups * n),
     out_dtype,
     format=format,
     n=np.int64(n),
     group=np.int64(group),
     geometry=geometry,
+    curve=curve,
+    times=times,
     path=path,
     **_of_codes(act, bound, low, high, symmetric, floor),
   )

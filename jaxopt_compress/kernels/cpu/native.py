@@ -1,6 +1,7 @@
 """The library of C++ kernels, and its calls.
 
-    y = max(floor, a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias)
+    y = a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias
+    y -> max(floor, curve(y) + other), or times other
 
 with x the int8 codes of a row, a its scale and b its zero point, w the codes of the
 weight, s and z its scales and zero points, t = sum_g s_g sum w - z the sums of its
@@ -116,11 +117,14 @@ def matmul(
   bias: jax.Array | None = None,
   act_scale: jax.Array | None = None,
   act_zero: jax.Array | None = None,
+  other: jax.Array | None = None,
   bound: float = 127.5,
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
   floor: float = -np.inf,
+  curve: str = '',
+  times: bool = False,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -141,9 +145,13 @@ def matmul(
     totals: [..., 1, n] float32 column sums, where codes of x have zero points.
     bias: [..., 1, n] float32.
     act_scale, act_zero: [..., 1, 1] float32, of Act.STATIC.
+    other: [..., m, n] of `out_dtype`, added to results. Not to those of codes.
     bound, low, high: of the codes of x.
     symmetric: whether codes of x have no zero point.
-    floor: the least that a result may be: 0 for relu. Not of codes.
+    floor: the least that a result may be, in the end: 0 for relu. Not of codes.
+    curve: what results go through before `other`: 'gelu', by its tanh formula, or
+      'silu'; nothing if ''. Not of codes.
+    times: whether `other` is a factor.
     out_dtype: float32 or bfloat16; int32 for codes.
     path: an instruction path; the best if ''.
 
@@ -153,7 +161,7 @@ def matmul(
   Raises:
     RuntimeError: the library was not built.
   """
-  others = (scale, zero, totals, bias, act_scale, act_zero)
+  others = (scale, zero, totals, bias, act_scale, act_zero, other)
   return _product(
     'matmul',
     [(x, 2), (w, 3)],
@@ -166,6 +174,8 @@ def matmul(
     high=np.float32(high),
     symmetric=symmetric,
     floor=np.float32(floor),
+    curve=curve,
+    times=times,
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),
@@ -189,11 +199,14 @@ def sparse_matmul(
   bias: jax.Array | None = None,
   act_scale: jax.Array | None = None,
   act_zero: jax.Array | None = None,
+  other: jax.Array | None = None,
   bound: float = 127.5,
   low: float = -128.0,
   high: float = 127.0,
   symmetric: bool = True,
   floor: float = -np.inf,
+  curve: str = '',
+  times: bool = False,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -209,14 +222,15 @@ def sparse_matmul(
     scale: [..., groups, n], as for `matmul`; None for codes and weights of floats.
     how: what `sparse_layout.to_streams` says of them.
     k, n, group, act: as for `matmul`; Act.FLOAT and k for weights of floats.
-    zero, totals, bias, act_scale, act_zero: as for `matmul`; of these only bias for
-      weights of floats.
-    bound, low, high, symmetric, floor, out_dtype, path: as for `matmul`.
+    zero, totals, bias, act_scale, act_zero, other: as for `matmul`; of these only
+      bias and other for weights of floats.
+    bound, low, high, symmetric, floor, curve, times, out_dtype, path: as for
+      `matmul`.
 
   Returns:
     [..., m, n].
   """
-  others = (scale, zero, totals, bias, act_scale, act_zero)
+  others = (scale, zero, totals, bias, act_scale, act_zero, other)
   return _product(
     'sparse_matmul',
     [(x, 2), (stream, 1), (offsets, 1)],
@@ -231,6 +245,8 @@ def sparse_matmul(
     high=np.float32(high),
     symmetric=symmetric,
     floor=np.float32(floor),
+    curve=curve,
+    times=times,
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),

@@ -1,6 +1,7 @@
 // What the handlers that XLA calls share: how operands are read and refused.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 
@@ -68,6 +69,12 @@ class Batch {
     return place;
   }
 
+  // Whether there is an entry for each product.
+  static bool full(Dims dims, size_t inner, Dims lead) {
+    return dims.size() == inner + lead.size() &&
+           std::equal(lead.begin(), lead.end(), dims.begin());
+  }
+
   static bool single(Dims dims, size_t inner) {
     for (size_t i = 0; i + inner < dims.size(); ++i) {
       if (dims[i] != 1) return false;
@@ -88,6 +95,19 @@ inline const Format* sparse_format_of(std::string_view name) {
     if (name == format.name) return &format;
   }
   return nullptr;
+}
+
+// What a call says of results beyond their floor; false where it makes no sense.
+inline bool finish_of(std::string_view curve, bool times, const ffi::AnyBuffer& other,
+                      const ffi::AnyBuffer& out, Job* job) {
+  job->curve = curve == "gelu"   ? Curve::kGelu
+               : curve == "silu" ? Curve::kSilu
+                                 : Curve::kNone;
+  job->joins = other.element_count() > 0;
+  job->times = times;
+  if (job->curve == Curve::kNone && !curve.empty()) return false;
+  if (job->joins && other.element_type() != out.element_type()) return false;
+  return !job->finishes() || job->act != Act::kCodes;
 }
 
 inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }

@@ -79,6 +79,7 @@ struct Call {
                            path->workspace(job, t));
     Item item = items[i / of_item];
     char* const out = static_cast<char*>(item.out);
+    const char* const other = static_cast<const char*>(item.other);
     item.codes = reinterpret_cast<int8_t*>(memory);
     item.sums = reinterpret_cast<int32_t*>(memory + code_bytes());
     item.scales =
@@ -94,6 +95,7 @@ struct Call {
       const int64_t pixel = tile * each;
       some.rows = std::min(t.count * each, job.rows - pixel);
       item.out = out + pixel * pixel_bytes();
+      if (job.joins) item.other = other + pixel * pixel_bytes();
       for (int64_t j = 0; j < t.count; ++j) {
         path->gather(some, t, scene, stack, features, pixel + j * each, item, j);
       }
@@ -155,10 +157,11 @@ bool can_slide(const Job& job, const Scene& s) {
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                 ffi::AnyBuffer scale, ffi::AnyBuffer zero, ffi::AnyBuffer totals,
                 ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
-                ffi::AnyBuffer act_zero, ffi::Result<ffi::AnyBuffer> out,
-                std::string_view format, int32_t act, float bound, float low,
-                float high, bool symmetric, float floor, int64_t n, int64_t group,
-                Geometry geometry, std::string_view path) {
+                ffi::AnyBuffer act_zero, ffi::AnyBuffer other,
+                ffi::Result<ffi::AnyBuffer> out, std::string_view format,
+                int32_t act, float bound, float low, float high, bool symmetric,
+                float floor, std::string_view curve, bool times, int64_t n,
+                int64_t group, Geometry geometry, std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const Format* found = format_of(format);
   if (found == nullptr) return wrong("no format " + std::string(format));
@@ -180,21 +183,28 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   bool fits = Batch::fits(x_dims, 4, lead) && Batch::fits(w_dims, 4, lead);
   // Images that share a weight are one stack.
   bool shared = Batch::single(w_dims, 4);
-  for (const ffi::AnyBuffer* other : others) {
-    if (other->element_count() == 0) continue;
-    fits = fits && Batch::fits(other->dimensions(), 3, lead);
-    shared = shared && Batch::single(other->dimensions(), 3);
+  for (const ffi::AnyBuffer* each : others) {
+    if (each->element_count() == 0) continue;
+    fits = fits && Batch::fits(each->dimensions(), 3, lead);
+    shared = shared && Batch::single(each->dimensions(), 3);
   }
-  for (const ffi::AnyBuffer* other : {&act_scale, &act_zero}) {
-    if (other->element_count() == 0) continue;
-    fits = fits && Batch::fits(other->dimensions(), 2, lead);
-    shared = shared && Batch::single(other->dimensions(), 2);
+  for (const ffi::AnyBuffer* each : {&act_scale, &act_zero}) {
+    if (each->element_count() == 0) continue;
+    fits = fits && Batch::fits(each->dimensions(), 2, lead);
+    shared = shared && Batch::single(each->dimensions(), 2);
+  }
+  if (other.element_count() > 0) {
+    fits = fits && Batch::fits(other.dimensions(), 4, lead);
+    shared = shared && Batch::full(other.dimensions(), 4, lead);
   }
   if (!fits) return wrong("leading axes do not fit those of the result");
 
   ffi::AnyBuffer result = *out;
   Job& job = call->job;
   job = job_of(x, scale, zero, result, act, bound, low, high, symmetric, floor);
+  if (!finish_of(curve, times, other, result, &job)) {
+    return wrong("results of this type cannot be finished like this");
+  }
   job.format = *found;
   if (job.in_floats()) job.digits = 1;
   const size_t at = w_dims.size() - 4;
@@ -247,6 +257,11 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
       !stack_of(zero, features, job.groups, n) ||
       !stack_of(totals, features, 1, n) || !stack_of(bias, features, 1, n)) {
     return wrong("shapes of scales do not fit");
+  }
+  if (other.element_count() > 0 &&
+      !std::equal(out_dims.begin() + out_at, out_dims.end(),
+                  other.dimensions().end() - 4)) {
+    return wrong("the other operand does not fit the result");
   }
   if (!are_codes(act_zero)) return wrong("zero points must be int8 numbers");
 
@@ -310,6 +325,11 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
       item.bias = reinterpret_cast<const float*>(own(bias, n * 4, f));
       item.out = static_cast<char*>(out->untyped_data()) + i * pixels +
                  f * n * bytes_of(job.out_type);
+      item.other = entry(other, 4, i, pixels);
+      if (job.joins) {
+        item.other = static_cast<const char*>(item.other) +
+                     f * n * bytes_of(job.out_type);
+      }
       call->items.push_back(item);
     }
   }
@@ -352,6 +372,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_conv, conv,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<std::string_view>("format")
                                   .Attr<int32_t>("act")
@@ -360,6 +381,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_conv, conv,
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
                                   .Attr<float>("floor")
+                                  .Attr<std::string_view>("curve")
+                                  .Attr<bool>("times")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")
                                   .Attr<Geometry>("geometry")

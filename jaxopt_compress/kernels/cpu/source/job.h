@@ -2,7 +2,11 @@
 // that compute it.
 //
 //   out[r, n] = a[r] (sum_g s[g, n] sum_{k in g} (w[k, n] - z[g, n]) x[r, k])
-//               - a[r] b[r] t[n] + bias[n],  at least floor
+//               - a[r] b[r] t[n] + bias[n]
+//
+// and then at least floor, which is the last of
+//
+//   y -> max(floor, curve(y) + other[r, n])    or times other
 //
 // with x int8 codes of a row, a its scale and b its zero point; w codes of the
 // weight, s and z its scales and zero points, t the sums of its columns.
@@ -25,6 +29,9 @@ namespace jaxopt_compress {
 //              or, where numbers of the weight are not integers, float32 products
 enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 
+// What results go through: nothing, x Phi(x) by its tanh formula, x sigmoid(x).
+enum class Curve { kNone, kGelu, kSilu };
+
 enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0 };
 
 // Products of codes whose sum 32 bits hold, less what codes are above their numbers.
@@ -40,6 +47,7 @@ struct Item {
   const float* bias;    // [n] or null
   float act_scale, act_zero;  // where they are given
   void* out;            // [rows, n]
+  const void* other;    // of the type and shape of out, or null
   // Made from x, tile by tile.
   int8_t* codes;   // [tiles][chunks][size][chunk]
   int32_t* sums;   // [tiles][groups][size], of the codes
@@ -55,6 +63,8 @@ struct Job {
   float bound, low, high;  // of the codes of x
   bool symmetric;          // whether they have no zero point
   float floor;             // the least that a result may be
+  Curve curve;
+  bool joins, times;       // whether there is another operand, a factor
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
   int64_t stride;         // from a row of results to the next
@@ -66,6 +76,8 @@ struct Job {
   int64_t constant = 0;  // values of each unit, or 0
   int64_t stream = 0;    // bytes
 
+  // Whether results go through more than a floor.
+  bool finishes() const { return joins || curve != Curve::kNone; }
   bool in_floats() const { return format.numbers != nullptr || format.bits > 8; }
   int64_t group_units() const {
     return groups > 1 ? (group + format.rows - 1) / format.rows : units;

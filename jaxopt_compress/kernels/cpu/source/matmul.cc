@@ -74,9 +74,10 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
                    ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                    ffi::AnyBuffer totals, ffi::AnyBuffer bias,
                    ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                   ffi::Result<ffi::AnyBuffer> out, std::string_view format,
-                   int32_t act, float bound, float low, float high,
-                   bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
+                   ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
+                   std::string_view format, int32_t act, float bound, float low,
+                   float high, bool symmetric, float floor, std::string_view curve,
+                   bool times, int64_t k, int64_t n, int64_t group,
                    std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const bool sparse = weight.offsets != nullptr;
@@ -98,10 +99,14 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
       Batch::fits(x_dims, 2, lead) && Batch::fits(w_dims, weight.inner(), lead);
   // A matrix that all products share is multiplied by all rows at once.
   bool shared = Batch::single(w_dims, weight.inner());
-  for (const ffi::AnyBuffer* other : others) {
-    if (other->element_count() == 0) continue;
-    fits = fits && Batch::fits(other->dimensions(), 2, lead);
-    shared = shared && Batch::single(other->dimensions(), 2);
+  for (const ffi::AnyBuffer* each : others) {
+    if (each->element_count() == 0) continue;
+    fits = fits && Batch::fits(each->dimensions(), 2, lead);
+    shared = shared && Batch::single(each->dimensions(), 2);
+  }
+  if (other.element_count() > 0) {
+    fits = fits && Batch::fits(other.dimensions(), 2, lead);
+    shared = shared && Batch::full(other.dimensions(), 2, lead);
   }
   if (!fits) return wrong("leading axes do not fit those of the result");
 
@@ -119,6 +124,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   job.high = high;
   job.symmetric = symmetric;
   job.floor = floor;
+  if (!finish_of(curve, times, other, result, &job)) {
+    return wrong("results of this type cannot be finished like this");
+  }
   job.digits = 1;
   if (job.act == Act::kFloat && !job.in_floats()) {
     job.digits = job.x_type == Type::kBf16 ? 2 : 3;
@@ -186,7 +194,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   };
   if ((scaled && !row_of(scale, job.groups, n)) || !row_of(zero, job.groups, n) ||
       !row_of(totals, 1, n) || !row_of(bias, 1, n) || !row_of(act_scale, 1, 1) ||
-      !row_of(act_zero, 1, 1)) {
+      !row_of(act_zero, 1, 1) || !row_of(other, m, n)) {
     return wrong("shapes of scales do not fit");
   }
 
@@ -239,6 +247,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
     item.act_zero = z == nullptr ? 0.0f : *reinterpret_cast<const float*>(z);
     item.out = static_cast<char*>(out->untyped_data()) +
                i * m * n * bytes_of(job.out_type);
+    item.other = entry(other, job.out_type, m * n, i);
     char* mine = memory + i * item_bytes;
     item.codes = reinterpret_cast<int8_t*>(mine);
     item.sums = reinterpret_cast<int32_t*>(mine + code_bytes);
@@ -269,12 +278,14 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                   ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                   ffi::AnyBuffer totals, ffi::AnyBuffer bias,
                   ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                  ffi::Result<ffi::AnyBuffer> out, std::string_view format,
-                  int32_t act, float bound, float low, float high,
-                  bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
+                  ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
+                  std::string_view format, int32_t act, float bound, float low,
+                  float high, bool symmetric, float floor, std::string_view curve,
+                  bool times, int64_t k, int64_t n, int64_t group,
                   std::string_view path) {
-  return product(pool, x, {w}, scale, zero, totals, bias, act_scale, act_zero, out,
-                 format, act, bound, low, high, symmetric, floor, k, n, group, path);
+  return product(pool, x, {w}, scale, zero, totals, bias, act_scale, act_zero, other,
+                 out, format, act, bound, low, high, symmetric, floor, curve, times,
+                 k, n, group, path);
 }
 
 ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
@@ -282,17 +293,18 @@ ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
                          ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                          ffi::AnyBuffer totals, ffi::AnyBuffer bias,
                          ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                         ffi::Result<ffi::AnyBuffer> out,
+                         ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
                          std::string_view format, bool skips, int64_t constant,
                          int32_t act, float bound, float low, float high,
-                         bool symmetric, float floor, int64_t k, int64_t n, int64_t group,
+                         bool symmetric, float floor, std::string_view curve,
+                         bool times, int64_t k, int64_t n, int64_t group,
                          std::string_view path) {
   if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
     return wrong("a stream is of bytes, its offsets are int32");
   }
   return product(pool, x, {stream, &offsets, skips, constant}, scale, zero, totals, bias,
-                 act_scale, act_zero, out, format, act, bound, low, high, symmetric,
-                 floor, k, n, group, path);
+                 act_scale, act_zero, other, out, format, act, bound, low, high,
+                 symmetric, floor, curve, times, k, n, group, path);
 }
 
 }  // namespace
@@ -312,6 +324,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<std::string_view>("format")
                                   .Attr<bool>("skips")
@@ -322,6 +335,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
                                   .Attr<float>("floor")
+                                  .Attr<std::string_view>("curve")
+                                  .Attr<bool>("times")
                                   .Attr<int64_t>("k")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")
@@ -340,6 +355,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<std::string_view>("format")
                                   .Attr<int32_t>("act")
@@ -348,6 +364,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                                   .Attr<float>("high")
                                   .Attr<bool>("symmetric")
                                   .Attr<float>("floor")
+                                  .Attr<std::string_view>("curve")
+                                  .Attr<bool>("times")
                                   .Attr<int64_t>("k")
                                   .Attr<int64_t>("n")
                                   .Attr<int64_t>("group")

@@ -73,6 +73,7 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
 inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
                              float* room) {
   PanelScales found = {room, nullptr, nullptr, nullptr, job.floor};
+  if (job.finishes()) found.floor = -__builtin_inff();  // which comes last
   if (job.act == Act::kCodes) return found;
   const int n = columns_of(job, panel);
   const int64_t first = panel * kColumns;
@@ -146,6 +147,72 @@ inline typename V::F added(const Job& job, const PanelScales& scales, int64_t gr
   return V::fma(V::floats(V::less(sum, job.format.offset * of_x)), s, y);
 }
 
+// 2^t, of t from -126 to 126, to 2^-22 or so.
+inline float power_of_two(float t) {
+  const float whole = __builtin_nearbyintf(t), f = t - whole;
+  float p = 1.5252734e-5f;
+  p = p * f + 1.5403530e-4f;
+  p = p * f + 1.3333558e-3f;
+  p = p * f + 9.6181291e-3f;
+  p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+// x sigmoid(x (a + b x^2)) of each: gelu by its tanh formula (Hendrycks and Gimpel
+// 2016, https://arxiv.org/abs/1606.08415), as tanh is 2 sigmoid(2 .) - 1; silu.
+inline void bend(Curve curve, int n, float* y) {
+  const bool gelu = curve == Curve::kGelu;
+  constexpr float kLog2e = 1.44269504f;
+  const float a = (gelu ? 1.59576912f : 1.0f) * -kLog2e;
+  const float b = gelu ? 0.0713548163f * -kLog2e : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float x = y[i];
+    float t = x * (a + b * x * x);
+    t = t > -126.0f ? t : -126.0f;
+    t = t < 126.0f ? t : 126.0f;
+    // What is not finite stays so: of minus infinity, NaN.
+    y[i] = x / (1.0f + power_of_two(t)) + 0.0f * (x < 0.0f ? x : 0.0f);
+  }
+}
+
+template <typename Read>
+inline void join(bool times, int n, float* y, Read other) {
+  if (times) {
+    for (int i = 0; i < n; ++i) y[i] *= other(i);
+  } else {
+    for (int i = 0; i < n; ++i) y[i] += other(i);
+  }
+}
+
+// What is left to do with `n` results, of which the first is the result at `at`.
+void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
+  if (job.curve != Curve::kNone) bend(job.curve, n, y);
+  if (job.joins && job.out_type == Type::kF32) {
+    const float* other = static_cast<const float*>(item.other) + at;
+    join(job.times, n, y, [other](int i) { return other[i]; });
+  } else if (job.joins) {
+    const uint16_t* other = static_cast<const uint16_t*>(item.other) + at;
+    join(job.times, n, y, [other](int i) { return from_bf16(other[i]); });
+  }
+  for (int i = 0; i < n; ++i) y[i] = y[i] < job.floor ? job.floor : y[i];
+}
+
+// The same of rows of a panel, which are float32.
+inline void finish_rows(const Job& job, const Item& item, int64_t panel, int64_t row,
+                        int rows) {
+  const int n = columns_of(job, panel);
+  for (int64_t r = row; r < row + rows; ++r) {
+    const int64_t at = r * job.stride + panel * kColumns;
+    finish(job, item, at, n, static_cast<float*>(item.out) + at);
+  }
+}
+
 // One row of results of a panel, in its own type.
 inline void store_row(const Job& job, const Item& item, int64_t panel,
                       const PanelScales& scales, int64_t row, float scale,
@@ -161,6 +228,7 @@ inline void store_row(const Job& job, const Item& item, int64_t panel,
     V::put(out + c, result(scales, c, a, minus_b, V::get(y + c)),
            wide ? n - c : V::kLanes);
   }
+  if (job.finishes()) finish(job, item, at, n, out);
   if (wide) return;
   uint16_t* half = static_cast<uint16_t*>(item.out) + at;
   for (int i = 0; i < n; ++i) half[i] = to_bf16(y[i]);

@@ -82,6 +82,7 @@ void windows_at_once(const Job& job, const Scene& s, const Item& item,
       V::put(out + r * job.stride + at, result(scales, at, a, minus_b, v), n - at);
     }
   }
+  if (job.finishes()) finish_rows(job, item, panel, line.row, kRows);
 }
 
 // Any results.

@@ -84,6 +84,7 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
                  n - at);
         }
       }
+      if (job.finishes()) finish_rows(job, item, panel, row, rows);
       return;
     }
     if (job.groups > 1 && job.digits == 1 && scales.zero == nullptr) {
