@@ -1,9 +1,9 @@
 // Two rounds of tasks shared between the calling thread and a pool.
 //
-// Tasks are claimed from an atomic counter by whoever is awake, the caller first of
-// all. Nobody waits for a task that nobody has claimed, so the caller may itself be
-// a thread of the pool and the pool may never get round to helping. A helper that
-// comes late finds nothing to claim and touches nothing of the caller's.
+// Tasks are claimed, from either end, by whoever is awake, the caller first of all.
+// Nobody waits for a task that nobody has claimed, so the caller may itself be a
+// thread of the pool and the pool may never get round to helping. A helper that comes
+// late finds nothing to claim and touches nothing of the caller's.
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,9 @@
 #include <string>
 #include <thread>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -31,8 +34,8 @@ class Region {
     for (int round = 0; round < 2; ++round) {
       const int64_t n = sizes_[round];
       while (true) {
-        const int64_t i = next_[round].fetch_add(1, std::memory_order_relaxed);
-        if (i >= n) break;
+        const int64_t i = claim(round, n);
+        if (i == n) break;
         try {
           task_(context_, round, i);
         } catch (...) {  // There was no memory. The others still wait for it.
@@ -54,6 +57,26 @@ class Region {
   bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
  private:
+  // The next task, or n if all are claimed. Even and odd processors take them from
+  // either end, and so each the same ones when the same product comes again, or what
+  // follows from its results: those and the weight may be in its cache yet.
+  int64_t claim(int round, int64_t n) {
+    const bool last = processor() & 1;
+    const uint64_t one = last ? uint64_t{1} << 32 : 1;
+    const uint64_t before = next_[round].fetch_add(one, std::memory_order_relaxed);
+    const int64_t front = before & 0xffffffff, back = before >> 32;
+    if (front + back >= n) return n;
+    return last ? n - 1 - back : front;
+  }
+
+  static int processor() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return 0;
+#endif
+  }
+
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -64,7 +87,7 @@ class Region {
   Task task_;
   const void* context_;
   int64_t sizes_[2];
-  alignas(64) std::atomic<int64_t> next_[2] = {{0}, {0}};
+  alignas(64) std::atomic<uint64_t> next_[2] = {{0}, {0}};
   alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
 };
 
