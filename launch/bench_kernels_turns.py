@@ -158,8 +158,9 @@ def interleave(
     took[name] = []
   names = list(calls)
   for i in range(rounds):
-    for j in range(len(names)):
-      name = names[(i * 7 + j) % len(names)]
+    # Who runs after whom makes a difference: caches hold what the last one read.
+    for j in np.random.default_rng(i).permutation(len(names)):
+      name = names[j]
       for pid in pids:
         _wait_until_still(pid)
       contestants[name].turn(1)  # its caches and threads wake up

@@ -1,5 +1,7 @@
 """Products of the library against numpy, on every instruction path of the machine."""
 
+from concurrent import futures
+import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -234,6 +236,25 @@ class TransformTest(parameterized.TestCase):
     )
     expected = np.stack([[c.x @ d.w for d in cases] for c in cases])
     self.assertLess(_distance(y, expected), 2e-6)
+
+  def test_calls_from_many_threads(self):
+    """Helpers that wait for the next product find that of any thread."""
+    cases = [Case('int8', (m, 512, 1024, 512), seed=m) for m in (1, 2, 9, 40)]
+
+    def turn(case):
+      first = None
+      for i in range(200):
+        y = case.run(Act.DYNAMIC)
+        first = y if first is None else first
+        np.testing.assert_array_equal(y, first)
+        if i % 50 == 0:
+          time.sleep(1e-3)  # longer than helpers wait
+      return first
+
+    with futures.ThreadPoolExecutor(len(cases)) as pool:
+      results = list(pool.map(turn, cases))
+    for case, y in zip(cases, results, strict=True):
+      self.assertLess(_distance(y, case.x @ case.w), 0.02)
 
   def test_wrong_shapes_are_refused(self):
     case = Case('int4', (3, 64, 40, 32))

@@ -7,14 +7,17 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
@@ -56,6 +59,12 @@ class Region {
 
   bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
  private:
   // The next task, or n if all are claimed. Even and odd processors take them from
   // either end, and so each the same ones when the same product comes again, or what
@@ -77,12 +86,6 @@ class Region {
 #endif
   }
 
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-  }
-
   std::atomic<bool> failed_{false};
   Task task_;
   const void* context_;
@@ -91,14 +94,79 @@ class Region {
   alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
 };
 
+// Where a helper that is through waits a little for the next region, rather than
+// sleep: to wake a thread can take longer than a product. Room for one.
+class Lounge {
+ public:
+  using Work = std::shared_ptr<Region>;
+
+  // Gives work to a helper that waits; false where none does.
+  bool give(const Work& work) {
+    if (state_.load(std::memory_order_relaxed) != kWaits) return false;
+    auto given = std::make_unique<Work>(work);
+    uintptr_t expected = kWaits;
+    const bool taken = state_.compare_exchange_strong(
+        expected, reinterpret_cast<uintptr_t>(given.get()));
+    if (taken) given.release();
+    return taken;
+  }
+
+  // Waits for work; null where none came, or somebody waits already.
+  Work wait() {
+    uintptr_t expected = kEmpty;
+    if (!state_.compare_exchange_strong(expected, kWaits)) return nullptr;
+    const auto end = std::chrono::steady_clock::now() + kPatience;
+    while (state_.load(std::memory_order_relaxed) == kWaits &&
+           std::chrono::steady_clock::now() < end) {
+      for (int i = 0; i < 8; ++i) Region::pause();
+    }
+    const uintptr_t found = state_.exchange(kEmpty);
+    if (found == kWaits) return nullptr;
+    const std::unique_ptr<Work> given(reinterpret_cast<Work*>(found));
+    return std::move(*given);
+  }
+
+ private:
+  static constexpr uintptr_t kEmpty = 0, kWaits = 1;
+  static constexpr std::chrono::microseconds kPatience{50};
+
+  std::atomic<uintptr_t> state_{kEmpty};
+};
+
+inline Lounge lounge;
+
+// Whether this thread is one of XLA's own.
+inline bool is_of_xla() {
+  static thread_local const bool is = [] {
+#if defined(__linux__)
+    char name[16] = {};
+    pthread_getname_np(pthread_self(), name, sizeof(name));
+    return std::strncmp(name, "tf_XLA", 6) == 0;
+#else
+    return true;
+#endif
+  }();
+  return is;
+}
+
 // Runs both rounds on this thread and up to `helpers` threads of a pool. Returns
 // whether all tasks had the memory they needed.
+//
+// XLA computes short programs on the thread that calls them, and there the next call
+// comes soon: the helper waits for it. Others keep their pool busy themselves.
 template <typename Pool>
 bool run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
          int64_t first, int64_t second) {
   auto region = std::make_shared<Region>(task, context, first, second);
-  for (int64_t i = 0; i < helpers; ++i) {
-    pool.Schedule([region] { region->work(); });
+  const bool waits = !is_of_xla();
+  const bool given = helpers > 0 && lounge.give(region);
+  for (int64_t i = given; i < helpers; ++i) {
+    pool.Schedule([region, waits]() mutable {
+      do {
+        region->work();
+        region = nullptr;
+      } while (waits && (region = lounge.wait()));
+    });
   }
   region->work();
   return !region->failed();
