@@ -1,11 +1,11 @@
 """What follows a product and can be done where its results are written.
 
-    y -> curve(y * scale + shift)
     y -> relu(curve(y * scale + shift) + other),  or times other
 
-with one scale and shift for each entry of the last axis, curve one of relu, gelu, silu
-or nothing, and `other` as large as y: a bias, a normalisation with known moments, an
-activation, a residual sum, a gate. XLA would read and write all of y again for it.
+each of which may be missing; with one scale and shift for each entry of the last axis,
+gelu or silu for a curve, and `other` as large as y: a bias, a normalisation with known
+moments, an activation, a residual sum, a gate. XLA would read and write all of y again
+for it.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ import numpy as np
 PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
 # Curves that are known by what they compute.
 CURVES = {'gelu': jax.nn.gelu, 'silu': jax.nn.silu}
+_MOST_EQUATIONS = 12  # that a curve is looked for in
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,8 @@ class Epilogue:
 
   Attributes:
     scale, shift: None, or [n] float32, for each entry of the last axis.
-    other: None, or what is added afterwards, of the shape of the results.
+    other: None, or what is added afterwards or a factor, of the shape of the
+      results.
     curve: None, or in `CURVES`: before `other`.
     times: whether `other` is a factor.
     relu: None, or what computes it, with its own derivative at zero: at the end.
@@ -45,6 +47,11 @@ class Epilogue:
   relu: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
     default=None, metadata={'static': True}
   )
+
+  def split(self) -> tuple['Epilogue', 'Epilogue']:
+    """What is done along columns, and what comes after it."""
+    rest = dataclasses.replace(self, scale=None, shift=None)
+    return Epilogue(self.scale, self.shift), rest
 
   def __call__(self, y: jax.Array) -> jax.Array:
     """The same in XLA."""
@@ -198,13 +205,17 @@ def _step(chain, i, eqn, v, makers) -> dict[str, Any] | None:
 
 
 def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
-  """(name, indices of its equations) of the curve that a variable goes through."""
+  """(name, indices of its equations) of the curve that a variable goes through.
+
+  (None, ()) where it goes through none.
+  """
   waiting, inside, indices = set(readers[v]), {v}, []
-  while waiting and len(indices) < _MOST:
+  while waiting and len(indices) < _MOST_EQUATIONS:
     i = min(waiting)
     waiting.discard(i)
     eqn = jaxpr.eqns[i]
-    if not all(_is_literal(o) or o in inside for o in eqn.invars):
+    known = all(_is_literal(o) or o in inside for o in eqn.invars)
+    if not known or len(eqn.outvars) != 1:
       break
     indices.append(i)
     if not waiting:  # so far, nothing else reads what is inside
@@ -213,14 +224,11 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
         if body == _formula(name, jnp.dtype(v.aval.dtype)):
           return name, tuple(indices)
     more = [j for o in eqn.outvars for j in readers.get(o, ())]
-    if None in more or len(eqn.outvars) != 1:
+    if None in more:
       break
     inside.update(eqn.outvars)
     waiting.update(more)
   return None, ()
-
-
-_MOST = 12  # equations of a curve
 
 
 @functools.cache
@@ -236,25 +244,21 @@ def _written(eqns, v):
   if len(eqns) == 1 and eqns[0].primitive.name in ('jit', 'pjit'):
     body = eqns[0].params.get('jaxpr', eqns[0].params.get('call_jaxpr'))
     body = getattr(body, 'jaxpr', body)
-    if len(body.invars) != 1 or body.constvars:
+    if list(eqns[0].invars) != [v] or body.constvars or not body.eqns:
+      return None
+    if list(body.outvars) != list(body.eqns[-1].outvars):
       return None
     return _written(body.eqns, body.invars[0])
   number = {v: 0}
   lines = []
   for eqn in eqns:
-    if len(eqn.outvars) != 1:
-      return None
-    words = [
-      float(o.val) if _is_literal(o) and np.ndim(o.val) == 0 else number.get(o)
-      for o in eqn.invars
-      if not _is_literal(o) or np.ndim(o.val) == 0
-    ]
-    if None in words or len(words) != len(eqn.invars):
-      return None
-    tagged = [
-      (_is_literal(o), w) for o, w in zip(eqn.invars, words, strict=True)
-    ]
-    lines.append((eqn.primitive.name, eqn.params.get('y'), tuple(tagged)))
+    words = []
+    for o in eqn.invars:
+      if _is_literal(o) and np.ndim(o.val):
+        return None
+      words.append(float(o.val) if _is_literal(o) else ('v', number.get(o)))
+    # Of their parameters, the exponent of a power.
+    lines.append((eqn.primitive.name, eqn.params.get('y'), tuple(words)))
     number[eqn.outvars[0]] = len(number)
   return tuple(lines)
 
@@ -300,7 +304,21 @@ def _relu(eqn) -> Callable | None:
   inside = _relu(body.eqns[0])
   if inside is None or name != 'custom_jvp_call':
     return inside
-  return jax.nn.relu
+  # Others may have another derivative.
+  return jax.nn.relu if _source(body) == _source_of_relu() else None
+
+
+def _source(body) -> str | None:
+  """Where the function of a body was written."""
+  return getattr(getattr(body, 'debug_info', None), 'func_src_info', None)
+
+
+@functools.cache
+def _source_of_relu() -> str:
+  eqn = jax.make_jaxpr(jax.nn.relu)(0.0).jaxpr.eqns[0]
+  while eqn.primitive.name in ('jit', 'pjit'):
+    eqn = _only(eqn).eqns[0]
+  return _source(_only(eqn)) or 'unknown'
 
 
 def _maximum(y):

@@ -29,6 +29,7 @@ from jaxopt_compress.quantization import straight
 def product(
   x: jax.Array,
   leaf: packed.PackedArray | tiled.TiledArray,
+  result: jnp.dtype,
   epilogue: epilogues.Epilogue | None = None,
 ) -> jax.Array:
   """Rows times matrices laid out for kernels.
@@ -36,14 +37,14 @@ def product(
   Args:
     x: [stack..., m, k] floating.
     leaf: stands for [stack..., *matrix.shape]; seen as [stack..., k, n].
+    result: dtype that the results are for.
     epilogue: what is done with the results.
 
   Returns:
-    [stack..., m, n] float32; bfloat16 where x and the leaf are. NotImplemented for
-    an epilogue that is for XLA.
+    [stack..., m, n] float32; bfloat16 if they are for that. NotImplemented for an
+    epilogue that is for XLA.
   """
-  out_dtype = jnp.result_type(x.dtype, leaf.dtype)
-  out_dtype = out_dtype if out_dtype == jnp.bfloat16 else jnp.float32
+  out_dtype = jnp.bfloat16 if result == jnp.bfloat16 else jnp.float32
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
   portable = lambda x, leaf: _portable(x, leaf, out_dtype)
@@ -63,8 +64,6 @@ def product(
 def _is_ours(leaf, epilogue) -> bool:
   """Whether a kernel does what follows its product."""
   if not isinstance(leaf, packed.PackedArray) or not native.available():
-    return False
-  if leaf.depthwise and (epilogue.curve or epilogue.other is not None):
     return False
   return bool(leaf.format) or epilogue.scale is None
 
@@ -107,6 +106,11 @@ def convolution(
   path = leaf.path_for(x.shape[1] * x.shape[2])
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
+  if leaf.depthwise and (
+    epilogue and (epilogue.curve or epilogue.other is not None)
+  ):
+    first, then = epilogue.split()
+    return then(convolution(x, leaf, portable, first, **geometry))
 
   def kernel(x, leaf, epilogue):
     m = leaf.matrix

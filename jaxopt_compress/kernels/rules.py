@@ -59,9 +59,10 @@ def _(
   if epilogue and (not side or stack or len(free) != 1):
     return NotImplemented
   if epilogue and epilogue.other is not None:
-    other = epilogue.other.reshape(-1, m.n)
+    other = epilogue.other.reshape(rows.shape[-2], m.n)
     epilogue = dataclasses.replace(epilogue, other=other)
-  y = dispatch.product(rows, leaf, epilogue)
+  result = dot.result_dtype(preferred_element_type, x, leaf)
+  y = dispatch.product(rows, leaf, result, epilogue)
   if y is NotImplemented:
     return y
   # To [batch..., free of lhs..., free of rhs...]
@@ -72,8 +73,7 @@ def _(
   of_x = [stack + i for i in range(len(x_free))]
   of_leaf = [stack + len(x_free) + by_entry.index(i) for i in free]
   order = (*of_batch, *(of_x + of_leaf if side else of_leaf + of_x))
-  y = lax.transpose(y, order)
-  return y.astype(dot.result_dtype(preferred_element_type, x, leaf))
+  return lax.transpose(y, order).astype(result)
 
 
 def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:

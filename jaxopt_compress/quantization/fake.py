@@ -209,7 +209,7 @@ def _apart(quantise, w):
   What follows is then the same program as with stored weights, and so are its
   results, to the bit: a fusion of its own would sum in another order. On CPU,
   XLA drops barriers before it fuses; a branch it keeps. The backward pass reads the
-  codes that come out of it, too, where it would round all weights again.
+  codes that come out of it, too, instead of rounding all weights again.
   """
   return lax.platform_dependent(
     w,
@@ -220,7 +220,9 @@ def _apart(quantise, w):
 
 def _branch(quantise, w):
   """`quantise(w)` where the first of `w` is finite, as it is in all that trains."""
-  first = w.ravel()[0]
+  # Which is not to be had of what is cut along explicit axes of a mesh.
+  cut = any(a is not None for a in jax.typeof(w).sharding.spec)
+  first = jnp.max(w) if cut else w.ravel()[0]
   spoil = lambda w: quantise(jnp.full_like(w, first))
   return lax.cond(jnp.isfinite(first), quantise, spoil, w)
 

@@ -13,6 +13,17 @@ W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
 B = jnp.arange(4.0)[None]
 C = jnp.arange(12.0).reshape(3, 4)
 GELU = jax.jit(jax.nn.gelu)
+# As silu, but for what they return.
+SIGMOID = jax.jit(lambda y: (s := jax.nn.sigmoid(y), y * s)[0])
+BOTH = jax.jit(lambda y: (y * jax.nn.sigmoid(y), y))
+
+
+@jax.custom_jvp
+def straight_relu(y):
+  return jnp.maximum(y, 0)
+
+
+straight_relu.defjvp(lambda p, t: (straight_relu(*p), t[0]))
 
 
 def _norm(y, mean, factor, shift):
@@ -59,6 +70,9 @@ NOT_FOUND = {
   'along rows': lambda x, w, b: x @ w + jnp.arange(3.0)[:, None],
   'the exact gelu': lambda x, w, b: jax.nn.gelu(x @ w, approximate=False),
   'part of gelu': lambda x, w, b: (y := x @ w) * 0.5 * (1 + jnp.tanh(y)),
+  'what silu begins with': lambda x, w, b: SIGMOID(x @ w),
+  'silu and more': lambda x, w, b: BOTH(x @ w)[0],
+  'relu with a derivative of its own': lambda x, w, b: straight_relu(x @ w),
   'gelu read twice': lambda x, w, b: jax.nn.gelu(y := x @ w) + y,
   'not zero': lambda x, w, b: jnp.maximum(x @ w, 1.0),
   'a type': lambda x, w, b: (x @ w).astype(jnp.bfloat16),

@@ -225,6 +225,39 @@ class EpilogueTest(parameterized.TestCase):
     self.assertEqual(y.dtype, jnp.bfloat16)
     self.assertLess(_distance(y.astype(jnp.float32), want), 0.03)
 
+  def test_results_wider_than_operands(self):
+    """A float32 residual of bfloat16 operands is not rounded."""
+    half = jnp.bfloat16
+    f = lambda p, x: (
+      p['c'] + jnp.matmul(x, p['w'], preferred_element_type=jnp.float32)
+    )
+    params = {'w': W.astype(half), 'c': C + 1000}
+    q, p = _packed(f, params, X.astype(half), 'W8A8')
+    y, want = (jax.jit(jc.lift(f))(t, X.astype(half)) for t in (p, q))
+    self.assertEqual(y.dtype, jnp.float32)
+    np.testing.assert_allclose(y, want, rtol=1e-6)
+
+  def test_a_depthwise_norm_before_a_curve(self):
+    w = jax.random.normal(jax.random.key(4), (3, 3, 1, 16)) / 5
+    x = jax.random.normal(jax.random.key(5), (2, 7, 9, 16))
+
+    def f(p, x):
+      y = lax.conv_general_dilated(
+        x,
+        p['w'],
+        (1, 1),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=16,
+      )
+      return jax.nn.silu((y - p['b']) * p['a']) + x
+
+    q, p = _packed(f, _tree(w), x, 'W8A8')
+    run = jax.jit(jc.lift(f, strict=True))
+    self.assertLess(_distance(run(p, x), run(q, x)), 2e-5)
+    # Of the norm nothing is left but what is made of its parameters.
+    self.assertNotIn('stablehlo.subtract', run.lower(p, x).as_text())
+
   def test_nan_stays(self):
     _, p = _packed(_dense, _tree(W), X, 'W8A8')
     y = jax.jit(jc.lift(_dense))(p, X.at[0, 0, 0].set(jnp.nan))

@@ -312,6 +312,20 @@ class LeafTest(parameterized.TestCase):
         w = _normal(8, 4).at[row, 0].set(bad)
         self.assertFalse(np.isfinite(f(w))[:, 0].any())
 
+  def test_on_a_mesh_with_explicit_axes(self):
+    mesh = jax.make_mesh(
+      (4,), ('d',), axis_types=(jax.sharding.AxisType.Explicit,)
+    )
+    comp = jc.fake_quantize([('w', 'W8A16')])
+    w = _normal(8, 16)
+    for spec in ('d', None), (None, 'd'), (None, None):
+      with jax.set_mesh(mesh):
+        cut = jax.device_put(w, jax.P(*spec))
+        f = jax.jit(lambda w: comp.apply({'w': w}, ())['w'].frozen)
+        got = f(cut)
+      want = jc.quantize({'w': w}, [('w', 'W8A16')])['w']
+      np.testing.assert_array_equal(got.materialize(), want.materialize())
+
   @parameterized.parameters(*SCHEMES)
   def test_original_residuals(self, scheme):
     """Forward as ever; backward the two products of unrounded operands."""

@@ -2,7 +2,7 @@
 
     y[i, p, n] = a_i (sum_g s_gn sum_{k in g} (w_kn - z_gn) x_i[p, k] - b_i t_n) + bias_n
 
-as `native` has it for rows, with the windows of an image for rows: k runs over the
+and what `native` has after it, with the windows of an image for rows: k runs over the
 taps of a window and its channels, and the codes of an image share a scale a and a
 zero point b. A padded position is a real zero.
 """

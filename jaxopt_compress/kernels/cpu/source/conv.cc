@@ -335,7 +335,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   }
 
   const int64_t products = stacks * features;
-  // Products; results, and entries of images, cost as much as some dozens.
+  // In products; a result and an entry of an image count as 64.
   const double work = 1.0 * products * job.rows * n * (job.digits * job.k + 64) +
                       64.0 * stacks * of_stack;
   const bool small = work < (1 << 22);

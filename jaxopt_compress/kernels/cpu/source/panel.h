@@ -175,9 +175,9 @@ inline void bend(Curve curve, int n, float* y) {
     const float x = y[i];
     float t = x * (a + b * x * x);
     t = t > -126.0f ? t : -126.0f;
-    t = t < 126.0f ? t : 126.0f;
+    const float bent = x / (1.0f + power_of_two(t < 126.0f ? t : 126.0f));
     // What is not finite stays so: of minus infinity, NaN.
-    y[i] = x / (1.0f + power_of_two(t)) + 0.0f * (x < 0.0f ? x : 0.0f);
+    y[i] = t < 126.0f ? bent : 0.0f * x;
   }
 }
 

@@ -66,7 +66,7 @@ class Region {
   }
 
  private:
-  // The next task, or n if all are claimed. Even and odd processors take them from
+  // The next task, or n, below 2^32, if all are claimed. Even and odd processors take them from
   // either end, and so each the same ones when the same product comes again, or what
   // follows from its results: those and the weight may be in its cache yet.
   int64_t claim(int round, int64_t n) {
@@ -135,7 +135,8 @@ class Lounge {
 
 inline Lounge lounge;
 
-// Whether this thread is one of XLA's own.
+// Whether this thread is one of XLA's own, by its name. If those change, helpers wait
+// where nobody needs them to.
 inline bool is_of_xla() {
   static thread_local const bool is = [] {
 #if defined(__linux__)
@@ -160,7 +161,7 @@ bool run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
   auto region = std::make_shared<Region>(task, context, first, second);
   const bool waits = !is_of_xla();
   const bool given = helpers > 0 && lounge.give(region);
-  for (int64_t i = given; i < helpers; ++i) {
+  for (int64_t i = given ? 1 : 0; i < helpers; ++i) {
     pool.Schedule([region, waits]() mutable {
       do {
         region->work();
