@@ -133,6 +133,16 @@ class EpilogueTest(parameterized.TestCase):
       want = x / (1 + np.exp(-(inner if kind == 'gelu' else x)))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-28)
 
+  @parameterized.product(path=native.paths(), kind=['gelu', 'silu'])
+  def test_curves_of_infinities(self, path, kind):
+    """Weights that are floats let them through, and relu does not hide NaN."""
+    x = jnp.array([[jnp.inf], [-jnp.inf], [jnp.nan], [2.0]])
+    f = lambda p, x: jax.nn.relu(KINDS[kind](x @ p['w'], None))
+    _, p = _packed(f, {'w': jnp.ones((1, 4))}, x, 'NF4')
+    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    got = jax.jit(jc.lift(f))(p, x)[:, 0]
+    np.testing.assert_allclose(got, f({'w': jnp.ones((1, 1))}, x)[:, 0], 1e-5)
+
   @parameterized.product(
     kind=['a sum, then relu', 'gelu', 'a gate'],
     shape=[(3, 3, 16, 24), (3, 3, 8, 24), (3, 3, 1, 16)],

@@ -224,6 +224,19 @@ void store(const Job& job, const Tiles& t, const Item& item, int64_t panel,
     }
     return;
   }
+  const float* scale = item.scales + tile * t.size;
+  const float* zero = item.zeros + tile * t.size;
+  if (at_once(job)) {
+    const int n = columns_of(job, panel);
+    float* out = static_cast<float*>(item.out) + row * job.stride + panel * kColumns;
+    for (int r = 0; r < rows; ++r) {
+      const int32_t* sums = results.sums[r];
+      put_row(job, scales, n, scale[r], zero[r], of_x[r], out + r * job.stride,
+              [sums](int c) { return V::load(sums + c * V::kLanes); });
+    }
+    if (job.finishes()) finish_rows(job, item, panel, row, rows);
+    return;
+  }
   alignas(64) float y[32][kColumns];
   float(*from)[kColumns] = results.y;
   if (job.groups == 1) {
@@ -232,8 +245,7 @@ void store(const Job& job, const Tiles& t, const Item& item, int64_t panel,
     from = y;
   }
   for (int r = 0; r < rows; ++r) {
-    store_row(job, item, panel, scales, row + r, item.scales[tile * t.size + r],
-              item.zeros[tile * t.size + r], from[r]);
+    store_row(job, item, panel, scales, row + r, scale[r], zero[r], from[r]);
   }
 }
 
@@ -284,7 +296,9 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
         }
         for (int64_t tile = begin; tile < end; ++tile) {
           for (int64_t i = 0; i < kept; ++i) {
-            Results& of_tile = results[(tile - begin) * kBlockPanels + i];
+            // Sums that nobody comes back to, always in the same place.
+            const int64_t place = blocks > 1 ? (tile - begin) * kBlockPanels + i : 0;
+            Results& of_tile = results[place];
             one(job, t, item, tile, block, w[i], scales[i], of_tile);
             if (b + 1 < blocks) continue;
             store(job, t, item, p + i, tile, scales[i], of_tile);

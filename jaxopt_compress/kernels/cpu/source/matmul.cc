@@ -13,6 +13,10 @@
 namespace jaxopt_compress {
 namespace {
 
+// The largest weight, and the fewest rows of a task, that are multiplied as soon as
+// rows are codes.
+constexpr int64_t kShared = 1 << 20, kRows = 32;
+
 struct Call {
   Job job;
   Tiles tiles;
@@ -20,11 +24,25 @@ struct Call {
   std::vector<Item> items;
   int64_t panels_each, tiles_each;   // of a task
   int64_t panel_tasks, tile_tasks;   // of an item
+  // Whether rows meet the whole weight as soon as they are codes: a task is some of
+  // them.
+  bool together;
 
   static void task(const void* context, int round, int64_t i) {
     const Call& call = *static_cast<const Call*>(context);
     thread_local Room room;
     char* workspace = room.of(call.path->workspace(call.job, call.tiles));
+    if (call.together) {
+      const Item& item = call.items[i / call.tile_tasks];
+      const int64_t first = i % call.tile_tasks * call.tiles_each;
+      const int64_t last = std::min(first + call.tiles_each, call.tiles.count);
+      for (int64_t tile = first; tile < last; ++tile) {
+        call.path->prepare(call.job, call.tiles, item, tile, workspace);
+      }
+      call.path->multiply(call.job, call.tiles, item, 0, call.job.panels, first, last,
+                          workspace);
+      return;
+    }
     if (round == 0) {
       const Item& item = call.items[i / call.tiles.count];
       call.path->prepare(call.job, call.tiles, item, i % call.tiles.count,
@@ -42,6 +60,25 @@ struct Call {
         std::min(first + call.tiles_each, call.tiles.count), workspace);
   }
 };
+
+int64_t each_of(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+
+// Into how many parts panels are cut, where `runs` tasks are wanted: every task reads
+// its rows and its panels, and all of them as little as may be.
+int64_t panel_tasks(const Job& job, const Tiles& t, int64_t runs, int64_t weight) {
+  int64_t best = 1, least = 0, most_tasks = 0;
+  for (int64_t panels = std::min(runs, job.panels); panels > 0; --panels) {
+    const int64_t tiles = std::min(each_of(runs, panels), t.count);
+    const int64_t tasks = std::min(runs, panels * tiles);
+    const int64_t reads = panels * t.count * t.codes() + tiles * weight;
+    if (tasks > most_tasks || (tasks == most_tasks && reads < least)) {
+      best = panels;
+      least = reads;
+      most_tasks = tasks;
+    }
+  }
+  return best;
+}
 
 // A weight: panels [..., panels, units, bytes], or streams [..., bytes] without
 // zeros and the offsets [..., panels + 1] of their runs.
@@ -263,13 +300,16 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
-  call->panels_each = std::max<int64_t>(job.panels / runs, 1);
-  call->panel_tasks = (job.panels + call->panels_each - 1) / call->panels_each;
-  const int64_t splits = std::max<int64_t>(runs / call->panel_tasks, 1);
-  call->tiles_each = std::max<int64_t>((t.count + splits - 1) / splits, 1);
-  call->tile_tasks = (t.count + call->tiles_each - 1) / call->tiles_each;
-  const bool done = run(pool, workers - 1, &Call::task, call.get(), products * t.count,
-      products * call->panel_tasks * call->tile_tasks);
+  // The weight then stays in the second-level cache of everyone.
+  call->together = bytes <= products * kShared && job.rows >= kRows * runs;
+  const int64_t splits = call->together ? 1 : panel_tasks(job, t, runs, bytes / products);
+  call->panels_each = each_of(job.panels, splits);
+  call->panel_tasks = each_of(job.panels, call->panels_each);
+  call->tiles_each = each_of(t.count, each_of(runs, call->panel_tasks));
+  call->tile_tasks = each_of(t.count, call->tiles_each);
+  const bool done = run(pool, workers - 1, &Call::task, call.get(),
+                        call->together ? 0 : products * t.count,
+                        products * call->panel_tasks * call->tile_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }

@@ -139,6 +139,21 @@ inline bool at_once(const Job& job) {
          job.out_type == Type::kF32;
 }
 
+// A row of results of `n` columns from its sums, one register of which `sum` gives.
+template <typename Sum>
+inline void put_row(const Job& job, const PanelScales& scales, int n, float scale,
+                    float zero, int32_t of_x, float* out, Sum sum) {
+  const typename V::F a = V::all(scale), minus_b = V::all(-zero);
+#pragma GCC unroll 8
+  for (int c = 0; c < kRegs; ++c) {
+    const int at = c * V::kLanes;
+    if (at >= n) break;
+    V::put(out + at,
+           result(scales, at, a, minus_b, number(job, scales, at, sum(c), of_x)),
+           n - at);
+  }
+}
+
 // As `add_group` adds sums without zero points, of one register: y + s sum.
 inline typename V::F added(const Job& job, const PanelScales& scales, int64_t group,
                            int column, typename V::I sum, int32_t of_x,
@@ -173,7 +188,8 @@ inline void bend(Curve curve, int n, float* y) {
   const float b = gelu ? 0.0713548163f * -kLog2e : 0.0f;
   for (int i = 0; i < n; ++i) {
     const float x = y[i];
-    float t = x * (a + b * x * x);
+    const float square = x * x;  // of infinity, not more than b can be times
+    float t = x * (a + b * (square < 1e30f ? square : 1e30f));
     t = t > -126.0f ? t : -126.0f;
     const float bent = x / (1.0f + power_of_two(t < 126.0f ? t : 126.0f));
     // What is not finite stays so: of minus infinity, NaN.

@@ -94,13 +94,32 @@ inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   return {scale, zero, false};
 }
 
+// Rounds to even.
+inline int32_t nearest(float x) {
+#if defined(__clang__)
+  return static_cast<int32_t>(__builtin_rintf(x));
+#else
+  return __builtin_irintf(x);  // one instruction
+#endif
+}
+
+// Codes of x / scale. Where the range is not x's own, x may end however far outside.
+template <bool kOwn>
 inline void round_row(const float* x, int64_t k, float inverse, float zero,
                       float low, float high, int8_t* out) {
+  const float least = low - zero, most = high - zero;
+  const int32_t first = static_cast<int32_t>(low), last = static_cast<int32_t>(high);
+  const int32_t shift = static_cast<int32_t>(zero);
   for (int64_t i = 0; i < k; ++i) {
-    float v = __builtin_nearbyintf(x[i] * inverse) + zero;
-    v = v > low ? v : low;
-    v = v < high ? v : high;
-    out[i] = static_cast<int8_t>(static_cast<int32_t>(v));
+    float v = x[i] * inverse;
+    if constexpr (!kOwn) {
+      v = v > least ? v : least;
+      v = v < most ? v : most;
+    }
+    int32_t q = nearest(v) + shift;
+    q = q > first ? q : first;
+    q = q < last ? q : last;
+    out[i] = static_cast<int8_t>(q);
   }
 }
 
@@ -110,8 +129,7 @@ inline void digits_row(const float* x, int64_t k, float inverse, int digits,
   if (digits == 3) {
     int8_t *a = out[0], *b = out[1], *c = out[2];
     for (int64_t i = 0; i < k; ++i) {
-      const int32_t q =
-          static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
+      const int32_t q = nearest(x[i] * inverse);
       const int32_t q1 = (q + 128) >> 8, q0 = (q1 + 128) >> 8;
       a[i] = static_cast<int8_t>(q0);
       b[i] = static_cast<int8_t>(q1 - q0 * 256);
@@ -120,8 +138,7 @@ inline void digits_row(const float* x, int64_t k, float inverse, int digits,
   } else {
     int8_t *a = out[0], *b = out[1];
     for (int64_t i = 0; i < k; ++i) {
-      const int32_t q =
-          static_cast<int32_t>(__builtin_nearbyintf(x[i] * inverse));
+      const int32_t q = nearest(x[i] * inverse);
       const int32_t q0 = (q + 128) >> 8;
       a[i] = static_cast<int8_t>(q0);
       b[i] = static_cast<int8_t>(q - q0 * 256);
@@ -137,7 +154,9 @@ inline void codes_of(const Job& job, const Range& range, const float* x,
   } else if (job.act == Act::kFloat) {
     digits_row(x, n, 1.0f / range.scale, job.digits, out);
   } else {
-    round_row(x, n, 1.0f / range.scale, range.zero, job.low, job.high, out[0]);
+    const auto round =
+        job.act == Act::kDynamic ? &round_row<true> : &round_row<false>;
+    round(x, n, 1.0f / range.scale, range.zero, job.low, job.high, out[0]);
   }
 }
 
@@ -155,11 +174,16 @@ inline void place(const Tiles& t, const int8_t* row, int64_t from, int64_t n,
     if (i < n) std::memcpy(out + i * t.size, row + from + i, n - i);
     return;
   }
-  for (int64_t i = 0; i < n;) {
-    const int64_t at = to + i, inside = at % chunk;
+  // Its chunks, the first from where it is left off.
+  int64_t inside = to % chunk;
+  int8_t* out = codes + (to - inside) * t.size + slot * chunk;
+  for (int64_t i = 0; i < n; inside = 0, out += chunk * t.size) {
     const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
-    std::memcpy(codes + (at - inside) * t.size + slot * chunk + inside,
-                row + from + i, run);
+    if (run == 64) {
+      std::memcpy(out, row + from + i, 64);
+    } else {
+      std::memcpy(out + inside, row + from + i, run);
+    }
     i += run;
   }
 }

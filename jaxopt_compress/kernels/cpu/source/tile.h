@@ -72,17 +72,9 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         if (r >= rows) break;
-        const V::F a = V::all(item.scales[tile * t.size + r]);
-        const V::F minus_b = V::all(-item.zeros[tile * t.size + r]);
-#pragma GCC unroll 8
-        for (int c = 0; c < kRegs; ++c) {
-          const int at = c * V::kLanes;
-          if (at >= n) break;
-          V::put(out + r * job.stride + at,
-                 result(scales, at, a, minus_b,
-                        number(job, scales, at, acc[r][c], of_x[r])),
-                 n - at);
-        }
+        put_row(job, scales, n, item.scales[tile * t.size + r],
+                item.zeros[tile * t.size + r], of_x[r], out + r * job.stride,
+                [&acc, r](int c) { return acc[r][c]; });
       }
       if (job.finishes()) finish_rows(job, item, panel, row, rows);
       return;
