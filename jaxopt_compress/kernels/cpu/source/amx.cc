@@ -33,6 +33,8 @@ constexpr int kStride = kColumns * kSteps;  // of a row of a panel
 // one tile stay in the first-level cache, those of the panels and what the products
 // add up to in the second.
 constexpr int64_t kBlockRows = 768, kBlockPanels = 8, kBlockTiles = 16;
+// Up to so many rows of codes, the second-level cache has room for longer ones.
+constexpr int64_t kFewRows = 64, kLongRows = 4096;
 
 // Shapes of the tile registers: 0 to 3 sums, 4 and 5 codes of x, 6 and 7 of w.
 struct alignas(64) Shapes {
@@ -61,7 +63,7 @@ Tiles tiles(const Job& job) {
   const int64_t all = job.rows * job.digits;
   const int chunk = chunk_of(job);
   // Few rows are limited by memory, where the vector path does as well.
-  const int64_t few = spreads_out(job) ? 6 : 12;
+  const int64_t few = job.sparse ? few_sparse(job) : spreads_out(job) ? 6 : 12;
   if (job.in_floats() || chunk == 0 || all <= few) return {0, 0, 0, 0, 0};
   const int size = all <= kTileRows / job.digits * job.digits ? 16 : 32;
   const int used = size / job.digits * job.digits;
@@ -76,10 +78,16 @@ struct Block {
   int64_t unit, units;    // of the panel
 };
 
+// Whether what tiles hold matters less than to come back for their sums.
+bool few_tiles(const Job& job) {
+  return !spreads_out(job) && job.rows * job.digits <= kFewRows;
+}
+
 // Units of a block of the only group: blocks of about one size, of whole chunks.
 int64_t block_units(const Job& job) {
   const int64_t rows = job.units * job.format.rows;
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t most = few_tiles(job) ? kLongRows : kBlockRows;
+  const int64_t blocks = (rows + most - 1) / most;
   const int64_t even = (rows + blocks - 1) / blocks;
   return (even + 63) / 64 * 64 / job.format.rows;
 }

@@ -218,7 +218,7 @@ inline void sparse_product(Run& run, int64_t first, int64_t end, const int8_t* x
     const int64_t half = __builtin_popcountll(low);
     const typename W::I b[2] = {W::expand_codes(low, run.values),
                                 W::expand_codes(high, run.values + half)};
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const typename W::I a = W::four(x + (u * kRows + r) * kSteps);
       acc[r][0] = W::dot(acc[r][0], b[0], a);
@@ -285,7 +285,7 @@ inline void sparse_float_product(Run& run, int64_t units, const float* x,
     const float* at = x + u * kSteps;
     return each_sixteen<T, W>(
         run.masks, run.values, [&](int row, int h, typename W::F b) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) {
             acc[r][h] = W::fma(W::all(at[r * stride + row]), b, acc[r][h]);
           }
@@ -312,6 +312,10 @@ void sparse_floats(const Job& job, const Tiles& t, const Item& item,
   }
 }
 
+// Rows that units are spread out in registers for: of codes more than of floats, but
+// not where units are skipped, which takes registers as well.
+constexpr int kFewSparse = 8, kFewCodes = 12;
+
 using SparseFew = void (*)(const Job&, const Tiles&, const Item&, int64_t,
                            int64_t, Run, const PanelScales&);
 
@@ -321,10 +325,11 @@ SparseFew sparse_few_of(int bits, int size) {
     return nullptr;
   } else {
     if (size < kMost) return sparse_few_of<W, kSkips, kMost - 1>(bits, size);
-    if (bits == 32) {
-      if constexpr (W::kExpands) return &sparse_floats<float, W, kSkips, kMost>;
-    }
-    if constexpr (W::kExpandsNarrow) {
+    if constexpr (kMost > kFewSparse) {
+      return &sparse_codes<W, kSkips, kMost>;
+    } else if (bits == 32) {
+      return &sparse_floats<float, W, kSkips, kMost>;
+    } else if constexpr (W::kExpandsNarrow) {
       return bits == 16 ? &sparse_floats<uint16_t, W, kSkips, kMost>
                         : &sparse_codes<W, kSkips, kMost>;
     }
@@ -332,18 +337,20 @@ SparseFew sparse_few_of(int bits, int size) {
   }
 }
 
-// Rows of codes that units are spread out in registers for.
-constexpr int kFewSparse = 6;
+inline int few_sparse(const Job& job) {
+  return job.skips || job.in_floats() ? kFewSparse : kFewCodes;
+}
 
 // Null where the units have to be spread out in memory: there are many rows, no
 // instructions for it, or numbers that are not finite, whose products with zeros
 // that were skipped are missed.
 template <typename W = V>
 SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item) {
-  if (t.size > kFewSparse) return nullptr;
+  if (t.size > few_sparse(job)) return nullptr;
   if constexpr (W::kExpands) {
     if (!job.skips) {
-      return sparse_few_of<W, false, kFewSparse>(job.format.bits, t.size);
+      constexpr int kMost = W::kExpandsNarrow ? kFewCodes : kFewSparse;
+      return sparse_few_of<W, false, kMost>(job.format.bits, t.size);
     }
     bool all_finite = true;
     for (int64_t i = 0; job.in_floats() && i < t.count; ++i) {

@@ -293,7 +293,7 @@ Tiles tiles(const Job& job) {
 
 // Whether panels are spread out into memory first.
 bool spreads_out(const Job& job, const Tiles& t) {
-  return job.sparse ? t.size > kFewSparse || !V::kExpandsNarrow
+  return job.sparse ? t.size > few_sparse(job) || !V::kExpandsNarrow
                     : job.format.bits < 8 && t.size > kFew;
 }
 
