@@ -61,14 +61,14 @@ struct Call {
   }
 };
 
-int64_t each_of(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
 
 // Into how many parts panels are cut, where `runs` tasks are wanted: every task reads
 // its rows and its panels, and all of them as little as may be.
-int64_t panel_tasks(const Job& job, const Tiles& t, int64_t runs, int64_t weight) {
+int64_t parts_of_panels(const Job& job, const Tiles& t, int64_t runs, int64_t weight) {
   int64_t best = 1, least = 0, most_tasks = 0;
   for (int64_t panels = std::min(runs, job.panels); panels > 0; --panels) {
-    const int64_t tiles = std::min(each_of(runs, panels), t.count);
+    const int64_t tiles = std::min(ceil_div(runs, panels), t.count);
     const int64_t tasks = std::min(runs, panels * tiles);
     const int64_t reads = panels * t.count * t.codes() + tiles * weight;
     if (tasks > most_tasks || (tasks == most_tasks && reads < least)) {
@@ -302,11 +302,12 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
   // The weight then stays in the second-level cache of everyone.
   call->together = bytes <= products * kShared && job.rows >= kRows * runs;
-  const int64_t splits = call->together ? 1 : panel_tasks(job, t, runs, bytes / products);
-  call->panels_each = each_of(job.panels, splits);
-  call->panel_tasks = each_of(job.panels, call->panels_each);
-  call->tiles_each = each_of(t.count, each_of(runs, call->panel_tasks));
-  call->tile_tasks = each_of(t.count, call->tiles_each);
+  const int64_t parts =
+      call->together ? 1 : parts_of_panels(job, t, runs, bytes / products);
+  call->panels_each = ceil_div(job.panels, parts);
+  call->panel_tasks = ceil_div(job.panels, call->panels_each);
+  call->tiles_each = ceil_div(t.count, ceil_div(runs, call->panel_tasks));
+  call->tile_tasks = ceil_div(t.count, call->tiles_each);
   const bool done = run(pool, workers - 1, &Call::task, call.get(),
                         call->together ? 0 : products * t.count,
                         products * call->panel_tasks * call->tile_tasks);
