@@ -241,6 +241,8 @@ def _activations(x, leaf, summed):
     and act.range == 'absmax'
     and act.rounding == 'nearest'
     and act.granularity in ('token', 'channel', 'tensor')
+    # Zero points of fewer bits are not whole numbers.
+    and (act.symmetric or act.numbers.bits > 2)
     and packed.LAYOUT[leaf.format].name != 'nf4'
   )
   if not suits:

@@ -30,6 +30,8 @@ SCHEMES = {
   'int6': 'int6 channel, packed',
   'int8 tensor, int8 tensor asym': 'int8 channel, int8 activations, packed',
   'W4A4': 'int4 channel, int4 activations, packed',
+  'int8, int2 token asym': 'int8 channel, int2 activations, packed',
+  'int8, int2 tensor asym': 'int8 channel, int2 activations, packed',
   'NF4': 'nf4 channel, packed',
   'nf4 g32, int8': 'nf4 g32, int8 activations, packed',
   'MXFP4': 'e2m1 g32 mx, e2m1 activations, packed',

@@ -33,7 +33,7 @@ constexpr int kStride = kColumns * kSteps;  // of a row of a panel
 // one tile stay in the first-level cache, those of the panels and what the products
 // add up to in the second.
 constexpr int64_t kBlockRows = 768, kBlockPanels = 8, kBlockTiles = 16;
-// Up to so many rows of codes, the second-level cache has room for longer ones.
+// For up to so many rows of codes blocks are longer: few_tiles says why.
 constexpr int64_t kFewRows = 64, kLongRows = 4096;
 
 // Shapes of the tile registers: 0 to 3 sums, 4 and 5 codes of x, 6 and 7 of w.
@@ -63,7 +63,12 @@ Tiles tiles(const Job& job) {
   const int64_t all = job.rows * job.digits;
   const int chunk = chunk_of(job);
   // Few rows are limited by memory, where the vector path does as well.
-  const int64_t few = job.sparse ? few_sparse(job) : spreads_out(job) ? 6 : 12;
+  int64_t few = 12;
+  if (job.sparse) {
+    few = few_sparse(job);
+  } else if (spreads_out(job)) {
+    few = 6;
+  }
   if (job.in_floats() || chunk == 0 || all <= few) return {0, 0, 0, 0, 0};
   const int size = all <= kTileRows / job.digits * job.digits ? 16 : 32;
   const int used = size / job.digits * job.digits;
@@ -78,7 +83,8 @@ struct Block {
   int64_t unit, units;    // of the panel
 };
 
-// Whether what tiles hold matters less than to come back for their sums.
+// Whether tiles are so few that to store their sums and load them again, block by
+// block, costs more than codes that leave the first-level cache.
 bool few_tiles(const Job& job) {
   return !spreads_out(job) && job.rows * job.digits <= kFewRows;
 }

@@ -13,9 +13,10 @@
 namespace jaxopt_compress {
 namespace {
 
-// The largest weight, and the fewest rows of a task, that are multiplied as soon as
-// rows are codes.
-constexpr int64_t kShared = 1 << 20, kRows = 32;
+// Weights of up to so many bytes stay in the second-level cache of every worker: a
+// task makes codes of some rows and multiplies them by all of it. Of so many rows at
+// least; more where each task spreads the weight out for itself.
+constexpr int64_t kSharedBytes = 1 << 20, kTaskRows = 32, kSpreadRows = 256;
 
 struct Call {
   Job job;
@@ -24,9 +25,7 @@ struct Call {
   std::vector<Item> items;
   int64_t panels_each, tiles_each;   // of a task
   int64_t panel_tasks, tile_tasks;   // of an item
-  // Whether rows meet the whole weight as soon as they are codes: a task is some of
-  // them.
-  bool together;
+  bool together;  // a task is some rows and all panels, of one round
 
   static void task(const void* context, int round, int64_t i) {
     const Call& call = *static_cast<const Call*>(context);
@@ -63,16 +62,17 @@ struct Call {
 
 int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
 
-// Into how many parts panels are cut, where `runs` tasks are wanted: every task reads
-// its rows and its panels, and all of them as little as may be.
-int64_t parts_of_panels(const Job& job, const Tiles& t, int64_t runs, int64_t weight) {
-  int64_t best = 1, least = 0, most_tasks = 0;
-  for (int64_t panels = std::min(runs, job.panels); panels > 0; --panels) {
-    const int64_t tiles = std::min(ceil_div(runs, panels), t.count);
-    const int64_t tasks = std::min(runs, panels * tiles);
+// How many panels a task has, where `wanted` tasks are wanted: every task reads its
+// rows and its panels, and all of them as little as may be.
+int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t weight) {
+  int64_t best = job.panels, least = 0, most_tasks = 0;
+  for (int64_t cuts = std::min(wanted, job.panels); cuts > 0; --cuts) {
+    const int64_t each = job.panels / cuts, panels = ceil_div(job.panels, each);
+    const int64_t tiles = std::min(ceil_div(wanted, panels), t.count);
+    const int64_t tasks = std::min(wanted, panels * tiles);
     const int64_t reads = panels * t.count * t.codes() + tiles * weight;
     if (tasks > most_tasks || (tasks == most_tasks && reads < least)) {
-      best = panels;
+      best = each;
       least = reads;
       most_tasks = tasks;
     }
@@ -294,17 +294,18 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   }
 
   const int64_t work = products * job.rows * job.digits * k * n;
-  const int64_t bytes =
-      products * (sparse ? job.stream : job.panels * job.units * job.format.bytes);
-  const bool small = work < (1 << 21) && bytes < (1 << 17);
+  const int64_t weight_bytes =
+      sparse ? job.stream : job.panels * job.units * job.format.bytes;
+  const bool small = work < (1 << 21) && products * weight_bytes < (1 << 17);
   const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
+  // Tasks of a product are so many panels times so many tiles.
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
-  // The weight then stays in the second-level cache of everyone.
-  call->together = bytes <= products * kShared && job.rows >= kRows * runs;
-  const int64_t parts =
-      call->together ? 1 : parts_of_panels(job, t, runs, bytes / products);
-  call->panels_each = ceil_div(job.panels, parts);
+  const bool spread = sparse || job.format.bits < 8;
+  const int64_t task_rows = spread ? kSpreadRows : kTaskRows;
+  call->together = weight_bytes <= kSharedBytes && job.rows >= task_rows * runs;
+  call->panels_each =
+      call->together ? job.panels : panels_of_task(job, t, runs, weight_bytes);
   call->panel_tasks = ceil_div(job.panels, call->panels_each);
   call->tiles_each = ceil_div(t.count, ceil_div(runs, call->panel_tasks));
   call->tile_tasks = ceil_div(t.count, call->tiles_each);

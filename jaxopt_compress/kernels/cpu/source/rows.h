@@ -73,7 +73,10 @@ struct Range {
 // As jaxopt_compress/quantization/scales.py has it.
 inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   const float m = extent.most;
-  if (job.act == Act::kStatic) return {item.act_scale, item.act_zero, m != m};
+  if (job.act == Act::kStatic) {
+    if (!finite(item.act_zero)) return {1.0f, 0.0f, true};
+    return {item.act_scale, item.act_zero, m != m};
+  }
   if (!finite(m)) return {1.0f, 0.0f, true};
   if (job.act == Act::kFloat) {
     // Codes stay below 127 * 2^(8 (digits - 1)), rounding included.
@@ -94,7 +97,7 @@ inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   return {scale, zero, false};
 }
 
-// Rounds to even.
+// Rounds to even. Clang does not know the builtin.
 inline int32_t nearest(float x) {
 #if defined(__clang__)
   return static_cast<int32_t>(__builtin_rintf(x));
@@ -103,7 +106,8 @@ inline int32_t nearest(float x) {
 #endif
 }
 
-// Codes of x / scale. Where the range is not x's own, x may end however far outside.
+// Codes of x / scale; low, high and zero are whole numbers. x ends half a code outside
+// of its own range at most, and however far outside of one that was given.
 template <bool kOwn>
 inline void round_row(const float* x, int64_t k, float inverse, float zero,
                       float low, float high, int8_t* out) {
@@ -117,8 +121,10 @@ inline void round_row(const float* x, int64_t k, float inverse, float zero,
       v = v < most ? v : most;
     }
     int32_t q = nearest(v) + shift;
-    q = q > first ? q : first;
-    q = q < last ? q : last;
+    if constexpr (kOwn) {  // as integers, which is quicker
+      q = q > first ? q : first;
+      q = q < last ? q : last;
+    }
     out[i] = static_cast<int8_t>(q);
   }
 }

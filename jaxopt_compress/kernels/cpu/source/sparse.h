@@ -341,11 +341,12 @@ inline int few_sparse(const Job& job) {
   return job.skips || job.in_floats() ? kFewSparse : kFewCodes;
 }
 
-// Null where the units have to be spread out in memory: there are many rows, no
+// Of tiles first to last: null where the units have to be spread out in memory: there are many rows, no
 // instructions for it, or numbers that are not finite, whose products with zeros
 // that were skipped are missed.
 template <typename W = V>
-SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item) {
+SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item,
+                         int64_t first, int64_t last) {
   if (t.size > few_sparse(job)) return nullptr;
   if constexpr (W::kExpands) {
     if (!job.skips) {
@@ -353,7 +354,7 @@ SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item) {
       return sparse_few_of<W, false, kMost>(job.format.bits, t.size);
     }
     bool all_finite = true;
-    for (int64_t i = 0; job.in_floats() && i < t.count; ++i) {
+    for (int64_t i = first; job.in_floats() && i < last; ++i) {
       all_finite = all_finite && finite(item.scales[i * t.size]);
     }
     if (all_finite) {

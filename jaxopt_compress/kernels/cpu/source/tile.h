@@ -333,7 +333,7 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
   float* room = reinterpret_cast<float*>(workspace);
   const bool spread_out = spreads_out(job, t);
   const SparseFew in_registers =
-      job.sparse ? sparse_few_for(job, t, item) : nullptr;
+      job.sparse ? sparse_few_for(job, t, item, first, last) : nullptr;
   if (job.in_floats() && in_registers == nullptr) {
     const int64_t of_scales = (scales_workspace(job) + 63) / 64 * 16;
     for (int64_t p = panel; p < panel + panels; p += kFloatPanels) {
