@@ -47,15 +47,19 @@ def _dense(p, x):
   return jax.nn.relu((x @ p['w'] - p['b']) * p['a'] + p['b'])
 
 
-def _conv(p, x):
-  y = lax.conv_general_dilated(
+def _windows(w, x):
+  return lax.conv_general_dilated(
     x,
-    p['w'],
+    w,
     (1, 1),
     'SAME',
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=x.shape[-1] // p['w'].shape[2],
+    feature_group_count=x.shape[-1] // w.shape[2],
   )
+
+
+def _conv(p, x):
+  y = _windows(p['w'], x)
   return jnp.maximum((y - p['b']) * p['a'] + p['b'], 0.0)
 
 
@@ -250,18 +254,7 @@ class EpilogueTest(parameterized.TestCase):
   def test_a_depthwise_norm_before_a_curve(self):
     w = jax.random.normal(jax.random.key(4), (3, 3, 1, 16)) / 5
     x = jax.random.normal(jax.random.key(5), (2, 7, 9, 16))
-
-    def f(p, x):
-      y = lax.conv_general_dilated(
-        x,
-        p['w'],
-        (1, 1),
-        'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=16,
-      )
-      return jax.nn.silu((y - p['b']) * p['a']) + x
-
+    f = lambda p, x: jax.nn.silu((_windows(p['w'], x) - p['b']) * p['a']) + x
     q, p = _packed(f, _tree(w), x, 'W8A8')
     run = jax.jit(jc.lift(f, strict=True))
     self.assertLess(_distance(run(p, x), run(q, x)), 2e-5)
