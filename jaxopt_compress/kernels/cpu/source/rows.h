@@ -185,7 +185,7 @@ inline void place(const Tiles& t, const int8_t* row, int64_t from, int64_t n,
   int8_t* out = codes + (to - inside) * t.size + slot * chunk;
   for (int64_t i = 0; i < n; inside = 0, out += chunk * t.size) {
     const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
-    if (run == 64) {
+    if (run == 64) {  // the largest chunk, whole: of known length, a single move
       std::memcpy(out, row + from + i, 64);
     } else {
       std::memcpy(out + inside, row + from + i, run);

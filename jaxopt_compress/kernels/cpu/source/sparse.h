@@ -341,9 +341,9 @@ inline int few_sparse(const Job& job) {
   return job.skips || job.in_floats() ? kFewSparse : kFewCodes;
 }
 
-// Of tiles first to last: null where the units have to be spread out in memory: there are many rows, no
-// instructions for it, or numbers that are not finite, whose products with zeros
-// that were skipped are missed.
+// Of tiles first to last. Null where the units have to be spread out in memory: there
+// are many rows, no instructions for it, or numbers that are not finite, whose products
+// with zeros that were skipped are missed.
 template <typename W = V>
 SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item,
                          int64_t first, int64_t last) {
