@@ -32,6 +32,7 @@ struct V {
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
   }
   static I integers(int32_t x) { return _mm256_set1_epi32(x); }
+  static I sum(I x, I y) { return _mm256_add_epi32(x, y); }
   static I less(I x, int32_t y) {
     return _mm256_sub_epi32(x, _mm256_set1_epi32(y));
   }

@@ -19,6 +19,7 @@ struct V {
   static I load(const void* p) { return _mm512_loadu_si512(p); }
   static void save(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I integers(int32_t x) { return _mm512_set1_epi32(x); }
+  static I sum(I x, I y) { return _mm512_add_epi32(x, y); }
   static I less(I x, int32_t y) {
     return _mm512_sub_epi32(x, _mm512_set1_epi32(y));
   }

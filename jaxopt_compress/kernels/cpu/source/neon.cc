@@ -32,6 +32,7 @@ struct V {
     vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_s32(x));
   }
   static I integers(int32_t x) { return vdupq_n_s32(x); }
+  static I sum(I x, I y) { return vaddq_s32(x, y); }
   static I less(I x, int32_t y) { return vsubq_s32(x, vdupq_n_s32(y)); }
   static I four(const int8_t* p) {
     int32_t x;

@@ -31,6 +31,10 @@ struct V {
   static void save(void* p, I x) { std::memcpy(p, &x, 16); }
   static I integers(int32_t x) { return I{x, x, x, x}; }
   // Sums of unsigned numbers: they wrap as those of the other paths do.
+  static I sum(I x, I y) {
+    return reinterpret_cast<I>(reinterpret_cast<Unsigned>(x) +
+                               reinterpret_cast<Unsigned>(y));
+  }
   static I less(I x, int32_t y) {
     return reinterpret_cast<I>(reinterpret_cast<Unsigned>(x) -
                                reinterpret_cast<Unsigned>(integers(y)));

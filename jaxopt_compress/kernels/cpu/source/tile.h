@@ -14,27 +14,36 @@ constexpr int kFew = V::kMost < 4 ? V::kMost : 4;
 // then meet them: in a second-level cache.
 constexpr int64_t kFloatRows = 128, kFloatPanels = 4, kFloatTiles = 48;
 
-// acc[r][c] += codes of rows times `units` units.
-template <int kBits, bool kTable, int kRows>
+// A sum takes several cycles to be added to: of few rows a column has several sums, for
+// units that follow each other.
+template <int kBits, int kRows>
+constexpr int kSums = kBits == 8 && kRows * kRegs <= 4 ? 8 / (kRows * kRegs) : 1;
+
+// acc[s][r][c] += codes of rows times `units` units.
+template <int kBits, bool kTable, int kRows, int kEach = kSums<kBits, kRows>>
 inline void product(const uint8_t* w, int64_t units, const int8_t* x,
-                    typename V::I table, typename V::I (&acc)[kRows][kRegs]) {
+                    typename V::I table, typename V::I (&acc)[kEach][kRows][kRegs]) {
   constexpr int kUnit = steps_of(kBits);
-  for (int64_t u = 0; u < units; ++u) {
-    V::prefetch(w + 2048);
+  for (int64_t u = 0; u < units; u += kEach) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kEach; ++s) {
+      if (s > 0 && u + s == units) return;
+      V::prefetch(w + 2048);
 #pragma GCC unroll 4
-    for (int j = 0; j < kUnit; ++j) {
-      typename V::I b[kRegs];
+      for (int j = 0; j < kUnit; ++j) {
+        typename V::I b[kRegs];
 #pragma GCC unroll 8
-      for (int c = 0; c < kRegs; ++c) b[c] = spread<kBits, kTable>(w, j, c, table);
+        for (int c = 0; c < kRegs; ++c) b[c] = spread<kBits, kTable>(w, j, c, table);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const typename V::I a = V::four(x + 4 * r);
+        for (int r = 0; r < kRows; ++r) {
+          const typename V::I a = V::four(x + 4 * r);
 #pragma GCC unroll 8
-        for (int c = 0; c < kRegs; ++c) acc[r][c] = V::dot(acc[r][c], b[c], a);
+          for (int c = 0; c < kRegs; ++c) acc[s][r][c] = V::dot(acc[s][r][c], b[c], a);
+        }
+        x += 4 * kRows;
       }
-      x += 4 * kRows;
+      w += bytes_of(kBits);
     }
-    w += bytes_of(kBits);
   }
 }
 
@@ -53,17 +62,30 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
   alignas(64) int32_t sums[kRows][kColumns];
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t units = job.units_of(g);
-    I acc[kRows][kRegs];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const I start = V::integers(0);
+    constexpr int kEach = kSums<kBits, kRows>;
+    I all[kEach][kRows][kRegs];
 #pragma GCC unroll 8
-      for (int c = 0; c < kRegs; ++c) acc[r][c] = start;
+    for (int s = 0; s < kEach; ++s) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const I start = V::integers(0);
+#pragma GCC unroll 8
+        for (int c = 0; c < kRegs; ++c) all[s][r][c] = start;
+      }
     }
     // Codes that were spread out already have eight bits.
     const int64_t spread_units = units * job.format.rows / kSteps;
     product<kBits, kTable, kRows>(w, kBits == 8 ? spread_units : units, codes,
-                                  table, acc);
+                                  table, all);
+    I(&acc)[kRows][kRegs] = all[0];
+#pragma GCC unroll 8
+    for (int s = 1; s < kEach; ++s) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kRegs; ++c) acc[r][c] = V::sum(acc[r][c], all[s][r][c]);
+      }
+    }
     w += units * bytes;
     codes += spread_units * kSteps * kRows;
     if (at_once(job)) {
