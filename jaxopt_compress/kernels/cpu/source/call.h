@@ -112,6 +112,23 @@ inline bool finish_of(std::string_view curve, bool times, const ffi::AnyBuffer& 
 
 inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// How what is made from the rows of some tiles lies in memory.
+struct Layout {
+  int64_t codes, sums, scales;  // bytes of each; zeros take as many as scales
+
+  Layout(const Job& job, const Tiles& t)
+      : codes(rounded(t.count * t.codes())),
+        sums(rounded(t.count * job.groups * t.size * 4)),
+        scales(rounded(t.count * t.size * 4)) {}
+  int64_t bytes() const { return codes + sums + 2 * scales; }
+  void place(char* memory, Item* item) const {
+    item->codes = reinterpret_cast<int8_t*>(memory);
+    item->sums = reinterpret_cast<int32_t*>(memory + codes);
+    item->scales = reinterpret_cast<float*>(memory + codes + sums);
+    item->zeros = reinterpret_cast<float*>(memory + codes + sums + scales);
+  }
+};
+
 // Whether buffers, those that are there, are of float32.
 template <typename... Buffers>
 bool are_f32(const Buffers&... buffers) {

@@ -35,11 +35,6 @@ struct Call {
   // Rows of pixels of all images of a stack.
   int64_t lines() const { return scene.images * scene.y.out(); }
 
-  int64_t code_bytes() const { return rounded(block * tiles.codes()); }
-  int64_t sum_bytes() const {
-    return rounded(block * job.groups * tiles.size * 4);
-  }
-  int64_t row_bytes() const { return rounded(block * tiles.size * 4); }
   // Bytes of results from a pixel to the next.
   int64_t pixel_bytes() const { return job.stride * bytes_of(job.out_type); }
 
@@ -75,20 +70,15 @@ struct Call {
     const int64_t each = tiles.used / job.digits;
     Tiles t = tiles;
     t.count = block;
-    char* memory = room.of(code_bytes() + sum_bytes() + 2 * row_bytes() +
-                           path->workspace(job, t));
+    const Layout layout(job, t);
+    char* memory = room.of(layout.bytes() + path->workspace(job, t));
     Item item = items[i / of_item];
     char* const out = static_cast<char*>(item.out);
     const char* const other = static_cast<const char*>(item.other);
-    item.codes = reinterpret_cast<int8_t*>(memory);
-    item.sums = reinterpret_cast<int32_t*>(memory + code_bytes());
-    item.scales =
-        reinterpret_cast<float*>(memory + code_bytes() + sum_bytes());
-    item.zeros = reinterpret_cast<float*>(memory + code_bytes() + sum_bytes() +
-                                          row_bytes());
-    char* workspace = memory + code_bytes() + sum_bytes() + 2 * row_bytes();
+    layout.place(memory, &item);
+    char* workspace = memory + layout.bytes();
     // What windows do not reach: the ends of groups.
-    std::memset(item.codes, 0, code_bytes());
+    std::memset(item.codes, 0, layout.codes);
     Job some = job;
     for (int64_t tile = first; tile < last; tile += block) {
       t.count = std::min(block, last - tile);
@@ -154,8 +144,9 @@ bool can_slide(const Job& job, const Scene& s) {
   return true;
 }
 
-ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                ffi::AnyBuffer scale, ffi::AnyBuffer zero, ffi::AnyBuffer totals,
+ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
+                ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+                ffi::AnyBuffer totals,
                 ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
                 ffi::AnyBuffer act_zero, ffi::AnyBuffer other,
                 ffi::Result<ffi::AnyBuffer> out, std::string_view format,
@@ -351,8 +342,10 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
       std::min(std::max<int64_t>(runs / call->tile_tasks, 1), job.panels);
   call->panels_each = (job.panels + panel_runs - 1) / panel_runs;
   call->panel_tasks = (job.panels + call->panels_each - 1) / call->panels_each;
-  const bool done = run(pool, workers - 1, &Call::task, call.get(), stacks * scene.images,
-      products * call->panel_tasks * call->tile_tasks);
+  const Site site = {w.untyped_data(), id.run_id};
+  const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
+                        stacks * scene.images,
+                        products * call->panel_tasks * call->tile_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
@@ -364,6 +357,7 @@ JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_conv(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_conv, conv,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

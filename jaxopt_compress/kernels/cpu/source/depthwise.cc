@@ -39,12 +39,12 @@ struct Call {
   }
 };
 
-ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                     ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
+                     ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                      ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
                      ffi::AnyBuffer act_zero, ffi::Result<ffi::AnyBuffer> out,
-                     int32_t act, float bound, float low, float high,
-                     bool symmetric, float floor, Geometry geometry, std::string_view path) {
+                     int32_t act, float bound, float low, float high, bool symmetric,
+                     float floor, Geometry geometry, std::string_view path) {
   if (out->element_count() == 0) return ffi::Error::Success();
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
   const auto out_dims = out->dimensions();
@@ -154,8 +154,9 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   const int64_t runs = workers == 1 ? 1 : std::max<int64_t>(8 * workers / images, 1);
   call->rows_each = (scene.y.out() + runs - 1) / runs;
   call->row_tasks = (scene.y.out() + call->rows_each - 1) / call->rows_each;
-  const bool done = run(pool, workers - 1, &Call::task, call.get(), images,
-      images * call->row_tasks);
+  const Site site = {w.untyped_data(), id.run_id};
+  const bool done = run(pool, site, workers - 1, &Call::task, call.get(), images,
+                        images * call->row_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
@@ -167,6 +168,7 @@ JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_depthwise(XLA_FFI_CallFrame
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_depthwise, depthwise,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

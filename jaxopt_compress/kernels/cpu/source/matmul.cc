@@ -1,6 +1,7 @@
 // The product of a batch of matrices, as XLA calls it.
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,9 +24,25 @@ struct Call {
   Tiles tiles;
   const Path* path;
   std::vector<Item> items;
-  int64_t panels_each, tiles_each;   // of a task
-  int64_t panel_tasks, tile_tasks;   // of an item
-  bool together;  // a task is some rows and all panels, of one round
+  int64_t panels_each, tiles_each;  // of a task
+  int64_t panel_tasks, tile_tasks;  // of an item
+  bool together;   // a task is some rows and all panels, of one round
+  uint64_t alone;  // which call it is, if threads each make codes of the only tile
+
+  // The item with codes of its rows in memory of this thread.
+  const Item& own(char* workspace) const {
+    thread_local Room room;
+    thread_local Item item;
+    thread_local uint64_t made = 0;
+    if (made != alone) {
+      item = items[0];
+      const Layout layout(job, tiles);
+      layout.place(room.of(layout.bytes()), &item);
+      path->prepare(job, tiles, item, 0, workspace);
+      made = alone;
+    }
+    return item;
+  }
 
   static void task(const void* context, int round, int64_t i) {
     const Call& call = *static_cast<const Call*>(context);
@@ -49,7 +66,7 @@ struct Call {
       return;
     }
     const int64_t of_item = call.panel_tasks * call.tile_tasks;
-    const Item& item = call.items[i / of_item];
+    const Item& item = call.alone ? call.own(workspace) : call.items[i / of_item];
     const int64_t panel =
         i % of_item / call.tile_tasks * call.panels_each;
     const int64_t first = i % call.tile_tasks * call.tiles_each;
@@ -107,8 +124,8 @@ bool runs_fit(const Job& job, const Item& item) {
   return fit;
 }
 
-ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
-                   ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
+                   const Weight& weight, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                    ffi::AnyBuffer totals, ffi::AnyBuffer bias,
                    ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
                    ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
@@ -249,13 +266,19 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   call->tiles = call->path->tiles(job);
   const Tiles& t = call->tiles;
 
+  const int64_t weight_bytes =
+      sparse ? job.stream : job.panels * job.units * job.format.bytes;
+  const int64_t work = products * job.rows * job.digits * k * n;
+  const bool small = work < (1 << 21) && products * weight_bytes < (1 << 17);
+  const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
+  const bool alone = workers > 1 && products == 1 && t.count == 1;
+  static std::atomic<uint64_t> calls{0};
+  call->alone = alone ? ++calls : 0;
+
   // What the rows become, for all products.
-  const int64_t code_bytes = rounded(t.count * t.codes());
-  const int64_t sum_bytes = rounded(t.count * job.groups * t.size * 4);
-  const int64_t row_bytes = rounded(t.count * t.size * 4);
-  const int64_t item_bytes = code_bytes + sum_bytes + 2 * row_bytes;
+  const Layout layout(job, t);
   thread_local Room room;
-  char* memory = room.of(products * item_bytes);
+  char* memory = alone ? nullptr : room.of(products * layout.bytes());
   const auto entry = [&](const ffi::AnyBuffer& b, Type type, int64_t size,
                          int64_t i) -> const char* {
     if (b.element_count() == 0) return nullptr;
@@ -285,19 +308,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
     item.out = static_cast<char*>(out->untyped_data()) +
                i * m * n * bytes_of(job.out_type);
     item.other = entry(other, job.out_type, m * n, i);
-    char* mine = memory + i * item_bytes;
-    item.codes = reinterpret_cast<int8_t*>(mine);
-    item.sums = reinterpret_cast<int32_t*>(mine + code_bytes);
-    item.scales = reinterpret_cast<float*>(mine + code_bytes + sum_bytes);
-    item.zeros =
-        reinterpret_cast<float*>(mine + code_bytes + sum_bytes + row_bytes);
+    if (!alone) layout.place(memory + i * layout.bytes(), &item);
   }
 
-  const int64_t work = products * job.rows * job.digits * k * n;
-  const int64_t weight_bytes =
-      sparse ? job.stream : job.panels * job.units * job.format.bytes;
-  const bool small = work < (1 << 21) && products * weight_bytes < (1 << 17);
-  const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t wanted = workers == 1 ? 1 : 8 * workers;
   // Tasks of a product are so many panels times so many tiles.
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
@@ -309,15 +322,16 @@ ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer x, const Weight& weight,
   call->panel_tasks = ceil_div(job.panels, call->panels_each);
   call->tiles_each = ceil_div(t.count, ceil_div(runs, call->panel_tasks));
   call->tile_tasks = ceil_div(t.count, call->tiles_each);
-  const bool done = run(pool, workers - 1, &Call::task, call.get(),
-                        call->together ? 0 : products * t.count,
+  const Site site = {w.untyped_data(), id.run_id};
+  const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
+                        call->together || alone ? 0 : products * t.count,
                         products * call->panel_tasks * call->tile_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
 
-ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                  ffi::AnyBuffer scale, ffi::AnyBuffer zero,
+ffi::Error matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
+                  ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                   ffi::AnyBuffer totals, ffi::AnyBuffer bias,
                   ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
                   ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
@@ -325,12 +339,12 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                   float high, bool symmetric, float floor, std::string_view curve,
                   bool times, int64_t k, int64_t n, int64_t group,
                   std::string_view path) {
-  return product(pool, x, {w}, scale, zero, totals, bias, act_scale, act_zero, other,
-                 out, format, act, bound, low, high, symmetric, floor, curve, times,
-                 k, n, group, path);
+  return product(pool, id, x, {w}, scale, zero, totals, bias, act_scale, act_zero,
+                 other, out, format, act, bound, low, high, symmetric, floor, curve,
+                 times, k, n, group, path);
 }
 
-ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
+ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
                          ffi::AnyBuffer stream, ffi::AnyBuffer offsets,
                          ffi::AnyBuffer scale, ffi::AnyBuffer zero,
                          ffi::AnyBuffer totals, ffi::AnyBuffer bias,
@@ -344,8 +358,8 @@ ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x,
   if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
     return wrong("a stream is of bytes, its offsets are int32");
   }
-  return product(pool, x, {stream, &offsets, skips, constant}, scale, zero, totals, bias,
-                 act_scale, act_zero, other, out, format, act, bound, low, high,
+  return product(pool, id, x, {stream, &offsets, skips, constant}, scale, zero, totals,
+                 bias, act_scale, act_zero, other, out, format, act, bound, low, high,
                  symmetric, floor, curve, times, k, n, group, path);
 }
 
@@ -357,6 +371,7 @@ JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_sparse_matmul(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
@@ -389,6 +404,7 @@ JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_matmul(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

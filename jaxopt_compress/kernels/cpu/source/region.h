@@ -33,6 +33,9 @@ class Region {
   Region(Task task, const void* context, int64_t first, int64_t second)
       : task_(task), context_(context), sizes_{first, second} {}
 
+  // How long a helper waits for another region when it is through.
+  std::chrono::microseconds patience{0};
+
   void work() {
     for (int round = 0; round < 2; ++round) {
       const int64_t n = sizes_[round];
@@ -66,9 +69,9 @@ class Region {
   }
 
  private:
-  // The next task, or n, below 2^32, if all are claimed. Even and odd processors take them from
-  // either end, and so each the same ones when the same product comes again, or what
-  // follows from its results: those and the weight may be in its cache yet.
+  // The next task, or n, below 2^32, if all are claimed. Even and odd processors take
+  // them from either end, and so each the same ones when the same product comes again,
+  // or what follows from its results: those and the weight may be in its cache yet.
   int64_t claim(int round, int64_t n) {
     const bool last = processor() & 1;
     const uint64_t one = last ? uint64_t{1} << 32 : 1;
@@ -99,6 +102,7 @@ class Region {
 class Lounge {
  public:
   using Work = std::shared_ptr<Region>;
+  using Time = std::chrono::microseconds;
 
   // Gives work to a helper that waits; false where none does.
   bool give(const Work& work) {
@@ -111,13 +115,16 @@ class Lounge {
     return taken;
   }
 
-  // Waits for work; null where none came, or somebody waits already.
-  Work wait() {
+  // Waits for work; null where none came, or somebody waits already. After a while
+  // others may have the processor.
+  Work wait(Time patience) {
     uintptr_t expected = kEmpty;
     if (!state_.compare_exchange_strong(expected, kWaits)) return nullptr;
-    const auto end = std::chrono::steady_clock::now() + kPatience;
-    while (state_.load(std::memory_order_relaxed) == kWaits &&
-           std::chrono::steady_clock::now() < end) {
+    const auto start = std::chrono::steady_clock::now();
+    while (state_.load(std::memory_order_relaxed) == kWaits) {
+      const auto waited = std::chrono::steady_clock::now() - start;
+      if (waited >= patience) break;
+      if (waited >= kWithin) std::this_thread::yield();
       for (int i = 0; i < 8; ++i) Region::pause();
     }
     const uintptr_t found = state_.exchange(kEmpty);
@@ -126,9 +133,12 @@ class Lounge {
     return std::move(*given);
   }
 
+  // For how long: within a program XLA needs its threads for what comes next, between
+  // two of them it does not.
+  static constexpr Time kWithin{50}, kBetween{500};
+
  private:
   static constexpr uintptr_t kEmpty = 0, kWaits = 1;
-  static constexpr std::chrono::microseconds kPatience{50};
 
   std::atomic<uintptr_t> state_{kEmpty};
 };
@@ -150,23 +160,54 @@ inline bool is_of_xla() {
   return is;
 }
 
+// A product of a program: its weight, and which run of which program it is.
+struct Site {
+  const void* weight;
+  int64_t run;
+};
+
+// Whether a product was the last one of its program when it came before. Products of a
+// program follow each other on one thread, where XLA's own do not compute it.
+inline bool ends_program(const Site& site) {
+  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // spreads addresses out
+  thread_local Site before = {nullptr, 0};
+  thread_local const void* last[64] = {};
+  const auto place = [](const Site& s) -> const void*& {
+    return last[uint64_t{reinterpret_cast<uintptr_t>(s.weight)} * kGolden >> 58];
+  };
+  if (before.weight != nullptr) {
+    const void*& is_last = place(before);
+    if (before.run != site.run) {
+      is_last = before.weight;
+    } else if (is_last == before.weight) {
+      is_last = nullptr;
+    }
+  }
+  before = site;
+  return place(site) == site.weight;
+}
+
 // Runs both rounds on this thread and up to `helpers` threads of a pool. Returns
 // whether all tasks had the memory they needed.
 //
 // XLA computes short programs on the thread that calls them, and there the next call
 // comes soon: the helper waits for it. Others keep their pool busy themselves.
 template <typename Pool>
-bool run(Pool& pool, int64_t helpers, Region::Task task, const void* context,
-         int64_t first, int64_t second) {
+bool run(Pool& pool, const Site& site, int64_t helpers, Region::Task task,
+         const void* context, int64_t first, int64_t second) {
   auto region = std::make_shared<Region>(task, context, first, second);
-  const bool waits = !is_of_xla();
+  if (!is_of_xla()) {
+    region->patience = ends_program(site) ? Lounge::kBetween : Lounge::kWithin;
+  }
   const bool given = helpers > 0 && lounge.give(region);
   for (int64_t i = given ? 1 : 0; i < helpers; ++i) {
-    pool.Schedule([region, waits]() mutable {
-      do {
+    pool.Schedule([region]() mutable {
+      while (region != nullptr) {
         region->work();
+        const Lounge::Time patience = region->patience;
         region = nullptr;
-      } while (waits && (region = lounge.wait()));
+        if (patience.count() > 0) region = lounge.wait(patience);
+      }
     });
   }
   region->work();
