@@ -165,7 +165,7 @@ def _one(name, model, paths, bars, rounds, budget):
     players[key] = turns.here(call)
     results[key] = np.asarray(call())
   # Steps of a model come one after the other: in longer turns than products.
-  took = turns.interleave(players, rounds, 5 * budget)
+  took = turns.interleave(players, rounds, 10 * budget)
   ms = {key: 1e3 * np.median(seconds) for key, seconds in took.items()}
   whole, rest = ms['float32', ''], min(ms['the rest', ''], ms['float32', ''])
   share = 1 - rest / whole

@@ -56,7 +56,7 @@ class Attention(nnx.Module):
     Args:
       x: [batch * time, width], a row for each token.
       position: [time] int; consecutive.
-      kv: keys and values of all layers [depth, batch, max_length, kv_heads,
+      kv: keys and values of all layers [depth, batch, kv_heads, max_length,
         width / heads], those of position p in place p; or None.
       layer: which of these is ours.
 
@@ -69,8 +69,9 @@ class Attention(nnx.Module):
     k = self.k(x).reshape(n // t, t, self.kv_heads, d)
     v = self.v(x).reshape(n // t, t, self.kv_heads, d)
     q, k = rotate(q, position), rotate(k, position)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     if kv is not None:
-      at = (layer, 0, position[0], 0, 0)
+      at = (layer, 0, 0, position[0], 0)
       kv = tuple(
         lax.dynamic_update_slice(old, new[None], at)
         for old, new in zip(kv, (k, v), strict=True)
@@ -111,7 +112,7 @@ def attend(
 
   Args:
     q: [batch, time, heads, d].
-    k, v: [batch, keys, kv_heads, d]; key j is at position j.
+    k, v: [batch, kv_heads, keys, d]; key j is at position j.
     position: [time] int, of the queries.
 
   Returns:
@@ -119,20 +120,20 @@ def attend(
     the scopes 'attention/scores' and 'attention/values'.
   """
   b, t, heads, d = q.shape
-  kv_heads = k.shape[-2]
+  kv_heads = k.shape[-3]
   # A group's queries are further rows of one product with the keys they share:
   # a plain batched matmul, which CPUs run twice as fast as a grouped einsum.
   q = (q / d**0.5).reshape(b, t, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
   rows = q.reshape(b, kv_heads, -1, d)  # [b, kv_heads, group * t, d]
   with jax.named_scope('attention/scores'):
     scores = jnp.einsum(
-      'bkrd,bskd->bkrs', rows, k, preferred_element_type=jnp.float32
+      'bkrd,bksd->bkrs', rows, k, preferred_element_type=jnp.float32
     )
-  seen = jnp.arange(k.shape[-3])[None, :] <= position[:, None]
-  scores = scores.reshape(*q.shape[:-1], k.shape[-3])
+  seen = jnp.arange(k.shape[-2])[None, :] <= position[:, None]
+  scores = scores.reshape(*q.shape[:-1], k.shape[-2])
   scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
   weights = jax.nn.softmax(scores).astype(v.dtype).reshape(*rows.shape[:-1], -1)
   with jax.named_scope('attention/values'):
-    y = jnp.einsum('bkrs,bskd->bkrd', weights, v)
+    y = jnp.einsum('bkrs,bksd->bkrd', weights, v)
   y = y.reshape(q.shape)
   return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)

@@ -146,11 +146,11 @@ class Decoder(nnx.Module):
     """An empty cache for `decode`.
 
     Returns:
-      'key' and 'value' [depth, batch, max_length, kv_heads, head_dim], 'length',
+      'key' and 'value' [depth, batch, kv_heads, max_length, head_dim], 'length',
       the number of tokens seen, int32, and with lookback the last of them,
       'recent' [batch, lookback] int32.
     """
-    shape = (self.depth, batch, self.max_length, self.kv_heads, self.head_dim)
+    shape = (self.depth, batch, self.kv_heads, self.max_length, self.head_dim)
     return {
       'key': jnp.zeros(shape, self.dtype),
       'value': jnp.zeros(shape, self.dtype),
