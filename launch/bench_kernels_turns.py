@@ -141,8 +141,9 @@ def interleave(
   Args:
     contestants: who takes part.
     rounds: turns of each.
-    budget: seconds that a turn lasts, or the one call if that is longer. Whoever
-      needs a hundred times more has one turn, which stands for all.
+    budget: seconds that a turn lasts, or the one call if that is longer; a third as
+      long is warmed up before. Whoever needs a hundred times more has one turn,
+      which stands for all.
   """
   calls, took = {}, {}
   pids = {who.pid for who in contestants.values()}
@@ -158,13 +159,13 @@ def interleave(
     took[name] = []
   names = list(calls)
   for i in range(rounds):
-    # Who runs after whom makes a difference: caches hold what the last one read.
+    # Who runs after whom makes a difference.
     for j in np.random.default_rng(i).permutation(len(names)):
       name = names[j]
       for pid in pids:
         _wait_until_still(pid)
-      # Its threads wake up, and caches forget what others read: in several calls
-      # where a program reads much.
+      # Its threads wake up, and caches come to hold what it reads itself: where that
+      # is much, not in one call.
       contestants[name].turn(1 + calls[name] // 3)
       took[name].append(contestants[name].turn(calls[name]))
   return {name: np.array(t) for name, t in took.items()}

@@ -83,7 +83,7 @@ def quantize_cache(
   """Turns the caches that rules name into codes, a scale for each row.
 
   Args:
-    cache: a tree of arrays; rows lie along the last axis: [..., heads, dim].
+    cache: a tree of arrays; rows lie along the last axis: [..., places, dim].
     rules: ordered `(regex, format)`: 'int8', 'e4m3', 'e5m2', any other format in
       the words of `jc.Spec`, or None for what is no cache of rows. First match
       wins, every leaf must be covered and every rule used.

@@ -188,6 +188,8 @@ class WriteTest(parameterized.TestCase):
 
 
 READS = {
+  'scores, head by head': ('bkrd,bksd->bkrs', (2, 8, 5, 4)),
+  'sums, head by head': ('bkrs,bksd->bkrd', (2, 8, 5, 3)),
   'scores': ('bkrd,bskd->bkrs', (2, 3, 5, 4)),
   'scores, keys first': ('bskd,bkrd->bksr', (2, 3, 5, 4)),
   'sums': ('bkrs,bskd->bkrd', (2, 3, 5, 8)),
@@ -335,7 +337,7 @@ class DecoderTest(parameterized.TestCase):
 
   def test_bytes(self):
     _, _, empty = _decoder()
-    rows = 2 * 2 * 3 * 8 * 2  # key and value, layers, batch, places, heads
+    rows = 2 * 2 * 3 * 2 * 8  # key and value, layers, batch, heads, places
     self.assertEqual(jc.nbytes(empty), rows * 8 * 4 + 4)
     for name, a_row in (('int8', 8), ('e4m3', 8), ('int4', 4)):
       rules = [('key|value', name), ('.*', None)]

@@ -316,7 +316,8 @@ ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
   const bool spread = sparse || job.format.bits < 8;
   const int64_t task_rows = spread ? kSpreadRows : kTaskRows;
-  call->together = weight_bytes <= kSharedBytes && job.rows >= task_rows * runs;
+  call->together =
+      !alone && weight_bytes <= kSharedBytes && job.rows >= task_rows * runs;
   call->panels_each =
       call->together ? job.panels : panels_of_task(job, t, runs, weight_bytes);
   call->panel_tasks = ceil_div(job.panels, call->panels_each);

@@ -133,8 +133,8 @@ class Lounge {
     return std::move(*given);
   }
 
-  // For how long: within a program XLA needs its threads for what comes next, between
-  // two of them it does not.
+  // For how long: within a program XLA needs its threads for what comes next; after
+  // the last product of one hardly.
   static constexpr Time kWithin{50}, kBetween{500};
 
  private:
@@ -160,14 +160,14 @@ inline bool is_of_xla() {
   return is;
 }
 
-// A product of a program: its weight, and which run of which program it is.
+// A product of a program: its weight, and a number that runs of programs differ by.
 struct Site {
   const void* weight;
   int64_t run;
 };
 
-// Whether a product was the last one of its program when it came before. Products of a
-// program follow each other on one thread, where XLA's own do not compute it.
+// Whether no other product of its program followed this one when it came before. On a
+// thread that is not one of XLA's own a program's products follow each other.
 inline bool ends_program(const Site& site) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // spreads addresses out
   thread_local Site before = {nullptr, 0};
