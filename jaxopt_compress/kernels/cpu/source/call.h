@@ -110,6 +110,8 @@ inline bool finish_of(std::string_view curve, bool times, const ffi::AnyBuffer& 
   return !job->finishes() || job->act != Act::kCodes;
 }
 
+inline int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+
 inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // How what is made from the rows of some tiles lies in memory.

@@ -146,8 +146,7 @@ bool can_slide(const Job& job, const Scene& s) {
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
                 ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                ffi::AnyBuffer totals,
-                ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
+                ffi::AnyBuffer totals, ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
                 ffi::AnyBuffer act_zero, ffi::AnyBuffer other,
                 ffi::Result<ffi::AnyBuffer> out, std::string_view format,
                 int32_t act, float bound, float low, float high, bool symmetric,
@@ -209,21 +208,21 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   job.n = n;
   job.stride = scene.features * n;
   job.group = std::min(group, job.k);
-  job.groups = (job.k + job.group - 1) / job.group;
+  job.groups = ceil_div(job.k, job.group);
   job.panels = w_dims[at + 1];
   job.units = w_dims[at + 2];
   const int64_t unit_rows = job.format.rows;
   const int64_t last = job.k - (job.groups - 1) * job.group;
-  const int64_t unit_each = (job.group + unit_rows - 1) / unit_rows;
+  const int64_t unit_each = ceil_div(job.group, unit_rows);
   const size_t out_at = out_dims.size() - 4;
   const bool sizes =
       out_dims[out_at] == scene.images && out_dims[out_at + 1] == scene.y.out() &&
       out_dims[out_at + 2] == scene.x.out() &&
       out_dims[out_at + 3] == job.stride &&
       w_dims[at + 3] == job.format.bytes &&
-      job.panels == (n + kColumns - 1) / kColumns &&
+      job.panels == ceil_div(n, kColumns) &&
       job.units ==
-          (job.groups - 1) * unit_each + (last + unit_rows - 1) / unit_rows;
+          (job.groups - 1) * unit_each + ceil_div(last, unit_rows);
   if (!sizes) return wrong("shapes do not fit each other");
   const bool codes = job.act == Act::kCodes;
   const bool types =
@@ -336,12 +335,12 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   const int64_t runs = std::max<int64_t>(wanted / products, 1);
   const int64_t count = call->slides ? call->lines() : t.count;
   const int64_t tile_runs = std::min(runs, count);
-  call->tiles_each = (count + tile_runs - 1) / tile_runs;
-  call->tile_tasks = (count + call->tiles_each - 1) / call->tiles_each;
+  call->tiles_each = ceil_div(count, tile_runs);
+  call->tile_tasks = ceil_div(count, call->tiles_each);
   const int64_t panel_runs =
       std::min(std::max<int64_t>(runs / call->tile_tasks, 1), job.panels);
-  call->panels_each = (job.panels + panel_runs - 1) / panel_runs;
-  call->panel_tasks = (job.panels + call->panels_each - 1) / call->panels_each;
+  call->panels_each = ceil_div(job.panels, panel_runs);
+  call->panel_tasks = ceil_div(job.panels, call->panels_each);
   const Site site = {w.untyped_data(), id.run_id};
   const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
                         stacks * scene.images,

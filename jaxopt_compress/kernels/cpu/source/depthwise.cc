@@ -81,11 +81,11 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   job.groups = 1;
   job.rows = scene.images * scene.pixels();
   job.panels = 1;
-  job.units = (job.k + kSteps - 1) / kSteps;
+  job.units = ceil_div(job.k, kSteps);
   const bool sizes =
       out_dims[at] == scene.images && out_dims[at + 1] == scene.y.out() &&
       out_dims[at + 2] == scene.x.out() && job.n % scene.channels == 0 &&
-      w_dims[w_at] == (scene.y.taps + kSteps - 1) / kSteps &&
+      w_dims[w_at] == ceil_div(scene.y.taps, kSteps) &&
       w_dims[w_at + 1] == scene.x.taps &&
       w_dims[w_at + 2] == depth_columns(job.n) && w_dims[w_at + 3] == kSteps;
   if (!sizes) return wrong("shapes do not fit each other");
@@ -152,8 +152,8 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   const int64_t workers =
       work < (1 << 19) ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const int64_t runs = workers == 1 ? 1 : std::max<int64_t>(8 * workers / images, 1);
-  call->rows_each = (scene.y.out() + runs - 1) / runs;
-  call->row_tasks = (scene.y.out() + call->rows_each - 1) / call->rows_each;
+  call->rows_each = ceil_div(scene.y.out(), runs);
+  call->row_tasks = ceil_div(scene.y.out(), call->rows_each);
   const Site site = {w.untyped_data(), id.run_id};
   const bool done = run(pool, site, workers - 1, &Call::task, call.get(), images,
                         images * call->row_tasks);

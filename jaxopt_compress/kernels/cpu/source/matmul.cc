@@ -77,8 +77,6 @@ struct Call {
   }
 };
 
-int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
-
 // How many panels a task has, where `wanted` tasks are wanted: every task reads its
 // rows and its panels, and all of them as little as may be.
 int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t weight) {
@@ -190,12 +188,12 @@ ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   job.n = n;
   job.stride = n;
   job.group = std::min(group, k);
-  job.groups = (k + job.group - 1) / job.group;
-  job.panels = (n + kColumns - 1) / kColumns;
+  job.groups = ceil_div(k, job.group);
+  job.panels = ceil_div(n, kColumns);
   const int64_t unit_rows = job.format.rows;
   const int64_t last = k - (job.groups - 1) * job.group;
-  const int64_t each = (job.group + unit_rows - 1) / unit_rows;
-  job.units = (job.groups - 1) * each + (last + unit_rows - 1) / unit_rows;
+  const int64_t each = ceil_div(job.group, unit_rows);
+  job.units = (job.groups - 1) * each + ceil_div(last, unit_rows);
   bool weight_sizes;
   if (sparse) {
     job.sparse = true;
