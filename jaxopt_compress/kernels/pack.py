@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed

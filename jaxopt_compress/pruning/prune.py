@@ -19,10 +19,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import scopes
 from jaxopt_compress.pruning import scores as scores_lib

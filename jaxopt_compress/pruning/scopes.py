@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.pruning import masks as masks_lib
 from jaxopt_compress.pruning import select
 

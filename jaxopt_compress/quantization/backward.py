@@ -18,8 +18,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
 

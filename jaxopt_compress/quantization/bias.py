@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import observe
+from jaxopt_compress.analysis import statistics  # noqa: F401  (of the example)
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
-from jaxopt_compress.core import observe
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import statistics  # noqa: F401  (of the example)
-from jaxopt_compress.core import uses as uses_lib
 
 
 def correct_bias(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.core import rescale
+from jaxopt_compress.analysis import rescale
 from jaxopt_compress.core import rules as rules_lib
 
 

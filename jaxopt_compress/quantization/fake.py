@@ -24,11 +24,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import statistics
 from jaxopt_compress.quantization import backward
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import conv  # noqa: F401  (its products)

@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import statistics
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.quantization import spec as spec_lib
 
 _LEAST = -100  # exponent of the first bins; narrower ones serve no number

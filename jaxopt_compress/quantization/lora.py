@@ -26,9 +26,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.quantization import schemes
 
 Adapters = dict[str, dict[str, jax.Array]]

@@ -19,10 +19,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import observe as observe_lib
+from jaxopt_compress.analysis import observe as observe_lib
+from jaxopt_compress.analysis import statistics
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import statistics
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.quantization import histograms
 from jaxopt_compress.quantization import scales
 from jaxopt_compress.quantization import schemes

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib

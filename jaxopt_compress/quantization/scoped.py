@@ -3,7 +3,7 @@
     apply = jc.quantize_activations(apply, [(r'.*/attn/.*dot_general', 'int8')])
 
 Weights are named by their paths; what has no weight is named by the scopes of the
-model (`core/scopes.py`). A product of two activations multiplies their codes, one
+model (`analysis/scopes.py`). A product of two activations multiplies their codes, one
 scale for each entry of the axes that it does not sum over; the result of any other
 operation is rounded, one scale along its last axis. Differentiated straight through.
 """
@@ -15,8 +15,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import scopes
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import scopes
 from jaxopt_compress.quantization import activation
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import product

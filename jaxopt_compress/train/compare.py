@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress import report as report_lib
+from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.core import array
-from jaxopt_compress.core import flops as flops_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate

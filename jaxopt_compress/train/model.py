@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import models
-from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.train import evaluate
 
 

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_compress.analysis import observe
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import observe
 
 Loss = Callable[..., tuple[jax.Array, jax.Array]]
 

@@ -26,7 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 import jaxopt_compress as jc
-from jaxopt_compress.core import uses
+from jaxopt_compress.analysis import uses
 from jaxopt_compress.pruning import masked
 
 

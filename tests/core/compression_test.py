@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import statistics
 
 
 @jax.tree_util.register_dataclass

@@ -8,10 +8,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import uses as uses_lib
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
 

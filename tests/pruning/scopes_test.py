@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.pruning import masks as masks_lib
 from jaxopt_compress.pruning import scopes
 

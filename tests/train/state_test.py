@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.core import compression as compression_lib
-from jaxopt_compress.core import statistics
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import state as state_lib

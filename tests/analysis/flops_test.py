@@ -6,7 +6,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jaxopt_compress.core import flops
+from jaxopt_compress.analysis import flops
 
 
 def ones(*shape, dtype=jnp.float32):

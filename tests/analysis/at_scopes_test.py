@@ -11,8 +11,8 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress import models
+from jaxopt_compress.analysis import scopes
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import scopes
 
 _RNG = np.random.default_rng(0)
 SCORES = r'.*scores/dot_general'

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.core import observe
-from jaxopt_compress.core import statistics
+from jaxopt_compress.analysis import observe
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.pruning import masked
 
 _RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
-from jaxopt_compress.core import uses as uses_lib
+from jaxopt_compress.analysis import uses as uses_lib
 
 DOT, CONV = 'dot_general', 'conv_general_dilated'
 X = jnp.ones((4, 6))

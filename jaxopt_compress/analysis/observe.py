@@ -21,12 +21,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import rows as rows_lib
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
-from jaxopt_compress.core import rows as rows_lib
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import uses as uses_lib
 
 
 class Observed(NamedTuple):
@@ -67,7 +67,7 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
       statistics cannot be those of one leaf: with a part of what it contracts,
       with other axes contracted, or as the image of a convolution.
 
-  >>> from jaxopt_compress.core import statistics
+  >>> from jaxopt_compress.analysis import statistics
   >>> f = lambda p, x: x @ p['w']
   >>> params, x = {'w': jnp.ones((2, 3))}, jnp.array([[1., -5.], [2., 0.]])
   >>> _, stats = observe(f, {'w': statistics.absmax()})(params, x)

@@ -1,0 +1,1 @@
+"""Questions asked of a program: one file a question."""
