@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import statistics
+import tempfile
 import time
 from typing import Any
 import warnings
@@ -70,28 +71,14 @@ def tune(
     )
   rows = tuple(sorted(set(rows)))
   known = _read(file)
-  here = known.setdefault(device_kind(), {})
   target = jax.default_backend()
   if not _candidates(target):
     warnings.warn(f'Nothing is packed: {native.MISSING}.', stacklevel=2)
     return params
+  known_here = known.setdefault(device_kind(), {})
   reasons = {}
 
-  def gain_of(form):
-    """(log of how many times as fast as in XLA, the form told its paths)."""
-    times = here.setdefault(kind(form), {})
-    for m in rows:
-      if not _candidates(target) <= set(times.get(str(m), {})):
-        times[str(m)] = _measured(form, m, seconds)
-    best = {m: min(_candidates(target), key=times[str(m)].get) for m in rows}
-    gain = sum(
-      math.log(times[str(m)]['xla'] / times[str(m)][best[m]]) for m in rows
-    )
-    if target == 'cpu':
-      form = dataclasses.replace(form, paths=tuple(best.items()))
-    return gain, form
-
-  def one(path, leaf):
+  def fastest(path, leaf):
     reasons[path] = pack_lib.packable(path, leaf, uses, target)
     if reasons[path]:
       return leaf
@@ -99,15 +86,15 @@ def tune(
     met = {u.primitive for u in (uses or {}).get(path, ())}
     if 'conv_general_dilated' in met or len(made.matrix.rows) > 2:
       return made
-    if target == 'cpu':
-      forms = [made, pruned.of_codes(made)]
-    else:
-      forms = [tiled.tile(made, target)]
-    found = [gain_of(form) for form in forms if form is not None]
-    gain, best = max(found, key=lambda form: form[0])
+    found = []
+    for form in _forms(made, target):
+      times = known_here.setdefault(kind(form), {})
+      _measure_missing(form, rows, times, target, seconds)
+      found.append(_gain(form, rows, times, target))
+    gain, best = max(found, key=lambda choice: choice[0])
     return best if gain > 0 else leaf
 
-  out = rules_lib.map_named(one, params)
+  out = rules_lib.map_named(fastest, params)
   if all(reasons.values()):
     listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
     raise ValueError(f'Nothing to tune: {listed}.')
@@ -116,9 +103,40 @@ def tune(
   return out
 
 
-def _candidates(target: str) -> set[str]:
-  """What a product may run on, beside XLA."""
-  return set(native.paths()) if target == 'cpu' else {'tiled'}
+def _candidates(target: str) -> tuple[str, ...]:
+  """What a product may run on, beside XLA; the best first."""
+  return native.paths() if target == 'cpu' else ('tiled',)
+
+
+def _forms(made: packed.PackedArray, target: str) -> list[Any]:
+  """The layouts that a packed weight may have on a target."""
+  if target != 'cpu':
+    return [tiled.tile(made, target)]
+  thin = pruned.of_codes(made)
+  return [made] if thin is None else [made, thin]
+
+
+def _measure_missing(form, rows, times, target, seconds) -> None:
+  """Measures the numbers of rows that `times` does not have, into it."""
+  for m in rows:
+    if not set(_candidates(target)) <= set(times.get(str(m), {})):
+      times[str(m)] = _measured(form, m, seconds)
+
+
+def _gain(form, rows, times, target) -> tuple[float, Any]:
+  """How much faster a form is than XLA, and the form with its fastest paths.
+
+  The gain is the sum over `rows` of the logarithm of the speed-up.
+  """
+  best, gain = {}, 0.0
+  for m in rows:
+    at_m = times[str(m)]
+    # Times are rounded, so ties happen: `min` takes the first, the best path.
+    best[m] = min(_candidates(target), key=at_m.get)
+    gain += math.log(at_m['xla'] / at_m[best[m]])
+  if target == 'cpu':
+    form = dataclasses.replace(form, paths=tuple(best.items()))
+  return gain, form
 
 
 def device_kind() -> str:
@@ -197,9 +215,39 @@ def _read(file) -> dict:
 
 
 def _write(file, known):
-  """In one piece, so that a failure leaves the file that was there."""
+  """Adds what was measured to a file.
+
+  The file is replaced in one piece, so that a failure leaves the one that was there
+  and no reader sees half of one. What other processes wrote meanwhile is kept: it is
+  read again just before.
+  """
   file = pathlib.Path(file)
   file.parent.mkdir(parents=True, exist_ok=True)
-  new = file.with_name(f'.{file.name}.new')
-  new.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
-  os.replace(new, file)
+  text = json.dumps(_merged(_read(file), known), indent=2, sort_keys=True)
+  # Each writer has a temporary file of its own, in the folder of the file: only
+  # within one file system does `os.replace` swap in one step.
+  handle, new = tempfile.mkstemp(prefix=f'.{file.name}.', dir=file.parent)
+  try:
+    with os.fdopen(handle, 'w') as f:
+      f.write(text + '\n')
+    # `mkstemp` makes files that others cannot read; the file that is there can be
+    # shared.
+    os.chmod(new, file.stat().st_mode if file.exists() else 0o644)
+    os.replace(new, file)
+  except BaseException:
+    os.unlink(new)
+    raise
+
+
+def _merged(old: dict, new: dict) -> dict:
+  """Both files' measurements, the newer where both have one.
+
+  >>> _merged({'cpu': {'w': {'1': {'xla': 2.0}}}}, {'cpu': {'w': {'8': {'xla': 3.0}}}})
+  {'cpu': {'w': {'1': {'xla': 2.0}, '8': {'xla': 3.0}}}}
+  """
+  merged = dict(old)
+  for device, weights in new.items():
+    mine = merged[device] = dict(merged.get(device, {}))
+    for weight, rows in weights.items():
+      mine[weight] = mine.get(weight, {}) | rows
+  return merged
