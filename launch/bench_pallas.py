@@ -5,8 +5,7 @@
 
 For every m and k x n, interleaved in one process: XLA's product with a dense weight,
 and for each compression the product of the weight as `jc.pack` lays it out beside
-XLA's own lowering of the same (`jc.quantize` alone; of 2:4, expand, then dot). Prints
-the median and quartiles of each time, its speed over the dense product and over
+XLA's own lowering of the same (`jc.quantize` alone). Prints the median and quartiles of each time, its speed over the dense product and over
 XLA's form, and whether the outputs agree.
 
 A time is that of one product among many in one program, with eight weights in turn:
@@ -18,7 +17,6 @@ compares outputs only, interpreted on a CPU; choose small sizes there.
 """
 
 from concurrent import futures
-import functools
 import sys
 
 from absl import app
@@ -28,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.kernels.pallas import n_m
 from jaxopt_compress.report import latency
 
 _ROWS = flags.DEFINE_list('rows', ['1', '8', '64', '512'], 'Values of m.')
@@ -46,23 +43,6 @@ _GROUP = 128
 
 def _interpret() -> bool:
   return jax.default_backend() == 'cpu'
-
-
-# ------------------------------------------------------------------------ weights
-
-
-def _expanded(values, indices):
-  """[k, n] of a 2:4 weight."""
-  n = values.shape[1]
-  groups = lambda a: a.reshape(-1, 2, 1, n)
-  here = (
-    groups(indices) == jnp.arange(4, dtype=indices.dtype)[None, None, :, None]
-  )
-  return jnp.where(here, groups(values), 0).sum(1).reshape(-1, n)
-
-
-def _xla_n_m(x, values, indices):
-  return x @ _expanded(values, indices).astype(x.dtype)
 
 
 # --------------------------------------------------------------------- programs
@@ -89,23 +69,6 @@ def _quantised(key, k, n, dtype, words):
   return (ours, (packed,)), (_LIFTED, (q['w'],)), dense
 
 
-def _n_m(key, k, n, dtype):
-  if k % 4:
-    raise ValueError(f'2:4 needs k % 4 == 0 in this script, not k = {k}.')
-  shape = k // 4, 4, n
-  order = jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :2]
-  indices = jnp.sort(order, axis=1).reshape(k // 2, n).astype(jnp.int8)
-  values = (jax.random.normal(key, (k // 2, n)) * k**-0.5).astype(dtype)
-  w = jax.jit(functools.partial(n_m.lay_out, k=k, kept=2, of=4))(
-    values, indices
-  )
-  kernel = functools.partial(
-    n_m.matmul, n=n, kept=2, of=4, interpret=_interpret()
-  )
-  dense = _expanded(values, indices).astype(jnp.float32)
-  return (kernel, (w,)), (_xla_n_m, (values, indices)), dense
-
-
 def cases(key, k, n, dtype):
   """{name: (ours, XLA's form, dense float32 weight)} for one k x n."""
   words = {
@@ -113,10 +76,9 @@ def cases(key, k, n, dtype):
     'W8A16': 'int8',
     'W8A8': 'W8A8',
   }
-  found = {
+  return {
     name: _quantised(key, k, n, dtype, scheme) for name, scheme in words.items()
   }
-  return found | {'2:4': _n_m(key, k, n, dtype)}
 
 
 def _agree(name, y, x, dense) -> str:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import lowering
 
 from jaxopt_compress.kernels.pallas import dynamic
-from jaxopt_compress.kernels.pallas import n_m
 from jaxopt_compress.kernels.pallas import weight_only
 
 _CALL = {'cuda': '__gpu$xla.gpu.triton', 'tpu': 'tpu_custom_call'}
@@ -86,33 +85,6 @@ class LoweringTest(parameterized.TestCase):
       _of(dtype, m, k),
       _of('int8', k, n),
       _of('float32', 1, n),
-      batch=batch,
-    )
-    self.assertIn(_CALL[platform], text)
-
-  @parameterized.product(
-    platform=['cuda', 'tpu'],
-    case=[
-      # m, k, n, N, M, dtype of x, of values, batch
-      (1, 4096, 4096, 2, 4, 'bfloat16', 'int8', None),
-      (512, 4096, 4096, 2, 4, 'bfloat16', 'bfloat16', None),
-      (64, 11008, 4096, 2, 4, 'float32', 'float32', None),
-      (9, 500, 200, 4, 8, 'float16', 'int8', None),
-      (9, 50, 20, 2, 5, 'bfloat16', 'float32', 3),
-    ],
-  )
-  def test_n_m(self, platform, case):
-    m, k, n, kept, of, dtype, of_values, batch = case
-    how = dict(kept=kept, of=of)
-    rows = -(-k // of) * kept
-    text = _lowered(
-      platform,
-      functools.partial(n_m.lay_out, k=k, **how),
-      functools.partial(n_m.matmul, n=n, platform=platform, **how),
-      _of(dtype, m, k),
-      _of(of_values, rows, n),
-      _of('int8', rows, n),
-      _of('float32', 1, n) if of_values == 'int8' else None,
       batch=batch,
     )
     self.assertIn(_CALL[platform], text)
