@@ -3,7 +3,7 @@
     TiledArray  stands for  (number - zero) * scale
 
 of int8 or int4, seen as matrices [k, n] that products contract over k. For which
-rows they beat XLA's form of the same on an H100, `launch/bench_pallas.py` prints;
+rows they beat XLA's form of the same on an H100, `launch/bench/pallas.py` prints;
 on other devices, and on TPUs, nothing was timed: `tune` measures there.
 """
 

@@ -1,7 +1,7 @@
 """Products and convolutions of random sizes on every instruction path.
 
 Integers are equal to numpy's, numbers within the roundings of float32. Under
-`launch/sanitize.sh` nothing is read or written outside of operands either, which
+`tests/kernels/sanitize.sh` nothing is read or written outside of operands either, which
 are arrays of exactly their sizes.
 """
 

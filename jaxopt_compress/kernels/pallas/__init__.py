@@ -10,7 +10,7 @@ Batches are a `jax.vmap`. No derivatives: the caller gives them.
 The rest says how: `layout` cuts k into pieces, `tiles` chooses blocks from shapes,
 `contract` is the one loop over k that all kernels share.
 
-On an H100, `launch/bench_pallas.py` has timed them; the README has the figures. On
+On an H100, `launch/bench/pallas.py` has timed them; the README has the figures. On
 TPUs nobody has: there they are interpreted and lowered by the tests alone.
 """
 

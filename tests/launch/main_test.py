@@ -8,7 +8,7 @@ import sys
 from absl.testing import parameterized
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 ONE_STAGE = (
   "--config.stages=('float',)",
   '--config.stage.float.steps=2',

@@ -10,7 +10,7 @@ class BenchTest(absltest.TestCase):
   def test_small(self):
     flags = ['--repeats=1', '--gib=0.02', '--models=mlp']
     done = subprocess.run(
-      [sys.executable, '-m', 'launch.bench_quantize', *flags],
+      [sys.executable, '-m', 'launch.bench.quantize', *flags],
       capture_output=True,
       text=True,
       timeout=300,

@@ -1,6 +1,6 @@
 """What `lift` costs: tracing time, and temporaries of a scanned model.
 
-    python -m launch.bench_lift
+    python -m launch.bench.lift
 
 Prints, for a 24-block transformer with int8 weights,
 - the time to trace it through `lift` over the time to trace it plainly, forward

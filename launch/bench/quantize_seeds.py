@@ -1,6 +1,6 @@
 """What quantising costs a ResNet-20 and a small ViT, over several seeds.
 
-    python -m launch.quantize_seeds
+    python -m launch.bench.quantize_seeds
 
 Trains each network on the digits, float, for --steps and from there for --tune more:
 float, and with int4 weights and activations in learned ranges (LSQ), first and last

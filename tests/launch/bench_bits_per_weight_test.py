@@ -18,7 +18,7 @@ from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import schemes
 from jaxopt_compress.train import checkpoint
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _run(code):
@@ -35,7 +35,7 @@ def _run(code):
 class TableTest(absltest.TestCase):
   def test_sizes_that_nothing_divides(self):
     done = _run(
-      'from absl import app; from launch import bits_per_weight as b;'
+      'from absl import app; from launch.bench import bits_per_weight as b;'
       "app.run(b.main, ['', '--shape=203,37'])"
     )
     self.assertEqual(done.returncode, 0, done.stderr)
@@ -44,7 +44,7 @@ class TableTest(absltest.TestCase):
 
   def test_a_row_that_is_off_fails(self):
     done = _run(
-      'from absl import app; from launch import bits_per_weight as b;'
+      'from absl import app; from launch.bench import bits_per_weight as b;'
       "b.BITS = {**b.BITS, 'int4': 5}; b.GRANULARITIES = ('channel',);"
       "app.run(b.main, ['', '--shape=64,8'])"
     )

@@ -1,6 +1,6 @@
-"""Products of other libraries, for `bench_kernels`: a worker of one library.
+"""Products of other libraries: a worker of one library.
 
-    /path/to/python launch/bench_kernels_rivals.py torch [--vnni]
+    /path/to/python launch/bench/kernels/rivals.py torch [--vnni]
 
 Answers each line of JSON with a line. `weights` and `rows` name folders of arrays as
 numpy saves them, the same for everybody; `turn` runs a contestant and tells seconds a

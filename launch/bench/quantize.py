@@ -1,6 +1,6 @@
 """What quantisation costs: training steps, inference, and quantising a big tree.
 
-    python -m launch.bench_quantize
+    python -m launch.bench.quantize
 
 Prints, from interleaved runs in one process (medians and quartiles of ratios),
 - a training step with int8 weights and activations over the float step, and over
@@ -243,7 +243,7 @@ def main(_):
   for scheme in SCHEMES:
     flag = [f'--one={scheme}', f'--gib={_GIB.value}']
     done = run(
-      [sys.executable, '-m', 'launch.bench_quantize', '--check', *flag]
+      [sys.executable, '-m', 'launch.bench.quantize', '--check', *flag]
     )
     met &= done.returncode == 0
   return 0 if met or not _CHECK.value else 1

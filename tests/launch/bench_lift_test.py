@@ -8,7 +8,7 @@ import sys
 
 from absl.testing import absltest
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class BenchLiftTest(absltest.TestCase):
@@ -16,7 +16,7 @@ class BenchLiftTest(absltest.TestCase):
     # In a process of its own: as users compile.
     env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     done = subprocess.run(
-      [sys.executable, '-m', 'launch.bench_lift', '--repeats=1'],
+      [sys.executable, '-m', 'launch.bench.lift', '--repeats=1'],
       cwd=_ROOT,
       env=env,
       capture_output=True,

@@ -90,7 +90,7 @@ class Worker:
 
 
 class Rival:
-  """A library in an interpreter of its own: `bench_kernels_rivals`.
+  """A library in an interpreter of its own: `rivals`.
 
   Attributes:
     library: which.
@@ -99,7 +99,7 @@ class Rival:
 
   def __init__(self, python: str, library: str, path: str = ''):
     self.library, self.path = library, path
-    script = pathlib.Path(__file__).parent / 'bench_kernels_rivals.py'
+    script = pathlib.Path(__file__).parent / 'rivals.py'
     command = [python, '-W', 'ignore', str(script), library]
     self._worker = Worker(command + ['--vnni'] * bool(path))
     self.close = self._worker.close

@@ -2,14 +2,14 @@
 # Builds the CPU kernels with AddressSanitizer and UBSan and calls them with random
 # shapes: an access outside of an operand, or undefined arithmetic, ends it.
 #
-#   launch/sanitize.sh              500 examples of each test, in about six minutes
-#   EXAMPLES=5000 launch/sanitize.sh
-#   launch/sanitize.sh tests/kernels/conv_test.py     other tests
+#   tests/kernels/sanitize.sh     500 examples of each test, in about six minutes
+#   EXAMPLES=5000 tests/kernels/sanitize.sh
+#   tests/kernels/sanitize.sh tests/kernels/conv_test.py     other tests
 #
 # Leaks are not looked for: Python and XLA keep what they allocate.
 
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,6 @@
 """What packed weights cost: against XLA, other libraries, and the machine.
 
-    python -m launch.bench_kernels --rivals=/path/to/python
+    python -m launch.bench.kernels --rivals=/path/to/python
 
 Prints one table for each number of rows m and each weight [k, n]; with --mlp that of an
 MLP, with --end_to_end that of whole models; then which bars are met. All that is
@@ -35,10 +35,10 @@ import jax
 import numpy as np
 
 from jaxopt_compress.kernels.cpu import native
-from launch import bench_kernels_cells as cells
-from launch import bench_kernels_mlp as mlp
-from launch import bench_kernels_models as models
-from launch import bench_kernels_turns as turns
+from launch.bench.kernels import cells
+from launch.bench.kernels import mlp
+from launch.bench.kernels import models
+from launch.bench.kernels import turns
 
 _ROWS = flags.DEFINE_list('rows', ['1', '8', '64', '512'], 'Numbers of rows m.')
 _SIZES = flags.DEFINE_list(
@@ -85,7 +85,7 @@ class Bars:
 
 def _compile_ceilings(folder) -> turns.Worker | None:
   """The program that measures ceilings, or None without a compiler."""
-  source = pathlib.Path(__file__).parent / 'bench_kernels_ceilings.cc'
+  source = pathlib.Path(__file__).parent / 'ceilings.cc'
   compiler, program = (
     shutil.which('g++') or shutil.which('c++'),
     f'{folder}/top',

@@ -1,4 +1,4 @@
-"""Whole models with packed weights, for `bench_kernels`.
+"""Whole models with packed weights: how much faster, and what limits them.
 
 How much faster a model gets is limited by what it spends elsewhere. With T the time
 of the float program and R that of the rest, the same program without its products
@@ -22,8 +22,8 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress import models
-from launch import bench_kernels_cells as cells
-from launch import bench_kernels_turns as turns
+from launch.bench.kernels import cells
+from launch.bench.kernels import turns
 
 _FASTER = 3.0  # products that the limit is of
 _DISTANCE = (

@@ -9,7 +9,7 @@ from absl.testing import absltest
 
 def _run(*flags):
   return subprocess.run(
-    [sys.executable, '-m', 'launch.bench_pallas', *flags],
+    [sys.executable, '-m', 'launch.bench.pallas', *flags],
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,

@@ -1,7 +1,7 @@
 """Products of GPUs and TPUs against XLA's, on the device that this runs on.
 
-    python -m launch.bench_pallas
-    python -m launch.bench_pallas --rows=1 --sizes=4096x4096 --dtype=float32
+    python -m launch.bench.pallas
+    python -m launch.bench.pallas --rows=1 --sizes=4096x4096 --dtype=float32
 
 For every m and k x n, interleaved in one process: XLA's product with a dense weight,
 and for each compression the product of the weight as `jc.pack` lays it out beside
@@ -164,8 +164,8 @@ def _time(x, found, verdicts):
 def main(_):
   if _interpret() and not _CHECK.value:
     print(
-      'bench_pallas needs an accelerator: JAX sees only CPUs here, where these'
-      ' kernels are interpreted and their times mean nothing. Run it on a GPU or'
+      'launch.bench.pallas needs an accelerator: JAX sees only CPUs here, where'
+      ' these kernels are interpreted and their times mean nothing. Run it on a GPU or'
       ' TPU, or compare outputs with --check --rows=2 --sizes=256x256.',
       file=sys.stderr,
     )

@@ -1,6 +1,6 @@
 """Bits per weight: by arithmetic, in memory and on disk, for every format.
 
-    python -m launch.bits_per_weight
+    python -m launch.bench.bits_per_weight
 
 Quantises a matrix [4096, 1024] every way and prints
 - the arithmetic of the format: bits of a code, and of what codes share;

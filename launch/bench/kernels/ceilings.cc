@@ -1,6 +1,6 @@
 // What two threads can do at most: read memory, multiply bytes.
 //
-//   g++ -O3 -march=native -std=c++17 -pthread bench_kernels_ceilings.cc
+//   g++ -O3 -march=native -std=c++17 -pthread ceilings.cc
 //
 // Answers each line with a line: "read MIB" in GB/s, "vnni" and "amx" in 1e9
 // multiplications and additions a second, 0 where this machine has no such thing.

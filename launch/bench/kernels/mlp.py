@@ -1,4 +1,4 @@
-"""An MLP 768-3072-768 at batches 1, 197 and 1024, for `bench_kernels`.
+"""An MLP 768-3072-768 at batches 1, 197 and 1024.
 
     y = relu(x @ w1) @ w2
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from launch import bench_kernels_cells as cells
-from launch import bench_kernels_turns as turns
+from launch.bench.kernels import cells
+from launch.bench.kernels import turns
 
 _BATCHES = (1, 197, 1024)
 _WIDTHS = (768, 3072)

@@ -6,13 +6,13 @@ import sys
 from absl.testing import absltest
 
 from jaxopt_compress.kernels.cpu import native
-from launch import bench_kernels_cells as cells
+from launch.bench.kernels import cells
 
 
 def _run(*flags):
   small = ['--rounds=1', '--turn_ms=0.1', '--stream_mib=4']
   done = subprocess.run(
-    [sys.executable, '-m', 'launch.bench_kernels', *small, *flags],
+    [sys.executable, '-m', 'launch.bench.kernels', *small, *flags],
     capture_output=True,
     text=True,
     timeout=300,

@@ -1,4 +1,4 @@
-"""One cell of `bench_kernels`: rows [m, k] times a weight [k, n], by everybody.
+"""One cell of the benchmark: rows [m, k] times a weight [k, n], by everybody.
 
 Each result is compared with the float64 product of the rows and the numbers that its
 weight stands for: integers to the bit, others within the bound of their leaf,
@@ -22,7 +22,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress import kernels
 from jaxopt_compress.kernels.cpu import native
-from launch import bench_kernels_turns as turns
+from launch.bench.kernels import turns
 
 AUTO = ''  # the path that the library chooses
 VNNI, VBMI2 = 'avx512-vnni', 'avx512-vbmi2'
@@ -34,7 +34,7 @@ class Ours(NamedTuple):
 
   Attributes:
     scheme: how it is rounded.
-    kind: what it computes, in the words of `bench_kernels_rivals`.
+    kind: what it computes, in the words of `rivals`.
     sparsity: how it is pruned before.
   """
 
