@@ -405,7 +405,7 @@ class LayeringTest(parameterized.TestCase):
       set(_imports(trees['jaxopt_compress/core/lift.py'])),
     )
 
-  @parameterized.named_parameters
+  @parameterized.named_parameters(
     (f.__name__, f) for f in CHECKS if f not in _NOT_YET
   )
   def test(self, check):
