@@ -27,7 +27,6 @@ import jax.extend.core  # noqa: F401  (jax.extend loads its parts lazily)
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
-from jaxopt_compress.core import epilogues
 
 # What rebuilds a structural equation around its body, by the primitive's name:
 # f(ctx, eqn, [(value, name)]) -> [(value, name)], or NotImplemented.
@@ -48,6 +47,32 @@ class Dense:
 
   reason: str
   detail: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """Several equations of a body that one rule computes together.
+
+  Attributes:
+    equation: the first of them, or the one equation of a body that it calls: what
+      is recorded as met.
+    operands: the variables and literals that the first one reads.
+    indices: the positions of the others in their body, in order.
+    reads: variables and literals that the others read besides.
+    run: (values of the operands, read) -> the result of the last equation, where
+      `read` gives the value of each of `reads`; `NotImplemented` or `Dense` where
+      the equations are left to run one by one.
+  """
+
+  equation: Any
+  operands: tuple[Any, ...]
+  indices: tuple[int, ...]
+  reads: tuple[Any, ...]
+  run: Callable[[list[Any], Callable[[Any], Any]], Any]
+
+  @property
+  def last(self) -> int:
+    return self.indices[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +122,8 @@ class Context:
     record: called with a `Met` for every meeting.
     inline: evaluate jitted bodies in place instead of under `jax.jit`, so that
       each call of a shared body is recorded.
+    claims_for: leaf type -> what finds the equations that a rule of such a leaf
+      computes together: jaxpr -> {position of the first: `Claim`}; or None.
     jits: jitted evaluations of shared bodies, by the identity of their jaxpr and
       the scope around it.
     calls: the lines of the structural equations being evaluated, outermost
@@ -114,6 +141,7 @@ class Context:
   rule_for: Callable[[Any, type], Callable | None]
   record: Callable[[Met], None] | None = None
   inline: bool = False
+  claims_for: Callable[[type], Callable | None] = lambda leaf_type: None
   jits: dict[Any, tuple[Any, Callable]] = dataclasses.field(
     default_factory=dict
   )
@@ -273,10 +301,8 @@ def run(ctx, jaxpr, consts, args, names):
   before = _before_casts(jaxpr) if ctx.monoids else {}
   last_use = _last_use(jaxpr, before)
   waiting = []  # equations without compressed operands, not run yet
-  chains = {}  # what follows products, by where they are
-  if _take_epilogues(ctx, [env[v][0] for v in compressed]):
-    chains = _chains(jaxpr, last_use)
-  held = {}  # by their last equation, those whose product waits for it
+  claims = _claims(ctx, jaxpr, last_use, [env[v][0] for v in compressed])
+  held = {}  # position of an equation: the claim that ends there, or None
 
   def flush(position):
     if waiting:
@@ -285,18 +311,18 @@ def run(ctx, jaxpr, consts, args, names):
 
   for i, eqn in enumerate(jaxpr.eqns):
     if i in held:
-      chain = held.pop(i)
-      if chain is not None:
+      claim = held.pop(i)
+      if claim is not None:
         flush(i)
-        _run_chain(ctx, jaxpr.eqns, chain, env)
+        _run_claim(ctx, jaxpr.eqns, *claim, env)
       continue
     meets = not compressed.isdisjoint(v for v in eqn.invars if is_var(v))
     if not meets and not ctx.wants(eqn):
       waiting.append(eqn)
       continue
-    if i in chains and meets and _takes_epilogue(ctx, chains[i], env):
-      chain = chains[i]
-      held |= dict.fromkeys(chain.indices) | {chain.last: chain}
+    if i in claims and meets and _is_taken(ctx, claims[i], env):
+      claim = claims[i]
+      held |= dict.fromkeys(claim.indices) | {claim.last: (i, claim)}
       continue
     flush(i)
     seen = {} if eqn.primitive.name in STRUCTURAL else before
@@ -311,54 +337,51 @@ def run(ctx, jaxpr, consts, args, names):
   return [_read(env, v) for v in jaxpr.outvars]
 
 
-def _take_epilogues(ctx, leaves) -> bool:
-  """Whether a rule for a leaf may compute a product with what follows it."""
+def _claims(ctx, jaxpr, last_use, leaves) -> dict[int, Claim]:
+  """The claims of a body by their first equations.
+
+  What they read is kept up to where they end.
+  """
   if ctx.monoids or ctx.handler_at is not None:
-    return False
-  kinds = {type(x) for x in leaves}
-  rules = [ctx.rule_for(p, k) for p in epilogues.PRODUCTS for k in kinds]
-  return any(getattr(rule, 'epilogue', False) for rule in rules)
+    return {}  # each equation is looked at by itself
+  finders = dict.fromkeys(ctx.claims_for(type(x)) for x in leaves)
+  claims, taken = {}, set()
+  for find in filter(None, finders):
+    for i, claim in find(jaxpr).items():
+      if taken.isdisjoint((i, *claim.indices)):
+        taken.update((i, *claim.indices))
+        claims[i] = claim
+  for i, claim in claims.items():
+    each = [v for j in (i, *claim.indices) for v in jaxpr.eqns[j].invars]
+    for v in filter(is_var, [*claim.reads, *each]):
+      last_use[v] = max(last_use.get(v, i), claim.last)
+  return claims
 
 
-def _chains(jaxpr, last_use) -> dict[int, epilogues.Chain]:
-  """What follows products; what they read is kept up to where it ends."""
-  chains = epilogues.find(jaxpr)
-  for i, chain in chains.items():
-    read = chain.reads
-    read += [v for j in (i, *chain.indices) for v in jaxpr.eqns[j].invars]
-    for v in filter(is_var, read):
-      last_use[v] = max(last_use.get(v, i), chain.last)
-  return chains
+def _is_taken(ctx, claim, env) -> bool:
+  """Whether exactly one operand is a leaf, and of a type that claims."""
+  known = [env[v][0] for v in claim.operands if is_var(v) and v in env]
+  leaves = [x for x in known if array.is_compressed(x)]
+  return len(leaves) == 1 and ctx.claims_for(type(leaves[0])) is not None
 
 
-def _takes_epilogue(ctx, chain, env) -> bool:
-  """Whether a rule computes a product together with what follows it."""
-  known = [env[v][0] for v in chain.operands if is_var(v) and v in env]
-  rules = [
-    ctx.rule_for(chain.equation.primitive, type(x))
-    for x in known
-    if array.is_compressed(x)
-  ]
-  return len(rules) == 1 and getattr(rules[0], 'epilogue', False)
+def _run_claim(ctx, eqns, first, claim, env):
+  """The equations of a claim by its rule, or else one by one."""
+  operands = [_read(env, v) for v in claim.operands]
+  ((_, name),) = [p for p in operands if array.is_compressed(p[0])]
 
+  def read(v):
+    return _read(env, v)[0]
 
-def _run_chain(ctx, eqns, chain, env):
-  """A product and what follows it, by one rule, or else one by one."""
-  eqn = chain.equation
-  operands = [_read(env, v) for v in chain.operands]
-  ((leaf, name),) = [p for p in operands if array.is_compressed(p[0])]
-  value = lambda v: _read(env, v)[0]
-  if not any(array.is_compressed(value(v)) for v in chain.reads):
-    with _within(eqn):
-      rule = ctx.rule_for(eqn.primitive, type(leaf))
-      epilogue = chain.epilogue(value)
-      y = rule(*(x for x, _ in operands), **eqn.params, epilogue=epilogue)
+  if not any(array.is_compressed(read(v)) for v in claim.reads):
+    with _within(claim.equation):
+      y = claim.run([x for x, _ in operands], read)
     if y is not NotImplemented and not isinstance(y, Dense):
-      ctx.note(eqn, name, native=True)
-      _check(eqns[chain.last], [y])
-      env[eqns[chain.last].outvars[0]] = y, None
+      ctx.note(claim.equation, name, native=True)
+      _check(eqns[claim.last], [y])
+      env[eqns[claim.last].outvars[0]] = y, None
       return
-  for i in (chain.product, *chain.indices):
+  for i in (first, *claim.indices):
     operands = [_read(env, v) for v in eqns[i].invars]
     if any(array.is_compressed(x) for x, _ in operands):
       outs = _treat(ctx, eqns[i], operands)

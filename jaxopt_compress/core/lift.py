@@ -25,17 +25,16 @@ from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import structural  # noqa: F401  (its rules)
 
+Claim = jaxprs.Claim
 Dense = jaxprs.Dense
 Met = jaxprs.Met
 
 _RULES: dict[tuple[str, type], Callable] = {}
+_CLAIMS: dict[type, Callable] = {}
 
 
 def rule(
-  primitive: Any,
-  *leaf_types: type,
-  together: bool = False,
-  epilogue: bool = False,
+  primitive: Any, *leaf_types: type, together: bool = False
 ) -> Callable[[Callable], Callable]:
   """Registers what leaves of a type do under a first-order primitive.
 
@@ -44,16 +43,29 @@ def rule(
   the primitive returns, of the same shape and dtype, where each result may be a
   compressed leaf again, or `Dense(reason)` to decline. A primitive that JAX does
   not export is given by its name. With `together`, all operands of the leaf's type
-  are leaves: what is written to a cache, and the cache. With `epilogue`, the rule of
-  a product also takes `epilogue=`, what follows it (`core/epilogues.py`), and returns
-  what that gives, or NotImplemented to leave it alone.
+  are leaves: what is written to a cache, and the cache.
   """
 
   def register(f):
-    f.together, f.epilogue = together, epilogue
+    f.together = together
     for leaf_type in leaf_types:
       _RULES[_name(primitive), leaf_type] = f
     return f
+
+  return register
+
+
+def claims(*leaf_types: type) -> Callable[[Callable], Callable]:
+  """Registers what finds equations that leaves of a type compute together.
+
+  `find(jaxpr)` returns `{position of the first equation: Claim}`; its claims do
+  not overlap. An equation is claimed where exactly one of its operands is a leaf,
+  and of one of these types; `Claim.run` may still decline.
+  """
+
+  def register(find):
+    _CLAIMS.update(dict.fromkeys(leaf_types, find))
+    return find
 
   return register
 
@@ -97,7 +109,7 @@ def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
     if not any(map(array.is_compressed, leaves)):
       return fun(*args, **kwargs)
     record = _refuse if strict else None
-    ctx = jaxprs.Context(rule_for, record, inline=strict)
+    ctx = jaxprs.Context(rule_for, record, strict, _CLAIMS.get)
     out = run(ctx, fun, args, kwargs)
     return out if keep else array.materialize(out)
 
@@ -181,7 +193,7 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
 
   def explained(*args, **kwargs):
     met = []
-    ctx = jaxprs.Context(rule_for, met.append, inline=True)
+    ctx = jaxprs.Context(rule_for, met.append, True, _CLAIMS.get)
     analyse(ctx, fun, args, kwargs)
     return list(dict.fromkeys(met))
 

@@ -71,7 +71,7 @@ def _written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
       first axis.
   """
   places = {i: j for i, j in places.items() if _is_written(args[j])}
-  quiet = jaxprs.Context(ctx.rule_for)
+  quiet = jaxprs.Context(ctx.rule_for, claims_for=ctx.claims_for)
   while places:
 
     def turn(*args, places=tuple(places)):
@@ -341,7 +341,7 @@ def _written_by_all(ctx, branches, args, names) -> set[int]:
   """The results that all branches give as caches of one form."""
   if not any(map(_is_written, args)):
     return set()
-  quiet = jaxprs.Context(ctx.rule_for)
+  quiet = jaxprs.Context(ctx.rule_for, claims_for=ctx.claims_for)
   everything = range(len(branches[0].out_avals))
   outs = [
     jax.eval_shape(_inner(quiet, b, names, everything), *args) for b in branches

@@ -15,8 +15,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import epilogues
 from jaxopt_compress.core import lift
+from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import packed
 from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import conv

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
+from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import packed
@@ -23,8 +24,8 @@ PackedArray = packed.PackedArray
 _BOTH = (packed.PackedArray, tiled.TiledArray)
 
 
-@lift.rule(lax.dot_general_p, *_BOTH, epilogue=True)
-def _(
+@lift.rule(lax.dot_general_p, *_BOTH)
+def dot_general(
   lhs,
   rhs,
   *,
@@ -95,8 +96,8 @@ def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
 # ----------------------------------------------------------------- convolutions
 
 
-@lift.rule(lax.conv_general_dilated_p, PackedArray, epilogue=True)
-def _(lhs, rhs, epilogue=None, **params):
+@lift.rule(lax.conv_general_dilated_p, PackedArray)
+def convolution(lhs, rhs, epilogue=None, **params):
   if not isinstance(rhs, PackedArray):
     return lift.Dense('it is the image of a convolution, not the kernel')
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
@@ -163,6 +164,32 @@ def _not_its_windows(leaf, params) -> lift.Dense | None:
   if rows != tuple(range(len(m.rows))) or len(m.columns) != 1:
     return lift.Dense('it is packed in another order than windows')
   return None
+
+
+# -------------------------------------------------------- with what follows them
+
+_WITH_EPILOGUE = {
+  lax.dot_general_p: dot_general,
+  lax.conv_general_dilated_p: convolution,
+}
+
+
+@lift.claims(*_BOTH)
+def with_epilogues(jaxpr):
+  """The products of a body that are computed with what follows them."""
+  return {i: _claim(chain) for i, chain in epilogues.find(jaxpr).items()}
+
+
+def _claim(chain) -> lift.Claim:
+  product = chain.equation
+
+  def run(operands, read):
+    rule = _WITH_EPILOGUE[product.primitive]
+    return rule(*operands, **product.params, epilogue=chain.epilogue(read))
+
+  return lift.Claim(
+    product, chain.operands, chain.indices, tuple(chain.reads), run
+  )
 
 
 # ---------------------------------------------------------------------- experts

@@ -7,7 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import epilogues
+from jaxopt_compress.kernels import epilogues
 
 W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
 B = jnp.arange(4.0)[None]
