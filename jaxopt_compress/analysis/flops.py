@@ -15,12 +15,13 @@ dense program multiplies them all the same.
 
 import collections
 from collections.abc import Callable
-from collections.abc import Iterator
 import dataclasses
 import math
 from typing import Any
 
 import jax
+
+from jaxopt_compress.analysis import walk
 
 _MOVES_DATA = frozenset(
   """
@@ -90,28 +91,17 @@ def flops(fun: Callable[..., Any]) -> Callable[..., int]:
 
 
 def _jaxpr(jaxpr, remarks) -> collections.Counter:
-  jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)  # a closed jaxpr wraps an open one
   total = collections.Counter()
-  for eqn in _live(jaxpr):
+  for eqn in walk.live(jaxpr):
     total.update(_equation(eqn, remarks))
   return total
 
 
-def _live(jaxpr) -> list:
-  """The equations whose results are read, or that have effects."""
-  needed = {v for v in jaxpr.outvars if not hasattr(v, 'val')}
-  live = []
-  for eqn in reversed(jaxpr.eqns):
-    if eqn.effects or any(v in needed for v in eqn.outvars):
-      needed.update(v for v in eqn.invars if not hasattr(v, 'val'))
-      live.append(eqn)
-  return live[::-1]
-
-
 def _equation(eqn, remarks) -> collections.Counter:
+  inside = walk.enter(eqn)
+  if inside is not None:
+    return _inside(eqn.primitive.name, inside, remarks)
   name = eqn.primitive.name
-  if name in _STRUCTURE:
-    return _STRUCTURE[name](eqn, remarks)
   if name in _ONE_EQUATION:
     ops = _ONE_EQUATION[name](eqn)
   elif 'window_dimensions' in eqn.params:
@@ -122,8 +112,8 @@ def _equation(eqn, remarks) -> collections.Counter:
     ops = _size(eqn.invars[0])
   elif name.startswith('scatter'):  # scatter-add and its kind; scatter moves
     ops = _size(eqn.invars[2])
-  elif inner := list(_inner(eqn)):
-    return sum((_jaxpr(j, remarks) for j in inner), collections.Counter())
+  elif bodies := list(walk.unnamed_bodies(eqn)):
+    return sum((_jaxpr(j, remarks) for j in bodies), collections.Counter())
   else:
     if name in _ESTIMATED:
       remarks[f'{name} counted as one operation an element'] = None
@@ -131,74 +121,25 @@ def _equation(eqn, remarks) -> collections.Counter:
   return collections.Counter({name: ops} if ops else {})
 
 
-def _inner(eqn) -> Iterator[Any]:
-  """The jaxprs an equation calls (jit, remat, custom_jvp, ...), by shape."""
-  for key, param in eqn.params.items():
-    if key == 'transpose':  # of linear_call: run by the gradient, not here
-      continue
-    for x in param if isinstance(param, (tuple, list)) else (param,):
-      if hasattr(x, 'eqns') or hasattr(getattr(x, 'jaxpr', None), 'eqns'):
-        yield x
-
-
-def _times(ops: collections.Counter, n: int) -> collections.Counter:
-  return collections.Counter({name: n * k for name, k in ops.items()})
+def _inside(name, inside, remarks) -> collections.Counter:
+  """The operations of the programs inside an equation."""
+  times = inside.times
+  if isinstance(inside, walk.While):
+    remarks['while counted as one turn'] = None
+  if isinstance(inside, walk.Cond):
+    remarks['cond counted as its dearest branch'] = None
+  if times is None:
+    remarks[f'{name} with a dynamic grid counted as one block'] = None
+    times = 1
+  each = [_jaxpr(body, remarks) for body in inside.bodies]
+  if isinstance(inside, walk.Cond):
+    return max(each, key=lambda ops: ops.total())
+  total = sum(each, collections.Counter())
+  return collections.Counter({key: times * n for key, n in total.items()})
 
 
 def _size(var) -> int:
   return math.prod(getattr(var.aval, 'shape', ()))
-
-
-# -- programs inside programs -------------------------------------------------
-
-
-def _scan(eqn, remarks):
-  return _times(_jaxpr(eqn.params['jaxpr'], remarks), eqn.params['length'])
-
-
-def _while(eqn, remarks):
-  remarks['while counted as one turn'] = None
-  return _jaxpr(eqn.params['body_jaxpr'], remarks) + _jaxpr(
-    eqn.params['cond_jaxpr'], remarks
-  )
-
-
-def _cond(eqn, remarks):
-  remarks['cond counted as its dearest branch'] = None
-  branches = [_jaxpr(j, remarks) for j in eqn.params['branches']]
-  return max(branches, key=lambda ops: ops.total())
-
-
-def _shard_map(eqn, remarks):
-  """Shapes inside are those of one device along the manual axes."""
-  mesh = eqn.params['mesh']
-  axes = eqn.params.get('newly_manual_axes')
-  if axes is None:
-    axes = eqn.params.get('manual_axes', mesh.axis_names)
-  devices = math.prod(mesh.shape[a] for a in axes)
-  return _times(_jaxpr(eqn.params['jaxpr'], remarks), devices)
-
-
-def _linear_solve(eqn, remarks):
-  return _jaxpr(eqn.params['jaxprs'].solve, remarks)
-
-
-def _pallas_call(eqn, remarks):
-  grid = eqn.params['grid_mapping'].grid
-  if not all(isinstance(n, int) for n in grid):
-    remarks['pallas_call with a dynamic grid counted as one block'] = None
-    grid = ()
-  return _times(_jaxpr(eqn.params['jaxpr'], remarks), math.prod(grid))
-
-
-_STRUCTURE = {
-  'cond': _cond,
-  'custom_linear_solve': _linear_solve,
-  'pallas_call': _pallas_call,
-  'scan': _scan,
-  'shard_map': _shard_map,
-  'while': _while,
-}
 
 
 # -- single equations ---------------------------------------------------------

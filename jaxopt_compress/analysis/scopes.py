@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -84,7 +85,7 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
     values = [leaves[i] for i in traced]
     closed, out_tree = jaxprs.trace(flat_fun, *values)
     ctx = jaxprs.Context(lift.rule_for, handler_at=handler_at)
-    _check_used(compiled, rule_at, list(_paths(ctx, closed.jaxpr)))
+    _check_used(compiled, rule_at, _paths(closed))
     outs = jaxprs.evaluate(ctx, closed, values, [None] * len(values))
     return jax.tree.unflatten(out_tree, jaxprs.materialized(outs))
 
@@ -99,36 +100,29 @@ def paths(fun: Callable) -> Callable[..., list[str]]:
   """
 
   def listed(*args, **kwargs):
-    closed = jax.make_jaxpr(fun)(*args, **kwargs)
-    return list(dict.fromkeys(_paths(jaxprs.Context(None), closed.jaxpr)))
+    return _paths(jax.make_jaxpr(fun)(*args, **kwargs))
 
   return listed
 
 
-def _paths(ctx, jaxpr):
-  """The path of each first-order equation, those of bodies included."""
-  for eqn in jaxpr.eqns:
-    inside = jaxprs.bodies(eqn)
-    if not inside:
-      yield ctx.path(eqn)
-    with ctx.within((*ctx.scope, *jaxprs.scope_names(eqn))):
-      for body in inside:
-        yield from _paths(ctx, body)
+def _paths(jaxpr) -> list[str]:
+  """The paths of all first-order equations, each once, in program order."""
+  return list(dict.fromkeys(at.path for at in walk.places(jaxpr)))
 
 
 def _check_used(compiled, rule_at, paths):
-  used = [rule_at(path) for path in dict.fromkeys(paths)]
+  used = [rule_at(path) for path in paths]
   for rule in compiled:
     if any(rule is u for u in used):
       continue
     pattern = rule[0].pattern
-    taken = [p for p in dict.fromkeys(paths) if rule[0].fullmatch(p)]
+    taken = [p for p in paths if rule[0].fullmatch(p)]
     if taken:
       raise ValueError(
         f'The rule {pattern!r} is never used: earlier rules take all that it'
         f' matches ({", ".join(taken[:8])}). Put it before them, or drop it.'
       )
-    products = [p for p in dict.fromkeys(paths) if p.split('/')[-1] in PRODUCTS]
+    products = [p for p in paths if p.split('/')[-1] in PRODUCTS]
     raise ValueError(
       f'The rule {pattern!r} matches no operation. A pattern matches the whole'
       f' path, the primitive at its end. Products are at: {products}. Name'

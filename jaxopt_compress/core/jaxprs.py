@@ -219,8 +219,7 @@ class Context:
   def _source(self, eqn) -> str:
     # Bodies of JAX's own jitted functions have no line of the user's; the call
     # around them has.
-    here = source_info_util.summarize(eqn.source_info)
-    return here or (self.calls[-1] if self.calls else '')
+    return source_of(eqn) or (self.calls[-1] if self.calls else '')
 
   @contextlib.contextmanager
   def entering(self, eqn):
@@ -231,6 +230,11 @@ class Context:
     with self.within(scope):
       yield
     self.calls.pop()
+
+
+def source_of(eqn) -> str:
+  """File, line and function that an equation comes from, or ''."""
+  return source_info_util.summarize(eqn.source_info)
 
 
 _Scope = type(source_info_util.new_name_stack('a').stack[0])
