@@ -132,8 +132,11 @@ class Attention(nnx.Module):
 
   def __call__(self, x):
     """Maps x [batch, n, width] to (the same, probabilities [..., h, n, n])."""
-    split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
-    q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+
+    def by_head(y):
+      return y.reshape(*y.shape[:-1], self.heads, -1)
+
+    q, k, v = by_head(self.q(x)), by_head(self.k(x)), by_head(self.v(x))
     with jax.named_scope('attention/scores'):
       scores = jnp.einsum('bqhd,bkhd->bhqk', q, k)
     scores = scores * q.shape[-1] ** -0.5

@@ -7,8 +7,8 @@ comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
-from jaxopt_compress.pruning import scopes
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning.masked import Masked
@@ -23,8 +23,8 @@ __all__ = [
   'masks',
   'measure',
   'prune',
+  'ranking',
   'schedules',
-  'scopes',
   'scores',
   'select',
   'sparsity',

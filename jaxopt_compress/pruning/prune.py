@@ -24,7 +24,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import masked
-from jaxopt_compress.pruning import scopes
+from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import scores as scores_lib
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import spec as spec_lib
@@ -177,7 +177,7 @@ def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
 
 
 def _masks(spec, leaves, uses, ramp) -> dict[str, jax.Array]:
-  return scopes.masks(
+  return ranking.masks(
     spec.kind,
     spec.scope,
     {path: _score(path, x, spec) for path, x in leaves.items()},

@@ -142,8 +142,8 @@ def _index_bound(tied, indices, missing):
   # Mostly all that are tied are wanted, and there is nothing to look for.
   all_wanted = _count(tied) == missing
   low = jnp.where(all_wanted, n, 0).astype(jnp.int32)
-  search = lambda bounds: bounds[0] < bounds[1]
-  return lax.while_loop(search, halve, (low, jnp.full_like(low, n)))[1]
+  bounds = (low, jnp.full_like(low, n))
+  return lax.while_loop(lambda b: b[0] < b[1], halve, bounds)[1]
 
 
 def _count(masks):

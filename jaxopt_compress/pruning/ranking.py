@@ -50,17 +50,18 @@ def masks(
   if scope == 'global':
     return _global(kind, scores, axes, target, ramp)
 
-  def one(scores, axes):
+  def layer_mask(scores, axes):
     if kind == 'unstructured':
       return masks_lib.unstructured(scores, target, ramp=ramp)
     if kind == 'n_m':
+      # Axes count from the end, so the largest is the last.
       return masks_lib.n_m(scores, n, m, max(axes.contracted), ramp=ramp)
     return masks_lib.neurons(scores, target, axes.free, ramp=ramp)
 
   out = {}
   for path, s in scores.items():
     try:
-      out[path] = per_layer(one, s, axes[path])
+      out[path] = per_layer(layer_mask, s, axes[path])
     except ValueError as e:
       raise ValueError(f'{path}: {e}') from e
   return out
@@ -82,24 +83,36 @@ def per_layer(
     What `f` returned, stacked as `x` is.
   """
   stacked = sorted(axes.stacked)
-  # An axis moves nearer to the end by each stacked axis that was behind it.
-  moved = lambda group: tuple(a + sum(s > a for s in stacked) for a in group)
-  layer_axes = uses_lib.Axes(moved(axes.contracted), (), moved(axes.free))
-  one = lambda layer: f(layer, layer_axes)
+
+  def without_stacked(group):
+    # An axis moves nearer to the end by each stacked axis that was behind it.
+    return tuple(a + sum(s > a for s in stacked) for a in group)
+
+  layer_axes = uses_lib.Axes(
+    without_stacked(axes.contracted), (), without_stacked(axes.free)
+  )
+
+  def per_stack(layers):
+    return f(layers, layer_axes)
+
   for _ in stacked:
-    one = jax.vmap(one)
+    per_stack = jax.vmap(per_stack)
+  # Stacked axes come to the front, one for each vmap, and go back afterwards.
   front = range(len(stacked))
-  return jnp.moveaxis(one(jnp.moveaxis(x, stacked, front)), front, stacked)
+  layers = jnp.moveaxis(x, stacked, front)
+  return jnp.moveaxis(per_stack(layers), front, stacked)
 
 
 def _global(kind, scores, axes, target, ramp) -> Leaves:
   ranked = scores
-  if kind == 'neurons':  # of each layer
+  if kind == 'neurons':
+    # A neuron of one layer is not that of another: layers count as neurons do.
     units = {path: axes[path].free + axes[path].stacked for path in scores}
     ranked = {
       path: masks_lib.neuron_scores(s, units[path])
       for path, s in scores.items()
     }
+  # Keys are compared bit by bit, so all scores need the same width.
   dtype = jnp.result_type(*ranked.values())
   ranked = {path: s.astype(dtype) for path, s in ranked.items()}
   n = sum(s.size for s in ranked.values())

@@ -8,12 +8,12 @@ import numpy as np
 
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.pruning import masks as masks_lib
-from jaxopt_compress.pruning import scopes
+from jaxopt_compress.pruning import ranking
 
 MATRIX = uses_lib.Axes((-2,), (), (-1,))
 
 
-class ScopesTest(parameterized.TestCase):
+class RankingTest(parameterized.TestCase):
   @parameterized.parameters(
     # where the stacked axis is, and the axes of the whole leaf
     (0, uses_lib.Axes((-2,), (-3,), (-1,))),
@@ -29,7 +29,7 @@ class ScopesTest(parameterized.TestCase):
       'n_m': lambda s: masks_lib.n_m(s, 2, 4, -2),
       'neurons': lambda s: masks_lib.neurons(s, 0.5, -1),
     }.items():
-      got = scopes.masks(
+      got = ranking.masks(
         kind, 'leaf', {'w': stack}, {'w': axes}, target=0.5, n=2, m=4
       )['w']
       want = jnp.stack([oracle(s) for s in scores])
@@ -38,7 +38,7 @@ class ScopesTest(parameterized.TestCase):
   def test_two_stacked_axes(self):
     scores = jax.random.uniform(jax.random.key(0), (2, 3, 4, 8))
     axes = uses_lib.Axes((-2,), (-4, -3), (-1,))
-    mask = scopes.masks(
+    mask = ranking.masks(
       'neurons', 'leaf', {'w': scores}, {'w': axes}, target=0.25
     )['w']
     np.testing.assert_array_equal(mask.sum((-2, -1)), 6 * 4)
@@ -46,7 +46,7 @@ class ScopesTest(parameterized.TestCase):
   def test_global_is_one_threshold(self):
     scores = {'a': jnp.array([[1.0, 5.0], [6.0, 2.0]]), 'b': jnp.array([[3.0]])}
     axes = dict.fromkeys(scores, MATRIX)
-    got = scopes.masks('unstructured', 'global', scores, axes, target=0.4)
+    got = ranking.masks('unstructured', 'global', scores, axes, target=0.4)
     self.assertEqual(got['a'].tolist(), [[False, True], [True, False]])
     self.assertEqual(got['b'].tolist(), [[True]])
 
@@ -57,21 +57,21 @@ class ScopesTest(parameterized.TestCase):
     }
     axes = {'stack': uses_lib.Axes((-2,), (-3,), (-1,)), 'w': MATRIX}
     # Means 1, 4, 9, 2 and 1.5, 8: half of six go.
-    got = scopes.masks('neurons', 'global', scores, axes, target=0.5)
+    got = ranking.masks('neurons', 'global', scores, axes, target=0.5)
     self.assertEqual(got['stack'].tolist(), [[[False, True]], [[True, False]]])
     self.assertEqual(got['w'].tolist(), [[False, True], [False, True]])
 
   def test_global_of_two_dtypes(self):
     scores = {'a': jnp.array([[2.0]], jnp.bfloat16), 'b': jnp.array([[1.0]])}
     axes = dict.fromkeys(scores, MATRIX)
-    got = scopes.masks('unstructured', 'global', scores, axes, target=0.5)
+    got = ranking.masks('unstructured', 'global', scores, axes, target=0.5)
     self.assertEqual([bool(m.all()) for m in got.values()], [True, False])
 
   def test_an_error_names_the_leaf(self):
     scores = {'fine': jnp.ones((8, 2)), 'ragged': jnp.ones((6, 2))}
     with self.assertRaisesRegex(ValueError, '^ragged: 2:4 needs whole groups'):
       axes = dict.fromkeys(scores, MATRIX)
-      scopes.masks('n_m', 'leaf', scores, axes, target=0.5, n=2, m=4)
+      ranking.masks('n_m', 'leaf', scores, axes, target=0.5, n=2, m=4)
 
 
 if __name__ == '__main__':
