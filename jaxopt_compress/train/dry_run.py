@@ -25,7 +25,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
         b.model.name,
         f'{b.stage.steps:,}',
         b.stage.init or '-',
-        b.stage.teacher or '-',
+        b.stage.distil.teacher or '-',
         f'{report.records.parameters(params):,}',
         f'{array.nbytes(params):,}',
         f'{compressed} of {len(named)}',

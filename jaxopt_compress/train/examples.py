@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxopt_compress import data as data_lib
+from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 
 Batch = Mapping[str, np.ndarray]
@@ -29,14 +30,14 @@ class Examples:
     facts: what is known of the held-out examples without a model.
   """
 
-  batches: Callable[[plan_lib.Stage], data_lib.Batches]
+  batches: Callable[[options.Stage], data_lib.Batches]
   test: Sequence[Batch]
   example: jax.ShapeDtypeStruct
   description: str
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def load(data: plan_lib.Data, seed: int) -> Examples:
+def load(data: options.Data, seed: int) -> Examples:
   """Reads both splits of a data set.
 
   Args:

@@ -1,14 +1,6 @@
 """The lab notebook: from a config to a report, top to bottom.
 
-    workdir/config.json              what was asked for
-    workdir/metrics.jsonl            one line for each logged step
-    workdir/checkpoints/<stage>/     of the stage that is being trained
-    workdir/stages/<stage>/          of a finished stage: tree/ (a checkpoint),
-                                     weights.safetensors and result.json
-    workdir/export/<stage>/          exported programs
-    workdir/report.md, .json, plots/
-
-A directory under `stages` appears by one rename, so it is whole or not there: a run
+What a workdir holds is drawn in `job`. A directory under `stages` appears by one rename, so it is whole or not there: a run
 that was killed anywhere goes on where it was when the same command is given again,
 and on one device ends with the same bits.
 """
@@ -26,19 +18,22 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxopt_compress import distillation
+from jaxopt_compress import report
 from jaxopt_compress.core import array
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import checkpoint
-from jaxopt_compress.train import compare
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
+from jaxopt_compress.train import job as job_lib
+from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import preemption
+from jaxopt_compress.train import record
 from jaxopt_compress.train import stages as stages_lib
 from jaxopt_compress.train import state as state_lib
 
@@ -83,7 +78,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     stages_lib.build(
       stage,
       models[stage.model],
-      models[plan.stage(stage.teacher).model] if stage.teacher else None,
+      _teacher_of(stage, plan, models),
       plan.data,
     )
     for stage in plan.stages
@@ -93,7 +88,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     by_name = {b.stage.name: b for b in built}
     for b in built:
       dry_run_lib.trace(
-        b, data.batches(b.stage)[0], by_name.get(b.stage.teacher)
+        b, data.batches(b.stage)[0], by_name.get(b.stage.distil.teacher)
       )
     log('Dry run: everything fits together; nothing was computed.')
     return
@@ -104,88 +99,100 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
   if not (work / 'config.json').exists():
     _write_atomically(work / 'config.json', asked)
   metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
+  job = job_lib.Job(plan, data, mesh, work, metrics)
 
   # -- Go -----------------------------------------------------------------------
   finished = {}
   with preemption.Watch() as watch:
     for b in built:
       name = b.stage.name
-      finished[name] = _finished(work, plan, b, mesh)
+      finished[name] = _finished(job, b)
       if finished[name] is None:
-        initial = _initial(b, plan, data, finished, mesh)
-        state = _train(
-          b, plan, data, initial, finished, mesh, work, metrics, watch
-        )
-        _finish(b, plan, data, state, work, metrics)
-        finished[name] = _finished(work, plan, b, mesh)
+        state = _initial(job, b, finished)
+        state = _train(job, b, state, finished, watch)
+        _finish(job, b, state)
+        finished[name] = _finished(job, b)
       if watch.requested():
         raise preemption.Preempted(
           f'Stopped after stage {name!r}, which is saved.'
         )
   metrics.close()
 
-  # -- Compare, export, report ---------------------------------------------------
+  # -- Measure, export, report ---------------------------------------------------
   with preemption.Watch(saved=True):
     # One process can do it, each stage being whole on each of its devices.
     if jax.process_index() == 0:
-      compare.compare(plan, built, mesh_lib.local(finished), data, work)
+      local = mesh_lib.local(finished)
+      measured = measure.measure(job, built, local)
+      log(report.text(record.record(job, built, local, measured)))
+      if measured.failed:
+        raise measured.failed
       # Not before: a config that does not fit what is here must not replace it.
       _write_atomically(work / 'config.json', asked)
     _together('report')
 
 
-def _initial(b, plan, data, finished, mesh):
+def _teacher_of(stage, plan, models):
+  """The model of a stage's teacher, or None."""
+  name = stage.distil.teacher
+  return models[plan.stage(name).model] if name else None
+
+
+def _initial(job, b, finished):
   """The state that a stage starts from."""
   stage = b.stage
-  seed = plan_lib.stage_seed(plan.seed, stage.name)
+  seed = plan_lib.stage_seed(job.plan.seed, stage.name)
   params, variables = b.model.init(seed)
   if stage.init:
     source = mesh_lib.local(finished[stage.init])
     source_params = array.materialize(source['params'])
-    if plan.stage(stage.init).model == stage.model:
+    if job.plan.stage(stage.init).model == stage.model:
       params, variables = source_params, source['variables']
     else:
       params = distillation.grow.warm_start(params, source_params)
   ranges = b.ranges
   if ranges:
-    ranges = _calibrated(b, plan, data, params, variables)
+    ranges = _calibrated(job, b, params, variables)
   state = jax.jit(b.create)(params, variables, jax.random.key(seed), ranges)
-  return mesh_lib.replicate(state, mesh)
+  return mesh_lib.replicate(state, job.mesh)
 
 
-def _calibrated(b, plan, data, params, variables):
+def _calibrated(job, b, params, variables):
   """Ranges of static activations, from training data as it is."""
-  stage = b.stage
-  batches = data.batches(dataclasses.replace(stage, augment=False))
-  some = [batches[i][plan.data.input] for i in range(stage.calibrate_batches)]
-  ranges = stages_lib.calibrate(b, params, variables, some)
+  stage, quantize = b.stage, b.stage.quantize
+  batches = job.data.batches(dataclasses.replace(stage, augment=False))
+  some = range(quantize.calibrate_batches)
+  inputs = [batches[i][job.plan.data.input] for i in some]
+  ranges = stages_lib.calibrate(b, params, variables, inputs)
   metrics_lib.log(
-    f'[{stage.name}] {len(ranges)} ranges of activations ({stage.calibrate}) from'
-    f' {len(some) * stage.batch_size} training examples.'
+    f'[{stage.name}] {len(ranges)} ranges of activations ({quantize.calibrate}) from'
+    f' {len(inputs) * stage.batch_size} training examples.'
   )
   return ranges
 
 
-def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
+def _train(job, b, state, finished, watch):
   """Takes a stage from its last checkpoint, or `state`, to its last step."""
-  stage, options = b.stage, plan.run
+  stage, options, metrics = b.stage, job.plan.run, job.metrics
   if b.step is None:
     return state
-  step_fn = step_lib.data_parallel(b.step, options.mode, mesh)
-  batches = data.batches(stage)
+  step_fn = step_lib.data_parallel(b.step, options.mode, job.mesh)
+  batches = job.data.batches(stage)
   teacher = ()
-  if stage.teacher:
-    source = finished[stage.teacher]
+  if stage.distil.teacher:
+    source = finished[stage.distil.teacher]
     teacher = ((source['params'], source['variables']),)
 
   with checkpoint.Checkpoints(
-    work / 'checkpoints' / stage.name,
-    config=plan.fingerprint(stage),
+    job.checkpoints(stage.name),
+    config=job.plan.fingerprint(stage),
     keep=options.keep,
   ) as saver:
     # -- Resume -------------------------------------------------------------------
     begin = 0
-    if restored := saver.restore(stages_lib.with_sharding(b.template, mesh)):
+    if restored := saver.restore(
+      stages_lib.with_sharding(b.template, job.mesh)
+    ):
       begin, state = restored
       metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
     metrics.begin(stage.name, begin)
@@ -225,7 +232,7 @@ def _train(b, plan, data, state, finished, mesh, work, metrics, watch):
       # One step may wait behind the running one, so that the host prepares batches
       # meanwhile; none on several devices, which on a CPU starve each other.
       running.append(values)
-      if len(running) > 1 or mesh.size > 1:
+      if len(running) > 1 or job.mesh.size > 1:
         jax.block_until_ready(running.pop(0))
       progress.advance()
       if done % options.log_every == 0 or done == stage.steps:
@@ -251,9 +258,9 @@ def _diverged(stage, what, step, saver):
   )
 
 
-def _finish(b, plan, data, state, work, metrics):
+def _finish(job, b, state):
   """Evaluates a stage and puts what it leaves behind under its final name."""
-  name, config = b.stage.name, plan.fingerprint(b.stage)
+  name, config = b.stage.name, job.plan.fingerprint(b.stage)
   final = jax.jit(
     lambda s: stages_lib.finish(s, b.stage, b.model, b.compression)
   )(state)
@@ -262,42 +269,42 @@ def _finish(b, plan, data, state, work, metrics):
     b.model.forward,
     local['params'],
     local['variables'],
-    data.test,
-    inputs=plan.data.input,
-    targets=plan.data.target,
+    job.data.test,
+    inputs=job.plan.data.input,
+    targets=job.plan.data.target,
   )
   numbers = {'loss': found.loss, 'accuracy': found.accuracy}
-  metrics.begin(f'{name}/test', -1)
-  metrics.write(f'{name}/test', b.stage.steps, numbers)
+  job.metrics.begin(f'{name}/test', -1)
+  job.metrics.write(f'{name}/test', b.stage.steps, numbers)
   metrics_lib.log(
     f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
   )
-  partial, whole = work / 'stages' / f'{name}.partial', work / 'stages' / name
+  partial, whole = job.stage(f'{name}.partial'), job.stage(name)
   if jax.process_index() == 0:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
   _together(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
-    stored = {'params': local['params'], 'variables': local['variables']}
-    weights.save(partial / compare.WEIGHTS, weights.flatten(stored)[0])
+    stored = stages_lib.stored(local)
+    weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **numbers}
     (partial / 'result.json').write_text(json.dumps(result, indent=2))
     os.rename(partial, whole)
-    shutil.rmtree(work / 'checkpoints' / name, ignore_errors=True)
+    shutil.rmtree(job.checkpoints(name), ignore_errors=True)
   _together(f'{name} whole')
 
 
-def _finished(work, plan, b, mesh):
+def _finished(job, b):
   """What a finished stage left behind, or None."""
-  directory = work / 'stages' / b.stage.name
+  directory = job.stage(b.stage.name)
   if not (directory / 'result.json').exists():
     return None
   try:
     return checkpoint.restore(
       directory / 'tree',
-      stages_lib.with_sharding(b.final, mesh),
-      plan.fingerprint(b.stage),
+      stages_lib.with_sharding(b.final, job.mesh),
+      job.plan.fingerprint(b.stage),
     )
   except checkpoint.CorruptCheckpoint as e:
     raise ValueError(

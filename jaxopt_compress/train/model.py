@@ -14,7 +14,7 @@ from jaxopt_compress.train import evaluate
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """See the fields.
+  """A network as functions of its parameters.
 
   Attributes:
     name: in the config.

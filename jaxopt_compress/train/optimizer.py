@@ -1,7 +1,30 @@
-"""The optimizer and the learning rate of a stage, from plain keywords."""
+"""The optimizer and the learning rate of a stage."""
 
 import jax
 import optax
+
+from jaxopt_compress.train import options as options_lib
+
+
+def pair(
+  options: options_lib.Optimizer, steps: int
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+  """(optimizer of the parameters, optimizer of what is learned beside them).
+
+  Args:
+    options: of a stage.
+    steps: how many it has.
+  """
+  schedule = dict(steps=steps, warmup=options.warmup, decay=options.decay)
+  parameters = build(
+    options.name,
+    learning_rate=options.learning_rate,
+    weight_decay=options.weight_decay,
+    clip=options.clip,
+    **schedule,
+  )
+  slower = options.learned_rate * options.learning_rate
+  return parameters, build('adamw', learning_rate=slower, **schedule)
 
 
 def build(
@@ -57,12 +80,12 @@ def _matrices(params):
 def _kernels(params):
   """The last two axes of each kernel are its matrix, the others a stack."""
 
-  def one(path, x):
+  def axes(path, x):
     if getattr(path[-1], 'key', None) != 'kernel' or x.ndim < 2:
       return None
     return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def schedule(

@@ -20,7 +20,7 @@ from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
-from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import options
 from jaxopt_compress.train import state as state_lib
 from jaxopt_compress.train import words
 
@@ -33,7 +33,7 @@ class Built:
   {'params': stored leaves, 'variables', 'plain': parameters before compression}.
   """
 
-  stage: plan_lib.Stage
+  stage: options.Stage
   model: model_lib.Model
   compression: compression_lib.Compression
   step: Callable[..., Any] | None  # for one replica; None if nothing is trained
@@ -44,10 +44,10 @@ class Built:
 
 
 def build(
-  stage: plan_lib.Stage,
+  stage: options.Stage,
   model: model_lib.Model,
   teacher: model_lib.Model | None,
-  data: plan_lib.Data,
+  data: options.Data,
 ) -> Built:
   """Builds and checks a stage.
 
@@ -58,17 +58,8 @@ def build(
   try:
     blank = _placeholders(stage, model)
     compression = compression_of(stage, model.uses, blank)
-    trained = adapters if stage.lora else everything
-    schedule = dict(steps=stage.steps, warmup=stage.warmup, decay=stage.decay)
-    optimizer = optimizer_lib.build(
-      stage.optimizer,
-      learning_rate=stage.learning_rate,
-      weight_decay=stage.weight_decay,
-      clip=stage.clip,
-      **schedule,
-    )
-    slower = stage.learned_rate * stage.learning_rate
-    learned = optimizer_lib.build('adamw', learning_rate=slower, **schedule)
+    trained = adapters if stage.adapters.rules else everything
+    optimizer, learned = optimizer_lib.pair(stage.optimizer, stage.steps)
 
     def create(params, variables, rng, ranges):
       params, compression = trained(stage, model.uses, params, rng, ranges)
@@ -110,13 +101,15 @@ def build(
 
 
 def _placeholders(stage, model):
-  if not stage.quantize:
+  if not stage.quantize.rules:
     return {}
-  rules = words.quantize_rules(stage)
+  rules = words.quantize_rules(stage.quantize)
   found = quantization.ranges.placeholders(model.params, rules, model.uses)
   chosen = quantization.schemes.by_leaf(rules, model.params)
   for path, scheme in chosen.items():
-    specs = (scheme.weight, scheme.act) if stage.lora and scheme else ()
+    specs = (
+      (scheme.weight, scheme.act) if stage.adapters.rules and scheme else ()
+    )
     if any(s.learn for s in specs if s):
       raise ValueError(
         f'{path} is the frozen base of adapters ({scheme.describe()}), whose ranges'
@@ -146,13 +139,17 @@ def calibrate(
   Raises:
     ValueError: as `jc.calibrate`; the message begins with the name of the stage.
   """
-  output = lambda p, x: b.model.apply(p, variables, x)[0]
-  rules = words.quantize_rules(b.stage)
-  if b.stage.prune and not b.stage.steps:
+
+  def output(params, x):
+    return b.model.apply(params, variables, x)[0]
+
+  quantize = b.stage.quantize
+  rules = words.quantize_rules(quantize)
+  if b.stage.prune.rules and not b.stage.steps:
     params = array.materialize(pruned(params, b.stage, b.model.uses))
   try:
     found = quantization.calibrate(
-      output, params, rules, batches, b.model.uses, b.stage.calibrate
+      output, params, rules, batches, b.model.uses, quantize.calibrate
     )
   except ValueError as e:
     raise ValueError(f'Stage {b.stage.name!r}: {e}') from e
@@ -172,21 +169,20 @@ def adapters(stage, uses, params, rng, ranges):
 
   The state of the compression is the frozen base, stored as the stage says.
   """
-  if stage.quantize:
-    params = quantization.quantize(
-      params, words.quantize_rules(stage), uses, ranges=ranges
-    )
+  if stage.quantize.rules:
+    rules = words.quantize_rules(stage.quantize)
+    params = quantization.quantize(params, rules, uses, ranges=ranges)
   # A key that no step has: those fold in their number.
   key = jax.random.fold_in(rng, 2**32 - 1)
   factors = quantization.add_lora(
-    params, words.lora_rules(stage), uses, key=key
+    params, words.lora_rules(stage.adapters), uses, key=key
   )
   compression = compression_of(stage, uses, ranges)
   return factors, compression._replace(init=lambda factors: params)
 
 
 def _beside(
-  stage: plan_lib.Stage, uses: dict[str, Any]
+  stage: options.Stage, uses: dict[str, Any]
 ) -> compression_lib.Compression:
   """Adapters beside a frozen base, which is the state."""
   return compression_lib.Compression(
@@ -195,32 +191,30 @@ def _beside(
       base,
       factors,
       uses,
-      alpha=stage.lora_alpha,
-      rank_stabilized=stage.lora_rank_stabilized,
+      alpha=stage.adapters.alpha,
+      rank_stabilized=stage.adapters.rank_stabilized,
     ),
     update=lambda base, factors, info: base,
   )
 
 
 def compression_of(
-  stage: plan_lib.Stage, uses: dict[str, Any], ranges: dict[str, Any]
+  stage: options.Stage, uses: dict[str, Any], ranges: dict[str, Any]
 ) -> compression_lib.Compression:
   """What happens to the parameters while a stage trains: masks, then rounding.
 
   Ranges of static activations are in its state, so that a run which resumes goes
   on with those it began with.
   """
-  if stage.lora:
+  if stage.adapters.rules:
     return _beside(stage, uses)
   parts = []
-  if stage.prune:
-    parts.append(pruning.prune.prune(words.prune_rules(stage), uses))
-  if stage.quantize:
-    parts.append(
-      quantization.fake_quantize(
-        words.quantize_rules(stage), uses, ranges=ranges
-      )
-    )
+  if stage.prune.rules:
+    rules = words.prune_rules(stage.prune, stage.steps)
+    parts.append(pruning.prune.prune(rules, uses))
+  if stage.quantize.rules:
+    rules = words.quantize_rules(stage.quantize)
+    parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))
   if not stage.steps:
     return compression_lib.identity()._replace(init=lambda params: ranges)
   if not parts:
@@ -230,7 +224,7 @@ def compression_of(
 
 def finish(
   state: state_lib.TrainState,
-  stage: plan_lib.Stage,
+  stage: options.Stage,
   model: model_lib.Model,
   compression: compression_lib.Compression,
 ) -> dict[str, Any]:
@@ -238,16 +232,14 @@ def finish(
   params = plain = state.params
   if stage.steps:
     params = state_lib.compressed(state, compression)
-    plain = array.materialize(params) if stage.lora else plain
+    plain = array.materialize(params) if stage.adapters.rules else plain
   else:
-    if stage.prune:
+    if stage.prune.rules:
       params = pruned(params, stage, model.uses)
-    if stage.quantize:
+    if stage.quantize.rules:
+      rules = words.quantize_rules(stage.quantize)
       params = quantization.quantize(
-        params,
-        words.quantize_rules(stage),
-        model.uses,
-        ranges=state.comp_state,
+        params, rules, model.uses, ranges=state.comp_state
       )
   return {
     'params': compression_lib.freeze(params),
@@ -256,32 +248,39 @@ def finish(
   }
 
 
-def pruned(params: Any, stage: plan_lib.Stage, uses: dict[str, Any]) -> Any:
+def stored(final: dict[str, Any]) -> dict[str, Any]:
+  """What a stage needs at inference: its parameters and its variables."""
+  return {'params': final['params'], 'variables': final['variables']}
+
+
+def pruned(params: Any, stage: options.Stage, uses: dict[str, Any]) -> Any:
   """The parameters under the masks of a stage that trains nothing."""
-  rules = words.prune_rules(stage)
+  rules = words.prune_rules(stage.prune, stage.steps)
   return pruning.prune.magnitude_prune(params, rules, uses)
 
 
-def loss_of(stage: plan_lib.Stage, data: plan_lib.Data) -> state_lib.Loss:
+def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
   """Cross entropy, or distillation where there is a teacher."""
-  losses = distillation.losses
+  losses, distil = distillation.losses, stage.distil
 
-  def loss(y, batch, teacher_y):
+  def loss(outputs, batch, teacher_outputs):
+    y, _ = outputs
     labels = batch[data.target]
     mask = batch.get('mask')
     if mask is not None:
       mask = mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
       mask = jnp.broadcast_to(mask, labels.shape)
-    if teacher_y is None:
+    if teacher_outputs is None:
       return losses.cross_entropy(
         y, labels, mask, label_smoothing=stage.label_smoothing
       )
+    teacher_y, _ = teacher_outputs
     return losses.distill(
       y,
       teacher_y,
       labels,
-      alpha=stage.alpha,
-      temperature=stage.temperature,
+      alpha=distil.alpha,
+      temperature=distil.temperature,
       mask=mask,
       label_smoothing=stage.label_smoothing,
     )

@@ -1,8 +1,8 @@
 """What a training run is at one step, and how one step follows another.
 
     cparams   = compression.apply(params, comp_state)        masks, rounding
-    y, stats  = observe(apply, compression.observes(params))(cparams, variables, x)
-    (sum, n)  = loss(y, batch, teacher(x))
+    outputs, stats = observe(apply, compression.observes(params))(cparams, variables, x)
+    (sum, n)  = loss(outputs, batch, teacher(x))
     g         = d sum / d (params, learned), averaged over replicas, / mean n
     params    = optimizer(params, g)
     comp_state = compression.update(comp_state, params, Info(step + 1, g, stats))
@@ -23,8 +23,13 @@ import optax
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
+from jaxopt_compress.distillation import teachers
 
-Loss = Callable[..., tuple[jax.Array, jax.Array]]
+# Of a model: what it answers, and intermediate values by name.
+Outputs = tuple[jax.Array, Any]
+# `(outputs, batch, teacher_outputs) -> (sum, count)` over the examples that count.
+# `teacher_outputs` is None without a teacher.
+Loss = Callable[[Outputs, Any, Outputs | None], tuple[jax.Array, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -99,14 +104,13 @@ def train_step(
 
   Args:
     apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
-    loss: `(y, batch, teacher_y) -> (sum, count)` over the examples that count;
-      `teacher_y` is None without a teacher.
+    loss: a `Loss`.
     optimizer: of the parameters.
     inputs: the name of the model's input in a batch.
     compression: what happens to the parameters meanwhile.
     learned_optimizer: of what the compression learns; the same by default.
-    teacher: apply of a frozen teacher, or None. Its weights are an *argument* of
-      the step, never a constant of the program, and see no gradient.
+    teacher: apply of a teacher, or None. Its weights are an *argument* of the step,
+      never a constant of the program, and see no gradient.
 
   Returns:
     `(state, batch, replicas[, (params, variables) of the teacher])
@@ -114,24 +118,26 @@ def train_step(
   """
   compression = compression or compression_lib.identity()
   learned_optimizer = learned_optimizer or optimizer
+  # Lifted first: what is frozen are the arrays of its leaves, which stay compressed.
+  taught = teachers.frozen(lift.lift(teacher)) if teacher else None
 
   def step(state, batch, replicas, frozen=None):
     x = batch[inputs]
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
-    teacher_y = None
-    if teacher is not None:
-      teacher_y = jax.lax.stop_gradient(lift.lift(teacher)(*frozen, x)[0])
-
+    teacher_outputs = taught(*frozen, x)[:2] if taught else None
     wanted = compression.observes(state.params)
 
     def total_loss(params, learned):
       full = compression_lib.merge_learned(learned, state.comp_state)
       cparams = compression.apply(params, full)
-      forward = lambda p, v, x: apply(p, v, x, train=True, rngs=key)
-      (y, _, variables), stats = _observed(forward, wanted)(
+
+      def forward(params, variables, x):
+        return apply(params, variables, x, train=True, rngs=key)
+
+      (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      total, count = loss(y, batch, teacher_y)
+      total, count = loss((y, out), batch, teacher_outputs)
       return total, (count.astype(total.dtype), variables, stats)
 
     (total, (count, variables, stats)), grads = jax.value_and_grad(
@@ -143,32 +149,44 @@ def train_step(
       stats = observe.reduce_stats(wanted, stats, replicas.axis)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
 
-    params, opt_state = _descend(
-      optimizer, grads[0], state.opt_state, state.params
-    )
-    learned, learned_opt_state = _descend(
-      learned_optimizer, grads[1], state.learned_opt_state, state.learned
-    )
-    full = compression.update(
-      compression_lib.merge_learned(learned, state.comp_state),
-      params,
-      compression_lib.Info(state.step + 1, grads[0], stats),
-    )
-    learned, comp_state = compression_lib.split_learned(full)
-    state = TrainState(
-      step=state.step + 1,
-      params=params,
-      variables=variables,
-      opt_state=opt_state,
-      comp_state=comp_state,
-      learned=learned,
-      learned_opt_state=learned_opt_state,
-      rng=state.rng,
-    )
     metrics = {'loss': total / count, 'grad_norm': optax.tree.norm(grads)}
+    state = _next(
+      state,
+      grads,
+      variables,
+      stats,
+      optimizers=(optimizer, learned_optimizer),
+      compression=compression,
+    )
     return state, metrics
 
   return step
+
+
+def _next(state, grads, variables, stats, *, optimizers, compression):
+  """The state after one step, from gradients of (params, learned)."""
+  params, opt_state = _descend(
+    optimizers[0], grads[0], state.opt_state, state.params
+  )
+  learned, learned_opt_state = _descend(
+    optimizers[1], grads[1], state.learned_opt_state, state.learned
+  )
+  full = compression.update(
+    compression_lib.merge_learned(learned, state.comp_state),
+    params,
+    compression_lib.Info(state.step + 1, grads[0], stats),
+  )
+  learned, comp_state = compression_lib.split_learned(full)
+  return TrainState(
+    step=state.step + 1,
+    params=params,
+    variables=variables,
+    opt_state=opt_state,
+    comp_state=comp_state,
+    learned=learned,
+    learned_opt_state=learned_opt_state,
+    rng=state.rng,
+  )
 
 
 def _observed(forward, wanted):

@@ -12,38 +12,38 @@ from typing import Any
 
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
-from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import options
 
 
-def quantize_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
+def quantize_rules(quantize: options.Quantize) -> list[tuple[str, Any]]:
   """Rules for `jc.quantize` and `quantization.fake_quantize`."""
-  pairs = _pairs(stage.quantize)
+  pairs = _pairs(quantize.rules)
   return [(p, quantization.schemes.scheme(value)) for p, value in pairs]
 
 
-def lora_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
+def lora_rules(adapters: options.Adapters) -> list[tuple[str, Any]]:
   """Rules for `jc.add_lora`."""
-  return list(_pairs(stage.lora))
+  return list(_pairs(adapters.rules))
 
 
-def prune_rules(stage: plan_lib.Stage) -> list[tuple[str, Any]]:
-  """Rules for `pruning.prune`."""
-  begin, end = (round(f * stage.steps) for f in stage.prune_span)
+def prune_rules(prune: options.Prune, steps: int) -> list[tuple[str, Any]]:
+  """Rules for `pruning.prune`, in a stage of that many steps."""
+  begin, end = (round(fraction * steps) for fraction in prune.span)
 
   def sparsity(value):
     if value is None:
       return None
     return pruning.prune.Sparsity(
       **sparsity_words(value),
-      score=stage.prune_score,
-      scope=stage.prune_scope,
-      k=stage.prune_k,
+      score=prune.score,
+      scope=prune.scope,
+      k=prune.k,
       begin=begin,
       end=end,
-      every=stage.prune_every,
+      every=prune.every,
     )
 
-  return [(pattern, sparsity(value)) for pattern, value in _pairs(stage.prune)]
+  return [(pattern, sparsity(value)) for pattern, value in _pairs(prune.rules)]
 
 
 def sparsity_words(value: float | str) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def _train(model, state, comp, rate, steps, *, data, seed):
     learned_optimizer=slow,
   )
 
-  def loss(y, batch, _):
+  def loss(outputs, batch, teacher_outputs):
+    del teacher_outputs
+    y, _ = outputs
     return distillation.losses.cross_entropy(y, batch['label'])
 
   alone = state_lib.train_step(

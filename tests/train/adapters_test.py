@@ -15,6 +15,7 @@ from jaxopt_compress.data import text
 from jaxopt_compress.train import examples
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import preemption
 from jaxopt_compress.train import stages
@@ -150,11 +151,11 @@ class LoopTest(absltest.TestCase):
 
 class FilesTest(absltest.TestCase):
   def test_stages_read_files_of_their_own(self):
-    data = plan_lib.Data(
+    data = options.Data(
       name='text', input='tokens', window=16, files=r'json/.*', test='train'
     )
     loaded = examples.load(data, seed=0)
-    of = lambda files: plan_lib.Stage(
+    of = lambda files: options.Stage(
       name='s', model='m', files=files, batch_size=1
     )
     json_text = text.load('train', only=r'json/.*').tobytes()
@@ -175,7 +176,7 @@ class FilesTest(absltest.TestCase):
 
   def test_data_without_files(self):
     with self.assertRaisesRegex(ValueError, 'chooses files of a text'):
-      examples.load(plan_lib.Data(name='digits', files='x.*'), seed=0)
+      examples.load(options.Data(name='digits', files='x.*'), seed=0)
 
 
 if __name__ == '__main__':

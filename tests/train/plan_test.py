@@ -45,13 +45,13 @@ class ParseTest(parameterized.TestCase):
     p = plan.parse(ml_collections.ConfigDict(CONFIG))
     self.assertEqual([s.name for s in p.stages], ['teacher', 'student', 'int8'])
     self.assertEqual(p.stage('student').steps, 20)
-    self.assertEqual(p.stage('int8').quantize[1], (r'.*', None))
+    self.assertEqual(p.stage('int8').quantize.rules[1], (r'.*', None))
     self.assertEqual(p.models['small']['widths'], (8,))
     self.assertEqual(p.run.mode, 'shard_map')
 
   def test_int_passes_for_float(self):
     p = plan.parse(_with('stage.teacher.learning_rate', 1))
-    self.assertEqual(p.stage('teacher').learning_rate, 1.0)
+    self.assertEqual(p.stage('teacher').optimizer.learning_rate, 1.0)
 
   @parameterized.named_parameters(
     ('top', 'sede', 1, "config has no 'sede'. Did you mean 'seed'"),

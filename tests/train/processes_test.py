@@ -12,7 +12,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jaxopt_compress.parallel import cluster
-from jaxopt_compress.train import compare
+from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import loop
 
 CONFIG = dict(
@@ -35,7 +35,7 @@ class ProcessesTest(absltest.TestCase):
     self.dir = tmp_path
 
   def _weights(self, name):
-    path = self.dir / name / 'stages' / 'model' / compare.WEIGHTS
+    path = self.dir / name / 'stages' / 'model' / job_lib.WEIGHTS
     return safetensors.load_file(path)
 
   def test_two_equal_one(self):

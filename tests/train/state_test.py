@@ -24,8 +24,9 @@ def _apply(params, variables, x, *, train=False, rngs=None):
   return y, {}, variables
 
 
-def _squared(y, batch, teacher_y):
-  target = batch['y'] if teacher_y is None else teacher_y
+def _squared(outputs, batch, teacher_outputs):
+  y, _ = outputs
+  target = batch['y'] if teacher_outputs is None else teacher_outputs[0]
   error = jnp.square(y - target).sum(-1)
   return jnp.where(batch['mask'], error, 0).sum(), batch['mask'].sum()
 

@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors
 from jaxopt_compress import data as data_lib
 from jaxopt_compress.quantization import ranges as ranges_lib
 from jaxopt_compress.train import checkpoint
-from jaxopt_compress.train import compare
+from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import loop
 
 STATIC = 'int8, int8 tensor static asym'
@@ -171,7 +171,7 @@ class StaticTest(parameterized.TestCase):
     loop.run(tiny(FOLLOWING, **common), self.dir / 'start')
     loop.run(tiny(FOLLOWING, steps=4, **common), self.dir / 'end')
     start, end = (
-      safetensors.load_file(self.dir / d / 'stages/small' / compare.WEIGHTS)
+      safetensors.load_file(self.dir / d / 'stages/small' / job_lib.WEIGHTS)
       for d in ('start', 'end')
     )
     scales = [n for n in start if 'act_scale' in n]

@@ -1,0 +1,164 @@
+"""Every finished stage beside the others: its answers, its speed, its export.
+
+All is measured again from what the stages left behind, so a run that resumes at its
+very end reports what a run without a break reports.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress import report as report_lib
+from jaxopt_compress.core import lift
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import exported
+from jaxopt_compress.train import job as job_lib
+from jaxopt_compress.train import serving
+from jaxopt_compress.train import stages as stages_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What was found; each a dict by the name of a stage.
+
+  Attributes:
+    answers: on the held-out examples, beside those of the reference.
+    deployed: parameters as they would be served.
+    latency: by batch size, against the float form of the same model.
+    kernels: a sentence on what served them; not of every stage.
+    exports: a sentence on each export; of 'stages' where one failed.
+    failed: what was wrong, for the run to end with once the report is written.
+  """
+
+  answers: Mapping[str, evaluate.Evaluation]
+  deployed: Mapping[str, Any]
+  latency: Mapping[str, Mapping[int, Any]]
+  kernels: Mapping[str, str]
+  exports: Mapping[str, str]
+  failed: RuntimeError | None
+
+
+def measure(
+  job: job_lib.Job,
+  built: Sequence[stages_lib.Built],
+  finished: Mapping[str, Any],
+) -> Measured:
+  """Evaluates, times and exports the finished stages.
+
+  Args:
+    job: the run.
+    built: its stages, in order.
+    finished: `{name: {'params', 'variables', 'plain'}}` of each.
+  """
+  answers = _answers(job, built, finished)
+  deployed, kernels, wrong = _deployed(job, built, finished)
+  latency = _latency(job, built, finished, deployed)
+  exports, failed = _exports(job, built, finished, answers)
+  return Measured(answers, deployed, latency, kernels, exports, failed or wrong)
+
+
+def repeated(job: job_lib.Job, batch: int) -> jax.Array:
+  """The first held-out inputs, repeated to a batch of that size."""
+  x = job.data.test[0][job.plan.data.input]
+  return jnp.asarray(np.resize(x, (batch, *x.shape[1:])))
+
+
+def _answers(job, built, finished):
+  """What each stage answers on the held-out examples, the reference first."""
+  by_name = {b.stage.name: b for b in built}
+  first = job.plan.report.reference or built[0].stage.name
+  found = {}
+  for name in [first, *(n for n in by_name if n != first)]:
+    found[name] = evaluate.evaluate(
+      by_name[name].model.forward,
+      finished[name]['params'],
+      finished[name]['variables'],
+      job.data.test,
+      inputs=job.plan.data.input,
+      targets=job.plan.data.target,
+      reference=found[first].logits if found else None,
+    )
+    if name != first:  # one batch is enough to check an export
+      found[name] = dataclasses.replace(
+        found[name], logits=found[name].logits[:1]
+      )
+  return found
+
+
+def _deployed(job, built, finished):
+  """(parameters packed where there are kernels, what was said, what failed)."""
+  deployed, kernels, failed = {}, {}, None
+  for b in built:
+    name, final = b.stage.name, finished[b.stage.name]
+    deployed[name], said = serving.served(final['params'], b.model.uses)
+    if deployed[name] is not final['params']:
+      x = repeated(job, job.plan.report.batches[0])
+      both = final['params'], deployed[name]
+      try:
+        said += '; ' + serving.difference(
+          b.model.forward, *both, final['variables'], x
+        )
+      except RuntimeError as e:  # the report is written first, and says so
+        said, failed = f'FAILED. {e}', e
+    if said:
+      kernels[name] = said
+  return deployed, kernels, failed
+
+
+def _latency(job, built, finished, deployed):
+  """Stages of one model in turns, against its first, which is its float form."""
+  by_model = {}
+  for b in built:
+    by_model.setdefault(b.model.name, []).append(b)
+  latency = {}
+  for group in by_model.values():
+
+    def programs(batch, group=group):
+      found, x = {}, repeated(job, batch)
+      for b in group:
+        name = b.stage.name
+        args = deployed[name], finished[name]['variables'], x
+        found[name] = b.model.forward, args
+      return found
+
+    latency |= report_lib.by_batch(
+      programs,
+      job.plan.report.batches,
+      against=group[0].stage.name,
+      seconds=job.plan.report.seconds,
+    )
+  return latency
+
+
+def _exports(job, built, finished, answers):
+  """(a sentence for each export, what failed): reloaded by a process of its own."""
+  by_name = {b.stage.name: b for b in built}
+  names = job.plan.report.export
+  try:
+    sentences = exported.export_and_check(
+      job.work / 'export',
+      {
+        name: (
+          _over_tree(by_name[name].model.apply),
+          stages_lib.stored(finished[name]),
+        )
+        for name in names
+      },
+      job.data.test[0],
+      job.plan.data.input,
+      {name: answers[name].logits[0] for name in names},
+    )
+  except RuntimeError as e:  # the report is written first, and says so
+    return {'stages': f'FAILED. {e}'}, e
+  return sentences, None
+
+
+def _over_tree(apply):
+  return lift.lift(
+    lambda tree, x: apply(tree['params'], tree['variables'], x)[0]
+  )

@@ -1,0 +1,129 @@
+"""The report of a run: what was measured, beside what can be counted."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress import report as report_lib
+from jaxopt_compress.analysis import flops as flops_lib
+from jaxopt_compress.core import array
+from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import job as job_lib
+from jaxopt_compress.train import measure
+from jaxopt_compress.train import stages as stages_lib
+
+
+def record(
+  job: job_lib.Job,
+  built: Sequence[stages_lib.Built],
+  finished: Mapping[str, Any],
+  measured: measure.Measured,
+) -> report_lib.Report:
+  """Writes the report to the workdir, and returns it.
+
+  Args:
+    job: the run.
+    built: its stages, in order.
+    finished: `{name: {'params', 'variables', 'plain'}}` of each.
+    measured: what `measure` found.
+  """
+  coverage = {
+    b.stage.name: _leaves(job, b, finished[b.stage.name], measured)
+    for b in built
+    if b.stage.compresses
+  }
+  names = ', '.join(b.stage.name for b in built)
+  report = report_lib.Report(
+    title=f'{job.plan.data.name}: {names}',
+    stages=[_row(job, b, finished[b.stage.name], measured) for b in built],
+    coverage=coverage,
+    facts={
+      **job.data.facts,
+      **{f'export of {k}': said for k, said in measured.exports.items()},
+      **_calibrated(built),
+      **{f'kernels of {k}': said for k, said in measured.kernels.items()},
+    },
+  )
+  report_lib.write(
+    job.work,
+    report,
+    histograms=_histograms(finished, coverage),
+    plots=job.plan.report.plots,
+  )
+  return report
+
+
+def _row(job, b, final, measured) -> report_lib.StageRecord:
+  """One row of the first table."""
+  name = b.stage.name
+  found = measured.answers[name]
+  args = final['params'], final['variables'], measure.repeated(job, 1)
+  return report_lib.stage(
+    name,
+    final['params'],
+    **_quality(job.plan.report.metric, found),
+    agreement=found.agreement,
+    kl=found.kl,
+    bytes_memory=array.nbytes(stages_lib.stored(final)),
+    bytes_disk=report_lib.disk_bytes(job.weights(name)),
+    flops=flops_lib.flops(lift.lift(_inference(b.model.apply)))(*args),
+    latency=measured.latency[name],
+  )
+
+
+def _leaves(job, b, final, measured) -> list[report_lib.LeafRecord]:
+  """What became of every leaf of a stage, and in which form it runs."""
+  x = measure.repeated(job, 1)
+  explained = lift.explain(_inference(b.model.apply))(
+    measured.deployed[b.stage.name], final['variables'], x
+  )
+  return report_lib.coverage(final['params'], final['plain'], explained)
+
+
+def _inference(apply):
+  return lambda params, variables, x: apply(params, variables, x)[0]
+
+
+def _quality(metric: str, found: evaluate.Evaluation) -> dict[str, Any]:
+  if metric == 'bits per byte':
+    return dict(
+      value=found.loss / np.log(2),
+      metric=metric,
+      higher_is_better=False,
+      spec='.4f',
+    )
+  return dict(value=found.accuracy, metric='accuracy')
+
+
+def _calibrated(built) -> dict[str, str]:
+  """What the static ranges of activations were found on."""
+  found = {}
+  for b in built:
+    quantize = b.stage.quantize
+    if b.ranges:
+      found[f'static ranges of {b.stage.name}'] = (
+        f'{len(b.ranges)}, by {quantize.calibrate}, from'
+        f' {quantize.calibrate_batches * b.stage.batch_size:,} training examples'
+      )
+  return found
+
+
+def _histograms(finished, coverage):
+  """The largest compressed leaf of each compressed stage, before and after."""
+  weights = {}
+  for name, leaves in coverage.items():
+    leaves = [leaf for leaf in leaves if leaf.compressed]
+    if not leaves:
+      continue
+    path = max(leaves, key=lambda leaf: int(np.prod(leaf.shape))).path
+    before = dict(rules_lib.named_leaves(finished[name]['plain']))[path]
+    after = dict(rules_lib.named_leaves(finished[name]['params']))[path]
+    weights[f'{name}: {path}'] = (
+      np.asarray(before),
+      np.asarray(array.materialize(after)),
+    )
+  return weights
