@@ -8,6 +8,7 @@ goes to its kernel; anywhere else, and where the library was not built, the rule
 """
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 import jax
@@ -97,7 +98,7 @@ def convolution(
     leaf: stands for [window..., channels, features].
     portable: the same in XLA.
     epilogue: what is done with the results.
-    **geometry: strides, padding and dilations, as for `cpu.conv.conv`.
+    **geometry: strides, padding and dilations, as for `cpu.conv.Windows`.
 
   Returns:
     [images, out height, out width, features] float32. NotImplemented for an
@@ -115,21 +116,26 @@ def convolution(
   def kernel(x, leaf, epilogue):
     m = leaf.matrix
     x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-    x, options = _activations(x, leaf, (1, 2, 3))
+    x, rounding = _activations(x, leaf, (1, 2, 3))
     scale, zero = _in_units(leaf)
     apart = 1 if leaf.depthwise else leaf.feature_groups
     columns = (apart, 1, m.n // apart) if apart > 1 else (1, m.n)
-    scale = _finished(scale, options, epilogue, columns, jnp.float32)
-    window = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
-    options |= dict(window=window, zero=zero, path=path) | geometry
-    payload = leaf.part('payload')
-    if leaf.depthwise:
-      options.pop('totals', None)
-      return conv.depthwise(x, payload, scale, n=m.n, **options)
-    return conv.conv(
+    if epilogue is not None:
+      scale, rounding = _rescaled(scale, rounding, epilogue, columns)
+    taps = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
+    operands = (
       x,
-      payload,
+      leaf.part('payload'),
       scale,
+      zero,
+      rounding,
+      _finish(epilogue, columns, jnp.float32),
+    )
+    options = dict(windows=conv.Windows(taps, **geometry), path=path)
+    if leaf.depthwise:
+      return conv.depthwise(*operands, n=m.n, **options)
+    return conv.conv(
+      *operands,
       format=packed.LAYOUT[leaf.format].name,
       n=m.n // leaf.feature_groups,
       group=leaf.group,
@@ -159,44 +165,53 @@ def _portable(x, leaf, out_dtype):
   return y.astype(out_dtype)
 
 
-def _finished(scale, options, epilogue, shape, out_dtype):
-  """The scales of the weight with those of an epilogue; the rest is for options.
+def _rescaled(scale, rounding, epilogue, shape):
+  """(scale, rounding) with the scales of an epilogue in those of the weight.
 
   Args:
     scale: [..., groups, n], or None.
-    options: of the call, changed.
-    epilogue: or None.
+    rounding: of x, whose `totals` are sums of the weight.
+    epilogue: may scale the columns.
     shape: of a number for each column, as the call has them.
-    out_dtype: of its results.
   """
+  if epilogue.scale is None:
+    return scale, rounding
+  factor = _of_columns(epilogue.scale, shape)
+  totals = rounding.totals
+  totals = None if totals is None else totals * factor
+  rounding = dataclasses.replace(rounding, totals=totals)
+  return scale.astype(jnp.float32) * factor, rounding
+
+
+def _finish(epilogue, shape, out_dtype) -> native.Finish:
+  """What the library does of an epilogue; `shape` as for `_rescaled`."""
   if epilogue is None:
-    return scale
-  of_columns = lambda p: jnp.broadcast_to(p, math.prod(shape)).reshape(shape)
-  if epilogue.scale is not None:
-    factor = of_columns(epilogue.scale)
-    scale = scale.astype(jnp.float32) * factor
-    if options.get('totals') is not None:
-      options['totals'] = options['totals'] * factor
-  if epilogue.shift is not None:
-    options['bias'] = of_columns(epilogue.shift)
-  if epilogue.curve is not None:
-    options['curve'] = epilogue.curve
-  if epilogue.other is not None:
-    options['other'] = epilogue.other.astype(out_dtype)
-    options['times'] = epilogue.times
-  if epilogue.relu is not None:
-    options['floor'] = 0.0
-  return scale
+    return native.Finish()
+  shift, other = epilogue.shift, epilogue.other
+  return native.Finish(
+    bias=None if shift is None else _of_columns(shift, shape),
+    other=None if other is None else other.astype(out_dtype),
+    curve=epilogue.curve or '',
+    times=epilogue.times,
+    floor=-np.inf if epilogue.relu is None else 0.0,
+  )
+
+
+def _of_columns(p, shape):
+  """A number for each column, or one for all, in a shape of so many entries."""
+  return jnp.broadcast_to(p, math.prod(shape)).reshape(shape)
 
 
 def _kernel(x, leaf, epilogue, out_dtype, path):
   """On the library."""
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-  x, options = _activations(x, leaf, (x.ndim - 1,))
+  x, rounding = _activations(x, leaf, (x.ndim - 1,))
   scale, zero = _in_units(leaf)
-  scale = _finished(scale, options, epilogue, (1, leaf.matrix.n), out_dtype)
-  options |= dict(
-    zero=zero,
+  columns = (1, leaf.matrix.n)
+  if epilogue is not None:
+    scale, rounding = _rescaled(scale, rounding, epilogue, columns)
+  numbers = scale, zero, rounding, _finish(epilogue, columns, out_dtype)
+  options = dict(
     k=leaf.matrix.k,
     n=leaf.matrix.n,
     group=leaf.group,
@@ -205,12 +220,11 @@ def _kernel(x, leaf, epilogue, out_dtype, path):
   )
   payload = leaf.part('payload')
   if leaf.sparse is None:
-    return native.matmul(
-      x, payload, scale, format=packed.LAYOUT[leaf.format].name, **options
-    )
+    name = packed.LAYOUT[leaf.format].name
+    return native.matmul(x, payload, *numbers, format=name, **options)
   offsets = leaf.part('offsets')
   return native.sparse_matmul(
-    x, payload, offsets, scale, how=leaf.sparse, **options
+    x, payload, offsets, *numbers, how=leaf.sparse, **options
   )
 
 
@@ -225,14 +239,14 @@ def _in_units(leaf):
 
 
 def _activations(x, leaf, summed):
-  """(x, options of the call): how the library rounds x, where it can.
+  """(x, its `Rounding`): how the library rounds x, where it can.
 
   Else x is rounded here to what its codes stand for, and multiplied as it is.
   Products sum over the axes `summed`, the last of which may be in groups.
   """
   act = leaf.act
   if act is None:
-    return x, dict(act=native.Act.FLOAT)
+    return x, native.Rounding()
   integer = act.numbers.integer and act.numbers.step == 1
   suits = (
     integer
@@ -255,24 +269,25 @@ def _activations(x, leaf, summed):
       )
     else:
       q = activation.quantize(x, act, summed, summed[-1])
-    return q.materialize(), dict(act=native.Act.FLOAT)
+    return q.materialize(), native.Rounding()
   fmt = act.numbers
-  options = dict(
+  rounding = native.Rounding(
+    totals=_float32(leaf.part('totals')),
+    act=native.Act.DYNAMIC,
     bound=fmt.bound,
     low=fmt.lowest,
     high=fmt.highest,
     symmetric=act.symmetric,
-    totals=_float32(leaf.part('totals')),
   )
   if act.static:
     given = leaf.part('act_scale'), leaf.part('act_zero')
   elif act.granularity == 'tensor':
     given = _range_of_all(x, act)
   else:
-    return x, dict(act=native.Act.DYNAMIC, **options)
+    return x, rounding
   scale, zero = map(_float32, given)
-  return x, dict(
-    act=native.Act.STATIC, act_scale=scale, act_zero=zero, **options
+  return x, dataclasses.replace(
+    rounding, act=native.Act.STATIC, scale=scale, zero=zero
   )
 
 

@@ -169,25 +169,36 @@ class Case:
   def expected(self, x, w=None):
     return convolve(x, self.w if w is None else w, **self.options)
 
-  def run(self, act, path='', x=None, scale=True, **options):
-    groups = self.options.get('feature_groups', 1)
+  def run(
+    self,
+    act,
+    path='',
+    x=None,
+    scaled=True,
+    finish=native.Finish(),
+    out_dtype=jnp.float32,
+    **rounding,
+  ):
+    geometry = dict(self.options)
+    groups = geometry.pop('feature_groups', 1)
     mine = lambda p: p if p is None or groups > 1 else p[0]
-    if 'totals' in options:
-      options['totals'] = mine(options['totals'])
+    if 'totals' in rounding:
+      rounding['totals'] = mine(rounding['totals'])
     return np.asarray(
       conv.conv(
         jnp.asarray(self.x if x is None else x),
         mine(self.payload),
-        jnp.asarray(mine(self.scale)) if scale else None,
-        zero=None if self.zero is None else jnp.asarray(mine(self.zero)),
+        jnp.asarray(mine(self.scale)) if scaled else None,
+        None if self.zero is None else jnp.asarray(mine(self.zero)),
+        native.Rounding(act=act, **rounding),
+        finish,
+        windows=conv.Windows(self.window, **geometry),
         format=self.name,
         n=self.n,
         group=self.group,
-        act=act,
-        window=self.window,
+        feature_groups=groups,
+        out_dtype=out_dtype,
         path=path,
-        **self.options,
-        **options,
       )
     )
 
@@ -226,7 +237,7 @@ class ConvTest(parameterized.TestCase):
     w = _filters(it.codes.astype(np.int64) - 128, it.window)
     expected = it.expected(x.astype(np.int64), w)
     for path in PATHS:
-      y = it.run(Act.CODES, path, x, scale=False, out_dtype=jnp.int32)
+      y = it.run(Act.CODES, path, x, scaled=False, out_dtype=jnp.int32)
       np.testing.assert_array_equal(y, expected, path)
 
   @parameterized.named_parameters(
@@ -276,7 +287,7 @@ class ConvTest(parameterized.TestCase):
         path,
         symmetric=False,
         totals=it.totals,
-        bias=jnp.asarray(rows if groups > 1 else rows[0]),
+        finish=native.Finish(bias=jnp.asarray(rows if groups > 1 else rows[0])),
       )
       off = np.abs(y - it.expected(rounded(it.x, False)) - bias)
       self.assertLess(off.max(), 1.1 * _step(it.x, it.w), path)
@@ -287,8 +298,8 @@ class ConvTest(parameterized.TestCase):
     codes = np.clip(np.round(it.x * np.float32(1 / 0.03)) - 7, -128, 127)
     y = it.run(
       Act.STATIC,
-      act_scale=jnp.full((1, 1), 0.03),
-      act_zero=jnp.full((1, 1), -7.0),
+      scale=jnp.full((1, 1), 0.03),
+      zero=jnp.full((1, 1), -7.0),
       symmetric=False,
       totals=it.totals,
     )
@@ -296,8 +307,8 @@ class ConvTest(parameterized.TestCase):
     with self.assertRaisesRegex(Exception, 'zero points must be int8'):
       it.run(
         Act.STATIC,
-        act_scale=jnp.full((1, 1), 0.03),
-        act_zero=jnp.full((1, 1), 0.5),
+        scale=jnp.full((1, 1), 0.03),
+        zero=jnp.full((1, 1), 0.5),
         totals=it.totals,
       )
     with self.assertRaisesRegex(ValueError, 'totals'):
@@ -320,7 +331,7 @@ class ConvTest(parameterized.TestCase):
       for bad in (np.nan, np.inf):
         it = Case('int8', CASES['thirty-two'])
         it.x[1, 0, 0, 0] = bad
-        y = it.run(act, act_scale=jnp.full((1, 1), 0.03))
+        y = it.run(act, scale=jnp.full((1, 1), 0.03))
         self.assertTrue(np.isfinite(y[[0, 2]]).all())
         clips = act is Act.STATIC and bad == np.inf
         self.assertEqual(np.isnan(y[1]).all(), not clips)
@@ -339,7 +350,7 @@ class ConvTest(parameterized.TestCase):
     it = Case('int8', case)
     x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
     w = _filters(it.codes.astype(np.int64) - 128, it.window)
-    y = it.run(Act.CODES, '', x, scale=False, out_dtype=jnp.int32)
+    y = it.run(Act.CODES, '', x, scaled=False, out_dtype=jnp.int32)
     np.testing.assert_array_equal(y, it.expected(x.astype(np.int64), w))
 
   def test_wrong_operands_are_refused(self):
@@ -380,7 +391,9 @@ class DepthwiseTest(parameterized.TestCase):
     zero = rng.integers(-3, 4, (1, n)).astype(np.int8)
     bias = rng.normal(0, 9, (1, n)).astype(np.float32)
     exact = (w - np.float64(zero)) * scale
-    known = dict(zero=jnp.asarray(zero), bias=jnp.asarray(bias))
+    known = dict(
+      zeros=jnp.asarray(zero), finish=native.Finish(bias=jnp.asarray(bias))
+    )
     step = _step(x, exact)
     for path in PATHS:
       run = functools.partial(_depthwise, x, quads, scale, case, path, **known)
@@ -405,8 +418,8 @@ class DepthwiseTest(parameterized.TestCase):
       scale,
       case,
       act=Act.STATIC,
-      act_scale=jnp.full((1, 1), 0.03),
-      act_zero=jnp.full((1, 1), -7.0),
+      scale=jnp.full((1, 1), 0.03),
+      zero=jnp.full((1, 1), -7.0),
     )
     expected = convolve((codes + 7) * 0.03, w.astype(np.float64), **options)
     self.assertLess(_distance(y, expected), 1e-5)
@@ -436,17 +449,29 @@ def _apart(case):
   return x, w, quads, dict(options, feature_groups=shape[3])
 
 
-def _depthwise(x, quads, scale, case, path='', **options):
+def _depthwise(
+  x,
+  quads,
+  scales,
+  case,
+  path='',
+  zeros=None,
+  finish=native.Finish(),
+  out_dtype=jnp.float32,
+  **rounding,
+):
   return np.asarray(
     conv.depthwise(
       jnp.asarray(x),
       quads,
-      None if scale is None else jnp.asarray(scale),
+      None if scales is None else jnp.asarray(scales),
+      zeros,
+      native.Rounding(**rounding),
+      finish,
+      windows=conv.Windows(case[1], **case[3]),
       n=x.shape[3] * case[2],
-      window=case[1],
+      out_dtype=out_dtype,
       path=path,
-      **case[3],
-      **options,
     )
   )
 
@@ -467,12 +492,10 @@ class TransformTest(parameterized.TestCase):
         x,
         payload,
         scale,
+        windows=conv.Windows((3, 3), **case[3]),
         format='int4',
         n=40,
         group=10,
-        act=Act.FLOAT,
-        window=(3, 3),
-        **case[3],
       )
 
     y = jax.jit(jax.vmap(run))(x, payload, scale)
@@ -499,12 +522,10 @@ class TransformTest(parameterized.TestCase):
         x,
         it.payload[0],
         scale,
+        windows=conv.Windows((3, 3), **case[3]),
         format='int8',
         n=16,
         group=54,
-        act=Act.FLOAT,
-        window=(3, 3),
-        **case[3],
       )
 
     x = jax.device_put(it.x, jax.sharding.NamedSharding(mesh, spec))

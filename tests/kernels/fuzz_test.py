@@ -152,14 +152,23 @@ def stacked(f, p, inner):
   return np.stack(flat).reshape(*lead, *flat[0].shape)
 
 
-def of_codes(how):
+def records(how, finish, p):
+  """What a call is given of operands `p`, besides x, the weight and its scales."""
   return dict(
-    act=how.act,
-    bound=how.bound,
-    low=how.low,
-    high=how.high,
-    symmetric=how.symmetric,
-    floor=how.floor,
+    zero=p['zero'],
+    rounding=native.Rounding(
+      p['act_scale'],
+      p['act_zero'],
+      p['totals'],
+      how.act,
+      how.bound,
+      how.low,
+      how.high,
+      how.symmetric,
+    ),
+    finish=native.Finish(
+      p['bias'], finish.other, finish.curve, finish.times, how.floor
+    ),
   )
 
 
@@ -298,15 +307,10 @@ class FuzzTest(absltest.TestCase):
       n=n,
       group=group,
       out_dtype=out,
-      curve=finish.curve,
-      times=finish.times,
-      **of_codes(how),
       **known,
     )
-    rest = {a: b for a, b in p.items() if a != 'scale'}
     finish = finish_of(draws, how, (m, n), out)
-    rest['other'] = finish.other
-    got = on_paths(call, (x, w, p['scale']), rest)
+    got = on_paths(call, (x, w, p['scale']), records(how, finish, p))
     w = kernel_oracle.numbers(codes, name)
     compare(
       got,
@@ -370,15 +374,11 @@ class FuzzTest(absltest.TestCase):
       n=n,
       group=group,
       out_dtype=out,
-      curve=finish.curve,
-      times=finish.times,
-      **of_codes(how),
       **known,
     )
-    rest = {a: b for a, b in p.items() if a != 'scale'}
     finish = finish_of(draws, how, (m, n), out)
-    rest['other'] = finish.other
-    got = on_paths(call, (x, stream, offsets, p['scale']), rest)
+    known = records(how, finish, p)
+    got = on_paths(call, (x, stream, offsets, p['scale']), known)
     if not junk:
       expected = expected_products(draws, x, w, p, how, group, n, floats)
       compare(got, expected, how, finish)
@@ -445,24 +445,18 @@ class FuzzTest(absltest.TestCase):
       x,
       w,
       scale,
+      windows=conv.Windows(window, **geometry),
       format=name,
       n=n,
       group=group,
-      window=window,
       feature_groups=features,
       out_dtype=out,
-      curve=finish.curve,
-      times=finish.times,
-      **geometry,
-      **of_codes(how),
       **known,
     )
-    rest = {a: b for a, b in p.items() if a != 'scale'}
-    finish = oracle.Finish()
-    alike = jax.eval_shape(functools.partial(call, **rest), x, w, p['scale'])
+    known = records(how, oracle.Finish(), p)
+    alike = jax.eval_shape(functools.partial(call, **known), x, w, p['scale'])
     finish = finish_of(draws, how, alike.shape[-4:], out)
-    rest['other'] = finish.other
-    got = on_paths(call, (x, w, p['scale']), rest)
+    got = on_paths(call, (x, w, p['scale']), records(how, finish, p))
 
     inner, found = 2 + len(outer), []
     numbers = kernel_oracle.numbers(codes, name)
@@ -523,21 +517,19 @@ class FuzzTest(absltest.TestCase):
       how, (*draws.lead, images, *sizes, channels), x_type, extremes, bad
     )
     p = draws.of_columns(how, (1, n))
-    del p['totals']
+    p['totals'] = None
     out = result_of(draws, how)
     call = lambda x, w, scale, **known: conv.depthwise(
       x,
       w,
       scale,
+      windows=conv.Windows(window, **geometry),
       n=n,
-      window=window,
       out_dtype=out,
-      **geometry,
-      **of_codes(how),
       **known,
     )
-    rest = {a: b for a, b in p.items() if a != 'scale'}
-    got = on_paths(call, (x, stacked(oracle.quads, w, 3), p['scale']), rest)
+    known = records(how, oracle.Finish(), p)
+    got = on_paths(call, (x, stacked(oracle.quads, w, 3), p['scale']), known)
 
     found = []
     for fused in ways(how):
@@ -587,13 +579,22 @@ class FuzzTest(absltest.TestCase):
     hypothesis.assume(shape[axis] + more > 0)
     shape[axis] += more
     arrays[which] = np.resize(arrays[which], shape)
-    call = lambda x, w, scale, **known: native.matmul(
-      x, w, scale, format='int4', k=k, n=n, group=group, act=Act.FLOAT, **known
-    )
-    operands = [arrays.pop(name) for name in ('x', 'w', 'scale')]
     for path in native.paths():
       with self.assertRaisesRegex(Exception, 'jaxopt_compress: .*fit'):
-        call(*operands, **arrays, path=path).block_until_ready()
+        y = native.matmul(
+          arrays['x'],
+          arrays['w'],
+          arrays['scale'],
+          arrays['zero'],
+          native.Rounding(totals=arrays['totals']),
+          native.Finish(arrays['bias'], arrays['other']),
+          format='int4',
+          k=k,
+          n=n,
+          group=group,
+          path=path,
+        )
+        y.block_until_ready()
 
 
 def rows_of(x, how, fused, window, geometry):

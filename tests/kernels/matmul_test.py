@@ -47,20 +47,29 @@ class Case:
     self.w = oracle.weight(self.codes, name, self.scale, self.zero, self.group)
     self.payload = layout.to_panels(self.codes, name, self.group)
 
-  def run(self, act, path='', x=None, **options):
+  def run(
+    self,
+    act,
+    path='',
+    x=None,
+    finish=native.Finish(),
+    out_dtype=jnp.float32,
+    **rounding,
+  ):
     return np.asarray(
       native.matmul(
         jnp.asarray(self.x if x is None else x),
         self.payload,
         jnp.asarray(self.scale),
-        zero=None if self.zero is None else jnp.asarray(self.zero),
+        None if self.zero is None else jnp.asarray(self.zero),
+        native.Rounding(act=act, **rounding),
+        finish,
         format=self.name,
         k=self.k,
         n=self.n,
         group=self.group,
-        act=act,
+        out_dtype=out_dtype,
         path=path,
-        **options,
       )
     )
 
@@ -116,11 +125,11 @@ class MatmulTest(parameterized.TestCase):
         jnp.asarray(x),
         case.payload,
         None,
+        rounding=native.Rounding(act=Act.CODES),
         format='int8',
         k=k,
         n=n,
         group=k,
-        act=Act.CODES,
         out_dtype=jnp.int32,
         path=path,
       )
@@ -132,11 +141,11 @@ class MatmulTest(parameterized.TestCase):
     bias = np.linspace(-5, 5, 40, dtype=np.float32)[None]
     y = case.run(
       Act.STATIC,
-      act_scale=jnp.full((1, 1), 0.03),
-      act_zero=jnp.full((1, 1), -7.0),
+      scale=jnp.full((1, 1), 0.03),
+      zero=jnp.full((1, 1), -7.0),
       symmetric=False,
       totals=jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32),
-      bias=jnp.asarray(bias),
+      finish=native.Finish(bias=jnp.asarray(bias)),
     )
     codes = np.clip(np.round(case.x * np.float32(1 / 0.03)) - 7, -128, 127)
     x = (codes + 7) * 0.03
@@ -168,7 +177,7 @@ class MatmulTest(parameterized.TestCase):
       for bad in (np.nan, np.inf):
         case = Case('int8', (m + 1, 64, 40, 64))
         case.x[m, 3] = bad
-        y = case.run(act, act_scale=jnp.full((1, 1), 0.03))
+        y = case.run(act, scale=jnp.full((1, 1), 0.03))
         self.assertTrue(np.isfinite(y[:m]).all())
         clips = act is Act.STATIC and bad == np.inf
         self.assertEqual(np.isnan(y[m]).all(), not clips)
@@ -195,11 +204,11 @@ class MatmulTest(parameterized.TestCase):
       jnp.asarray(x),
       layout.to_panels(codes, 'int8', k),
       None,
+      rounding=native.Rounding(act=Act.CODES),
       format='int8',
       k=k,
       n=n,
       group=k,
-      act=Act.CODES,
       out_dtype=jnp.int32,
     )
     self.assertEqual(y.tolist(), [[128 * 128 * k, -128 * 127 * k]])
@@ -221,7 +230,6 @@ class TransformTest(parameterized.TestCase):
         k=64,
         n=40,
         group=32,
-        act=Act.FLOAT,
       )
 
     y = jax.vmap(run)(stack('x'), stack('payload'), stack('scale'))

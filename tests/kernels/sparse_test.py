@@ -143,11 +143,13 @@ class SparseMatmulTest(parameterized.TestCase):
           stream,
           offsets,
           None,
+          rounding=native.Rounding(
+            act=native.Act.CODES if codes else native.Act.FLOAT
+          ),
           how=how,
           k=k,
           n=n,
           group=k,
-          act=native.Act.CODES if codes else native.Act.FLOAT,
           out_dtype=jnp.int32 if codes else jnp.float32,
           path=path,
         )
@@ -196,20 +198,19 @@ class SparseMatmulTest(parameterized.TestCase):
         stream,
         offsets,
         scale,
+        zero,
+        native.Rounding(
+          act=native.Act[act],
+          scale=act_scale if act == 'STATIC' else None,
+          zero=act_zero if act == 'STATIC' else None,
+          totals=None if symmetric else real.sum(0, keepdims=True),
+          symmetric=symmetric,
+        ),
+        native.Finish(bias=bias),
         how=how,
         k=k,
         n=n,
         group=group,
-        act=native.Act[act],
-        zero=zero,
-        bias=bias,
-        totals=None if symmetric else real.sum(0, keepdims=True),
-        symmetric=symmetric,
-        **(
-          dict(act_scale=act_scale, act_zero=act_zero)
-          if act == 'STATIC'
-          else {}
-        ),
       )
       return _on_paths(call)
 
@@ -263,7 +264,6 @@ class SparseMatmulTest(parameterized.TestCase):
             k=k,
             n=n,
             group=k,
-            act=native.Act.FLOAT,
           )
         )
         for skips in (0, 1)
@@ -291,7 +291,7 @@ class SparseMatmulTest(parameterized.TestCase):
     x = rng.integers(-9, 10, (4, m, k)).astype(np.float32)
     stream, offsets, how = sparse_layout.to_streams(w, k)
     call = lambda x, stream, offsets: native.sparse_matmul(
-      x, stream, offsets, None, how=how, k=k, n=n, group=k, act=native.Act.FLOAT
+      x, stream, offsets, None, how=how, k=k, n=n, group=k
     )
     mesh = jax.make_mesh((4,), ('i',), axis_types=(jax.sharding.AxisType.Auto,))
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=P('i'))
@@ -321,7 +321,7 @@ class SparseMatmulTest(parameterized.TestCase):
       stream,
       offsets,
       None,
-      **dict(dict(how=how, k=k, n=n, group=k, act=native.Act.FLOAT), **other),
+      **dict(dict(how=how, k=k, n=n, group=k), **other),
     )
     self.assertEqual(call(stream, offsets, m=0).shape, (0, n))
     with self.assertRaisesRegex(Exception, 'offsets do not fit'):
@@ -331,7 +331,7 @@ class SparseMatmulTest(parameterized.TestCase):
     with self.assertRaisesRegex(Exception, 'shapes do not fit'):
       call(stream, offsets[:-1])
     with self.assertRaisesRegex(Exception, 'types do not fit'):
-      call(stream, offsets, act=native.Act.DYNAMIC)
+      call(stream, offsets, rounding=native.Rounding(act=native.Act.DYNAMIC))
     # What does not come from `to_streams` gives anything, and reads nothing else.
     rng = np.random.default_rng(0)
     for skips in (False, True):

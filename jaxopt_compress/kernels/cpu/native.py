@@ -1,22 +1,25 @@
-"""The library of C++ kernels, and its calls.
+"""The library of C++ kernels, and its products of matrices.
 
     y = a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias
     y -> max(floor, curve(y) + other), or times other
 
 with x the int8 codes of a row, a its scale and b its zero point, w the codes of the
 weight, s and z its scales and zero points, t = sum_g s_g sum w - z the sums of its
-columns: `source/job.h`.
+columns: `source/job.h`. A `Rounding` says how x becomes codes, a `Finish` what is
+done with y.
 
-Which instructions are used is found out when the library is first called. Its
-threads are XLA's own.
+The library finds out which instructions the machine has when it is first called.
+Its threads are XLA's own.
 """
 
 import ctypes
+import dataclasses
 import enum
 import functools
 import importlib.machinery
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +92,13 @@ MISSING = (
   'the CPU kernels were not built when jaxopt_compress was installed; they need'
   ' GCC 11, Clang 12 or newer, and `pip install -v` says what was missing'
 )
-# Products of codes whose sum 32 bits hold.
+# As many products of codes fit into a sum of 32 bits.
 MOST_ROWS = 2**17 - 1
+
+
+def _static(default):
+  """A field of a record that is no array."""
+  return dataclasses.field(default=default, metadata={'static': True})
 
 
 class Act(enum.IntEnum):
@@ -102,29 +110,83 @@ class Act(enum.IntEnum):
   FLOAT = 3
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounding:
+  """How x, the other operand of a product, becomes codes.
+
+  Attributes:
+    scale, zero: [..., 1, 1] float32, the range of Act.STATIC; None for the others,
+      and a `zero` of None is 0.
+    totals: [..., 1, n] float32, the sums of the columns of the weight; needed where
+      codes of x have zero points. `cpu.conv.depthwise` computes them itself.
+    act: CODES takes x as int8 codes. DYNAMIC measures the range of each row, of an
+      image in a convolution. FLOAT keeps x to 2^-23 of the largest entry of its
+      row, 2^-15 where x is bfloat16. A row with a NaN or an infinity gives NaN.
+    bound, low, high: the largest number that codes stand for, in steps, and the
+      smallest and largest code.
+    symmetric: whether codes have no zero point.
+  """
+
+  scale: jax.Array | None = None
+  zero: jax.Array | None = None
+  totals: jax.Array | None = None
+  act: Act = _static(Act.FLOAT)
+  bound: float = _static(127.5)
+  low: float = _static(-128.0)
+  high: float = _static(127.0)
+  symmetric: bool = _static(True)
+
+  def attributes(self) -> dict[str, Any]:
+    """What C++ decodes: `Rounding` of `source/job.h`."""
+    return dict(
+      act=np.int32(self.act),
+      bound=np.float32(self.bound),
+      high=np.float32(self.high),
+      low=np.float32(self.low),
+      symmetric=self.symmetric,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finish:
+  """What is done with results, in this order. Not with those of codes.
+
+  Attributes:
+    bias: [..., 1, n] float32, added.
+    other: of the shape and dtype of the result, added after `curve`.
+    curve: name of a function that results go through: 'gelu', by its tanh formula,
+      or 'silu'; '' for none.
+    times: whether `other` is a factor instead.
+    floor: the least that a result may be, in the end: 0 for relu.
+  """
+
+  bias: jax.Array | None = None
+  other: jax.Array | None = None
+  curve: str = _static('')
+  times: bool = _static(False)
+  floor: float = _static(-np.inf)
+
+  def attributes(self) -> dict[str, Any]:
+    """What C++ decodes: `Finish` of `source/call.h`."""
+    return dict(
+      curve=self.curve, floor=np.float32(self.floor), times=self.times
+    )
+
+
 def matmul(
   x: jax.Array,
   w: jax.Array,
   scale: jax.Array | None,
+  zero: jax.Array | None = None,
+  rounding: Rounding = Rounding(),
+  finish: Finish = Finish(),
   *,
   format: str,
   k: int,
   n: int,
   group: int,
-  act: Act,
-  zero: jax.Array | None = None,
-  totals: jax.Array | None = None,
-  bias: jax.Array | None = None,
-  act_scale: jax.Array | None = None,
-  act_zero: jax.Array | None = None,
-  other: jax.Array | None = None,
-  bound: float = 127.5,
-  low: float = -128.0,
-  high: float = 127.0,
-  symmetric: bool = True,
-  floor: float = -np.inf,
-  curve: str = '',
-  times: bool = False,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
@@ -136,24 +198,14 @@ def matmul(
     x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
     w: [..., panels, units, bytes] as `layout.to_panels` makes them.
     scale: [..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for codes.
+    zero: [..., groups, n] float32 or int8, in numbers of the format.
+    rounding: how x is rounded.
+    finish: what is done with results.
     format: in `layout.CODES`.
     k, n: rows and columns of the matrix.
     group: rows that share scales.
-    act: how x is rounded. FLOAT keeps it to 2^-23 of the largest entry of its row,
-      2^-15 where x is bfloat16. A row with a NaN or an infinity gives NaN.
-    zero: [..., groups, n] float32 or int8, in numbers of the format.
-    totals: [..., 1, n] float32 column sums, where codes of x have zero points.
-    bias: [..., 1, n] float32.
-    act_scale, act_zero: [..., 1, 1] float32, of Act.STATIC.
-    other: [..., m, n] of `out_dtype`, added to results. Not to those of codes.
-    bound, low, high: of the codes of x.
-    symmetric: whether codes of x have no zero point.
-    floor: the least that a result may be, in the end: 0 for relu. Not of codes.
-    curve: what results go through before `other`: 'gelu', by its tanh formula, or
-      'silu'; nothing if ''. Not of codes.
-    times: whether `other` is a factor.
     out_dtype: float32 or bfloat16; int32 for codes.
-    path: an instruction path; the best if ''.
+    path: an instruction path; '' for the best.
 
   Returns:
     [..., m, n].
@@ -161,21 +213,17 @@ def matmul(
   Raises:
     RuntimeError: the library was not built.
   """
-  others = (scale, zero, totals, bias, act_scale, act_zero, other)
-  return _product(
+  return call(
     'matmul',
     [(x, 2), (w, 3)],
-    others,
+    [(scale, 2), (zero, 2)],
+    rounding,
+    finish,
+    (x.shape[-2], n),
     out_dtype,
     format=format,
-    act=np.int32(act),
-    bound=np.float32(bound),
-    low=np.float32(low),
-    high=np.float32(high),
-    symmetric=symmetric,
-    floor=np.float32(floor),
-    curve=curve,
-    times=times,
+    skips=False,
+    constant=np.int64(0),
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),
@@ -188,65 +236,47 @@ def sparse_matmul(
   stream: jax.Array,
   offsets: jax.Array,
   scale: jax.Array | None,
+  zero: jax.Array | None = None,
+  rounding: Rounding = Rounding(),
+  finish: Finish = Finish(),
   *,
   how: sparse_layout.Sparse,
   k: int,
   n: int,
   group: int,
-  act: Act,
-  zero: jax.Array | None = None,
-  totals: jax.Array | None = None,
-  bias: jax.Array | None = None,
-  act_scale: jax.Array | None = None,
-  act_zero: jax.Array | None = None,
-  other: jax.Array | None = None,
-  bound: float = 127.5,
-  low: float = -128.0,
-  high: float = 127.0,
-  symmetric: bool = True,
-  floor: float = -np.inf,
-  curve: str = '',
-  times: bool = False,
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
-  """As `matmul`, with matrices whose zeros are left out.
+  """`matmul` with matrices whose zeros are left out.
 
-  Of weights of floats, sums are of float32 and products with zeros count: a row of
-  x with a NaN or an infinity gives what it gives with the dense matrix.
+  If the weight is of floats, sums are of float32, and products with zeros count: a
+  row of x with a NaN or an infinity gives what it gives with the dense matrix.
 
   Args:
     x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
     stream, offsets: [..., bytes] and [..., panels + 1], as
       `sparse_layout.to_streams` makes them.
     scale: [..., groups, n], as for `matmul`; None for codes and weights of floats.
-    how: what `sparse_layout.to_streams` says of them.
-    k, n, group, act: as for `matmul`; Act.FLOAT and k for weights of floats.
-    zero, totals, bias, act_scale, act_zero, other: as for `matmul`; of these only
-      bias and other for weights of floats.
-    bound, low, high, symmetric, floor, curve, times, out_dtype, path: as for
-      `matmul`.
+    zero, rounding, finish: as for `matmul`; weights of floats have no zero points,
+      and x stays as it is (Act.FLOAT).
+    how: what `sparse_layout.to_streams` says of the stream.
+    k, n, group: as for `matmul`; k for weights of floats.
+    out_dtype, path: as for `matmul`.
 
   Returns:
     [..., m, n].
   """
-  others = (scale, zero, totals, bias, act_scale, act_zero, other)
-  return _product(
+  return call(
     'sparse_matmul',
     [(x, 2), (stream, 1), (offsets, 1)],
-    others,
+    [(scale, 2), (zero, 2)],
+    rounding,
+    finish,
+    (x.shape[-2], n),
     out_dtype,
     format=how.type,
     skips=how.skips,
     constant=np.int64(how.constant),
-    act=np.int32(act),
-    bound=np.float32(bound),
-    low=np.float32(low),
-    high=np.float32(high),
-    symmetric=symmetric,
-    floor=np.float32(floor),
-    curve=curve,
-    times=times,
     k=np.int64(k),
     n=np.int64(n),
     group=np.int64(group),
@@ -254,42 +284,69 @@ def sparse_matmul(
   )
 
 
-def _product(name, operands, others, out_dtype, **attributes):
-  """Calls a product: operands with how many of their axes are no stack's."""
-  inner = (operands[0][0].shape[-2], int(attributes['n']))
-  others = [(a, 2) for a in others]
-  return call(name, operands, others, inner, out_dtype, **attributes)
+def call(
+  name: str,
+  operands: list[tuple[jax.Array, int]],
+  scales: list[tuple[jax.Array | None, int]],
+  rounding: Rounding,
+  finish: Finish,
+  inner: tuple[int, ...],
+  out_dtype,
+  **attributes,
+) -> jax.Array:
+  """Calls a function of the library on a stack.
 
-
-def call(name, operands, others, inner, out_dtype, **attributes) -> jax.Array:
-  """Calls the library on stacks.
+  Each operand comes with the number of its trailing axes that are not the stack's.
 
   Args:
     name: of the function.
-    operands: arrays, each with how many of its axes are not of the stack.
-    others: the same of operands that may be None.
-    inner: shape of the result, without the axes of the stack.
-    out_dtype: of the result.
-    **attributes: of the function.
+    operands: x, the weight and what else the function cannot do without.
+    scales: scales and zero points of the weight.
+    rounding: of x.
+    finish: of results.
+    inner: shape of a result of the stack.
+    out_dtype: of the results.
+    **attributes: further ones, that are the function's own.
 
   Returns:
     [*stack, *inner].
   """
   if not available():
     raise RuntimeError(f'No kernel: {MISSING}.')
+  of_columns = scales[0][1]  # axes that numbers for columns have
+  # In the order of `Operands` in `source/call.h`.
+  others = [
+    *scales,
+    (rounding.totals, of_columns),
+    (finish.bias, of_columns),
+    (rounding.scale, 2),
+    (rounding.zero, 2),
+    (finish.other, len(inner)),
+  ]
   lead = max(a.ndim - own for a, own in operands)
-  full = lambda a, own: a.reshape((1,) * (lead + own - a.ndim) + a.shape)
-  empty = lambda own: jnp.zeros((1,) * lead + (0,) * own, jnp.float32)
-  arrays = [full(a, own) for a, own in operands]
+  arrays = [_filled_up(a, lead + own) for a, own in operands]
   stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in arrays))
-  arrays += [empty(own) if a is None else full(a, own) for a, own in others]
+  # Only those that are there are passed, with a bit for each that is.
+  given = sum(1 << i for i, (a, _) in enumerate(others) if a is not None)
+  arrays += [_filled_up(a, lead + own) for a, own in others if a is not None]
   arrays = _alike(arrays)
   function = jax.ffi.ffi_call(
     f'jaxopt_compress_{name}',
     _result((*stack, *inner), out_dtype, arrays[0]),
     vmap_method='expand_dims',
   )
-  return function(*arrays, **attributes)
+  return function(
+    *arrays,
+    rounding=rounding.attributes(),
+    finish=finish.attributes(),
+    given=np.int32(given),
+    **attributes,
+  )
+
+
+def _filled_up(a, ndim):
+  """An array with axes of size one before its own."""
+  return a.reshape((1,) * (ndim - a.ndim) + a.shape)
 
 
 def _alike(operands):

@@ -249,7 +249,8 @@ def on_path(path: str, params: Any) -> Any:
 def _integers(weights, codes, path):
   """int8 times int8 to int32."""
   how = dict(format='int8', k=weights.k, n=weights.n, group=weights.k)
-  how |= dict(act=native.Act.CODES, out_dtype=jnp.int32, path=path)
+  how |= dict(rounding=native.Rounding(act=native.Act.CODES))
+  how |= dict(out_dtype=jnp.int32, path=path)
   product = lambda w, x: native.matmul(x, w, None, **how)
   payload = weights.packed['int8']['kernel'].part('payload')
   return Program(CODES, path, 'codes', product, payload, codes)

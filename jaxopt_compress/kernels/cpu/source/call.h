@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <string_view>
 
+#include "attributes.h"
 #include "job.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -13,7 +15,35 @@
 
 namespace jaxopt_compress {
 
-namespace ffi = xla::ffi;
+// What is done with results: Finish of native.py.
+struct Finish {
+  std::string_view curve;
+  float floor;
+  bool times;
+};
+
+// The operands that may follow x and the weight, in this order. One that is missing has
+// no entries.
+struct Operands {
+  ffi::AnyBuffer scale, zero, totals, bias, act_scale, act_zero, other;
+
+  // From those that are there: bit i of `given` says whether the i-th is.
+  static std::optional<Operands> of(const ffi::RemainingArgs& args, int32_t given) {
+    static int64_t no_entries = 0;
+    static XLA_FFI_Buffer missing = {
+        XLA_FFI_Buffer_STRUCT_SIZE, nullptr, XLA_FFI_DataType_F32, nullptr, 1,
+        &no_entries};
+    size_t next = 0;
+    const auto operand = [&](int i) {
+      const bool is_there = given >> i & 1;
+      return is_there ? args.get<ffi::AnyBuffer>(next++).value()
+                      : ffi::AnyBuffer(&missing);
+    };
+    if (static_cast<size_t>(__builtin_popcount(given)) != args.size()) return {};
+    return Operands{operand(0), operand(1), operand(2), operand(3),
+                    operand(4), operand(5), operand(6)};
+  }
+};
 
 inline Type type_of(const ffi::AnyBuffer& buffer) {
   if (buffer.element_count() == 0) return Type::kNone;
@@ -97,14 +127,20 @@ inline const Format* sparse_format_of(std::string_view name) {
   return nullptr;
 }
 
+inline bool known(const Rounding& rounding) {
+  return rounding.act >= Act::kCodes && rounding.act <= Act::kFloat;
+}
+
 // What a call says of results beyond their floor; false where it makes no sense.
-inline bool finish_of(std::string_view curve, bool times, const ffi::AnyBuffer& other,
+inline bool finish_of(const Finish& finish, const ffi::AnyBuffer& other,
                       const ffi::AnyBuffer& out, Job* job) {
+  const std::string_view curve = finish.curve;
+  job->floor = finish.floor;
   job->curve = curve == "gelu"   ? Curve::kGelu
                : curve == "silu" ? Curve::kSilu
                                  : Curve::kNone;
   job->joins = other.element_count() > 0;
-  job->times = times;
+  job->times = finish.times;
   if (job->curve == Curve::kNone && !curve.empty()) return false;
   if (job->joins && other.element_type() != out.element_type()) return false;
   return !job->finishes() || job->act != Act::kCodes;
@@ -143,3 +179,12 @@ inline ffi::Error wrong(const std::string& what) {
 }
 
 }  // namespace jaxopt_compress
+
+XLA_FFI_REGISTER_ENUM_ATTR_DECODING(jaxopt_compress::Act);
+
+JAXOPT_COMPRESS_DECODE(jaxopt_compress::Rounding, Field<jaxopt_compress::Act>{"act"},
+                       Field<float>{"bound"}, Field<float>{"high"},
+                       Field<float>{"low"}, Field<bool>{"symmetric"});
+
+JAXOPT_COMPRESS_DECODE(jaxopt_compress::Finish, Field<std::string_view>{"curve"},
+                       Field<float>{"floor"}, Field<bool>{"times"});

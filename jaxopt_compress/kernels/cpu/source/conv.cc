@@ -16,6 +16,33 @@
 namespace jaxopt_compress {
 namespace {
 
+// What a call says besides its operands.
+struct Options {
+  Finish finish;
+  std::string_view format;
+  int32_t given;  // of the operands that may be missing
+  int64_t group;
+  int64_t n;
+  std::string_view path;
+  Rounding rounding;
+  Geometry windows;
+};
+
+}  // namespace
+}  // namespace jaxopt_compress
+
+JAXOPT_COMPRESS_DECODE(
+    jaxopt_compress::Options, Field<jaxopt_compress::Finish>{"finish"},
+    Field<std::string_view>{"format"},
+    Field<int32_t>{"given"}, Field<int64_t>{"group"},
+    Field<int64_t>{"n"},
+    Field<std::string_view>{"path"},
+    Field<jaxopt_compress::Rounding>{"rounding"},
+    Field<jaxopt_compress::Geometry>{"windows"});
+
+namespace jaxopt_compress {
+namespace {
+
 // Codes of rows that a worker makes before it multiplies them.
 constexpr int64_t kGathered = 1 << 16;
 
@@ -145,19 +172,19 @@ bool can_slide(const Job& job, const Scene& s) {
 }
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                ffi::AnyBuffer totals, ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
-                ffi::AnyBuffer act_zero, ffi::AnyBuffer other,
-                ffi::Result<ffi::AnyBuffer> out, std::string_view format,
-                int32_t act, float bound, float low, float high, bool symmetric,
-                float floor, std::string_view curve, bool times, int64_t n,
-                int64_t group, Geometry geometry, std::string_view path) {
+                ffi::AnyBuffer w, ffi::RemainingArgs rest,
+                ffi::Result<ffi::AnyBuffer> out, Options options) {
   if (out->element_count() == 0) return ffi::Error::Success();
+  const auto operands = Operands::of(rest, options.given);
+  if (!operands) return wrong("operands are missing");
+  const auto [scale, zero, totals, bias, act_scale, act_zero, other] =
+      *operands;
+  const auto& [finish, format, given, group, n, path, rounding, windows] = options;
   const Format* found = format_of(format);
   if (found == nullptr) return wrong("no format " + std::string(format));
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
   const auto out_dims = out->dimensions();
-  if (n < 1 || group < 1 || act < 0 || act > 3) {
+  if (n < 1 || group < 1 || !known(rounding)) {
     return wrong("sizes must be positive");
   }
   if (out_dims.size() < 4 || w_dims.size() < 4) {
@@ -165,7 +192,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   }
   auto call = std::make_unique<Call>();
   Scene& scene = call->scene;
-  if (!scene_of(x_dims, geometry, &scene)) {
+  if (!scene_of(x_dims, windows, &scene)) {
     return wrong("windows do not fit the images");
   }
   const Batch::Dims lead(out_dims.begin(), out_dims.size() - 4);
@@ -191,8 +218,8 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
 
   ffi::AnyBuffer result = *out;
   Job& job = call->job;
-  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric, floor);
-  if (!finish_of(curve, times, other, result, &job)) {
+  job = job_of(x, scale, zero, result, rounding);
+  if (!finish_of(finish, other, result, &job)) {
     return wrong("results of this type cannot be finished like this");
   }
   job.format = *found;
@@ -359,26 +386,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_conv, conv,
                                   .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<std::string_view>("format")
-                                  .Attr<int32_t>("act")
-                                  .Attr<float>("bound")
-                                  .Attr<float>("low")
-                                  .Attr<float>("high")
-                                  .Attr<bool>("symmetric")
-                                  .Attr<float>("floor")
-                                  .Attr<std::string_view>("curve")
-                                  .Attr<bool>("times")
-                                  .Attr<int64_t>("n")
-                                  .Attr<int64_t>("group")
-                                  .Attr<Geometry>("geometry")
-                                  .Attr<std::string_view>("path"));
+                                  .Attrs<Options>());
 
 }  // namespace jaxopt_compress

@@ -12,6 +12,28 @@
 namespace jaxopt_compress {
 namespace {
 
+// What a call says besides its operands.
+struct Options {
+  Finish finish;
+  int32_t given;  // of the operands that may be missing
+  std::string_view path;
+  Rounding rounding;
+  Geometry windows;
+};
+
+}  // namespace
+}  // namespace jaxopt_compress
+
+JAXOPT_COMPRESS_DECODE(
+    jaxopt_compress::Options, Field<jaxopt_compress::Finish>{"finish"},
+    Field<int32_t>{"given"},
+    Field<std::string_view>{"path"},
+    Field<jaxopt_compress::Rounding>{"rounding"},
+    Field<jaxopt_compress::Geometry>{"windows"});
+
+namespace jaxopt_compress {
+namespace {
+
 struct Call {
   Job image_job;  // whose rows are those of images
   Job job;
@@ -40,34 +62,39 @@ struct Call {
 };
 
 ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                     ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                     ffi::AnyBuffer bias, ffi::AnyBuffer act_scale,
-                     ffi::AnyBuffer act_zero, ffi::Result<ffi::AnyBuffer> out,
-                     int32_t act, float bound, float low, float high, bool symmetric,
-                     float floor, Geometry geometry, std::string_view path) {
+                ffi::AnyBuffer w, ffi::RemainingArgs rest,
+                ffi::Result<ffi::AnyBuffer> out, Options options) {
   if (out->element_count() == 0) return ffi::Error::Success();
+  const auto operands = Operands::of(rest, options.given);
+  if (!operands) return wrong("operands are missing");
+  const auto [scale, zero, totals, bias, act_scale, act_zero, other] =
+      *operands;
+  const auto& [finish, given, path, rounding, windows] = options;
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
   const auto out_dims = out->dimensions();
-  if (act < 0 || act > 3 || out_dims.size() < 4 || w_dims.size() < 4) {
+  if (!known(rounding) || out_dims.size() < 4 || w_dims.size() < 4) {
     return wrong("x must be stacks of images, w of quads of taps");
   }
   auto call = std::make_unique<Call>();
   Scene& scene = call->scene;
-  if (!scene_of(x_dims, geometry, &scene) || scene.taps() >= 1 << 16) {
+  if (!scene_of(x_dims, windows, &scene) || scene.taps() >= 1 << 16) {
     return wrong("windows do not fit the images");
   }
   const Batch::Dims lead(out_dims.begin(), out_dims.size() - 4);
   const ffi::AnyBuffer* others[] = {&scale, &zero, &bias, &act_scale, &act_zero};
   bool fits = Batch::fits(x_dims, 4, lead) && Batch::fits(w_dims, 4, lead);
-  for (const ffi::AnyBuffer* other : others) {
-    if (other->element_count() == 0) continue;
-    fits = fits && Batch::fits(other->dimensions(), 2, lead);
+  for (const ffi::AnyBuffer* each : others) {
+    if (each->element_count() == 0) continue;
+    fits = fits && Batch::fits(each->dimensions(), 2, lead);
   }
   if (!fits) return wrong("leading axes do not fit those of the result");
 
   ffi::AnyBuffer result = *out;
   Job& job = call->job;
-  job = job_of(x, scale, zero, result, act, bound, low, high, symmetric, floor);
+  job = job_of(x, scale, zero, result, rounding);
+  if (!finish_of(finish, other, result, &job) || job.finishes()) {
+    return wrong("only a bias and a floor follow a convolution of channels kept apart");
+  }
   job.format = kFormats[0];
   const size_t at = out_dims.size() - 4, w_at = w_dims.size() - 4;
   scene.features = scene.channels;
@@ -95,12 +122,12 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
       (zero.element_count() > 0 && job.zero_type == Type::kNone)) {
     return wrong("types do not fit each other");
   }
-  for (const ffi::AnyBuffer* other : others) {
-    const auto d = other->dimensions();
+  for (const ffi::AnyBuffer* each : others) {
+    const auto d = each->dimensions();
     const int64_t columns =
-        other == &act_scale || other == &act_zero ? 1 : job.n;
-    const bool needed = other == &scale && !codes;
-    if (other->element_count() == 0 ? needed
+        each == &act_scale || each == &act_zero ? 1 : job.n;
+    const bool needed = each == &scale && !codes;
+    if (each->element_count() == 0 ? needed
                                     : d[d.size() - 2] != 1 ||
                                           d[d.size() - 1] != columns) {
       return wrong("shapes of scales do not fit");
@@ -171,19 +198,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_depthwise, depthwise,
                                   .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<int32_t>("act")
-                                  .Attr<float>("bound")
-                                  .Attr<float>("low")
-                                  .Attr<float>("high")
-                                  .Attr<bool>("symmetric")
-                                  .Attr<float>("floor")
-                                  .Attr<Geometry>("geometry")
-                                  .Attr<std::string_view>("path"));
+                                  .Attrs<Options>());
 
 }  // namespace jaxopt_compress

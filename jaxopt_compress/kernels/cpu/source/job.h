@@ -56,12 +56,16 @@ struct Item {
   const int32_t* offsets = nullptr;  // [panels + 1], of a stream
 };
 
-struct Job {
-  Format format;
+// How x becomes codes: Rounding of native.py.
+struct Rounding {
   Act act;
+  float bound, high, low;
+  bool symmetric;  // whether codes have no zero point
+};
+
+struct Job : Rounding {
+  Format format;
   Type x_type, scale_type, zero_type, out_type;
-  float bound, low, high;  // of the codes of x
-  bool symmetric;          // whether they have no zero point
   float floor;             // the least that a result may be
   Curve curve;
   bool joins, times;       // whether there is another operand, a factor

@@ -14,6 +14,37 @@
 namespace jaxopt_compress {
 namespace {
 
+// What a call says besides its operands.
+struct Options {
+  int64_t constant;  // of a stream
+  Finish finish;
+  std::string_view format;
+  int32_t given;  // of the operands that may be missing
+  int64_t group;
+  int64_t k;
+  int64_t n;
+  std::string_view path;
+  Rounding rounding;
+  bool skips;  // of a stream
+};
+
+}  // namespace
+}  // namespace jaxopt_compress
+
+JAXOPT_COMPRESS_DECODE(
+    jaxopt_compress::Options, Field<int64_t>{"constant"},
+    Field<jaxopt_compress::Finish>{"finish"},
+    Field<std::string_view>{"format"},
+    Field<int32_t>{"given"}, Field<int64_t>{"group"},
+    Field<int64_t>{"k"},
+    Field<int64_t>{"n"},
+    Field<std::string_view>{"path"},
+    Field<jaxopt_compress::Rounding>{"rounding"},
+    Field<bool>{"skips"});
+
+namespace jaxopt_compress {
+namespace {
+
 // Weights of up to so many bytes stay in the second-level cache of every worker: a
 // task makes codes of some rows and multiplies them by all of it. Of so many rows at
 // least; more where each task spreads the weight out for itself.
@@ -100,8 +131,6 @@ int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t w
 struct Weight {
   ffi::AnyBuffer data;
   const ffi::AnyBuffer* offsets = nullptr;
-  bool skips = false;
-  int64_t constant = 0;
 
   size_t inner() const { return offsets == nullptr ? 3 : 1; }
 };
@@ -123,20 +152,19 @@ bool runs_fit(const Job& job, const Item& item) {
 }
 
 ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                   const Weight& weight, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                   ffi::AnyBuffer totals, ffi::AnyBuffer bias,
-                   ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                   ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
-                   std::string_view format, int32_t act, float bound, float low,
-                   float high, bool symmetric, float floor, std::string_view curve,
-                   bool times, int64_t k, int64_t n, int64_t group,
-                   std::string_view path) {
+                   const Weight& weight, const ffi::RemainingArgs& rest,
+                   ffi::Result<ffi::AnyBuffer> out, const Options& options) {
   if (out->element_count() == 0) return ffi::Error::Success();
+  const auto operands = Operands::of(rest, options.given);
+  if (!operands) return wrong("operands are missing");
+  const auto [scale, zero, totals, bias, act_scale, act_zero, other] =
+      *operands;
+  const auto& [constant, finish, format, given, group, k, n, path, rounding, skips] = options;
   const bool sparse = weight.offsets != nullptr;
   const ffi::AnyBuffer& w = weight.data;
   const Format* found = sparse ? sparse_format_of(format) : format_of(format);
   if (found == nullptr) return wrong("no format " + std::string(format));
-  if (k < 1 || n < 1 || group < 1 || act < 0 || act > 3) {
+  if (k < 1 || n < 1 || group < 1 || !known(rounding)) {
     return wrong("sizes must be positive");
   }
   const auto x_dims = x.dimensions(), w_dims = w.dimensions();
@@ -164,19 +192,14 @@ ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
 
   auto call = std::make_unique<Call>();
   Job& job = call->job;
+  static_cast<Rounding&>(job) = rounding;
   job.format = *found;
-  job.act = static_cast<Act>(act);
   job.x_type = type_of(x);
   job.scale_type = type_of(scale);
   job.zero_type = type_of(zero);
   ffi::AnyBuffer result = *out;
   job.out_type = type_of(result);
-  job.bound = bound;
-  job.low = low;
-  job.high = high;
-  job.symmetric = symmetric;
-  job.floor = floor;
-  if (!finish_of(curve, times, other, result, &job)) {
+  if (!finish_of(finish, other, result, &job)) {
     return wrong("results of this type cannot be finished like this");
   }
   job.digits = 1;
@@ -197,8 +220,8 @@ ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   bool weight_sizes;
   if (sparse) {
     job.sparse = true;
-    job.skips = weight.skips;
-    job.constant = weight.constant;
+    job.skips = skips;
+    job.constant = constant;
     job.stream = w_dims[w_dims.size() - 1];
     const auto at = weight.offsets->dimensions();
     weight_sizes = at.size() == w_dims.size() && at[at.size() - 1] == job.panels + 1 &&
@@ -330,36 +353,19 @@ ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
 }
 
 ffi::Error matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                  ffi::AnyBuffer w, ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                  ffi::AnyBuffer totals, ffi::AnyBuffer bias,
-                  ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                  ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
-                  std::string_view format, int32_t act, float bound, float low,
-                  float high, bool symmetric, float floor, std::string_view curve,
-                  bool times, int64_t k, int64_t n, int64_t group,
-                  std::string_view path) {
-  return product(pool, id, x, {w}, scale, zero, totals, bias, act_scale, act_zero,
-                 other, out, format, act, bound, low, high, symmetric, floor, curve,
-                 times, k, n, group, path);
+                  ffi::AnyBuffer w, ffi::RemainingArgs rest,
+                  ffi::Result<ffi::AnyBuffer> out, Options options) {
+  return product(pool, id, x, {w}, rest, out, options);
 }
 
 ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
                          ffi::AnyBuffer stream, ffi::AnyBuffer offsets,
-                         ffi::AnyBuffer scale, ffi::AnyBuffer zero,
-                         ffi::AnyBuffer totals, ffi::AnyBuffer bias,
-                         ffi::AnyBuffer act_scale, ffi::AnyBuffer act_zero,
-                         ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out,
-                         std::string_view format, bool skips, int64_t constant,
-                         int32_t act, float bound, float low, float high,
-                         bool symmetric, float floor, std::string_view curve,
-                         bool times, int64_t k, int64_t n, int64_t group,
-                         std::string_view path) {
+                         ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out,
+                         Options options) {
   if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
     return wrong("a stream is of bytes, its offsets are int32");
   }
-  return product(pool, id, x, {stream, &offsets, skips, constant}, scale, zero, totals,
-                 bias, act_scale, act_zero, other, out, format, act, bound, low, high,
-                 symmetric, floor, curve, times, k, n, group, path);
+  return product(pool, id, x, {stream, &offsets}, rest, out, options);
 }
 
 }  // namespace
@@ -374,29 +380,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_sparse_matmul, sparse_matmul,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<std::string_view>("format")
-                                  .Attr<bool>("skips")
-                                  .Attr<int64_t>("constant")
-                                  .Attr<int32_t>("act")
-                                  .Attr<float>("bound")
-                                  .Attr<float>("low")
-                                  .Attr<float>("high")
-                                  .Attr<bool>("symmetric")
-                                  .Attr<float>("floor")
-                                  .Attr<std::string_view>("curve")
-                                  .Attr<bool>("times")
-                                  .Attr<int64_t>("k")
-                                  .Attr<int64_t>("n")
-                                  .Attr<int64_t>("group")
-                                  .Attr<std::string_view>("path"));
+                                  .Attrs<Options>());
 
 JAXOPT_COMPRESS_SHOWN XLA_FFI_Error* jaxopt_compress_matmul(XLA_FFI_CallFrame*);
 
@@ -406,27 +392,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
                                   .Ctx<ffi::RunId>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<std::string_view>("format")
-                                  .Attr<int32_t>("act")
-                                  .Attr<float>("bound")
-                                  .Attr<float>("low")
-                                  .Attr<float>("high")
-                                  .Attr<bool>("symmetric")
-                                  .Attr<float>("floor")
-                                  .Attr<std::string_view>("curve")
-                                  .Attr<bool>("times")
-                                  .Attr<int64_t>("k")
-                                  .Attr<int64_t>("n")
-                                  .Attr<int64_t>("group")
-                                  .Attr<std::string_view>("path"));
+                                  .Attrs<Options>());
 
 }  // namespace jaxopt_compress
 

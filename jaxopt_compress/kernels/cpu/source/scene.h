@@ -50,10 +50,9 @@ inline bool are_codes(const ffi::AnyBuffer& zeros) {
 // A job as far as operands say it.
 inline Job job_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& scale,
                   const ffi::AnyBuffer& zero, const ffi::AnyBuffer& out,
-                  int32_t act, float bound, float low, float high,
-                  bool symmetric, float floor) {
+                  const Rounding& rounding) {
   Job job = {};
-  job.act = static_cast<Act>(act);
+  static_cast<Rounding&>(job) = rounding;
   job.x_type = type_of(x);
   if (x.element_count() == 0) {
     // Nothing but padding: of any type.
@@ -62,11 +61,6 @@ inline Job job_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& scale,
   job.scale_type = type_of(scale);
   job.zero_type = type_of(zero);
   job.out_type = type_of(out);
-  job.bound = bound;
-  job.low = low;
-  job.high = high;
-  job.symmetric = symmetric;
-  job.floor = floor;
   job.digits = 1;
   if (job.act == Act::kFloat) job.digits = job.x_type == Type::kBf16 ? 2 : 3;
   return job;
