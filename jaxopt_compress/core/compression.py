@@ -114,41 +114,31 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
   """
   used = [i for i, (_, c) in enumerate(rules) if c is not None]
 
-  def split(tree):
-    numbered = [
-      (pattern, None if c is None else i)
-      for i, (pattern, c) in enumerate(rules)
-    ]
-    owners = rules_lib.match(numbered, tree)
-    leaves = dict(rules_lib.named_leaves(tree))
-    return {
-      i: {p: leaves[p] for p, owner in owners.items() if owner == i}
-      for i in used
-    }
-
   def init(params):
-    parts = split(params)
+    parts = rules_lib.split(rules, params)
     return {str(i): rules[i][1].init(parts[i]) for i in used}
 
   def apply(params, state):
-    parts = split(params)
+    parts = rules_lib.split(rules, params)
     changed = {}
     for i in used:
       changed.update(rules[i][1].apply(parts[i], state[str(i)]))
     return rules_lib.map_named(lambda path, x: changed.get(path, x), params)
 
   def update(state, params, info):
-    parts = split(params)
-    grads = {} if info.grads is None else split(info.grads)
+    parts = rules_lib.split(rules, params)
+    grads = [None] * len(parts)
+    if info.grads is not None:
+      grads = rules_lib.split(rules, info.grads)
     return {
       str(i): rules[i][1].update(
-        state[str(i)], parts[i], info._replace(grads=grads.get(i))
+        state[str(i)], parts[i], info._replace(grads=grads[i])
       )
       for i in used
     }
 
   def observes(params):
-    parts = split(params)
+    parts = rules_lib.split(rules, params)
     return _once([rules[i][1].observes(parts[i]) for i in used])
 
   return Compression(init, apply, update, observes)

@@ -7,13 +7,13 @@ and guesses the typo. An explicit `(r'.*', None)` covers the rest.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import difflib
 import re
 from typing import Any
 
 import jax
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import choices
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -128,6 +128,31 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
   return values
 
 
+def split(rules: Rules, tree: Any) -> list[dict[str, Any]]:
+  """The leaves that each rule takes, as `{path: leaf}`, in the order of the rules.
+
+  A rule whose value is None takes leaves only to leave them alone: its share is
+  empty.
+
+  Raises:
+    ValueError: as for `match`.
+
+  >>> split([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
+  [{}, {'a/kernel': 1}]
+  """
+  pairs = [(p.pattern, v) for p, v in compiled_rules(rules)]
+  numbered = [
+    (pattern, None if value is None else i)
+    for i, (pattern, value) in enumerate(pairs)
+  ]
+  owners = match(numbered, tree)
+  shares = [{} for _ in pairs]
+  for path, leaf in named_leaves(tree):
+    if owners[path] is not None:
+      shares[owners[path]][path] = leaf
+  return shares
+
+
 def _check_distinct(paths):
   if len(set(paths)) < len(paths):
     twice = next(p for i, p in enumerate(paths) if p in paths[:i])
@@ -167,8 +192,7 @@ def _guess(pattern, paths) -> str:
   literal = re.sub(r'\\(.)', r'\1', pattern.pattern)
   words = sorted({word for path in paths for word in path.split('/')})
   for part in re.findall(r'\w+', literal):
-    close = difflib.get_close_matches(part, words, n=1, cutoff=0.6)
-    if close and part not in words:
-      return f' Did you mean {close[0]!r} where it says {part!r}?'
-  close = difflib.get_close_matches(literal, paths, n=1, cutoff=0.6)
-  return f' Did you mean {close[0]!r}?' if close else ''
+    found = choices.guess(part, words)
+    if found and part not in words:
+      return f'{found[:-1]} where it says {part!r}?'
+  return choices.guess(literal, paths)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.distillation import layers as layers_lib
 
@@ -74,12 +75,12 @@ def warm_start(
   >>> warm_start(large, {'w': 9 * jnp.ones((1, 2))})['w'].tolist()
   [[9.0, 9.0, 2.0], [3.0, 4.0, 5.0]]
   """
-  _one_of('fill', fill, FILL)
+  choices.one_of('fill', fill, FILL, '=')
   target = dict(rules_lib.named_leaves(target_params))
   source = dict(rules_lib.named_leaves(source_params))
   how = rules_lib.match(rules, dict.fromkeys([*target, *source], 0))
   for choice in how.values():
-    _one_of('how', choice, HOW)
+    choices.one_of('how', choice, HOW, '=')
   kept = rules_lib.match(keep, target_params) if keep else {}
   starts, skipped = layers_lib.starts(target, source, layers)
   _check_matched(source, starts, skipped, how)
@@ -160,8 +161,3 @@ def _check_kept(indices, axis, wanted, there):
       f'keep of axis {axis} is {indices}; {wanted} different indices below'
       f' {there} are expected.'
     )
-
-
-def _one_of(what, value, choices):
-  if value not in choices:
-    raise ValueError(f'{what}={value!r}; choose one of {choices}.')

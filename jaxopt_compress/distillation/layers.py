@@ -5,6 +5,8 @@ Layers in a list are children named 0, 1, 2, ... of one path: 'blocks/0/kernel'.
 
 from collections.abc import Iterable
 
+from jaxopt_compress.core import choices
+
 LAYERS = ('uniform', 'first', 'last')
 
 
@@ -31,7 +33,7 @@ def layer_map(
   >>> layer_map(2, 4, 'last'), layer_map(3, 2, 'last')
   ([2, 3], [None, 0, 1])
   """
-  _check(layers)
+  choices.one_of('layers', layers, LAYERS, '=')
   n, m = num_target, num_source
   if layers == 'uniform':
     if n > m:
@@ -61,7 +63,7 @@ def starts(
   >>> starts(['b/0/w', 'b/1/w'], ['b/0/w', 'b/1/w', 'b/2/w'], 'last')
   ({'b/0/w': 'b/1/w', 'b/1/w': 'b/2/w'}, {'b/0/w'})
   """
-  _check(layers)
+  choices.one_of('layers', layers, LAYERS, '=')
   found, skipped = {}, set()
 
   def walk(t, s, t_path, s_path):
@@ -83,11 +85,6 @@ def starts(
 
   walk(_nested(target), _nested(source), (), ())
   return found, skipped - set(found.values())
-
-
-def _check(layers):
-  if layers not in LAYERS:
-    raise ValueError(f'layers={layers!r}; choose one of {LAYERS}.')
 
 
 def _children(t, s, layers) -> dict[str, str | None]:

@@ -104,13 +104,11 @@ def by_path(rules: Sequence[tuple[str, Penalty | None]]) -> Penalty:
 
   def penalty(params):
     pairs = list(rules.items() if isinstance(rules, dict) else rules)
-    owners = rules_lib.match([(p, i) for i, (p, _) in enumerate(pairs)], params)
-    leaves = dict(rules_lib.named_leaves(params))
+    shares = rules_lib.split(pairs, params)
     total = jnp.float32(0)
-    for i, (_, one) in enumerate(pairs):
-      mine = {p: leaves[p] for p, owner in owners.items() if owner == i}
-      if one is not None:
-        total += one(mine)
+    for (_, of_leaves), leaves in zip(pairs, shares, strict=True):
+      if of_leaves is not None:
+        total += of_leaves(leaves)
     return total
 
   return penalty

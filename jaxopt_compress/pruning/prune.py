@@ -160,10 +160,9 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
 def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
   """The leaves of each rule that prunes."""
   pairs = list(rules.items() if isinstance(rules, dict) else rules)
-  owners = rules_lib.match([(p, i) for i, (p, _) in enumerate(pairs)], params)
-  leaves = dict(rules_lib.named_leaves(params))
   groups = []
-  for i, (pattern, spec) in enumerate(pairs):
+  shares = rules_lib.split(pairs, params)
+  for (pattern, spec), leaves in zip(pairs, shares, strict=True):
     if spec is None:
       continue
     if not isinstance(spec, Sparsity):
@@ -171,8 +170,7 @@ def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
         f'The rule {pattern!r} has {spec!r}; a Sparsity or None is expected, such'
         ' as Sparsity(0.5).'
       )
-    mine = {p: leaves[p] for p, owner in owners.items() if owner == i}
-    groups.append((spec, mine))
+    groups.append((spec, leaves))
   return groups
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.pruning import schedules
 
 KINDS = ('unstructured', 'n_m', 'neurons')
@@ -51,10 +52,10 @@ class Sparsity:
   scope: str = 'leaf'
 
   def __post_init__(self):
-    _one_of('kind', self.kind, KINDS)
-    _one_of('score', self.score, SCORES)
-    _one_of('schedule', self.schedule, SCHEDULES)
-    _one_of('scope', self.scope, SCOPES)
+    choices.one_of('kind', self.kind, KINDS, '=')
+    choices.one_of('score', self.score, SCORES, '=')
+    choices.one_of('schedule', self.schedule, SCHEDULES, '=')
+    choices.one_of('scope', self.scope, SCOPES, '=')
     _check_n_m(self)
     if self.target is None:
       object.__setattr__(self, 'target', 1 - self.n / self.m)
@@ -70,11 +71,6 @@ class Sparsity:
     return schedules.updates(
       step, begin=self.begin, end=self.end, every=self.every
     )
-
-
-def _one_of(what, value, choices):
-  if value not in choices:
-    raise ValueError(f'{what}={value!r}; choose one of {choices}.')
 
 
 def _check_n_m(s):

@@ -216,5 +216,18 @@ class MatchTest(parameterized.TestCase):
       rules.match([(r'.*', 1)], {'a': {'b': 1}, 'a/b': 2})
 
 
+class SplitTest(parameterized.TestCase):
+  def test_each_rule_has_its_leaves(self):
+    got = rules.split([('.*/bias', None), ('head/.*', 8), ('.*', 4)], TREE)
+    self.assertEqual(got, [{}, {'head/kernel': 3}, {'encoder/kernel': 1}])
+
+  def test_what_it_refuses(self):
+    with self.assertRaisesRegex(ValueError, 'No rule covers'):
+      rules.split([('head/.*', 8)], TREE)
+    self.assertEqual(
+      rules.split({'.*/.*': 8, '.*': None}, TREE)[1], {}
+    )  # a last rule that covers the rest may find nothing left
+
+
 if __name__ == '__main__':
   absltest.main()
