@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxopt_compress.analysis import walk
+from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -70,26 +71,23 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
 
   @functools.wraps(fun)
   def replaced(*args, **kwargs):
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    traced = [
-      i for i, x in enumerate(leaves) if isinstance(x, (jax.Array, np.ndarray))
-    ]
+    values, refill = array.arrays_apart((args, kwargs), _is_array)
 
-    def flat_fun(*values):
-      filled = list(leaves)
-      for i, value in zip(traced, values, strict=True):
-        filled[i] = value
-      args, kwargs = jax.tree.unflatten(treedef, filled)
+    def of_arrays(*values):
+      args, kwargs = refill(values)
       return fun(*args, **kwargs)
 
-    values = [leaves[i] for i in traced]
-    closed, out_tree = jaxprs.trace(flat_fun, *values)
+    closed, out_tree = jaxprs.trace(of_arrays, *values)
     ctx = jaxprs.Context(lift.rule_for, handler_at=handler_at)
     _check_used(compiled, rule_at, _paths(closed))
     outs = jaxprs.evaluate(ctx, closed, values, [None] * len(values))
     return jax.tree.unflatten(out_tree, jaxprs.materialized(outs))
 
   return replaced
+
+
+def _is_array(x) -> bool:
+  return isinstance(x, (jax.Array, np.ndarray))
 
 
 def paths(fun: Callable) -> Callable[..., list[str]]:

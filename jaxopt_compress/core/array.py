@@ -5,6 +5,8 @@ is `materialize()`; everything else in this library is a faster way to get the
 same result (`core/lift.py`), or a way to make such leaves.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,11 +39,16 @@ class CompressedArray:
 
   def __init_subclass__(cls, **kwargs):
     super().__init_subclass__(**kwargs)
-    if CompressedArray not in cls.__bases__:
+    concrete = [
+      base
+      for base in cls.__bases__
+      if issubclass(base, CompressedArray) and base is not CompressedArray
+    ]
+    if concrete:
       raise TypeError(
-        f'{cls.__name__} derives from a concrete leaf type. Leaf types are'
-        ' final, so that a rule registered for one means one layout: derive'
-        ' from CompressedArray, and hold the other leaf as a field.'
+        f'{cls.__name__} derives from {concrete[0].__name__}, a concrete leaf'
+        ' type. Leaf types are final, so that a rule registered for one means one'
+        ' layout: derive from CompressedArray, and hold the other leaf as a field.'
       )
     # Before `dataclass` writes one that prints every number.
     cls.__repr__ = CompressedArray.__repr__
@@ -193,6 +200,37 @@ def materialize(tree: Any) -> Any:
     tree,
     is_leaf=is_compressed,
   )
+
+
+def arrays_apart(
+  tree: Any,
+  is_array: Callable[[Any], bool],
+  is_leaf: Callable[[Any], bool] | None = None,
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+  """The arrays of a tree, and what puts others in their places.
+
+  Args:
+    tree: arguments of a function, say, flags among them.
+    is_array: which of its leaves are taken out; the others stay what they are.
+    is_leaf: as in `jax.tree.flatten`.
+
+  Returns:
+    (arrays, refill): `refill(arrays)` is the tree again.
+
+  >>> arrays, refill = arrays_apart({'n': 2, 'w': jnp.ones(3)}, nbytes)
+  >>> refill(['another'])
+  {'n': 2, 'w': 'another'}
+  """
+  leaves, treedef = jax.tree.flatten(tree, is_leaf)
+  places = [i for i, x in enumerate(leaves) if is_array(x)]
+
+  def refill(arrays):
+    filled = list(leaves)
+    for i, x in zip(places, arrays, strict=True):
+      filled[i] = x
+    return jax.tree.unflatten(treedef, filled)
+
+  return [leaves[i] for i in places], refill
 
 
 def nbytes(tree: Any) -> int:

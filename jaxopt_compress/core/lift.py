@@ -130,27 +130,18 @@ def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
 
   Results may be compressed.
   """
+  values, refill = array.arrays_apart(
+    (args, kwargs), _is_array, array.is_compressed
+  )
   named = rules_lib.named_leaves((args, kwargs))
-  treedef = jax.tree.structure((args, kwargs), is_leaf=array.is_compressed)
-  leaves = [x for _, x in named]
-  traced = [i for i, x in enumerate(leaves) if _is_array(x)]
+  names = [_within_argument(path) for path, x in named if _is_array(x)]
 
-  def flat_fun(*values):
-    filled = list(leaves)
-    for i, value in zip(traced, values, strict=True):
-      filled[i] = value
-    args, kwargs = jax.tree.unflatten(treedef, filled)
+  def of_arrays(*values):
+    args, kwargs = refill(values)
     return fun(*args, **kwargs)
 
-  closed, out_tree = jaxprs.trace(
-    flat_fun, *(_stands_for(leaves[i]) for i in traced)
-  )
-  outs = jaxprs.evaluate(
-    ctx,
-    closed,
-    [leaves[i] for i in traced],
-    [_within_argument(named[i][0]) for i in traced],
-  )
+  closed, out_tree = jaxprs.trace(of_arrays, *map(_stands_for, values))
+  outs = jaxprs.evaluate(ctx, closed, values, names)
   return jax.tree.unflatten(out_tree, outs)
 
 
@@ -202,14 +193,10 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
 
 def analyse(ctx, fun, args, kwargs, prepare=lambda args: args) -> None:
   """Runs `fun` abstractly under `ctx`, for what `ctx` records."""
-  leaves, treedef = jax.tree.flatten((args, kwargs))
-  arrays = [i for i, x in enumerate(leaves) if _is_abstract_array(x)]
+  values, refill = array.arrays_apart((args, kwargs), _is_abstract_array)
 
-  def abstract_fun(values):
-    filled = list(leaves)
-    for i, value in zip(arrays, values, strict=True):
-      filled[i] = value
-    args, kwargs = jax.tree.unflatten(treedef, filled)
+  def of_arrays(values):
+    args, kwargs = refill(values)
     return array.materialize(run(ctx, fun, prepare(args), kwargs))
 
-  jax.eval_shape(abstract_fun, [leaves[i] for i in arrays])
+  jax.eval_shape(of_arrays, values)

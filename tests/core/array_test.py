@@ -57,9 +57,15 @@ class ArrayTest(parameterized.TestCase):
     self.assertEqual(array.abstract(leaf), _struct(*shape))
 
   def test_a_leaf_type_is_final(self):
-    with self.assertRaisesRegex(TypeError, 'Twice derives from a concrete'):
+    said = 'derives from Times, a concrete'
+    with self.assertRaisesRegex(TypeError, f'Twice {said}'):
 
       class Twice(Times):
+        pass
+
+    with self.assertRaisesRegex(TypeError, f'Both {said}'):
+
+      class Both(Times, array.CompressedArray):
         pass
 
   def test_materialize_replaces_leaves_only(self):
@@ -113,6 +119,20 @@ class ArrayTest(parameterized.TestCase):
   def test_can_cut_asks_the_leaf_inside(self, axis, size, expected):
     leaf = Times(Times(Pairs(jnp.ones((2, 6))), jnp.ones(())), jnp.ones(()))
     self.assertEqual(leaf.can_cut(axis, size), expected)
+
+  def test_arrays_apart(self):
+    leaf = Times(jnp.ones(2), jnp.ones(()))
+    tree = {'flag': True, 'x': jnp.zeros(3), 'w': leaf, 'none': None}
+    arrays, refill = array.arrays_apart(
+      tree, lambda x: not isinstance(x, bool), array.is_compressed
+    )
+    self.assertEqual([type(x) for x in arrays], [Times, type(jnp.ones(()))])
+    self.assertIs(refill(arrays)['w'], leaf)
+    self.assertEqual(
+      refill('ab'), {'flag': True, 'x': 'b', 'w': 'a', 'none': None}
+    )
+    with self.assertRaises(ValueError):
+      refill('a')
 
 
 if __name__ == '__main__':
