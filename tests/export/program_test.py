@@ -1,0 +1,80 @@
+"""Loading refuses what would go wrong later."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import export_cases
+import numpy as np
+
+from jaxopt_compress import export
+
+
+class RefusalTest(export_cases.ExportTestCase):
+  def setUp(self):
+    super().setUp()
+    export.save(
+      self.folder,
+      export_cases.apply,
+      export_cases.params(),
+      export_cases.inputs(2),
+    )
+
+  def edit(self, **changes):
+    path = self.folder / 'manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+  @parameterized.parameters('program.stablehlo', 'weights.safetensors')
+  def test_a_changed_file(self, name):
+    content = bytearray((self.folder / name).read_bytes())
+    content[-1] ^= 1
+    (self.folder / name).write_bytes(content)
+    with self.assertRaisesRegex(ValueError, f'{name} is not the file that was'):
+      export.load(self.folder)
+
+  @parameterized.parameters('program.stablehlo', 'weights.safetensors')
+  def test_a_missing_file(self, name):
+    (self.folder / name).unlink()
+    with self.assertRaisesRegex(ValueError, f'{name} is missing'):
+      export.load(self.folder)
+
+  def test_no_export(self):
+    with self.assertRaisesRegex(ValueError, 'is no export'):
+      export.load(self.root / 'nothing')
+
+  def test_a_damaged_manifest(self):
+    (self.folder / 'manifest.json').write_text('{"format": ')
+    with self.assertRaisesRegex(ValueError, 'damaged'):
+      export.load(self.folder)
+
+  @parameterized.parameters(
+    (dict(jax='99.1.0'), 'Upgrade with `pip install "jax>=99.1.0"`'),
+    (dict(calling_convention=999), 'may not read it'),
+    (dict(calling_convention=1), 'too long ago'),
+    (dict(platforms=['tpu']), "exported for .'tpu'., and this is cpu"),
+    (dict(format='other/1'), "format 'other/1'"),
+  )
+  def test_a_manifest_of_another_world(self, changes, message):
+    self.edit(**changes)
+    with self.assertRaisesRegex(ValueError, message):
+      export.load(self.folder)
+
+  @parameterized.parameters(
+    ((np.ones((2, 255), np.float32),), r'float32\[2, 255\].*\[batch, 256\]'),
+    ((np.ones((2, 256), np.int32),), r'int32\[2, 256\].*float32'),
+    ((np.ones(256, np.float32),), r'float32\[256\]'),
+    ((), r'Inputs are \[\].*0'),
+  )
+  def test_other_inputs(self, args, message):
+    program = export.load(self.folder)
+    with self.assertRaisesRegex(ValueError, message):
+      program(*args)
+
+  def test_batches_of_two_lengths(self):
+    export.save(self.folder, lambda p, x, y: x + y, {}, np.ones(2), np.ones(2))
+    with self.assertRaisesRegex(ValueError, r"with \{'batch': 3\}"):
+      export.load(self.folder)(np.float32([1, 2, 3]), np.float32([1, 2]))
+
+
+if __name__ == '__main__':
+  absltest.main()
