@@ -2,7 +2,7 @@
 
     out, stats = jc.observe(apply, {r'.*/kernel': jc.gram()})(params, x)
 
-The function runs as it is. A `uses.Probe` follows each weight to its products, and
+The function runs as it is. A `probes.Probe` follows each weight to its products, and
 there the other operand is brought to rows [n, k], k the contracted entries of the
 weight in the order of its own axes, and added to the weight's statistic. No layer
 needs a hook, and no layer is named.
@@ -21,8 +21,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import probes
 from jaxopt_compress.analysis import rows as rows_lib
-from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
@@ -90,13 +90,14 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
         name: jaxprs.Monoid(w.merge, w.empty, w.all_reduce)
         for name, w in watched.items()
       },
-      placed=uses_lib.placed,
+      placed=probes.placed,
     )
     ctx.rule_for = functools.partial(_rule_for, ctx, watched)
-    probes = rules_lib.map_named(
-      lambda path, x: _probe(path, x) if path in chosen else x, params
+    watching = rules_lib.map_named(
+      lambda path, x: probes.probe(x, path or '0') if path in chosen else x,
+      params,
     )
-    out = lift.run(ctx, fun, (probes, *args), kwargs)
+    out = lift.run(ctx, fun, (watching, *args), kwargs)
     missing = [path for path in chosen if (path or '0') not in ctx.found]
     if missing:
       raise ValueError(_unseen(missing, met))
@@ -177,10 +178,6 @@ def _by_leaf(statistics, tree):
     statistics = [*statistics.items(), (r'.*', None)]
   chosen = rules_lib.match(statistics, tree)
   return {path: s for path, s in chosen.items() if s is not None}
-
-
-def _probe(path, x):
-  return dataclasses.replace(uses_lib.probe(x), path=path or '0')
 
 
 def _unseen(missing, met) -> str:
@@ -270,13 +267,13 @@ def _over_stack(depth, f):
 
 
 def _rule_for(ctx, watched, primitive, leaf_type):
-  if leaf_type is not uses_lib.Probe:
+  if leaf_type is not probes.Probe:
     return lift.rule_for(primitive, leaf_type)
   rows = rows_lib.ROWS.get(primitive.name)
-  move = uses_lib.move_for(primitive)
+  move = probes.move_for(primitive)
 
   def met(*operands, **params):
-    side = [isinstance(x, uses_lib.Probe) for x in operands].index(True)
+    side = [isinstance(x, probes.Probe) for x in operands].index(True)
     probe = operands[side]
     put = lambda x, xs=operands: [*xs[:side], x, *xs[side + 1 :]]
     out = lift.Dense('observed')

@@ -3,7 +3,7 @@
     x [stack..., n, k]:  k the contracted entries of the weight, in the order of
                          its own axes; a stack axis for each of its batch axes
 
-A `uses.Probe` says which axes of the weight an axis of a product is. Where a
+A `probes.Probe` says which axes of the weight an axis of a product is. Where a
 `shard_map` cuts the weight along what it contracts, `x` is joined over devices.
 """
 

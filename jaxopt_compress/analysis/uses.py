@@ -6,24 +6,17 @@ primitives it reaches and which of its axes are contracted there. So a "channel"
 is what is not contracted: for Dense, DenseGeneral, attention, convolutions,
 embeddings and layers nobody has heard of, with no table of layer names.
 
-It is `lift` over one more leaf type: a `Probe` stands for a parameter and carries
-the names of its axes.
+The walk is that of `walk`. A value says which leaves it comes from by moving
+entries alone, and what each of its axes was in the leaf (`moved`).
 """
 
 from collections.abc import Callable
-import dataclasses
-import functools
-import math
 from typing import Any
 from typing import NamedTuple
 
-import jax
-from jax import lax
-import jax.numpy as jnp
-
-from jaxopt_compress.core import array
-from jaxopt_compress.core import jaxprs
-from jaxopt_compress.core import lift
+from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import moved
+from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import rules as rules_lib
 
 
@@ -57,67 +50,6 @@ class Axes(NamedTuple):
   free: tuple[int, ...]
 
 
-# An axis of a probe is a tuple of pieces (axis of the leaf, size), major first.
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Probe(array.CompressedArray):
-  """Stands for a parameter; `axes[-i]` names the pieces of axis -i.
-
-  `full` is the shape of the leaf, and `cut` pairs (axis of the leaf, mesh axes)
-  along which a `shard_map` has cut it, where `placed` was told. `value` is the
-  array, or, where observed, the leaf that computes for it.
-  """
-
-  value: Any
-  axes: tuple = dataclasses.field(metadata={'static': True})
-  full: tuple[int, ...] = dataclasses.field(metadata={'static': True})
-  cut: tuple = dataclasses.field(default=(), metadata={'static': True})
-  path: str = dataclasses.field(default='', metadata={'static': True})
-
-  shape = property(lambda self: self.value.shape)
-  dtype = property(lambda self: self.value.dtype)
-  origin = property(lambda self: len(self.full))  # rank of the leaf
-
-  def materialize(self):
-    return array.materialize(self.value)
-
-  @property
-  def pieces(self) -> list[tuple[tuple[int, int], ...]]:
-    """The pieces of each present axis, their sizes as they are here."""
-    axes = self.axes[len(self.axes) - self.ndim :]
-    return [_fit(pieces, n) for pieces, n in zip(axes, self.shape, strict=True)]
-
-
-def _fit(pieces, n):
-  """Rescales the major piece where the axis was cut into shards."""
-  size = math.prod(s for _, s in pieces)
-  if pieces and size != n and (n * pieces[0][1]) % size == 0:
-    (axis, first), *rest = pieces
-    return ((axis, first * n // size), *rest)
-  return pieces
-
-
-def probe(x) -> Any:
-  """A probe that stands for a parameter; what has no shape stays itself."""
-  if not hasattr(x, 'shape'):
-    return x
-  axes = tuple(((i - x.ndim, n),) for i, n in enumerate(x.shape))
-  return Probe(x, axes, x.shape)
-
-
-def placed(x, spec) -> Any:
-  """A probe that knows how a `shard_map` cuts it; other leaves as they are."""
-  if not isinstance(x, Probe):
-    return x
-  cut = dict(x.cut)
-  for pieces, names in zip(x.pieces, spec, strict=False):
-    names = names if isinstance(names, tuple) else (names,)
-    if pieces and names != (None,):
-      axis = pieces[0][0]
-      cut[axis] = (*cut.get(axis, ()), *names)
-  return dataclasses.replace(x, cut=tuple(cut.items()))
-
-
 def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
   """For each leaf of the first argument, the operations it reaches.
 
@@ -137,42 +69,15 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
   """
 
   def used(params, *args, **kwargs):
+    closed, arrays = walk.trace(fun, params, args, kwargs)
+    asked = _Uses({path: len(x.shape) for path, x in arrays})
+    inputs = [{path: moved.whole(x.shape)} for path, x in arrays]
+    others = closed.jaxpr.invars[len(inputs) :]
+    algebra.evaluate(asked, closed, inputs + [{} for _ in others])
     paths = [path for path, _ in rules_lib.named_leaves(params)]
-    # `lift` names an argument that is itself a leaf by its number.
-    found = {path or '0': [] for path in paths}
-    joined = {}  # leaves that another one took along, in a concatenation, say
-
-    def record(met: lift.Met):
-      if met.native or met.primitive in _LOOPS or met.path not in found:
-        return
-      if met.reason == jaxprs.TAKEN:
-        joined[met.path] = True
-      contracted, stacked, *groups = met.detail or ((), ())
-      found[met.path].append(
-        Use(met.primitive, contracted, stacked, met.source, *groups)
-      )
-
-    ctx = jaxprs.Context(_rule_for, record, inline=True)
-    lift.analyse(ctx, fun, (params, *args), kwargs, _probes)
-    for path in list(joined):
-      found[path] = []
-      only = functools.partial(_probes, only=path)
-      lift.analyse(ctx, fun, (params, *args), kwargs, only)
-    return {path: tuple(dict.fromkeys(found[path or '0'])) for path in paths}
+    return {path: tuple(asked.found.get(path, ())) for path in paths}
 
   return used
-
-
-_LOOPS = ('scan', 'while', 'cond', 'shard_map')
-
-
-def _probes(args, only=None):
-  params, *rest = args
-  params = rules_lib.map_named(
-    lambda path, x: x if only not in (None, path or '0') else probe(x),
-    array.materialize(params),
-  )
-  return (params, *rest)
 
 
 def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
@@ -228,204 +133,134 @@ def _by_convention(path, shape) -> Axes:
   )
 
 
-# ------------------------------------------------------------ rules of a probe
-
-_RULES: dict[str, Callable] = {}
+# -------------------------------------------------------------------- the walk
 
 
-def move_for(primitive) -> Callable | None:
-  """What a probe does under a primitive."""
-  return _RULES.get(primitive.name)
+class _Uses(algebra.Algebra):
+  """A value is {path of a leaf: the pieces of each of its axes}.
+
+  It has the leaves that it comes from by moving entries alone: a concatenation has
+  several, a sum none.
+  """
+
+  def __init__(self, ranks: dict[str, int]):
+    self.ranks = ranks
+    self.found = {path: {} for path in ranks}  # dicts keep the order of uses
+
+  def plain(self, aval):
+    return {}
+
+  def layer(self, x, turn, aval):
+    return {path: pieces[1:] for path, pieces in x.items()}
+
+  def cut(self, x, spec, aval):
+    return {
+      path: list(map(moved.fit, pieces, aval.shape))
+      for path, pieces in x.items()
+    }
+
+  def apply(self, at, inputs):
+    if at.eqn.primitive.name in (*self.rules, *moved.UNCHANGED):
+      return super().apply(at, inputs)
+    outs = [{} for _ in at.eqn.outvars]
+    for path in dict.fromkeys(path for x in inputs for path in x):
+      operands = {i: x[path] for i, x in enumerate(inputs) if path in x}
+      self._follow(path, at, operands, outs)
+    return outs
+
+  def _follow(self, path, at, operands, outs):
+    """Takes a leaf along to the results, or notes where it has come."""
+    for i, pieces in operands.items():
+      move = moved.of(at.eqn, i)
+      axes = None if move is None else move.axes(pieces)
+      if axes is not None:
+        for out, pieces in zip(outs, axes, strict=True):
+          out[path] = pieces
+        for _ in range(len(operands) - 1):  # the leaf beside itself ends here
+          self._note(path, at, (), ())
+        return
+    meet = _MEETINGS.get(at.eqn.primitive.name)
+    for i, pieces in operands.items():
+      if meet is None:
+        self._note(path, at, (), ())
+        continue
+      contracted, one_by_one, *groups = meet(at.eqn, i, pieces)
+      present = [p for j, p in enumerate(pieces) if j not in one_by_one]
+      gone = set(range(-self.ranks[path], 0)) - {
+        a for p in present for a, _ in p
+      }
+      self._note(path, at, contracted, tuple(sorted(gone)), *groups)
+
+  def _note(self, path, at, contracted, stacked, *groups):
+    name = at.eqn.primitive.name
+    self.found[path][Use(name, contracted, stacked, at.source, *groups)] = True
 
 
-def _rule_for(primitive, leaf_type):
-  if leaf_type is Probe:
-    return move_for(primitive)
-  return lift.rule_for(primitive, leaf_type)
+def _enter_and_end(asked, at, inputs):
+  """`lift` computes with a leaf in there, and gives dense results back."""
+  algebra.evaluate(asked, walk.enter(at.eqn).body, inputs, at)
+  return None
 
 
-def _rule(*names):
-  def register(f):
-    for name in names:
-      _RULES[name] = f
-    return f
-
-  return register
+# What a leaf meets in an operation that computes:
+# (equation, operand, pieces) -> (contracted axes of the leaf, axes of the operand
+# along which there is one weight after the other[, groups of a convolution]).
 
 
-def _found(probe: Probe, contracted_axes, batch_axes=()) -> lift.Dense:
-  contracted = {a for i in contracted_axes for a, _ in probe.pieces[i]}
-  present = {
-    a
-    for i, pieces in enumerate(probe.pieces)
-    for a, _ in pieces
-    if i not in batch_axes
-  }
-  stacked = set(range(-probe.origin, 0)) - present
-  return lift.Dense(
-    'a use', (tuple(sorted(contracted)), tuple(sorted(stacked)))
-  )
+def _axes_at(pieces, dims):
+  return tuple(dict.fromkeys(axis for i in dims for axis, _ in pieces[i]))
 
 
-def _moved(probe: Probe, value, pieces) -> Probe:
-  return dataclasses.replace(probe, value=value, axes=tuple(pieces))
+def _meet_dot(eqn, operand, pieces):
+  contracting, batch = eqn.params['dimension_numbers']
+  dims = contracting[operand]
+  return tuple(sorted(_axes_at(pieces, dims))), batch[operand]
 
 
-@_rule('dot_general')
-def _(lhs, rhs, *, dimension_numbers, **_):
-  (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = dimension_numbers
-  if isinstance(lhs, Probe):
-    return _found(lhs, lhs_axes, lhs_batch)
-  return _found(rhs, rhs_axes, rhs_batch)
+def _meet_ragged_dot(eqn, operand, pieces):
+  numbers = eqn.params['ragged_dot_dimension_numbers']
+  contracting, batch = numbers.dot_dimension_numbers
+  groups = numbers.rhs_group_dimensions if operand else ()
+  dims = contracting[operand]
+  return tuple(sorted(_axes_at(pieces, dims))), (*batch[operand], *groups)
 
 
-@_rule('conv_general_dilated')
-def _(lhs, rhs, *, dimension_numbers, feature_group_count, **_):
-  if isinstance(rhs, Probe):
-    out, feature, *space = dimension_numbers.rhs_spec
-    use = _found(rhs, (feature, *space))
-    window = (a for i in (*space, feature) for a, _ in rhs.pieces[i])
-    detail = tuple(dict.fromkeys(window)), use.detail[1], feature_group_count
-    return lift.Dense(use.reason, detail)
-  return _found(lhs, dimension_numbers.lhs_spec[1:])
+def _meet_conv(eqn, operand, pieces):
+  numbers = eqn.params['dimension_numbers']
+  if not operand:
+    return tuple(sorted(_axes_at(pieces, numbers.lhs_spec[1:]))), ()
+  _, feature, *window = numbers.rhs_spec
+  contracted = _axes_at(pieces, (*window, feature))
+  return contracted, (), eqn.params['feature_group_count']
 
 
-@_rule('gather')
-def _(operand, indices, *, dimension_numbers, slice_sizes, **_):
-  if not isinstance(operand, Probe):
-    return _found(indices, ())
+def _meet_gather(eqn, operand, pieces):
+  if operand:
+    return (), ()
+  started = eqn.params['dimension_numbers'].start_index_map
+  sizes = zip(eqn.params['slice_sizes'], eqn.invars[0].aval.shape, strict=True)
   row = [
-    i
-    for i, n in enumerate(slice_sizes)
-    if n == operand.shape[i] and i not in dimension_numbers.start_index_map
+    i for i, (n, all_of) in enumerate(sizes) if n == all_of and i not in started
   ]
-  return _found(operand, row)
+  return tuple(sorted(_axes_at(pieces, row))), ()
 
 
-@_rule('ragged_dot_general')
-def _(lhs, rhs, group_sizes, *, ragged_dot_dimension_numbers, **_):
-  numbers = ragged_dot_dimension_numbers
-  (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
-  if isinstance(lhs, Probe):
-    return _found(lhs, lhs_axes, lhs_batch)
-  groups = numbers.rhs_group_dimensions
-  return _found(rhs, rhs_axes, (*rhs_batch, *groups))
+_MEETINGS: dict[str, Callable] = {
+  'conv_general_dilated': _meet_conv,
+  'dot_general': _meet_dot,
+  'gather': _meet_gather,
+  'ragged_dot_general': _meet_ragged_dot,
+}
 
 
-@_rule('all_gather')
-def _(x, *, all_gather_dimension, axis_name, axis_index_groups, tiled, **_):
-  i, names = all_gather_dimension, axis_name
-  if not tiled or axis_index_groups is not None or not x.pieces[i]:
-    return lift.Dense('a gather of another form')
-  value = lax.all_gather(x.value, names, axis=i, tiled=True)
-  pieces = x.pieces
-  pieces[i] = _fit(pieces[i], value.shape[i])
-  whole = pieces[i][0][0], names if isinstance(names, tuple) else (names,)
-  cut = tuple(c for c in x.cut if c != whole)
-  return dataclasses.replace(_moved(x, value, pieces), cut=cut)
+def _same(asked, at, inputs):
+  return inputs
 
 
-@_rule('transpose')
-def _(x, *, permutation):
-  pieces = [x.pieces[i] for i in permutation]
-  return _moved(x, lax.transpose(x.value, permutation), pieces)
-
-
-@_rule('convert_element_type', 'reduce_precision', 'copy')
-def _(x, *, new_dtype=None, **_):
-  value = x.value if new_dtype is None else x.value.astype(new_dtype)
-  return dataclasses.replace(x, value=value)
-
-
-@_rule('broadcast_in_dim')
-def _(x, *sizes, shape, broadcast_dimensions, **_):
-  pieces = [()] * len(shape)
-  for i, j in enumerate(broadcast_dimensions):
-    if shape[j] == x.shape[i]:
-      pieces[j] = x.pieces[i]
-  value = lax.broadcast_in_dim(x.value, shape, broadcast_dimensions)
-  return _moved(x, value, pieces)
-
-
-@_rule('rev')
-def _(x, *, dimensions):
-  return dataclasses.replace(x, value=lax.rev(x.value, dimensions))
-
-
-@_rule('squeeze')
-def _(x, *, dimensions):
-  pieces = [p for i, p in enumerate(x.pieces) if i not in dimensions]
-  return _moved(x, lax.squeeze(x.value, dimensions), pieces)
-
-
-@_rule('reshape')
-def _(x, *, new_sizes, dimensions, **_):
-  if dimensions is not None:
-    return lift.Dense('reshape with a permutation')
-  flat = [p for pieces in x.pieces for p in pieces]
-  pieces = split_pieces(flat, new_sizes)
-  if pieces is None:
-    return lift.Dense('a reshape that mixes axes')
-  return _moved(x, lax.reshape(x.value, new_sizes), pieces)
-
-
-@_rule('concatenate')
-def _(*operands, dimension):
-  probe = next(x for x in operands if isinstance(x, Probe))
-  values = [x.value if x is probe else x for x in operands]
-  return _moved(probe, lax.concatenate(values, dimension), probe.pieces)
-
-
-@_rule('slice')
-def _(x, *, start_indices, limit_indices, strides):
-  value = lax.slice(x.value, start_indices, limit_indices, strides)
-  return _cut(x, value)
-
-
-@_rule('dynamic_slice')
-def _(x, *starts, slice_sizes, **_):
-  if not isinstance(x, Probe):
-    return lift.Dense('an index')
-  return _cut(x, lax.dynamic_slice(x.value, starts, slice_sizes))
-
-
-@_rule('split')
-def _(x, *, sizes, axis):
-  return [_cut(x, part) for part in lax.split(x.value, sizes, axis)]
-
-
-@_rule('unstack')
-def _(x, *, axis):
-  pieces = [p for i, p in enumerate(x.pieces) if i != axis]
-  return [_moved(x, part, pieces) for part in jnp.unstack(x.value, axis=axis)]
-
-
-def _cut(x, value):
-  pieces = [
-    p if n == m else ((p[0][0], n),) if len(p) == 1 and n > 1 else ()
-    for p, m, n in zip(x.pieces, x.shape, value.shape, strict=True)
-  ]
-  return _moved(x, value, pieces)
-
-
-def split_pieces(flat, new_sizes):
-  """Deals pieces (axis, size), major first, to axes of new sizes, or None."""
-  flat = [p for p in flat if p[1] != 1]
-  out = []
-  for n in new_sizes:
-    axis_pieces = []
-    while n > 1:
-      if not flat:
-        return None
-      axis, size = flat.pop(0)
-      if n % size == 0:
-        axis_pieces.append((axis, size))
-        n //= size
-      elif size % n == 0:
-        axis_pieces.append((axis, n))
-        flat.insert(0, (axis, size // n))
-        n = 1
-      else:
-        return None
-    out.append(tuple(axis_pieces))
-  return out
+_Uses.rules = {
+  **dict.fromkeys(moved.UNCHANGED, _same),
+  **dict.fromkeys(
+    ('checkpoint', 'remat', 'remat2', 'custom_jvp_call', 'custom_vjp_call'),
+    _enter_and_end,
+  ),
+}

@@ -7,12 +7,13 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import walk
 
 W, X = jnp.ones((6, 6)), jnp.ones((8, 6))
 
 
-class Weights(walk.Algebra):
+class Weights(algebra.Algebra):
   """Which names of inputs reach a product, untouched on the way."""
 
   def __init__(self, unroll=False):
@@ -51,7 +52,7 @@ def _met(f, *args, unroll=False):
   asked = Weights(unroll)
   closed = jax.make_jaxpr(f)(*args)
   names = ['w'] + [''] * (len(closed.jaxpr.invars) - 1)
-  outs = walk.evaluate(asked, closed, names)
+  outs = algebra.evaluate(asked, closed, names)
   return asked, [name for _, _, name in asked.met if name], outs
 
 
@@ -164,7 +165,7 @@ class EnterTest(parameterized.TestCase):
 
     asked = Closed()
     closed = jax.make_jaxpr(_scan(_product))(W[None], X)
-    self.assertEqual(walk.evaluate(asked, closed, ['w', '']), [''])
+    self.assertEqual(algebra.evaluate(asked, closed, ['w', '']), [''])
     self.assertEqual(asked.met, [])
 
   def test_opaque_programs_are_counted_not_entered(self):

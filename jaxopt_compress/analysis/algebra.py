@@ -1,0 +1,226 @@
+"""What is known of the values of a program, carried from equation to equation.
+
+    what is known of a result = rule(what is known of the operands)
+
+A question brings an `Algebra`: what a value is of which nothing is known, and a table
+of rules. `evaluate` goes through the program and enters every program inside (`walk`);
+it asks the algebra only for what depends on the question. An equation without a rule
+gives values of which nothing is known: an answer may be missed, never invented.
+
+  >>> import jax.numpy as jnp
+  >>> class Depth(Algebra):  # how many products lie behind a value
+  ...   rules = {'dot_general': lambda self, at, inputs: [1 + max(inputs)]}
+  ...   def plain(self, aval):
+  ...     return 0
+  ...   def unknown(self, at, inputs):
+  ...     return [max(inputs, default=0)] * len(at.eqn.outvars)
+  >>> f = lambda x: jnp.tanh(jax.jit(jnp.dot)(x, x)) @ x
+  >>> evaluate(Depth(), jax.make_jaxpr(f)(jnp.ones((2, 2))), [0])
+  [2]
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxopt_compress.analysis import walk
+from jaxopt_compress.core import jaxprs
+
+
+class Algebra:
+  """What a question knows of values, and how that goes through a program.
+
+  Only `plain` has to be said. Everything else gives, unless a question knows
+  better, values of which nothing is known.
+
+  Attributes:
+    rules: name of a primitive -> `rule(algebra, at, inputs)`: the values of its
+      results, or None for `unknown`. A primitive with programs inside that has a
+      rule is not entered.
+    unroll: walk a scan turn by turn; or else once, for all its turns.
+  """
+
+  rules: Mapping[str, Callable] = {}
+  unroll = False
+
+  def plain(self, aval) -> Any:
+    """A value of this type of which nothing is known."""
+    raise NotImplementedError
+
+  def constant(self, x) -> Any:
+    """An array in the program."""
+    return self.plain(jax.typeof(x))
+
+  def unknown(self, at: walk.At, inputs: list) -> list:
+    """The results of an equation that no rule covers."""
+    return [self.plain(v.aval) for v in at.eqn.outvars]
+
+  def apply(self, at: walk.At, inputs: list) -> list:
+    """The results of an equation that is not entered."""
+    rule = self.rules.get(at.eqn.primitive.name)
+    outs = None if rule is None else rule(self, at, inputs)
+    return self.unknown(at, inputs) if outs is None else outs
+
+  def join(self, cases: list, aval) -> Any:
+    """One of several values: of the branches of a cond, the turns of a loop."""
+    return self.plain(aval)
+
+  def decide(self, x) -> None:
+    """Meets what chooses a branch, or whether a loop goes on."""
+
+  def carry(self, x, aval) -> Any:
+    """What a loop that changes a value starts its turns with, of first value x.
+
+    Asked where a loop is walked once for all its turns.
+    """
+    return self.plain(aval)
+
+  def layer(self, x, turn: int | None, aval) -> Any:
+    """What a turn of a scan gets of x; `turn` is None where one stands for all."""
+    return self.plain(aval)
+
+  def stack(self, ys: list, aval) -> Any:
+    """The results of the turns of a scan; one where one stands for all."""
+    return self.plain(aval)
+
+  def cut(self, x, spec, aval) -> Any:
+    """The part of x that a device of a shard_map gets."""
+    return self.plain(aval)
+
+  def assemble(self, y, spec, aval) -> Any:
+    """The whole of which a device of a shard_map made y."""
+    return self.plain(aval)
+
+
+def evaluate(
+  algebra: Algebra,
+  jaxpr: Any,
+  inputs: Sequence,
+  outer: walk.At | None = None,
+  turn: int | None = None,
+) -> list:
+  """The values of a program's results.
+
+  Args:
+    algebra: what the question knows.
+    jaxpr: the program, closed or not.
+    inputs: a value of the algebra for each of its inputs.
+    outer, turn: for programs inside: the equation that they are in.
+  """
+  jaxpr, consts = walk.opened(jaxpr)
+  env = dict(zip(jaxpr.constvars, map(algebra.constant, consts), strict=True))
+  env.update(zip(jaxpr.invars, inputs, strict=True))
+
+  def read(v):
+    return env[v] if jaxprs.is_var(v) else algebra.constant(v.val)
+
+  for eqn in jaxpr.eqns:
+    at, values = walk.At(eqn, outer, turn), [read(v) for v in eqn.invars]
+    known = eqn.primitive.name in algebra.rules
+    inside = None if known else walk.enter(eqn)
+    step = _STEPS.get(type(inside))
+    if step is None:
+      outs = algebra.apply(at, values)
+    else:
+      outs = step(algebra, at, inside, values)
+    env.update(zip(eqn.outvars, outs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _avals(variables) -> list:
+  return [v.aval for v in variables]
+
+
+def _through_call(algebra, at, inside, inputs):
+  return evaluate(algebra, inside.body, inputs, at)
+
+
+def _through_cond(algebra, at, inside, inputs):
+  which, *args = inputs
+  algebra.decide(which)
+  outs = [evaluate(algebra, branch, args, at) for branch in inside.branches]
+  return list(
+    map(algebra.join, zip(*outs, strict=True), _avals(at.eqn.outvars))
+  )
+
+
+def _through_scan(algebra, at, inside, inputs):
+  consts = inputs[: inside.num_consts]
+  whole = inside.num_consts + inside.num_carry
+  carry, xs = inputs[inside.num_consts : whole], inputs[whole:]
+  avals = _avals(walk.opened(inside.body)[0].invars[whole:])
+  after = _avals(at.eqn.outvars[inside.num_carry :])
+
+  def run(carry, turn):
+    here = [algebra.layer(x, turn, a) for x, a in zip(xs, avals, strict=True)]
+    outs = evaluate(algebra, inside.body, [*consts, *carry, *here], at, turn)
+    return outs[: inside.num_carry], outs[inside.num_carry :]
+
+  if not algebra.unroll:
+    carry, ys = _once(
+      algebra, inside, len(consts), carry, lambda c: run(c, None)
+    )
+    turns = [ys]
+  else:
+    turns = []
+    order = range(inside.times)
+    for i in reversed(order) if inside.reverse else order:
+      carry, ys = run(carry, i)
+      turns.append(ys)
+    if inside.reverse:
+      turns.reverse()
+  stacked = [
+    algebra.stack([ys[j] for ys in turns], aval) for j, aval in enumerate(after)
+  ]
+  return [*carry, *stacked]
+
+
+def _through_while(algebra, at, inside, inputs):
+  of_test = inputs[: inside.num_test_consts]
+  consts = inputs[inside.num_test_consts :][: inside.num_body_consts]
+  carry = inputs[inside.num_test_consts + inside.num_body_consts :]
+
+  def run(carry):
+    outs = evaluate(algebra, inside.body, [*consts, *carry], at)
+    (goes_on,) = evaluate(algebra, inside.test, [*of_test, *carry], at)
+    algebra.decide(goes_on)
+    return outs, ()
+
+  return _once(algebra, inside, len(consts), carry, run)[0]
+
+
+def _once(algebra, inside, num_consts, carry, run):
+  """A loop whose turns one stands for: (last carry, results of a turn)."""
+  jaxpr, _ = walk.opened(inside.body)
+  variables = jaxpr.invars[num_consts : num_consts + len(carry)]
+  kept = [a is b for a, b in zip(variables, jaxpr.outvars, strict=False)]
+  start = [
+    x if keeps else algebra.carry(x, v.aval)
+    for x, keeps, v in zip(carry, kept, variables, strict=True)
+  ]
+  ends, ys = run(start)
+  ends = [
+    x if keeps else algebra.join([x, end], v.aval)
+    for x, end, keeps, v in zip(start, ends, kept, variables, strict=True)
+  ]
+  return ends, ys
+
+
+def _through_shard_map(algebra, at, inside, inputs):
+  jaxpr, _ = walk.opened(inside.body)
+  here = map(algebra.cut, inputs, inside.in_specs, _avals(jaxpr.invars))
+  outs = evaluate(algebra, inside.body, list(here), at)
+  whole = _avals(at.eqn.outvars)
+  return list(map(algebra.assemble, outs, inside.out_specs, whole))
+
+
+_STEPS = {
+  walk.Call: _through_call,
+  walk.Cond: _through_cond,
+  walk.Scan: _through_scan,
+  walk.ShardMap: _through_shard_map,
+  walk.While: _through_while,
+}
