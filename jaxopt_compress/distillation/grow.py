@@ -1,4 +1,4 @@
-"""Starting a network from another of the same layout and another size.
+"""Starting a network from another with the same layout but a different size.
 
     width   smaller target: the leading entries of each axis, or those of `keep`
             larger target:  the source in its leading corner, the rest filled
@@ -9,10 +9,10 @@ subcloning), with the order of importance left to `keep`. Small to large in dept
 repeating each layer in place, is the interpolation of Chang et al. 2017,
 https://arxiv.org/abs/1710.10348, who also halve the step of the residual branch.
 
-Leading entries are a consistent choice everywhere: a channel is kept or dropped in
-every leaf that has it, because all order their channels alike. Where one axis packs
-several (heads * head_dim), its leading entries are whole heads only if head_dim is
-the same in both.
+Taking leading entries is consistent everywhere: all leaves order their channels
+alike, so a channel is kept or dropped in every leaf that has it. Where one axis packs
+two (heads * head_dim), its leading entries are whole heads only if head_dim is the
+same in both networks.
 """
 
 from collections.abc import Mapping
@@ -48,19 +48,19 @@ def warm_start(
 
   Args:
     target_params: freshly initialised, as the new model needs it.
-    source_params: trained; compressed leaves count for what they stand for.
-    rules: ordered `(regex, how)` over the paths of both trees. How: 'copy';
+    source_params: trained; compressed leaves are materialized.
+    rules: ordered `(regex, how)` over the paths of both trees. `how` is 'copy';
       'stacked' for leaves whose first axis is depth (scanned layers), which 'copy'
-      would cut as it cuts any axis; None to keep what the target has, and to excuse
-      leaves that only one side has.
+      would cut like any other axis; or None to keep what the target has, also where
+      only one side has the leaf.
     layers: which source layer a target layer starts from: 'uniform', 'first' or 'last';
       see `layers.layer_map`.
     keep: ordered `(regex, {axis: indices} | None)` over the target's paths: the
       source's entries to keep along an axis where it is larger, axes counted from
       the end. Default: the leading ones.
-    fill: of entries that the source does not have: 'target' (its own initial
-      values) or 'zeros' (new inputs then change nothing at first; but a neuron with
-      neither inputs nor outputs learns nothing).
+    fill: what entries that the source does not have become: 'target' (its own
+      initial values) or 'zeros' (new inputs then change nothing at first, but a
+      neuron with neither inputs nor outputs learns nothing).
 
   Returns:
     A tree like `target_params`, same shapes and dtypes.
@@ -85,18 +85,18 @@ def warm_start(
   starts, skipped = layers_lib.starts(target, source, layers)
   _check_matched(source, starts, skipped, how)
 
-  def one(path, t):
+  def started(path, t):
     if how[path] is None or starts[path] is None:
       return t
     s = array.materialize(source[starts[path]])
     try:
       if how[path] == 'stacked':
         return _stacked(t, s, layers, kept.get(path), fill)
-      return _corner(t, _cut(s, t.shape, kept.get(path)), fill)
+      return _corner(t, _kept_entries(s, t.shape, kept.get(path)), fill)
     except ValueError as e:
       raise ValueError(f'{path} from {starts[path]}: {e}') from e
 
-  return rules_lib.map_named(one, target_params)
+  return rules_lib.map_named(started, target_params)
 
 
 def _check_matched(source, starts, skipped, how):
@@ -105,6 +105,7 @@ def _check_matched(source, starts, skipped, how):
     for path, start in starts.items()
     if how[path] is not None and start is not None and start not in source
   ]
+  # A source layer that no target layer starts from is dropped on purpose.
   used = set(starts.values()) | skipped
   unused = [p for p in source if p not in used and how[p] is not None]
   if missing or unused:
@@ -119,20 +120,22 @@ def _check_matched(source, starts, skipped, how):
 def _stacked(t, s, layers, kept, fill):
   """Layers of a leaf whose first axis is depth."""
   start = layers_lib.layer_map(t.shape[0], s.shape[0], layers)
-  # Where a layer has no start, any will do: its own values are put back.
+  # A layer that starts from none takes layer 0 here, so that the gather has an index
+  # for it, and gets its own values back below.
   s = s[np.array([i or 0 for i in start])]
-  out = _corner(t, _cut(s, t.shape, kept), fill)
-  own = [i for i, layer in enumerate(start) if layer is None]
-  return out.at[np.array(own, int)].set(t[np.array(own, int)]) if own else out
+  out = _corner(t, _kept_entries(s, t.shape, kept), fill)
+  own = np.array([i for i, layer in enumerate(start) if layer is None], int)
+  return out.at[own].set(t[own]) if len(own) else out
 
 
-def _cut(s, shape, kept):
+def _kept_entries(s, shape, kept):
   """The entries of `s` that a target of `shape` takes."""
   if s.ndim != len(shape):
     raise ValueError(
       f'rank {s.ndim}, shape {s.shape}, does not fit rank {len(shape)}, shape'
       f' {tuple(shape)}. Give it a rule with None, or reshape the source.'
     )
+  # Rules count axes from the end; the loop counts them from the front.
   kept = {a % s.ndim: np.asarray(i) for a, i in (kept or {}).items()}
   for axis, n in enumerate(shape):
     indices = kept.get(axis, np.arange(min(n, s.shape[axis])))

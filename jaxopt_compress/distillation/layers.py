@@ -20,9 +20,9 @@ def layer_map(
       first     layer i from layer i, while there are any
       last      counted from the end in the same way
 
-  None is a layer that keeps its own initial values. Skipping layers evenly or taking
-  the last ones is Sun et al. 2019, https://arxiv.org/abs/1908.09355, section 3, there
-  for which layers a student imitates.
+  None is a layer that keeps its own initial values. Sun et al. 2019,
+  https://arxiv.org/abs/1908.09355, section 3, skip layers evenly or take the last
+  ones when they choose which layers a student imitates.
 
   Args:
     num_target, num_source: numbers of layers.
@@ -36,9 +36,12 @@ def layer_map(
   choices.one_of('layers', layers, LAYERS, '=')
   n, m = num_target, num_source
   if layers == 'uniform':
+    # Growing floors i m / n, so that copies of a layer are neighbours. Shrinking
+    # spreads n points over m - 1 steps, so that both ends are hit.
     if n > m:
       return [i * m // n for i in range(n)]
     return [round(i * (m - 1) / max(n - 1, 1)) for i in range(n)]
+  # 'last' aligns the ends of the two stacks, 'first' their beginnings.
   offset = m - n if layers == 'last' else 0
   return [i + offset if 0 <= i + offset < m else None for i in range(n)]
 
@@ -48,8 +51,8 @@ def starts(
 ) -> tuple[dict[str, str | None], set[str]]:
   """For each target path, the source path that it starts from.
 
-  Paths are the same but in lists that are longer on one side, which `layer_map`
-  matches; lists in lists too.
+  Paths are equal except in lists that are longer on one side: `layer_map` matches
+  those, at every level of nesting.
 
   Args:
     target, source: paths of leaves, words joined by '/'.
@@ -57,8 +60,8 @@ def starts(
 
   Returns:
     `{target path: source path}`, None for leaves of a layer that starts from
-    nothing; a source path may be one that is not there. And the source paths that
-    are in layers from which nothing starts.
+    nothing; the source may lack such a path. And the source paths in layers that no
+    target layer starts from.
 
   >>> starts(['b/0/w', 'b/1/w'], ['b/0/w', 'b/1/w', 'b/2/w'], 'last')
   ({'b/0/w': 'b/1/w', 'b/1/w': 'b/2/w'}, {'b/0/w'})
@@ -67,7 +70,7 @@ def starts(
   found, skipped = {}, set()
 
   def walk(t, s, t_path, s_path):
-    if not t:  # a leaf
+    if not t:  # An empty dict is a leaf.
       found['/'.join(t_path)] = None if s_path is None else '/'.join(s_path)
       return
     chosen = _children(t, s, layers)
@@ -90,8 +93,8 @@ def starts(
 def _children(t, s, layers) -> dict[str, str | None]:
   if not (_is_list(t) and _is_list(s)):
     return {name: name for name in t}
-  numbers = layer_map(len(t), len(s), layers)
-  return {str(i): None if j is None else str(j) for i, j in enumerate(numbers)}
+  sources = layer_map(len(t), len(s), layers)
+  return {str(i): None if j is None else str(j) for i, j in enumerate(sources)}
 
 
 def _is_list(node) -> bool:

@@ -9,14 +9,16 @@
     distill         alpha kl + (1 - alpha) cross_entropy
     agreement       1 where student and teacher have the same argmax
 
-All return (sum, count) over positions, so that a mean over padding, microbatches
-and devices is exact: add sums, add counts, divide once. `mask` weighs positions:
-one that weighs 0 has no part in the sum or in any gradient, whatever it holds, NaN
-included. Arithmetic is float32 even for bfloat16 logits.
+All are pure functions of arrays that return (sum, count) over positions, so that a
+mean over padding, microbatches and devices is exact: add sums, add counts, divide
+once. `mask` weights positions: one of weight 0 has no part in the sum or in any
+gradient, whatever it holds, NaN included. Arithmetic is float32 even for bfloat16
+logits.
 
-Logits may be -inf, an entry that cannot be. Where both sides have it, it adds 0.
-Where only the side that is averaged over has mass there, the divergence is inf,
-because it is. A position whose logits are all -inf is no distribution: mask it.
+A logit may be -inf: a class that cannot occur. It adds 0 where both sides have it.
+If only the distribution averaged over (p in KL(p || q)) has mass there, the divergence
+is inf, as it should be. A position whose logits are all -inf is no distribution: mask
+it.
 """
 
 import jax
@@ -37,13 +39,13 @@ def kl(
 ) -> SumAndCount:
   """Soft targets: T^2 KL(teacher || student).
 
-  T^2 keeps the size of the gradient, which falls as 1 / T^2. Hinton et al. 2015,
-  https://arxiv.org/abs/1503.02531, section 2; their cross entropy with soft
-  targets differs by the teacher's entropy, a constant.
+  The gradient falls as 1 / T^2; the factor T^2 keeps its size. Hinton et al. 2015,
+  https://arxiv.org/abs/1503.02531, section 2; their cross entropy with soft targets
+  differs by the teacher's entropy, a constant.
 
   Args:
     student_logits, teacher_logits: [..., classes].
-    temperature: T > 0; may be traced, as a schedule gives it.
+    temperature: T > 0; may be traced, such as a schedule's value.
     mask: [...], weights of positions, bool or number; None: all count.
 
   Returns:
@@ -81,7 +83,7 @@ def mse(
   *,
   mask: jax.Array | None = None,
 ) -> SumAndCount:
-  """Mean over classes of (student - teacher)^2: T -> inf of `kl`, up to scale.
+  """Mean over classes of (student - teacher)^2: `kl` as T -> inf, up to scale.
 
   Ba and Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1. Entries that are
   -inf on both sides add 0. Arguments, result and errors as for `kl`.
@@ -91,7 +93,9 @@ def mse(
     positions.prepared(student_logits, mask),
     positions.prepared(teacher_logits, mask),
   )
-  same = s == t  # of -inf - -inf, which is NaN
+  # -inf - -inf is NaN, in the value and in the gradient, so equal entries are
+  # replaced before they are subtracted.
+  same = s == t
   difference = jnp.where(same, 0.0, s) - jnp.where(same, 0.0, t)
   return positions.total(jnp.mean(jnp.square(difference), -1), mask)
 
@@ -110,8 +114,8 @@ def cross_entropy(
 
   Args:
     logits: [..., classes].
-    labels: [...], integers. One that is no class makes the loss NaN, unless its
-      position is masked: mark padding in `mask`, not by a label of -1 or -100.
+    labels: [...], integers. A label outside the classes makes the loss NaN, unless
+      its position is masked: mark padding in `mask`, not by a label of -1 or -100.
     mask: [...], weights of positions, bool or number; None: all count.
     label_smoothing: e, in [0, 1).
 
@@ -127,6 +131,8 @@ def cross_entropy(
   """
   _check_labels(logits, labels, mask, label_smoothing)
   log_q = jax.nn.log_softmax(positions.prepared(logits, mask))
+  # Out of bounds, take_along_axis would wrap or fill; class 0 is read instead, and
+  # the loss becomes NaN below unless the mask drops it.
   is_class = (labels >= 0) & (labels < logits.shape[-1])
   index = jnp.where(is_class, labels, 0)[..., None]
   loss = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
@@ -184,7 +190,8 @@ def agreement(
   """How often the student's first choice is the teacher's.
 
   The fidelity of Stanton et al. 2021, https://arxiv.org/abs/2106.05945 ("average
-  top-1 agreement"). A position with NaN agrees with nothing. Arguments, result and errors as for `kl`.
+  top-1 agreement"). A position with NaN agrees with nothing. Arguments, result and
+  errors as for `kl`.
 
   >>> s, t = jnp.array([[1., 2.], [2., 1.]]), jnp.array([[0., 5.], [0., 5.]])
   >>> [float(x) for x in agreement(s, t)]
@@ -195,6 +202,7 @@ def agreement(
     positions.prepared(student_logits, mask),
     positions.prepared(teacher_logits, mask),
   )
+  # argmax takes NaN for the largest, so two NaNs would agree.
   known = ~(jnp.isnan(s) | jnp.isnan(t)).any(-1)
   same = known & (jnp.argmax(s, -1) == jnp.argmax(t, -1))
   return positions.total(same.astype(s.dtype), mask)
@@ -208,7 +216,7 @@ def _pair(student_logits, teacher_logits, temperature, mask):
 
   def log_softmax(logits):
     x = positions.prepared(logits, mask)
-    # The largest becomes 0 before T divides, which could overflow.
+    # The largest becomes 0 first: dividing by a small T could overflow.
     x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
     return jax.nn.log_softmax(x / temperature)
 
@@ -218,8 +226,8 @@ def _pair(student_logits, teacher_logits, temperature, mask):
 def _divergence(log_p, log_q):
   """KL(p || q) over the last axis; entries with p = 0 add 0."""
   p = jnp.exp(log_p)
-  # Both sides are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so would
-  # be its gradient.
+  # Both logarithms are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so is
+  # its gradient.
   log_ratio = jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)
   return jnp.sum(p * log_ratio, axis=-1)
 
@@ -245,5 +253,5 @@ def _check_labels(logits, labels, mask, label_smoothing):
 
 
 def _is_known(x) -> bool:
-  """Whether the value can be looked at: it is not traced."""
+  """Whether the value can be checked now: it is not traced."""
   return not isinstance(x, jax.core.Tracer)

@@ -1,4 +1,4 @@
-"""How far two trees of arrays are apart, and losses that are pulled somewhere.
+"""The distance between two trees of arrays, and losses with a penalty.
 
 d(a, b)        = mean over all entries of (a - b)^2
 L'(theta)      = L(theta) + weight * R(theta)
@@ -48,10 +48,10 @@ def regularized(
   Args:
     loss_fn: `(params, ...) -> loss`, a scalar; or, as the losses of this package,
       `-> (sum, count)`. A loss of (sum, count) becomes (sum + count * weight * R,
-      count), so that its mean over positions is L + weight * R, whatever the
-      microbatches.
+      count), so that its mean over positions is L + weight * R however the batch is
+      split.
     penalty: `params -> scalar`, see `penalties`.
-    weight: scalar; may be traced, as a schedule gives it.
+    weight: scalar; may be traced, such as a schedule's value.
 
   Returns:
     A function like `loss_fn`.
@@ -88,6 +88,7 @@ def _is_scalar(x) -> bool:
 
 
 def _wide(x) -> jax.Array:
+  # A sum of many squares in bfloat16 would stop growing.
   x = array.materialize(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -1,11 +1,12 @@
-"""R(theta): scalars that grow where parameters should not be.
+"""R(theta): scalars that grow as parameters move away from where they should be.
 
     l1            sum |theta|
     l2            sum theta^2
     group_lasso   sum over groups g of  sqrt(size of g) ||theta_g||_2
     towards       squared distance to other parameters
 
-Used with `matching.regularized`; `by_path` says which leaves. All are float32.
+They are used with `matching.regularized`; `by_path` says for which leaves. All are
+float32.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def group_lasso(axis: int | Sequence[int] = -1) -> Penalty:
   """
   axes = (axis,) if isinstance(axis, int) else tuple(axis)
 
-  def one(x):
+  def of_leaf(x):
     if any(not -x.ndim <= a < x.ndim for a in axes):
       raise ValueError(
         f'A leaf of shape {x.shape} has no axes {axes}. Name the leaves with'
@@ -70,11 +71,13 @@ def group_lasso(axis: int | Sequence[int] = -1) -> Penalty:
     kept = {a % x.ndim for a in axes}
     others = tuple(a for a in range(x.ndim) if a not in kept)
     square = jnp.sum(jnp.square(x), axis=others)
-    is_zero = square == 0  # where the square root has no derivative
+    # The square root has no derivative at 0: it is taken of 1 there, and `where`
+    # on both sides keeps the infinite slope out of the gradient.
+    is_zero = square == 0
     norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
     return math.sqrt(math.prod(x.shape[a] for a in others)) * jnp.sum(norm)
 
-  return lambda params: _sum(one, params)
+  return lambda params: _sum(of_leaf, params)
 
 
 def towards(reference: Any) -> Penalty:
@@ -114,7 +117,7 @@ def by_path(rules: Sequence[tuple[str, Penalty | None]]) -> Penalty:
   return penalty
 
 
-def _sum(one, params) -> jax.Array:
+def _sum(of_leaf, params) -> jax.Array:
   leaves = [jnp.asarray(x) for x in jax.tree.leaves(array.materialize(params))]
   wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
-  return sum((one(x) for x in wide), start=jnp.float32(0))
+  return sum((of_leaf(x) for x in wide), start=jnp.float32(0))

@@ -1,7 +1,7 @@
 """Positions: the leading axes of logits [..., classes], and their weights.
 
-A position is an example, or a token of one. Its weight in a mask is 1 or 0, or any
-number; one that weighs 0 has no part in a sum or in a derivative.
+A position is an example, or a token of one. Its weight in a mask is 0, 1 or any
+other number; a position of weight 0 has no part in a sum or a derivative.
 """
 
 import jax
@@ -12,9 +12,9 @@ SumAndCount = tuple[jax.Array, jax.Array]
 
 
 def prepared(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Logits as losses use them: at least float32, and 0 where they weigh nothing.
+  """Logits as losses use them: at least float32, and 0 where the weight is 0.
 
-  A `where` on the loss alone would let NaN through in the derivative: 0 * NaN.
+  A `where` on the loss alone would let NaN into the derivative, as 0 * NaN.
 
   Args:
     logits: [..., classes].
@@ -36,6 +36,7 @@ def total(loss: jax.Array, mask: jax.Array | None) -> SumAndCount:
   """
   if mask is None:
     return jnp.sum(loss), jnp.asarray(loss.size, loss.dtype)
+  # A weight is no parameter, and 0 times NaN is NaN: hence stop_gradient and where.
   weights = lax.stop_gradient(mask.astype(loss.dtype))
   kept = jnp.where(weights != 0, loss, 0.0)
   return jnp.sum(weights * kept), jnp.sum(weights)
@@ -46,14 +47,14 @@ def check_pair(
   teacher_logits: jax.Array,
   mask: jax.Array | None,
 ) -> None:
-  """Raises where student and teacher do not speak of the same things."""
+  """Raises unless student and teacher have the same positions and classes."""
   if student_logits.shape != teacher_logits.shape:
     hint = 'Give both the same examples.'
     if student_logits.shape[-1:] != teacher_logits.shape[-1:]:
       hint = (
-        'They have different classes (vocabularies): entries of one mean nothing'
-        ' to the other. Cut both to what they share, or choose a teacher with the'
-        " student's classes."
+        'They have different classes (vocabularies), so entry i means something'
+        ' else on each side. Cut both to the classes they share, or choose a teacher'
+        " with the student's classes."
       )
     raise ValueError(
       f'Student logits have shape {student_logits.shape}, teacher logits'
@@ -63,7 +64,7 @@ def check_pair(
 
 
 def check_mask(logits: jax.Array, mask: jax.Array | None) -> None:
-  """Raises where there are no logits, or the mask is not one of positions."""
+  """Raises unless there are logits and the mask has a weight for each position."""
   if logits.ndim < 1 or not logits.size:
     raise ValueError(f'Logits have shape {logits.shape}; nothing to compare.')
   if mask is not None and mask.shape != logits.shape[:-1]:

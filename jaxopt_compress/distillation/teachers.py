@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 
 def frozen(apply: Callable[..., Any], **mode: Any) -> Callable[..., Any]:
-  """`apply` as a teacher: nothing is learned through it, and it is in `mode`.
+  """`apply` as a teacher: no gradient flows through it, and its mode is fixed.
 
   Args:
-    apply: `(params, *args, **kwargs) -> outputs`.
-    **mode: keywords that it is always called with, `train=False` for a model that
-      has dropout or batch statistics. They cannot be overridden.
+    apply: `(params, *args, **kwargs) -> outputs`, any trees; lifted, if parameters
+      hold compressed leaves: `frozen(lift(apply))`.
+    **mode: keywords that it is always called with, such as `train=False` for a model
+      with dropout or batch statistics. They cannot be overridden.
 
   Returns:
     A function like `apply`, whose outputs have no gradient.
@@ -35,6 +36,7 @@ def frozen(apply: Callable[..., Any], **mode: Any) -> Callable[..., Any]:
       raise ValueError(
         f'This teacher is frozen with {mode}; leave out {clash}.'
       )
+    # On the parameters too: their derivatives would be traced, then thrown away.
     outputs = apply(lax.stop_gradient(params), *args, **kwargs, **mode)
     return lax.stop_gradient(outputs)
 
@@ -48,12 +50,12 @@ def ensemble(
 
       softmax(result / T) = mean_i softmax(logits_i / T)
 
-  Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 1 (the arithmetic
-  mean of the two that it names).
+  Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 1, name an arithmetic
+  and a geometric mean; this is the arithmetic one.
 
   Args:
     logits: [..., classes] of each teacher.
-    temperature: T > 0, of the loss that the result goes to.
+    temperature: T > 0 of the loss that takes the result.
 
   Returns:
     [..., classes], float32.
@@ -67,15 +69,15 @@ def ensemble(
     raise ValueError(f'Teachers of an ensemble give one shape, not {shapes}.')
   wide = jnp.stack([x.astype(jnp.float32) for x in logits])
   log_p = jax.nn.log_softmax(wide / temperature)
-  # Entries that no teacher allows are -inf on the way in and on the way out.
+  # Classes that no teacher allows are -inf in all inputs, and so in the result.
   return temperature * (jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits)))
 
 
 def moving_average(teacher: Any, student: Any, decay: float) -> Any:
   """decay * teacher + (1 - decay) * student: a teacher made of past students.
 
-  Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, eq. 1. What is not
-  floating is the student's. Keep the teacher in float32: in bfloat16 a step of
+  Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, eq. 1. Leaves that are
+  not floating are the student's. Keep the teacher in float32: in bfloat16 a step with
   1 - decay < 1/256 is lost to rounding.
 
   Args:
@@ -89,11 +91,11 @@ def moving_average(teacher: Any, student: Any, decay: float) -> Any:
   1.5
   """
 
-  def one(t, s):
+  def average(t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
     if not jnp.issubdtype(t.dtype, jnp.floating):
       return s
     mean = decay * t.astype(jnp.float32) + (1 - decay) * s.astype(jnp.float32)
     return mean.astype(t.dtype)
 
-  return jax.tree.map(one, teacher, student)
+  return jax.tree.map(average, teacher, student)

@@ -1,4 +1,4 @@
-"""A weight of which some entries are taken for zero."""
+"""A weight with some entries masked to zero."""
 
 import dataclasses
 from typing import Any
@@ -19,8 +19,8 @@ class Masked(array.CompressedArray):
   so that they can come back when the mask changes.
 
   Nothing is saved in memory or time: the array has its full size in every
-  product, and the mask is one byte a weight on top. `freeze` drops the mask and
-  what is behind it.
+  product, and the mask costs one byte a weight on top. `freeze` drops the mask and
+  the values behind it.
 
   Attributes:
     value: floating array, or a leaf that stands for one.

@@ -8,9 +8,9 @@ Masks have the full shape of the scores, one byte a weight, so that scan, vmap a
 shardings slice them as they slice the weight. Equal scores: the lower index stays.
 NaN scores rank last, and are an error outside of jit.
 
-Each takes `ramp`, the part of the way to its final mask, in [0, 1], which may be
-traced: what it counts (weights, groups, neurons) is counted exactly, and at ramp 1
-there are as many zeros as without it.
+`ramp`, in [0, 1], is how far a mask is on the way to its final form; it may be
+traced. Weights, groups or neurons are counted exactly at every ramp, and ramp 1 is
+the final mask.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def unstructured(
   Args:
     scores: floating array.
     sparsity: fraction of zeros, in [0, 1].
-    ramp: part of the zeros that are made, in [0, 1].
+    ramp: the fraction of the final zeros to make, in [0, 1].
 
   Returns:
     Boolean mask of the shape of `scores`.
@@ -57,23 +57,23 @@ def n_m(
   2:4 is Mishra et al. 2021, https://arxiv.org/abs/2104.08378, section 2; there, as
   here, `axis` is the one that a product contracts, and n counts what is *kept*.
 
-  At ramp r < 1, round(r * groups) of the groups are masked and the others dense:
-  first those that lose the least, by the sum of the scores that go. So sparsity
-  rises group by group, not in a jump, and a group is either dense or as it will be.
+  At ramp r < 1, round(r * groups) of the groups are masked and the others dense.
+  The groups whose pruned scores have the smallest sum come first. So sparsity rises
+  group by group, not in one jump, and a group is either dense or final.
 
   Args:
     scores: floating array.
-    n: kept of each group, 1 <= n < m.
+    n: how many are kept of each group, 1 <= n < m.
     m: size of a group; it divides the axis.
     axis: along which groups run, counted from the end.
-    ramp: part of the groups that are masked, in [0, 1].
+    ramp: the fraction of the groups to mask, in [0, 1].
 
   Returns:
     Boolean mask of the shape of `scores`.
 
   Raises:
-    ValueError: n and m do not fit, or m does not divide the axis. There is no
-      layout for a ragged group: the kernels that make use of N:M take whole ones.
+    ValueError: n and m do not fit, or m does not divide the axis. A ragged last
+      group is refused because the kernels for N:M have no layout for one.
 
   >>> n_m(jnp.array([4., 1., 2., 3., 0., 0., 0., 9.]), 2, 4, -1).astype(int).tolist()
   [1, 0, 0, 1, 1, 0, 0, 1]
@@ -90,16 +90,16 @@ def neurons(
   *,
   ramp: float | jax.Array = 1.0,
 ) -> jax.Array:
-  """Keeps all but the round(sparsity * neurons) neurons of the least mean score.
+  """Keeps all but the round(sparsity * neurons) neurons with the lowest mean score.
 
-  A neuron is one index of `axis`, with all that the other axes hold.
+  A neuron is one index of `axis`, with every weight at that index.
 
   Args:
     scores: floating array, a score for each weight.
     sparsity: fraction of neurons that go, in [0, 1].
-    axis: the axis of neurons, or axes, counted from the end: (-2, -1) of a kernel
-      [in, heads, features] takes each feature of each head for a neuron.
-    ramp: part of those that go, in [0, 1].
+    axis: the axis of neurons, or axes, counted from the end. With (-2, -1) of a
+      kernel [in, heads, features], each feature of each head is a neuron.
+    ramp: the fraction of those that go, in [0, 1].
 
   Returns:
     Boolean mask of the shape of `scores`.
@@ -108,6 +108,7 @@ def neurons(
   [[True, False, True], [True, False, True]]
   """
   _check_fraction(sparsity)
+  # One score and one choice for each neuron, repeated for all of its weights.
   means = neuron_scores(scores, axis)
   gone = select.portion(select.portion(means.size, sparsity), ramp)
   kept = select.top_k_mask(means, means.size - gone)
@@ -126,6 +127,7 @@ def neuron_scores(scores: jax.Array, axis: int | Sequence[int]) -> jax.Array:
 def _n_m(scores, n, m, axis, ramp):
   groups = _grouped(scores, m, axis)  # [..., groups, m]
   kept = _ranks(select.ordinal(groups)) < n
+  # A group's loss decides when it is masked; the top k by loss stay dense.
   lost = jnp.where(kept, 0.0, groups.astype(jnp.float32)).sum(-1)
   masked = select.portion(lost.size, ramp)
   dense = select.top_k_mask(lost, lost.size - masked)
@@ -133,7 +135,8 @@ def _n_m(scores, n, m, axis, ramp):
 
 
 def _ranks(keys):
-  """The place of each of the last axis, from 0, ties by index: [..., m]."""
+  """Ranks within the last axis: 0 is the largest key, ties go by index."""
+  # m is small (4, 8), so comparing all pairs is cheaper than sorting each group.
   m = keys.shape[-1]
   index = np.arange(m)
   ranks = jnp.zeros(keys.shape, jnp.int32)
@@ -145,11 +148,14 @@ def _ranks(keys):
 
 
 def _grouped(x, m, axis):
+  """[..., axis, ...] -> [..., axis / m, m], the other axes in front in order."""
+  # Only neighbours on the last axis can be split off by a reshape.
   x = jnp.moveaxis(x, axis, -1)
   return x.reshape(*x.shape[:-1], x.shape[-1] // m, m)
 
 
 def _ungrouped(x, shape, axis):
+  """The inverse of `_grouped`, for an array of this shape."""
   x = x.reshape(*x.shape[:-2], shape[axis])
   return jnp.moveaxis(x, -1, axis)
 

@@ -1,6 +1,7 @@
 """How sparse a tree really is: its zeros, counted.
 
-Of the arrays that leaves stand for, whatever a rule or a config promised.
+They are counted in the arrays that the leaves stand for, whatever a rule or a config
+promised.
 """
 
 from typing import Any
@@ -52,7 +53,8 @@ def total(counts: dict[str, Zeros]) -> Zeros:
 
 
 def _zeros(x) -> Zeros:
-  # Row by row: an int32 does not count the entries of a very large leaf.
+  # Counted along the last axis first, and summed in int64 on the host: an int32
+  # would overflow on a very large leaf.
   nonzero = np.asarray(jnp.count_nonzero(jnp.atleast_1d(x), axis=-1))
   size = int(np.prod(np.shape(x), dtype=np.int64))
   return Zeros(size - int(nonzero.sum(dtype=np.int64)), size)

@@ -7,8 +7,8 @@
 
 Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878. Masks are ranked on the dense
 weights: a pruned weight keeps its value, gets no gradient (only what an optimizer
-adds by itself, as momentum and weight decay), and comes back when the weights that
-displaced it have shrunk below it. From `end` on masks are fixed.
+adds by itself, such as momentum and weight decay), and comes back when the weights
+that displaced it have shrunk below it. From `end` on the masks are fixed.
 """
 
 from collections.abc import Sequence
@@ -60,16 +60,16 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
       covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted and which are stacked. Without it, 'n_m' and 'neurons' follow
-      Flax's convention, and 'unstructured' takes each leaf for one layer; so it does
-      with leaves that are in no product, such as biases.
+      Flax's convention, and 'unstructured' treats each leaf as one layer. Leaves
+      that are in no product, such as biases, are always one layer.
 
   Returns:
     A `Compression`; `apply` gives `Masked` leaves, and `jc.freeze` of those plain
     arrays with zeros.
 
   Raises:
-    ValueError: from its functions; rules that do not cover, leaves that are not
-      floating, axes that cannot be told or that N:M does not divide.
+    ValueError: when its functions are called: no rule covers a leaf, a leaf is not
+      floating, its axes are unknown, or m does not divide the contracted one.
 
   >>> comp = prune([(r'w', Sparsity(0.5)), (r'.*', None)])
   >>> params = {'w': jnp.array([3., 1.]), 'b': jnp.ones(2)}
@@ -91,6 +91,8 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
     step = jnp.asarray(info.step, jnp.int32)
     masks = {}
     for spec, leaves in _by_rule(rules, params):
+      # Due when the count has grown since the last update, so steps may be skipped.
+      # With a cond, steps between updates rank nothing.
       masks |= lax.cond(
         spec.updates(step) > spec.updates(state.step),
         lambda old, leaves, spec=spec: _masks(
@@ -106,11 +108,11 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
 
 
 def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
-  """Prunes at once to the targets; schedules are not looked at.
+  """Prunes at once to the targets; schedules are ignored.
 
   Args:
-    params: a tree of arrays; leaves that are compressed already are ranked by
-      their meaning.
+    params: a tree of arrays; leaves that are masked already are ranked with their
+      zeros.
     rules: ordered `(regex, Sparsity | None)`, as for `prune`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
 
@@ -194,6 +196,7 @@ def _score(path, x, spec):
       ' None) before the rule that takes it.'
     )
   w = array.materialize(x)
+  # The score of NaN is NaN, which would be reported without the leaf's path.
   try:
     select.refuse_nan([w])
   except ValueError as e:
@@ -204,7 +207,7 @@ def _score(path, x, spec):
 
 
 def _axes(path, x, spec, uses) -> uses_lib.Axes:
-  # Any leaf can be pruned weight by weight, in a product or not.
+  # Any leaf can be pruned weight by weight, even one that is in no product.
   elementwise = uses is None or (
     path in uses and not any(u.contracted for u in uses[path])
   )

@@ -5,7 +5,7 @@
               layers, against one threshold
 
 A global ranking keeps more where scores are larger, so it empties layers whose
-weights are small for reasons of scale: give such leaves a rule of their own.
+weights are small only because of their scale: give such leaves a rule of their own.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def masks(
     axes: `{path: Axes}`, what the axes of each leaf are.
     target: fraction of zeros (of neurons, for 'neurons').
     n, m: of N:M.
-    ramp: part of the way to the final masks.
+    ramp: how far to go towards the final masks, in [0, 1].
 
   Returns:
     `{path: bool mask}` of the shapes of the scores.

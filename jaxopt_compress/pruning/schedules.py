@@ -1,4 +1,4 @@
-"""When: the sparsity wanted at a step, and the steps at which masks change."""
+"""The sparsity wanted at a step, and the steps at which masks change."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def constant(step, *, target, begin=0, end=None) -> jax.Array:
     step: scalar int, finished optimizer steps.
     target: fraction of zeros, in [0, 1).
     begin: the first step with masks.
-    end: not used; here so that schedules are called alike.
+    end: unused, so that all schedules have one signature.
 
   Returns:
     Scalar float32.
@@ -53,18 +53,17 @@ def cubic(step, *, target, begin, end) -> jax.Array:
 def updates(step, *, begin: int, end: int, every: int) -> jax.Array:
   """How many times masks have been computed by `step`.
 
-  They are at begin, begin + every, begin + 2 every, ... below `end`, and at `end`:
-  the grid starts where the ramp starts, and its last point is where the target is
-  reached, so that no rounding of the grid can miss it.
+  They are computed at begin, begin + every, begin + 2 every, ... below `end`, and at
+  `end` itself, where the target is reached, whether or not `every` divides the ramp.
 
-  Masks are due when this number grew since they were last computed, however many
-  steps there were in between.
+  Masks are due when this count has grown since they were last computed, however
+  many steps lie in between.
 
   Args:
     step: scalar int, finished optimizer steps.
     begin: the step of the first update.
     end: the step of the last.
-    every: steps between.
+    every: steps from one update to the next.
 
   Returns:
     Scalar int32.
@@ -73,6 +72,8 @@ def updates(step, *, begin: int, end: int, every: int) -> jax.Array:
   [0, 1, 1, 2, 3, 4, 4]
   """
   step = jnp.asarray(step, jnp.int32)
+  # Updates on the grid so far, the first at `begin`; `end` adds one of its own if
+  # the grid does not hit it.
   on_grid = (jnp.minimum(step, end) - begin) // every + 1
   forced = (step >= end) if (end - begin) % every else False
   return jnp.where(step >= begin, on_grid + forced, 0).astype(jnp.int32)

@@ -3,8 +3,8 @@
     magnitude        |x|
     soft threshold   max(0, |x| - k)
 
-Each is a function of one array, per weight or averaged over axes: the mean over a
-neuron's weights is the neuron's score.
+Each is a function of one array: a score for each weight, or their mean over axes.
+The mean over a neuron's weights is the neuron's score.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ def magnitude(
 ) -> jax.Array:
   """|x|, or its mean over `axes`.
 
-  Han et al. 2015, https://arxiv.org/abs/1506.02626, section 3; the mean over a
-  filter's weights is that of Li et al. 2016, https://arxiv.org/abs/1608.08710,
-  section 3.1, over their number.
+  Han et al. 2015, https://arxiv.org/abs/1506.02626, section 3. Li et al. 2016,
+  https://arxiv.org/abs/1608.08710, section 3.1, sum over a filter's weights; the
+  mean ranks filters of one size alike.
 
   Args:
     x: floating array.
@@ -38,12 +38,12 @@ def magnitude(
 def soft_threshold(
   x: jax.Array, k: float, axes: int | Sequence[int] | None = None
 ) -> jax.Array:
-  """max(0, |x| - k), or its mean over `axes`: what sticks out of the noise.
+  """max(0, |x| - k), or its mean over `axes`: what stands out from the noise.
 
-  A neuron of many small weights scores less than one with a few large ones of the
-  same mean magnitude. Per weight the order is that of magnitude above `k`, and all
-  at or below it score 0 and are told apart by index alone: keep `k` under the
-  threshold that the wanted sparsity implies. max(0, |x| - k) is the size of what
+  A neuron with many small weights scores less than one with a few large weights of
+  the same mean magnitude. Single weights above `k` are ordered by magnitude. Those
+  at or below `k` all score 0, and only their index tells them apart: keep `k` below
+  the threshold that the wanted sparsity implies. The score is the magnitude that
   the shrinkage operator leaves of x: Donoho 1995, "De-noising by
   soft-thresholding".
 

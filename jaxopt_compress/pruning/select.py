@@ -1,4 +1,4 @@
-"""The exact k largest of many numbers, by bisection on their bits.
+"""The exact k largest of many scores, by bisection on their bits.
 
     key(x)   an unsigned integer that orders as x does
     t        the largest key with  count(key >= t) >= k      (one bit at a time)
@@ -6,8 +6,8 @@
              lowest indices first
 
 Nothing is sorted and nothing is gathered: each of the 32 steps (16 for bfloat16)
-compares everything with one number and counts. On sharded scores that is one
-scalar all-reduce a step, where sorting moves the whole array to every device.
+compares all keys with one threshold and counts. On sharded scores that costs one
+scalar all-reduce a step, where sorting would move the whole array to every device.
 
 Many arrays can be ranked together, as if they were concatenated.
 """
@@ -66,8 +66,8 @@ def top_k_masks(
 def portion(n: int | jax.Array, fraction: float | jax.Array) -> int | jax.Array:
   """round(fraction * n), halves to even; exactly n at fraction 1.
 
-  An int in plain Python numbers, which is exact. Where one is traced the product
-  is float32, which is off by one at most below 2^24.
+  For plain Python numbers the result is an int, and exact. If either is traced,
+  the product is float32, and below 2^24 the result is off by one at most.
 
   >>> portion(10, 0.29), portion(10, 1.)
   (3, 10)
@@ -82,9 +82,9 @@ def portion(n: int | jax.Array, fraction: float | jax.Array) -> int | jax.Array:
 def ordinal(x: jax.Array) -> jax.Array:
   """Unsigned integers that order as floats do; NaN is 0, below -inf.
 
-  Floats of one sign order as their bits do; negative ones backwards. Works on
-  bits alone, so that subnormal numbers are told apart where the machine's
-  arithmetic takes them for zero.
+  Positive floats order as their bits do, negative ones in reverse. Only bits are
+  compared, so subnormal values stay distinct even where the machine's arithmetic
+  flushes them to zero.
 
   Args:
     x: floating array.
@@ -96,7 +96,10 @@ def ordinal(x: jax.Array) -> jax.Array:
   unsigned = jnp.dtype(f'uint{bits}')
   sign = np.asarray(1 << (bits - 1), unsigned)
   u = lax.bitcast_convert_type(x, unsigned)
-  u = jnp.where(u == sign, jnp.zeros_like(u), u)  # -0 is 0
+  # The sign bit alone is -0, which must tie with 0.
+  u = jnp.where(u == sign, jnp.zeros_like(u), u)
+  # Flipping all bits of negative floats reverses their order; setting the top bit
+  # of the others puts them above.
   u = jnp.where(u >= sign, ~u, u | sign)
   return jnp.where(jnp.isnan(x), jnp.zeros_like(u), u)
 
@@ -105,6 +108,7 @@ def ordinal(x: jax.Array) -> jax.Array:
 def _top_k_masks(scores, k):
   keys = [ordinal(s) for s in scores]
   t = _threshold(keys, k)
+  # Keys equal to the threshold fill what is missing, lowest indices first.
   missing = k - _count([key > t for key in keys])
   indices = _indices([key.shape for key in keys])
   tied = [key == t for key in keys]
@@ -120,6 +124,8 @@ def _threshold(keys, k):
   dtype = keys[0].dtype
   bits = dtype.itemsize * 8
 
+  # A bit stays set if enough keys reach the threshold with it; lower bits only
+  # raise the threshold further, so no bit has to be taken back.
   def one_bit(i, t):
     higher = t | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
     enough = _count([key >= higher for key in keys]) >= k
@@ -139,7 +145,7 @@ def _index_bound(tied, indices, missing):
     enough = _count(below) >= missing
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-  # Mostly all that are tied are wanted, and there is nothing to look for.
+  # Usually all tied keys are wanted, and the loop ends before its first turn.
   all_wanted = _count(tied) == missing
   low = jnp.where(all_wanted, n, 0).astype(jnp.int32)
   bounds = (low, jnp.full_like(low, n))
@@ -154,6 +160,8 @@ def _indices(shapes):
   """Row-major indices into the arrays as if concatenated."""
   out, begin = [], 0
   for shape in shapes:
+    # Built in the shape of the scores, without a reshape, so that indices can be
+    # sharded as the scores are. The stride of the last axis is 1.
     index = jnp.full(shape, begin, jnp.int32)
     stride = 1
     for axis in reversed(range(len(shape))):
@@ -185,9 +193,10 @@ def _check(scores, k):
 
 
 def refuse_nan(scores: Sequence[jax.Array]) -> None:
-  """Raises where a score is known to be NaN; says nothing of traced ones."""
+  """Raises if a score is NaN and known; traced scores pass."""
   bad = sum(jnp.isnan(s).sum() for s in scores)
-  # Not asked of the scores: under jit, counting known numbers is traced too.
+  # The count is tested, not the scores: under jit it is traced even when they are
+  # constants.
   if isinstance(bad, jax.core.Tracer):
     return
   if bad:

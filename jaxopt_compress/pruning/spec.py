@@ -21,17 +21,17 @@ class Sparsity:
     target: final fraction of zeros, in [0, 1); for 'neurons', of neurons. For
       'n_m' it is 1 - n / m, and may be left out.
     kind: 'unstructured', 'n_m' (n kept of each m along the contracted axis) or
-      'neurons' (whole outputs: of the kernel alone, a bias stays).
+      'neurons' (whole output channels of the kernel; their biases stay).
     n, m: of 'n_m'.
     score: 'magnitude', or 'soft_threshold': max(0, |w| - k).
     k: of 'soft_threshold', in the units of the weights.
     begin: the step, counted in finished optimizer steps, of the first masks.
-    end: the step at which `target` is reached; masks are fixed from there on.
-      With `begin` = `end` it is reached at once.
+    end: the step at which `target` is reached; masks are fixed from then on.
+      With `begin` = `end` the target is reached at once.
     every: steps between updates of the masks, counted from `begin`.
     schedule: 'cubic' (from nothing to `target`), or 'constant' (`target` from
-      `begin` on, while masks still change until `end`). N:M follows it by the
-      fraction of groups that are masked.
+      `begin` on, while masks still change until `end`). For N:M the schedule sets
+      the fraction of groups that are masked.
     scope: 'leaf' (each layer has its own threshold) or 'global' (all leaves of the
       rule share one).
 
@@ -62,7 +62,7 @@ class Sparsity:
     _check_numbers(self)
 
   def ramp(self, step: jax.Array | int) -> jax.Array:
-    """Part of the way to the target at `step`: in [0, 1], 1 from `end` on."""
+    """How far `step` is on the way to the target: in [0, 1], 1 from `end` on."""
     schedule = getattr(schedules, self.schedule)
     return schedule(step, target=1.0, begin=self.begin, end=self.end)
 
@@ -87,6 +87,7 @@ def _check_n_m(s):
       f"kind='n_m' keeps n of each m; 1 <= n < m is expected, not n={s.n},"
       f' m={s.m}. For 2:4, n=2, m=4.'
     )
+  # 1 - n / m is rounded, so a target written in decimals is compared loosely.
   if s.target is not None and abs(s.target - (1 - s.n / s.m)) > 1e-6:
     raise ValueError(
       f'{s.n}:{s.m} makes {1 - s.n / s.m:.4g} of zeros, not target={s.target}.'
@@ -94,13 +95,14 @@ def _check_n_m(s):
     )
   if s.scope == 'global':
     raise ValueError(
-      "N:M keeps n of every m in every leaf, so scope='global' says nothing; use"
+      "N:M keeps n of every m in every leaf, so scope='global' has no meaning; use"
       " scope='leaf'."
     )
 
 
 def _check_numbers(s):
   if not 0 <= s.target < 1:
+    # A target above 1 is most likely a percentage.
     guess = f' Did you mean {s.target / 100}?' if 1 < s.target < 100 else ''
     raise ValueError(
       f'target={s.target}; a fraction of zeros in [0, 1) is expected.{guess}'
