@@ -1,4 +1,4 @@
-"""Loading an export, and refusing what would go wrong later."""
+"""Loading an export; what would fail or mislead later is refused here."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from jaxopt_compress.export import weights as weights_lib
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A loaded export: `program(*inputs)`, the arguments that were exported.
+  """A loaded export, called as `program(*inputs)` with the inputs that were exported.
 
   Attributes:
     exported: the `jax.export.Exported`.
@@ -42,8 +42,8 @@ def load(directory: str | os.PathLike) -> Program:
   """Reads a directory that `save` wrote.
 
   Raises:
-    ValueError: no export, a missing or changed file, an older jax, another
-      platform.
+    ValueError: no export, a missing or changed file, a jax older than the one that
+      exported, or a platform that was not exported for.
   """
   directory = pathlib.Path(directory)
   manifest = _read_manifest(directory)
@@ -83,6 +83,7 @@ def _check_jax(directory, manifest):
   def minor(version):
     return tuple(int(n) for n in version.split('.')[:2])
 
+  # Each jax reads a window of calling conventions; the program's must be inside it.
   convention = manifest['calling_convention']
   too_old = minor(jax.__version__) < minor(manifest['jax'])
   if (
@@ -125,6 +126,8 @@ def _check_inputs(expected, inputs):
       f'Inputs are {list(named)}, but the program takes'
       f' {[e["name"] for e in expected]}.'
     )
+  # Symbolic axes, such as 'batch', take the length that comes first and must have it
+  # in every later input too.
   sizes = {}
   for e in expected:
     x = named[e['name']]

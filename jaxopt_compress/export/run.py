@@ -2,10 +2,10 @@
 
     python -m jaxopt_compress.export.run DIRECTORY inputs.npz outputs.npz
 
-inputs.npz holds the inputs under the names of the manifest ('0' for the first
-argument, '0/image' for an entry of it); outputs.npz gets the outputs under
-theirs ('output', or the path of each). What numpy has no file format for, such
-as bfloat16, goes as float32, which holds it exactly.
+inputs.npz holds the inputs under the names in the manifest: '0' for the first
+argument, '0/image' for an entry of it. outputs.npz gets each output under its path, or
+'output' if there is only one. Dtypes that numpy cannot store, such as bfloat16, are
+stored as float32, which holds them exactly.
 """
 
 import os
@@ -29,6 +29,7 @@ def run(
     path or 'output': _plain(np.asarray(y))
     for path, y in rules.named_leaves(program(*args))
   }
+  # Replaced whole at the end: whoever waits for the file never reads half of it.
   partial = f'{os.fspath(outputs)}.partial'
   with open(partial, 'wb') as f:
     np.savez(f, **result)
@@ -48,12 +49,13 @@ def _arguments(program, inputs):
   arrays = [
     _typed(x, e['dtype']) for x, e in zip(arrays, expected, strict=True)
   ]
+  # The program takes (weights, *inputs), flat: its tree gives the inputs their form.
   args, _ = program.exported.in_tree.unflatten([*program.weights, *arrays])
   return args[1:]
 
 
 def _typed(x, dtype):
-  """What came as float32 for want of a file format, in its own dtype again."""
+  """Casts back what was stored as float32 because numpy cannot store its dtype."""
   numpy_has_it = np.dtype(dtype).kind != 'V' and hasattr(np, dtype)
   return x if numpy_has_it else x.astype(dtype)
 

@@ -4,9 +4,9 @@
     weights.safetensors    packed integers, scales and floats, as stored
     manifest.json          versions, signature, leaves, sha256 of both files
 
-The weights are inputs and not constants: they are read as they lie on disk, and
-XLA on CPU would fold int8 constants back to float32. Whoever loads the directory
-needs jax, numpy and safetensors, and none of our leaf types:
+The weights are inputs and not constants: they are read as they are stored, and XLA on
+CPU would fold int8 constants back to float32. Loading the directory needs jax, numpy
+and safetensors, and none of this library's leaf types:
 
     program = jax.export.deserialize(open('program.stablehlo', 'rb').read())
     y = program.call(safetensors.numpy.load_file('weights.safetensors'), x)
@@ -45,20 +45,20 @@ def save(
 ) -> dict[str, Any]:
   """Writes `fun(params, *example_args)` as a directory.
 
-  All is written beside `directory` and then takes its place, so a failure
-  leaves an export that was there before as it was.
+  Everything is written beside `directory` and then takes its place, so a failure
+  leaves an earlier export untouched.
 
   Args:
     directory: made if missing; replaced if it holds an export.
-    fun: as it is evaluated. Lift it if `params` hold compressed leaves. Arrays
+    fun: the function to export, lifted if `params` hold compressed leaves. Arrays
       that it closes over become constants of the program.
-    params: any pytree of arrays. Leaves that are laid out for the kernels of one
-      machine are exported as their portable form.
+    params: any pytree of arrays. Leaves packed for the kernels of one machine are
+      exported in their portable form.
     *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
-    polymorphic: whether the leading axis of every input may have any length,
-      one and the same for all of them.
+    polymorphic: whether the leading axis of the inputs may have any length, the same
+      for all of them.
     platforms: such as ('cpu', 'cuda', 'tpu'); by default the current one.
-    facts: what else to keep in the manifest, as JSON.
+    facts: further entries of the manifest, as JSON.
 
   Returns:
     The manifest.
@@ -98,6 +98,7 @@ def _over_weights(fun, rebuild):
 
   def program(weights, *inputs):
     params = rebuild(weights)
+    # A TypeError here is most likely jax meeting a leaf that is no array.
     try:
       return fun(params, *inputs)
     except TypeError as e:
@@ -115,6 +116,7 @@ def _specs(args, polymorphic):
 
   def spec(x):
     x = x if hasattr(x, 'dtype') else jnp.asarray(x)
+    # One symbol for all inputs: their leading axes have the same length.
     shape = (*batch, *x.shape[1:]) if x.shape and polymorphic else x.shape
     return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype))
 

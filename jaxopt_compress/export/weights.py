@@ -3,8 +3,8 @@
     {'dense': {'kernel': QArray(qvalue, scale), 'bias': b}}
     -> {'dense/kernel.qvalue': ..., 'dense/kernel.scale': ..., 'dense/bias': ...}
 
-What is static about a leaf stays in the program, so whoever loads the file needs
-to know nothing of leaf types. The file is safetensors.
+The static fields of a leaf stay in the program, so whoever loads the file needs no
+leaf types. The file format is safetensors.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jaxopt_compress.core import rules
 
 Weights = dict[str, np.ndarray]
 
-# What safetensors.numpy writes and reads back; anything else goes as bytes.
+# What safetensors.numpy writes and reads back; other dtypes are stored as bytes.
 _STORED = frozenset(
   """
     bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16
@@ -44,6 +44,7 @@ def flatten(params: Any) -> tuple[Weights, Callable[[Mapping], Any]]:
   >>> sorted(weights), sorted(rebuild({'a/0': 1, 'a/1': 2})['a'])
   (['a/0', 'a/1'], [1, 2])
   """
+  # Two levels: the tree down to its leaves, and each leaf down to its arrays.
   named = rules.named_leaves(params)
   treedef = jax.tree.structure(params, is_leaf=array.is_compressed)
   parts = [_arrays(path, leaf) for path, leaf in named]
@@ -69,7 +70,7 @@ def flatten(params: Any) -> tuple[Weights, Callable[[Mapping], Any]]:
 
 
 def describe(params: Any) -> dict[str, dict[str, Any]]:
-  """What each leaf stands for and which arrays it is made of, for people."""
+  """What each leaf stands for and which arrays it is made of, for readers."""
   return {
     path: {
       'format': leaf.describe()
@@ -85,8 +86,11 @@ def describe(params: Any) -> dict[str, dict[str, Any]]:
 
 
 def host(x: Any, name: str) -> np.ndarray:
-  """`x` on the host, contiguous: safetensors writes what lies in memory, and so
-  wrong data, without a word, for a transposed or strided array."""
+  """`x` on the host, contiguous.
+
+  safetensors writes memory as it lies, so a transposed or strided array would be
+  stored wrongly, and silently so.
+  """
   if not hasattr(x, 'dtype') or jax.dtypes.issubdtype(
     x.dtype, jax.dtypes.extended
   ):
@@ -105,7 +109,7 @@ def host(x: Any, name: str) -> np.ndarray:
 def save(path: str | os.PathLike, weights: Weights) -> None:
   """Writes a safetensors file: the bytes of the arrays after one header."""
   stored = {name: _as_stored(x) for name, x in weights.items()}
-  # A copy is made where order='C' did not: the file is only as good as this.
+  # safetensors does not check this, and would write other data.
   assert all(x.flags.c_contiguous for x in stored.values())
   _safetensors().save_file(stored, path)
 
@@ -125,7 +129,7 @@ def load(path: str | os.PathLike, dtypes: Mapping[str, str]) -> Weights:
 
 
 def _arrays(path, leaf):
-  """(names, structure, arrays) of one leaf."""
+  """(names, structure, arrays) of one leaf; a plain array is its only one."""
   if not array.is_compressed(leaf):
     return [path], jax.tree.structure(0), [leaf]
   keyed, structure = jax.tree_util.tree_flatten_with_path(leaf)

@@ -1,4 +1,4 @@
-"""Starts JAX's multi-process runtime, and says how it knew what to start.
+"""Starts JAX's multi-process runtime, and says where its settings came from.
 
 In order: arguments (flags), the environment, JAX's own detection of the cluster
 (SLURM, Open MPI before 5, Kubernetes, Cloud TPU), a single process.
@@ -10,12 +10,12 @@ import os
 from absl import logging
 import jax
 
-# Ours first; then what launchers that JAX 0.10 does not detect set by themselves
-# (Open MPI 5 renamed the variable that JAX looks for: jax-ml/jax#40512).
+# Ours first, then those of launchers that JAX 0.10 does not detect: Open MPI 5
+# renamed the variable that JAX looks for (jax-ml/jax#40512).
 _COORDINATOR = ('JAXOPT_COORDINATOR', 'JAX_COORDINATOR_ADDRESS')
 _NUM_PROCESSES = ('JAXOPT_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE')
 _PROCESS_ID = ('JAXOPT_PROCESS_ID', 'OMPI_COMM_WORLD_RANK')
-# One of these is set where JAX can find the rest by itself.
+# Where one of these is set, JAX finds the coordinator and the processes by itself.
 _DETECTABLE = (
   'SLURM_STEP_NODELIST',
   'OMPI_MCA_orte_hnp_uri',
@@ -44,19 +44,18 @@ def initialize(
     'single process'.
 
   Raises:
-    ValueError: some of the three are known and the others are not.
+    ValueError: some of the three are known and others are not.
   """
   if jax.distributed.is_initialized():
     return 'already running'
   choice, kwargs = choose(coordinator, num_processes, process_id, os.environ)
+  # A single process is not asked for its index: that would start the backend, which
+  # the caller may still want to configure.
+  index, count = 0, 1
   if choice != 'single process':
     jax.distributed.initialize(**kwargs)
-  logging.info(
-    'Cluster: %s; process %d of %d.',
-    choice,
-    jax.process_index() if kwargs or choice == 'detected' else 0,
-    jax.process_count() if kwargs or choice == 'detected' else 1,
-  )
+    index, count = jax.process_index(), jax.process_count()
+  logging.info('Cluster: %s; process %d of %d.', choice, index, count)
   return choice
 
 
@@ -66,7 +65,7 @@ def choose(
   process_id: int | None,
   environ: Mapping[str, str],
 ) -> tuple[str, dict[str, str | int]]:
-  """Where the three facts come from, and the facts, without starting anything.
+  """What `initialize` would choose, and with which arguments; starts nothing.
 
   >>> choose(None, None, None, {})
   ('single process', {})
@@ -88,6 +87,7 @@ def choose(
     return 'environment', _complete(facts)
   if any(name in environ for name in _DETECTABLE) and _many(environ):
     return 'detected', {}
+  # Several processes and nobody to coordinate them: the error says what is missing.
   if found[1] is not None and found[1] > 1:
     return 'environment', _complete(facts)
   return 'single process', {}

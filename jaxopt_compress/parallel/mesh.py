@@ -1,4 +1,4 @@
-"""One axis of devices, called 'data', and how trees are laid on it."""
+"""One axis of devices, called 'data', and how trees are placed on it."""
 
 from typing import Any
 
@@ -35,12 +35,12 @@ def data_mesh(n: int | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of an array of which every device holds a whole copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-  """The sharding of what is split along its first axis."""
+  """The sharding of an array that is split along its first axis."""
   return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -51,10 +51,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, sharding)
 
   def put(x):
+    # A PRNG key is no numpy array: its data travels, and is wrapped again.
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       data = put(jax.random.key_data(x))
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    # device_put reaches the devices of this process only.
+    # device_put reaches only the devices of this process; here each process fills
+    # its own from the same host value.
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
@@ -80,32 +82,34 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 
   def put(x):
     x = np.asarray(x)
-    if x.shape[0] % local:
-      raise ValueError(
-        f'A batch of {x.shape[0]} does not divide over {local} devices. Use a'
-        f' multiple of {local}, or pad it and mask the padding.'
-      )
+    check_divides(x, local)
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree.map(put, batch)
 
 
 def share(batch: Any) -> Any:
-  """The rows of a global batch [b, ...] that this process feeds to `shard`."""
+  """The part of a global batch [b, ...] that this process gives to `shard`."""
   n, i = jax.process_count(), jax.process_index()
 
-  def rows(x):
-    if x.shape[0] % n:
-      raise ValueError(
-        f'A batch of {x.shape[0]} does not divide over {n} processes. Use a'
-        f' multiple of {n}.'
-      )
+  def part(x):
+    check_divides(x, n, 'processes')
+    # Contiguous parts in the order of the processes, as `shard` joins them again.
     size = x.shape[0] // n
     return x[i * size : (i + 1) * size]
 
-  return jax.tree.map(rows, batch)
+  return jax.tree.map(part, batch)
+
+
+def check_divides(x: np.ndarray, n: int, parts: str = 'devices') -> None:
+  """Raises ValueError unless the batch axis of `x` splits evenly into n parts."""
+  if x.shape[0] % n:
+    raise ValueError(
+      f'A batch of {x.shape[0]} does not divide over {n} {parts}. Use a multiple'
+      f' of {n}, or pad it and mask the padding.'
+    )
 
 
 def local(tree: Any) -> Any:
-  """This process's own copy, on one device, of what every device holds whole."""
+  """This process's own copy, on one device, of a replicated tree."""
   return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -9,7 +9,7 @@ replicas, and divides at the end:
 
     loss = mean_r(sum_r) / mean_r(count_r) = sum over all / count over all
 
-so padding that falls on one replica more than on another changes nothing.
+so it does not matter how padding is spread over the replicas.
 
 Why `check_vma=False`. With the default `check_vma=True`, `jax.grad` with respect to
 parameters that are the same on every device already sums over the devices (the
@@ -28,6 +28,7 @@ import jax
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.parallel import mesh as mesh_lib
 
 MODES = ('shard_map', 'pmap', 'jit')
@@ -35,7 +36,7 @@ MODES = ('shard_map', 'pmap', 'jit')
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-  """What a per-replica step may know about the others.
+  """What a per-replica step may know about the other replicas.
 
   `axis` is None where the program sees the whole batch (jit): then there is one
   replica, and the mean over replicas is the identity.
@@ -50,7 +51,7 @@ class Replicas:
     return jax.tree.map(lambda x: jax.lax.pmean(x, self.axis), tree)
 
   def fold_in(self, key: jax.Array) -> jax.Array:
-    """A key of this replica's own, so that no two drop the same units."""
+    """A key for this replica alone, so that no two drop the same units."""
     index = 0 if self.axis is None else jax.lax.axis_index(self.axis)
     return jax.random.fold_in(key, index)
 
@@ -64,14 +65,14 @@ def data_parallel(
 
   The three modes give the same parameters as one device does on the whole batch
   (tests/parallel/step_test.py). Two things differ by design: with 'jit' there is
-  one replica, so batch statistics are those of the global batch and there is one
-  dropout key, where the others have one of each for every device.
+  one replica, so there is one dropout key, and batch statistics are those of the
+  global batch; the other modes have a key and statistics for each device.
 
   Args:
     per_replica_step: `(state, batch, replicas, *frozen) -> (state, metrics)`; both
       results must be equal on all replicas, so average with `replicas(tree)`.
-    mode: 'shard_map' (we own the collectives), 'pmap' (the same through the older
-      API), or 'jit' (arrays are sharded, the compiler inserts the collectives).
+    mode: 'shard_map' (the step names its collectives), 'pmap' (the same through the
+      older API), or 'jit' (arrays are sharded, the compiler inserts collectives).
     mesh: from `mesh.data_mesh`; all devices by default.
 
   Returns:
@@ -80,11 +81,7 @@ def data_parallel(
     `step.jitted` is the compiled function, for its cache and its cost analysis.
   """
   mesh = mesh or mesh_lib.data_mesh()
-  if mode not in MODES:
-    raise ValueError(
-      f'Mode {mode!r} is not a way to run a data-parallel step. Choose one of'
-      f' {MODES}.'
-    )
+  choices.one_of('mode', mode, MODES, '=')
   build = {'shard_map': _shard_map, 'pmap': _pmap, 'jit': _jit}[mode]
   jitted, place = build(per_replica_step, mesh)
 
@@ -124,7 +121,8 @@ def _jit_on(body, mesh):
     body,
     in_shardings=(everywhere, mesh_lib.sharded(mesh), everywhere),
     out_shardings=everywhere,
-    # A CPU array may share its memory with a checkpoint that is being written.
+    # Donating the state saves a copy of it, but a CPU array may share its memory
+    # with a checkpoint that is still being written.
     donate_argnums=() if jax.default_backend() == 'cpu' else 0,
   )
   return jitted, functools.partial(mesh_lib.shard, mesh=mesh)
@@ -139,6 +137,7 @@ def _pmap(per_replica_step, mesh):
     axis_name=mesh_lib.AXIS,
     in_axes=(None, 0, None),
     out_axes=None,
+    # None means all devices of all processes.
     devices=None if jax.process_count() > 1 else list(mesh.devices.flat),
   )
   return mapped, functools.partial(_stack, n=len(mesh.local_devices))
@@ -148,14 +147,12 @@ def _stack(batch, n):
   """[b, ...] -> [n, b / n, ...] on the host, as pmap wants it."""
 
   def stack(x):
+    # Shards of this process lie in the order of the mesh, so joined they are its
+    # part of the batch.
     if isinstance(x, jax.Array):
       x = np.concatenate([s.data for s in x.addressable_shards])
     x = np.asarray(x)
-    if x.shape[0] % n:
-      raise ValueError(
-        f'A batch of {x.shape[0]} does not divide over {n} devices. Use a'
-        f' multiple of {n}, or pad it and mask the padding.'
-      )
+    mesh_lib.check_divides(x, n)
     return x.reshape((n, x.shape[0] // n) + x.shape[1:])
 
   return jax.tree.map(stack, batch)

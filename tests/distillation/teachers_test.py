@@ -1,13 +1,29 @@
 """Teachers teach and do not learn."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.core import array
+from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import teachers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Doubled(array.CompressedArray):
+  x: jax.Array
+
+  shape = property(lambda self: self.x.shape)
+  dtype = property(lambda self: self.x.dtype)
+
+  def materialize(self):
+    return 2 * self.x
 
 
 class TeachersTest(parameterized.TestCase):
@@ -19,6 +35,24 @@ class TeachersTest(parameterized.TestCase):
     for i in (0, 1):
       grad = jax.grad(lambda *args: teacher(*args)[0], argnums=i)(2.0, 3.0)
       self.assertEqual(float(grad), 0.0)
+
+  def test_a_compressed_teacher_under_jit(self):
+    def apply(params, variables, x):
+      return x @ params['w'] + variables['shift'], {'x': x}
+
+    w = Doubled(jnp.array([[1.0], [2.0]]))
+    teacher = teachers.frozen(lift.lift(apply))
+
+    @jax.jit
+    def loss(shift, x):
+      y, _ = teacher({'w': w}, {'shift': shift}, x)
+      return jnp.sum(y * shift)
+
+    x, shift = jnp.array([[1.0, 3.0]]), jnp.float32(10.0)
+    self.assertEqual(float(loss(shift, x)), (2 + 12 + 10) * 10)
+    # Of y * shift only the factor outside the teacher has a derivative.
+    self.assertEqual(float(jax.grad(loss)(shift, x)), 24.0)
+    self.assertEqual(jax.grad(loss, 1)(shift, x).tolist(), [[0.0, 0.0]])
 
   def test_its_mode_cannot_be_overridden(self):
     teacher = teachers.frozen(lambda w, train: w, train=False)

@@ -127,7 +127,9 @@ class ModesTest(parameterized.TestCase):
     self.assertEqual(variance > 1.0, different > 1)
 
   def test_unknown_mode(self):
-    with pytest.raises(ValueError, match="'pjit' is not.*'shard_map'"):
+    with pytest.raises(
+      ValueError, match="mode='pjit'; choose one of .*'shard_map'"
+    ):
       step_lib.data_parallel(_sgd, 'pjit')
 
   @parameterized.parameters(*step_lib.MODES)
