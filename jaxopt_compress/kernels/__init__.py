@@ -1,6 +1,7 @@
 """Kernels: products with compressed weights that are faster than dense ones."""
 
 from jaxopt_compress.kernels.choose import tune as tune
+from jaxopt_compress.kernels.pack import NothingToPack as NothingToPack
 from jaxopt_compress.kernels.pack import pack as pack
 from jaxopt_compress.kernels.pack import packable as packable
 from jaxopt_compress.kernels.pack import unpack as unpack

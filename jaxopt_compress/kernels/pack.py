@@ -31,6 +31,10 @@ from jaxopt_compress.quantization import spec
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
 
 
+class NothingToPack(ValueError):
+  """No leaf can be packed."""
+
+
 def pack(
   params: Any,
   uses: dict | None = None,
@@ -67,7 +71,8 @@ def pack(
     The tree with `PackedArray` leaves; `TiledArray` for GPUs and TPUs.
 
   Raises:
-    ValueError: no leaf can be packed; says why for each. No such target.
+    NothingToPack: no leaf can be packed; says why for each.
+    ValueError: no such target.
 
   >>> from jaxopt_compress.quantization import schemes
   >>> q = schemes.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
@@ -94,7 +99,7 @@ def pack(
       reasons[path] = why
   if not made:
     listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
-    raise ValueError(
+    raise NothingToPack(
       'Nothing to pack:'
       f' {listed or "no leaf is compressed, or mostly zero. Call jc.quantize first"}.'
     )

@@ -40,9 +40,7 @@ def served(params: Any, uses: dict[str, Any]) -> tuple[Any, str]:
     packed = kernels.pack(
       params, uses, skipped=lambda path, why: skipped.append(f'{path}: {why}')
     )
-  except ValueError as e:
-    if not str(e).startswith('Nothing to pack'):
-      raise
+  except kernels.NothingToPack as e:
     return params, f'NOT used. {e}' if compressed else ''
   done = _count(packed, kernels.PackedArray)
   said = f'{done} of {done + len(skipped)} leaves, on {native.paths()[0]}'
