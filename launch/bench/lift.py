@@ -45,7 +45,10 @@ def _decoder(scan, width=128):
 
 def _quantized(model, tokens):
   """The function of (params, tokens), its parameters, and those in int8."""
-  apply = lambda params, tokens: model.apply(params, model.variables, tokens)[0]
+
+  def apply(params, tokens):
+    return model.apply(params, model.variables, tokens)[0]
+
   uses = jc.uses(apply)(model.params, tokens)
   rules = [(r'.*kernel|.*embedding.*|.*table.*', jc.W8A16), (r'.*', None)]
   return apply, model.params, jc.quantize(model.params, rules, uses)
@@ -75,10 +78,9 @@ def _tracing():
     lambda: _seconds(apply, params, tokens),
   )
 
-  def loss(f):
-    return lambda p: jnp.square(f(p, tokens)).mean()
+  def grad(f):
+    return jax.grad(lambda p: jnp.square(f(p, tokens)).mean(), allow_int=True)
 
-  grad = lambda f: jax.grad(loss(f), allow_int=True)
   backward = _ratio(
     lambda: _seconds(grad(lifted), q),
     lambda: _seconds(grad(apply), params),

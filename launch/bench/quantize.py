@@ -95,19 +95,28 @@ def _rule(kind, **options):
   return [kind(module_path='(blocks|layers|head).*', op_names=ops, **options)]
 
 
+def _rules(scheme):
+  return [(LAYERS, scheme), (r'.*', None)]
+
+
 def _programs(name):
   """{what: {who: (function, arguments)}}; ours first, then what it is over."""
   options, shape = NETWORKS[name]
   model = models.functional(models.build(name, **options))
   x = jax.random.normal(jax.random.key(0), shape)
   y = jax.random.randint(jax.random.key(1), shape[:1], 0, 10)
-  apply = lambda p, x: model.apply(p, model.variables, x)[0]
+
+  def apply(params, x):
+    return model.apply(params, model.variables, x)[0]
+
   uses = jc.uses(apply)(model.params, x)
-  rules = lambda scheme: [(LAYERS, scheme), (r'.*', None)]
   found = {}
   for original, gradients in ((False, 'rounded'), (True, 'original')):
-    comp = jc.fake_quantize(rules('W8A8'), uses, original_residuals=original)
-    trained = lambda p, x, comp=comp: jc.lift(apply)(comp.apply(p, ()), x)
+    comp = jc.fake_quantize(_rules('W8A8'), uses, original_residuals=original)
+
+    def trained(params, x, comp=comp):
+      return jc.lift(apply)(comp.apply(params, ()), x)
+
     train = found[f'{name}, step W8A8, {gradients} residuals'] = {
       'ours': (_step(trained), (model.params, x, y)),
       'float': (_step(apply), (model.params, x, y)),
@@ -130,7 +139,7 @@ def _programs(name):
     'W4A16': dict(weight_qtype='int4', tile_size=128),
   }
   for scheme, options in kinds.items():
-    q = jc.quantize(model.params, rules(scheme), uses)
+    q = jc.quantize(model.params, _rules(scheme), uses)
     forward = {
       'ours': (jax.jit(jc.lift(apply)), (q, x)),
       'float': (jax.jit(apply), (model.params, x)),

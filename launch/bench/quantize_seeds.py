@@ -94,8 +94,8 @@ def _accuracy(model, params, variables, data):
   return 100 * float((jnp.argmax(y, -1) == data['label']).mean())
 
 
-def _one(name, seed, data):
-  """Accuracies of one network and seed."""
+def _accuracies(name, seed, data):
+  """{what became of it: held-out accuracy} of one network and seed."""
   options = dict(NETWORKS[name])
   model = models.functional(
     models.build(options.pop('name'), seed=seed, **options)
@@ -113,7 +113,10 @@ def _one(name, seed, data):
     return lambda p, x: model.apply(p, variables, x)[0]
 
   uses = jc.uses(of(variables))(params, x)
-  judge = lambda p, v=variables: _accuracy(model, p, v, data[1])
+
+  def judge(params, variables=variables):
+    return _accuracy(model, params, variables, data[1])
+
   found = {'float, before': judge(*first), 'float': judge(params)}
   for scheme in ('W8A8', 'W4A16'):
     q = jc.quantize(params, [(r'.*/kernel', scheme), (r'.*', None)], uses)
@@ -134,7 +137,7 @@ def main(_):
   data = digits.load('train+validation'), digits.load('test')
   out = {}
   for name in _MODELS.value:
-    rows = [_one(name, seed, data) for seed in range(_SEEDS.value)]
+    rows = [_accuracies(name, seed, data) for seed in range(_SEEDS.value)]
     out[name] = rows
     print(f'\n{name}, {len(rows)} seeds   mean    spread')
     for key in rows[0]:

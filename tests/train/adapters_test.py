@@ -155,15 +155,16 @@ class FilesTest(absltest.TestCase):
       name='text', input='tokens', window=16, files=r'json/.*', test='train'
     )
     loaded = examples.load(data, seed=0)
-    of = lambda files: options.Stage(
-      name='s', model='m', files=files, batch_size=1
-    )
+
+    def reading(files):
+      return options.Stage(name='s', model='m', files=files, batch_size=1)
+
     json_text = text.load('train', only=r'json/.*').tobytes()
     csv_text = text.load('train', only=r'csv\.py').tobytes()
     self.assertLess(len(csv_text), len(json_text))
     for stage, want, other in (
-      (of(''), json_text, csv_text),
-      (of(r'csv\.py'), csv_text, json_text),
+      (reading(''), json_text, csv_text),
+      (reading(r'csv\.py'), csv_text, json_text),
     ):
       batch = loaded.batches(stage)[0]
       window = bytes(batch['tokens'][0, 1:].astype(np.uint8))

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from absl.testing import parameterized
+import chex
 import jax
 import numpy as np
 import pytest
@@ -151,8 +152,7 @@ class StaticTest(parameterized.TestCase):
       rules = [(r'.*', words)]
       found = ranges_lib.calibrate(apply, w, rules, [x], uses)
       blank = ranges_lib.placeholders(w, rules, uses)
-      like = lambda t: jax.tree.map(lambda x: (x.shape, x.dtype), t)
-      self.assertEqual(like(found), like(blank))
+      chex.assert_trees_all_equal_shapes_and_dtypes(found, blank)
     self.assertEqual(ranges_lib.placeholders(w, [('.*', 'W8A8')], uses), {})
 
   def test_a_network_that_was_not_trained(self):
@@ -188,7 +188,10 @@ class StaticTest(parameterized.TestCase):
 
   def test_a_range_that_overflows_stops_the_run(self):
     original = ranges_lib.follow
-    overflow = lambda *args: tuple(x + np.inf for x in original(*args))
+
+    def overflow(*args):
+      return tuple(x + np.inf for x in original(*args))
+
     self.monkeypatch.setattr(ranges_lib, 'follow', overflow)
     with pytest.raises(loop.Diverged, match="at step 2 of stage 'small'"):
       loop.run(tiny(FOLLOWING, steps=4), self.dir)

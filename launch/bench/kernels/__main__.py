@@ -208,27 +208,30 @@ def _against(cell, row) -> str:
 # -------------------------------------------------------------------- the bars
 
 
+def _over(a, b) -> float:
+  return np.median(a.looped / b.looped)
+
+
 def _judge(cell, path, bars):
   """The bars of one cell on one path."""
   plain = cell.find(cells.FLOAT)
   where = f'm={cell.m} {cell.k}x{cell.n} {path or "auto"}: '
-  over = lambda a, b: np.median(a.looped / b.looped)
   found = {name: cell.find(name, path) for name in (*cells.OURS, cells.CODES)}
   found = {name: row for name, row in found.items() if row is not None}
   int8, int4 = found['int8'], found['int4 g128 W4A8']
   sparse = [found[s] for s in ('2:4 int8', '50% int8') if s in found]
   if cell.m == 1:
-    bars.add(where + 'int8 over float32', over(plain, int8), 3.5)
-    bars.add(where + 'int4 over float32', over(plain, int4), 6.0)
+    bars.add(where + 'int8 over float32', _over(plain, int8), 3.5)
+    bars.add(where + 'int4 over float32', _over(plain, int4), 6.0)
     for row in sparse:
-      bars.add(where + f'{row.name} over int8', over(int8, row), 1.4)
+      bars.add(where + f'{row.name} over int8', _over(int8, row), 1.4)
     for row in (int8, int4, *sparse):
       if 'read' in cell.ceilings:
         share = cell.read_share(row)
         bars.add(where + f'{row.name}, share of reading', share, 0.75)
   if cell.m == 512:
-    bars.add(where + 'int8 over float32', over(plain, int8), 3.0)
-    bars.add(where + 'int4 over int8', over(int8, int4), 0.85)
+    bars.add(where + 'int8 over float32', _over(plain, int8), 3.0)
+    bars.add(where + 'int4 over int8', _over(int8, int4), 0.85)
     if 'vnni' in cell.ceilings:
       share = cell.gops(int8) / cell.ceilings['vnni']
       bars.add(where + 'int8, share of VNNI', share, 0.65)

@@ -128,7 +128,6 @@ class Weights:
     self.k, self.n, self.folder = k, n, folder
     rng = np.random.default_rng(k + n)
     w = rng.standard_normal((k, n), np.float32) / np.float32(k**0.5)
-    self.apply = lambda p, x: x @ p['kernel']
     self.dense = {'kernel': jnp.asarray(w)}
     one_row = jax.ShapeDtypeStruct((1, k), jnp.float32)
     uses = jc.uses(self.apply)(self.dense, one_row)
@@ -152,7 +151,10 @@ class Weights:
       nf4_scale=nf4.scale_hat,
     )
 
-  def numbers(self, name: str) -> np.ndarray:
+  def apply(self, params: Any, x: jax.Array) -> jax.Array:
+    return x @ params['kernel']
+
+  def values(self, name: str) -> np.ndarray:
     """[k, n] that the weight of a contestant or a kind stands for."""
     if name in (FLOAT, 'float32'):
       return np.asarray(self.dense['kernel'])
@@ -197,16 +199,22 @@ class Program(NamedTuple):
     self, call: Callable[[], jax.Array], budget: float
   ) -> dict[Any, turns.Contestant]:
     """The call, and a program that does it as often as fits a turn."""
-    one = turns.here(call)
-    seconds = min(one.turn(1), one.turn(1))
-    found = {(self.name, self.path): one}
+    single = turns.here(call)
+    seconds = min(single.turn(1), single.turn(1))
+    found = {(self.name, self.path): single}
     times = int(min(0.5 * budget / seconds, 64))
     if times > 1 and len(self.x) <= _SHORT:
       xs = jnp.stack([self.x] * times)
-      body = lambda p, xs: jax.lax.map(lambda x: self.apply(p, x), xs)
-      many = turns.here(self._compiled(body, xs))
-      turn = lambda calls: many.turn(max(calls // times, 1)) / times
-      found[self.name, self.path, 'looped'] = one._replace(turn=turn)
+
+      def apply_to_each(params, xs):
+        return jax.lax.map(lambda x: self.apply(params, x), xs)
+
+      many = turns.here(self._compiled(apply_to_each, xs))
+
+      def turn(calls):
+        return many.turn(max(calls // times, 1)) / times
+
+      found[self.name, self.path, 'looped'] = single._replace(turn=turn)
     return found
 
   def _compiled(self, f, x):
@@ -235,7 +243,7 @@ def programs(
 def on_path(path: str, params: Any) -> Any:
   """Packed leaves whose products take a path."""
 
-  def one(leaf):
+  def moved(leaf):
     if path == AUTO or not isinstance(leaf, kernels.PackedArray):
       return leaf
     # Cores with AVX512-VNNI have instructions for what has no zeros as well.
@@ -243,7 +251,7 @@ def on_path(path: str, params: Any) -> Any:
     best = VBMI2 if thin and path == VNNI else path
     return dataclasses.replace(leaf, paths=((1, best),))
 
-  return jax.tree.map(one, params, is_leaf=jc.is_compressed)
+  return jax.tree.map(moved, params, is_leaf=jc.is_compressed)
 
 
 def _integers(weights, codes, path):
@@ -251,7 +259,10 @@ def _integers(weights, codes, path):
   how = dict(format='int8', k=weights.k, n=weights.n, group=weights.k)
   how |= dict(rounding=native.Rounding(act=native.Act.CODES))
   how |= dict(out_dtype=jnp.int32, path=path)
-  product = lambda w, x: native.matmul(x, w, None, **how)
+
+  def product(w, x):
+    return native.matmul(x, w, None, **how)
+
   payload = weights.packed['int8']['kernel'].part('payload')
   return Program(CODES, path, 'codes', product, payload, codes)
 
@@ -314,7 +325,7 @@ class _Exact:
     return float(error), bool((np.abs(y - want) <= bound).all())
 
   def _of(self, name, kind):
-    w = self._weights.numbers(name).astype(np.float64)
+    w = self._weights.values(name).astype(np.float64)
     if kind == 'codes':
       return self._codes @ w, 0.0
     largest = np.abs(self._x).max(-1, keepdims=True)

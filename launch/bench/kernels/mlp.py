@@ -35,8 +35,8 @@ def run(rivals, taught, paths, bars, *, rounds: int, budget: float):
   """
   width, hidden = _WIDTHS
   rng = np.random.default_rng(0)
-  normal = lambda *shape: rng.standard_normal(shape, np.float32)
-  dense = {'w1': normal(width, hidden), 'w2': normal(hidden, width)}
+  shapes = {'w1': (width, hidden), 'w2': (hidden, width)}
+  dense = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
   dense = {name: w / np.float32(len(w) ** 0.5) for name, w in dense.items()}
   q = jc.quantize(dense, [('.*', jc.W8A8)])
   packed = jc.pack(q)

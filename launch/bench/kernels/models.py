@@ -29,7 +29,10 @@ _FASTER = 3.0  # products that the limit is of
 _DISTANCE = (
   0.03  # of results from those in XLA: rounded codes may fall elsewhere
 )
-_RULES = lambda scheme: [(r'.*kernel', scheme), (r'.*', None)]
+
+
+def _rules(scheme):
+  return [(r'.*kernel', scheme), (r'.*', None)]
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +53,7 @@ def _skip(product):
   """Registers what stands in for a product."""
 
   @jc.rule(product, Skipped)
-  def _(*operands, **params):
+  def constant(*operands, **params):
     side = int(isinstance(operands[1], Skipped))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
     like = jax.eval_shape(lambda *a: product.bind(*a, **params), *shapes)
@@ -102,7 +105,9 @@ def _going_on(apply, params, x):
 
 
 def _models(tiny: bool, context: int) -> dict[str, Model]:
-  image = lambda *shape: jax.random.normal(jax.random.key(0), shape)
+  def image(*shape):
+    return jax.random.normal(jax.random.key(0), shape)
+
   if tiny:
     vit = dict(in_features=1, patch=1, width=32, depth=1, heads=2)
     decoder = dict(vocab=32, width=32, depth=1, heads=2, max_length=8)
@@ -154,7 +159,7 @@ def _one(name, model, paths, bars, rounds, budget):
   forms = {('float32', ''): params, ('the rest', ''): skipped}
   plain, unpacked = {}, []
   for word, scheme in (('int8', jc.W8A8), ('int4', jc.W4A8)):
-    q = jc.quantize(params, _RULES(scheme), uses)
+    q = jc.quantize(params, _rules(scheme), uses)
     packed = jc.pack(q, uses, skipped=lambda path, _: unpacked.append(path))
     plain[word] = q
     forms[f'XLA {word}', ''] = q

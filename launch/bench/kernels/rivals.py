@@ -67,14 +67,13 @@ def torch(w):
 
   t.set_num_threads(len(os.sched_getaffinity(0)))
   t.set_grad_enabled(False)
-  array = lambda name: t.from_numpy(w[name])
   per_column = t.ao.quantization.per_channel_dynamic_qconfig
 
   def linears(*names):
     layers = []
     for name in names:
       layer = t.nn.Linear(*w[name].shape, bias=False)
-      layer.weight.copy_(array(name).T)
+      layer.weight.copy_(t.from_numpy(w[name]).T)
       layers += [layer, t.nn.ReLU()]
     model = t.nn.Sequential(*layers[:-1])
     return t.ao.quantization.quantize_dynamic(model, {t.nn.Linear: per_column})
@@ -88,12 +87,12 @@ def torch(w):
 
     return rows
 
-  b, linear = array('int8'), linears('w')
+  b, linear = t.from_numpy(w['int8']), linears('w')
   by_column = b.T.contiguous().T
   k, n = b.shape
   four = t.from_numpy(np.ascontiguousarray(w['int4'].T + 8).astype(np.int32))
   four = t.ops.aten._convert_weight_to_int4pack_for_cpu(four, 1)
-  scale = array('int4_scale')
+  scale = t.from_numpy(w['int4_scale'])
   scales = t.stack([scale, t.zeros_like(scale)], -1).bfloat16()
   four_by = t.ops.aten._weight_int4pack_mm_for_cpu
 
@@ -109,8 +108,10 @@ def torch(w):
       'torch dynamic Linear': ('int8', lambda: linear(x)),
     }
     if n % 16 == 0 and k % 128 == 0:
-      call = lambda: four_by(short, four, 128, scales)
-      found['torch int4pack_mm'] = ('int4 A16', call)
+      found['torch int4pack_mm'] = (
+        'int4 A16',
+        lambda: four_by(short, four, 128, scales),
+      )
     return found
 
   return rows
@@ -140,110 +141,105 @@ def torchao(w):
   return rows
 
 
-def onnxruntime(w):
+def _session(nodes, constants, source='f', target='f'):
+  """A program of onnxruntime: matrices x to y, of these letters' types."""
   import onnx
   from onnx import helper
   from onnx import numpy_helper
   import onnxruntime as ort
 
-  types = {'f': onnx.TensorProto.FLOAT, 'i': onnx.TensorProto.INT32}
-  types['u'] = onnx.TensorProto.UINT8
+  t = onnx.TensorProto
+  types = {'f': t.FLOAT, 'i': t.INT32, 'u': t.UINT8}
+  value = helper.make_tensor_value_info
+  graph = helper.make_graph(
+    nodes,
+    'graph',
+    [value('x', types[source], ('m', 'k'))],
+    [value('y', types[target], ('m', 'n'))],
+    [numpy_helper.from_array(a, name) for name, a in constants.items()],
+  )
+  domains = [('', 17), ('com.microsoft', 1)]
+  domains = [helper.make_opsetid(*d) for d in domains]
+  model = helper.make_model(graph, opset_imports=domains, ir_version=10)
+  options = ort.SessionOptions()
+  options.intra_op_num_threads = len(os.sched_getaffinity(0))
+  options.log_severity_level = 3
+  # It spins inside a run, as for its users, and not after.
+  options.add_session_config_entry('session.force_spinning_stop', '1')
+  return ort.InferenceSession(
+    model.SerializeToString(), options, ['CPUExecutionProvider']
+  )
 
-  def session(nodes, constants, source='f', target='f'):
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-      nodes,
-      'graph',
-      [value('x', types[source], ('m', 'k'))],
-      [value('y', types[target], ('m', 'n'))],
-      [numpy_helper.from_array(a, name) for name, a in constants.items()],
-    )
-    domains = [('', 17), ('com.microsoft', 1)]
-    model = helper.make_model(
-      graph,
-      opset_imports=[helper.make_opsetid(*d) for d in domains],
-      ir_version=10,
-    )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # It spins inside a run, as for its users, and not after.
-    options.add_session_config_entry('session.force_spinning_stop', '1')
-    return ort.InferenceSession(
-      model.SerializeToString(), options, ['CPUExecutionProvider']
-    )
 
-  def dynamic(x, name, y, i):
-    """Nodes and constants of y = x @ w, x rounded."""
-    node = helper.make_node
-    at = [f'{part}{i}' for part in ('q', 's', 'z', 'sum', 'float', 'scale')]
-    q, s, z, total, floating, scale = at
-    nodes = [
-      node('DynamicQuantizeLinear', [x], [q, s, z]),
-      node('MatMulInteger', [q, f'b{i}', z], [total]),
-      node('Cast', [total], [floating], to=onnx.TensorProto.FLOAT),
-      node('Mul', [s, f'bs{i}'], [scale]),
-      node('Mul', [floating, scale], [y]),
-    ]
-    return nodes, {f'b{i}': w[name], f'bs{i}': w[f'{name}_scale'][0]}
+def _dynamic(w, x, name, y, i):
+  """Nodes and constants of y = x @ w[name], x rounded; `i` tells two apart."""
+  import onnx
+  from onnx import helper
+
+  node = helper.make_node
+  at = [f'{part}{i}' for part in ('q', 's', 'z', 'sum', 'float', 'scale')]
+  q, s, z, total, floating, scale = at
+  nodes = [
+    node('DynamicQuantizeLinear', [x], [q, s, z]),
+    node('MatMulInteger', [q, f'b{i}', z], [total]),
+    node('Cast', [total], [floating], to=onnx.TensorProto.FLOAT),
+    node('Mul', [s, f'bs{i}'], [scale]),
+    node('Mul', [floating, scale], [y]),
+  ]
+  return nodes, {f'b{i}': w[name], f'bs{i}': w[f'{name}_scale'][0]}
+
+
+def _blockwise(op, codes, scale, **attributes):
+  """A program of one node that multiplies with codes in blocks."""
+  from onnx import helper
+
+  node = helper.make_node(
+    op, ['x', 'b', 's'], ['y'], domain='com.microsoft', **attributes
+  )
+  return _session([node], {'b': codes, 's': scale})
+
+
+def _nibbles(codes, size, above):
+  """[n, k / size, size / 2] uint8 of codes [k, n], the first of two lowest."""
+  q = (codes.astype(np.int16) + above).astype(np.uint8).T
+  # Blocks lie along k, which is contracted, so a column of codes becomes a row.
+  q = np.ascontiguousarray(q.reshape(len(q), -1, size // 2, 2))
+  return q[..., 0] | q[..., 1] << 4
+
+
+def onnxruntime(w):
+  from onnx import helper
+
+  def run(session, x):
+    return lambda: session.run(None, {'x': x})[0]
 
   if 'w1' in w:
-    first, constants = dynamic('x', 'int8_1', 'h', 1)
-    second, more = dynamic('r', 'int8_2', 'y', 2)
+    first, constants = _dynamic(w, 'x', 'int8_1', 'h', 1)
+    second, more = _dynamic(w, 'r', 'int8_2', 'y', 2)
     relu = helper.make_node('Relu', ['h'], ['r'])
-    mlp = session([*first, relu, *second], constants | more)
-
-    def rows(x):
-      feed = {'x': x['x']}
-      return {'onnxruntime': ('MLP', lambda: mlp.run(None, feed)[0])}
-
-    return rows
+    mlp = _session([*first, relu, *second], constants | more)
+    return lambda x: {'onnxruntime': ('MLP', run(mlp, x['x']))}
 
   nodes = [helper.make_node('MatMulInteger', ['x', 'b', 'z'], ['y'])]
   constants = {'b': w['int8'], 'z': np.uint8(128)}
-  codes = session(nodes, constants, 'u', 'i')
-  int8 = session(*dynamic('x', 'int8', 'y', 0))
+  codes = _session(nodes, constants, 'u', 'i')
+  int8 = _session(*_dynamic(w, 'x', 'int8', 'y', 0))
   k, n = w['int8'].shape
-
-  def nibbles(name, size, above):
-    """[n, k / size, size / 2] uint8 of codes, the first of two lowest."""
-    q = (w[name].astype(np.int16) + above).astype(np.uint8).T
-    q = np.ascontiguousarray(q.reshape(n, k // size, size // 2, 2))
-    return q[..., 0] | q[..., 1] << 4
-
-  def four(level):
-    scale = np.ascontiguousarray(w['int4_scale'].T)
-    node = helper.make_node(
-      'MatMulNBits',
-      ['x', 'b', 's'],
-      ['y'],
-      domain='com.microsoft',
-      K=k,
-      N=n,
-      bits=4,
-      block_size=128,
-      accuracy_level=level,
-    )
-    return session([node], {'b': nibbles('int4', 128, 8), 's': scale})
-
-  a8, a16 = four(4), four(1)
-  high_first = nibbles('nf4', 64, 0).reshape(-1)
-  high_first = (high_first >> 4) | (high_first << 4)
-  node = helper.make_node(
-    'MatMulBnb4',
-    ['x', 'b', 's'],
-    ['y'],
-    domain='com.microsoft',
-    K=k,
-    N=n,
-    block_size=64,
-    quant_type=1,
+  four = dict(
+    codes=_nibbles(w['int4'], 128, 8),
+    scale=np.ascontiguousarray(w['int4_scale'].T),
+    **dict(K=k, N=n, bits=4, block_size=128),
   )
+  a8 = _blockwise('MatMulNBits', **four, accuracy_level=4)
+  a16 = _blockwise('MatMulNBits', **four, accuracy_level=1)
+  # Of two codes in a byte this operation has the first one highest.
+  high_first = _nibbles(w['nf4'], 64, 0).reshape(-1)
+  high_first = (high_first >> 4) | (high_first << 4)
   scale = np.ascontiguousarray(w['nf4_scale'].T).reshape(-1)
-  nf4 = session([node], {'b': high_first, 's': scale})
+  sizes = dict(K=k, N=n, block_size=64, quant_type=1)
+  nf4 = _blockwise('MatMulBnb4', high_first, scale, **sizes)
 
   def rows(x):
-    run = lambda s, x: lambda: s.run(None, {'x': x})[0]
     unsigned = (x['codes'].astype(np.int16) + 128).astype(np.uint8)
     return {
       'onnxruntime MatMulInteger': ('codes', run(codes, unsigned)),
@@ -256,70 +252,82 @@ def onnxruntime(w):
   return rows
 
 
-def litert(w):
-  from ai_edge_litert import interpreter as runtime
-  from ai_edge_litert import schema_py_generated as s
-  import flatbuffers
+class _LiteRTModel:
+  """A model of LiteRT that is written tensor by tensor."""
 
-  names = ('int8_1', 'int8_2') if 'w1' in w else ('int8',)
+  def __init__(self, schema):
+    self.s = schema
+    self.buffers, self.tensors, self.operators = [schema.BufferT()], [], []
 
-  def model(m):
-    """Fully connected layers, relu between, of float32 and int8 weights."""
-    buffers, tensors, operators = [s.BufferT()], [], []
+  def tensor(self, shape, kind, data=None, scale=None) -> int:
+    """Adds one; with `data`, a constant with a scale for each row."""
+    t = self.s.TensorT()
+    t.shape, t.type, t.buffer = list(shape), kind, 0
+    t.name = str(len(self.tensors))
+    if data is not None:
+      b = self.s.BufferT()
+      b.data = data.view(np.uint8).reshape(-1)
+      self.buffers.append(b)
+      t.buffer = len(self.buffers) - 1
+      t.quantization = q = self.s.QuantizationParametersT()
+      q.scale = scale.astype(np.float32).reshape(-1)
+      q.zeroPoint = np.zeros(q.scale.size, np.int64)
+      q.quantizedDimension = 0
+    self.tensors.append(t)
+    return len(self.tensors) - 1
 
-    def tensor(shape, kind, data=None, scale=None):
-      t = s.TensorT()
-      t.shape, t.type, t.buffer, t.name = (
-        list(shape),
-        kind,
-        0,
-        str(len(tensors)),
-      )
-      if data is not None:
-        b = s.BufferT()
-        b.data = data.view(np.uint8).reshape(-1)
-        buffers.append(b)
-        t.buffer = len(buffers) - 1
-        t.quantization = q = s.QuantizationParametersT()
-        q.scale = scale.astype(np.float32).reshape(-1)
-        q.zeroPoint = np.zeros(q.scale.size, np.int64)
-        q.quantizedDimension = 0
-      tensors.append(t)
-      return len(tensors) - 1
+  def fully_connected(self, x, codes, scale, m, relu) -> int:
+    """Adds y = x @ codes, then relu if it is asked for."""
+    rows = np.ascontiguousarray(codes.T)
+    weight = self.tensor(rows.shape, self.s.TensorType.INT8, rows, scale)
+    y = self.tensor((m, len(rows)), self.s.TensorType.FLOAT32)
+    o = self.s.OperatorT()
+    o.opcodeIndex, o.inputs, o.outputs = 0, [x, weight, -1], [y]
+    o.builtinOptionsType = self.s.BuiltinOptions.FullyConnectedOptions
+    o.builtinOptions = f = self.s.FullyConnectedOptionsT()
+    f.fusedActivationFunction = self.s.ActivationFunctionType.RELU * relu
+    self.operators.append(o)
+    return y
 
-    x = tensor((m, w[names[0]].shape[0]), s.TensorType.FLOAT32)
-    graph = s.SubGraphT()
-    graph.inputs = [x]
-    for name in names:
-      k, n = w[name].shape
-      codes = np.ascontiguousarray(w[name].T)
-      b = tensor((n, k), s.TensorType.INT8, codes, w[f'{name}_scale'])
-      y = tensor((m, n), s.TensorType.FLOAT32)
-      o = s.OperatorT()
-      o.opcodeIndex, o.inputs, o.outputs = 0, [x, b, -1], [y]
-      o.builtinOptionsType = s.BuiltinOptions.FullyConnectedOptions
-      o.builtinOptions = f = s.FullyConnectedOptionsT()
-      relu = s.ActivationFunctionType.RELU
-      f.fusedActivationFunction = 0 if name == names[-1] else relu
-      operators.append(o)
-      x = y
-    graph.tensors, graph.operators, graph.outputs = tensors, operators, [x]
-    code = s.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = (
-      s.BuiltinOperator.FULLY_CONNECTED
-    )
+  def content(self, x, y) -> bytes:
+    """The file of the model from tensor x to tensor y."""
+    import flatbuffers
+
+    graph = self.s.SubGraphT()
+    graph.inputs, graph.outputs = [x], [y]
+    graph.tensors, graph.operators = self.tensors, self.operators
+    code = self.s.OperatorCodeT()
+    kind = self.s.BuiltinOperator.FULLY_CONNECTED
+    code.builtinCode = code.deprecatedBuiltinCode = kind
     code.version = 9
-    whole = s.ModelT()
+    whole = self.s.ModelT()
     whole.version, whole.operatorCodes = 3, [code]
-    whole.subgraphs, whole.buffers = [graph], buffers
+    whole.subgraphs, whole.buffers = [graph], self.buffers
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(whole.Pack(builder), b'TFL3')
     return bytes(builder.Output())
 
+
+def litert(w):
+  from ai_edge_litert import interpreter as runtime
+  from ai_edge_litert import schema_py_generated as schema
+
+  names = ('int8_1', 'int8_2') if 'w1' in w else ('int8',)
+
+  def content(m):
+    """Fully connected layers, relu between, of float32 and int8 weights."""
+    model = _LiteRTModel(schema)
+    shape = m, w[names[0]].shape[0]
+    x = y = model.tensor(shape, schema.TensorType.FLOAT32)
+    for name in names:
+      scale, relu = w[f'{name}_scale'], name != names[-1]
+      y = model.fully_connected(y, w[name], scale, m, relu)
+    return model.content(x, y)
+
   def rows(x):
     threads = len(os.sched_getaffinity(0))
     run = runtime.Interpreter(
-      model_content=model(len(x['x'])), num_threads=threads
+      model_content=content(len(x['x'])), num_threads=threads
     )
     run.allocate_tensors()
     source = run.get_input_details()[0]['index']
@@ -374,8 +382,10 @@ def qwix(w):
       model = library.quantize_model(Layers(), library.PtqProvider(rule), x)
       graph, state = nnx.split(model)
       f = jax.jit(lambda s, x, graph=graph: nnx.merge(graph, s)(x))
-      call = lambda f=f, state=state: jax.block_until_ready(f(state, x))
-      found[f'qwix {kind}'] = (kind, call)
+      found[f'qwix {kind}'] = (
+        kind,
+        lambda f=f, state=state: jax.block_until_ready(f(state, x)),
+      )
     return found
 
   return rows

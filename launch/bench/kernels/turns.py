@@ -119,9 +119,9 @@ class Rival:
       return np.load(path)
 
   def contestant(self, name: str) -> Contestant:
-    turn = lambda calls: self._worker.ask_json(
-      do='turn', name=name, calls=calls
-    )
+    def turn(calls):
+      return self._worker.ask_json(do='turn', name=name, calls=calls)
+
     return Contestant(turn, self._worker.pid)
 
   def _works(self, name):
