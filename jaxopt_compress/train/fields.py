@@ -11,10 +11,12 @@ field that holds a record says how its fields are written, here and nowhere else
     prune.scope      prune_scope
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
-import difflib
 from typing import Any
+
+from jaxopt_compress.core import choices
 
 _WRITTEN = 'written'  # where a field keeps what `record` was told
 
@@ -107,25 +109,13 @@ def _typed(where, value, default):
   return value
 
 
-def check_keys(where, values, known):
+def check_keys(
+  where: str, values: Mapping[str, Any], known: Collection[str]
+) -> None:
   """Raises a ValueError that names a key of `values` which is not known."""
   for key in values:
     if key not in known:
       raise ValueError(
-        f'{where} has no {key!r}.{_guess(key, known)} It has'
+        f'{where} has no {key!r}.{choices.guess(key, known)} It has'
         f' {", ".join(sorted(known))}.'
       )
-
-
-def one_of(where, value, choices, what='one'):
-  """Raises a ValueError that lists the choices, if `value` is none of them."""
-  if value not in choices:
-    raise ValueError(
-      f'{where} is {value!r}, which is not {what} of'
-      f' {", ".join(choices) or "none"}.{_guess(value, choices)}'
-    )
-
-
-def _guess(word, words) -> str:
-  close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
-  return f' Did you mean {close[0]!r}?' if close else ''

@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import options as options_lib
 
 
@@ -53,6 +54,7 @@ def build(
   Raises:
     ValueError: an unknown optimizer or decay.
   """
+  choices.one_of('optimizer', name, ('adamw', 'sgd', 'muon'), '=')
   rate = schedule(decay, steps, learning_rate, warmup)
   if name == 'adamw':
     tx = optax.adamw(rate, weight_decay=weight_decay, mask=_matrices)
@@ -61,15 +63,13 @@ def build(
       optax.add_decayed_weights(weight_decay, mask=_matrices),
       optax.sgd(rate, momentum=0.9, nesterov=True),
     )
-  elif name == 'muon':
+  else:
     tx = optax.contrib.muon(
       rate,
       weight_decay=weight_decay,
       adam_b2=0.99,
       muon_weight_dimension_numbers=_kernels,
     )
-  else:
-    raise ValueError(f"optimizer={name!r}; choose 'adamw', 'sgd' or 'muon'.")
   return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
 
 
@@ -97,18 +97,15 @@ def schedule(
   >>> [round(float(rate(t)), 3) for t in (0, 5, 10, 55, 100)]
   [0.0, 0.5, 1.0, 0.5, 0.0]
   """
+  choices.one_of('decay', decay, ('cosine', 'linear', 'constant'), '=')
   rise = round(warmup * steps)
   rest = max(steps - rise, 1)
   if decay == 'cosine':
     fall = optax.cosine_decay_schedule(learning_rate, rest)
   elif decay == 'linear':
     fall = optax.linear_schedule(learning_rate, 0.0, rest)
-  elif decay == 'constant':
-    fall = optax.constant_schedule(learning_rate)
   else:
-    raise ValueError(
-      f"decay={decay!r}; choose 'cosine', 'linear' or 'constant'."
-    )
+    fall = optax.constant_schedule(learning_rate)
   if not rise:
     return fall
   up = optax.linear_schedule(0.0, learning_rate, rise)

@@ -20,6 +20,7 @@ from typing import Any
 import zlib
 
 from jaxopt_compress import quantization
+from jaxopt_compress.core import choices
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
@@ -130,11 +131,13 @@ def _check_references(plan):
   earlier = []
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
-    fields.one_of(f'{where}.model', stage.model, plan.models)
+    choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
     sources = {'init': stage.init, 'teacher': stage.distil.teacher}
     for key, name in sources.items():
       if name:
-        fields.one_of(f'{where}.{key}', name, earlier, 'an earlier stage')
+        choices.one_of(
+          f'{where}.{key}', name, tuple(earlier), ', an earlier stage, is '
+        )
     if not stage.steps and not stage.init:
       raise ValueError(
         f'{where} trains nothing and starts from nothing. Set steps, or init to'
@@ -153,12 +156,14 @@ def _check_references(plan):
       )
     earlier.append(stage.name)
   for name in plan.report.export:
-    fields.one_of('config.report.export', name, earlier)
-  fields.one_of('config.report.metric', plan.report.metric, METRICS)
-  fields.one_of('config.run.mode', plan.run.mode, step_lib.MODES)
+    choices.one_of('config.report.export', name, tuple(earlier))
+  choices.one_of('config.report.metric', plan.report.metric, METRICS)
+  choices.one_of('config.run.mode', plan.run.mode, step_lib.MODES)
   _check_numbers(plan)
   if plan.report.reference:
-    fields.one_of('config.report.reference', plan.report.reference, earlier)
+    choices.one_of(
+      'config.report.reference', plan.report.reference, tuple(earlier)
+    )
 
 
 def _check_numbers(plan):
@@ -174,7 +179,7 @@ def _check_numbers(plan):
       (f'{where}.calibrate_batches', stage.quantize.calibrate_batches, 1)
     ]
     methods = quantization.ranges.METHODS
-    fields.one_of(f'{where}.calibrate', stage.quantize.calibrate, methods)
+    choices.one_of(f'{where}.calibrate', stage.quantize.calibrate, methods)
     if not 0 <= stage.optimizer.warmup < 1:
       raise ValueError(
         f'{where}.warmup is {stage.optimizer.warmup}; a fraction of the steps in [0, 1) is'

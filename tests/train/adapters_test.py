@@ -11,11 +11,8 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress import parallel
-from jaxopt_compress.data import text
-from jaxopt_compress.train import examples
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import model as model_lib
-from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import preemption
 from jaxopt_compress.train import stages
@@ -147,37 +144,6 @@ class LoopTest(absltest.TestCase):
       for d in ('whole', 'twice')
     ]
     self.assertEqual(*[w.read_bytes() for w in weights])
-
-
-class FilesTest(absltest.TestCase):
-  def test_stages_read_files_of_their_own(self):
-    data = options.Data(
-      name='text', input='tokens', window=16, files=r'json/.*', test='train'
-    )
-    loaded = examples.load(data, seed=0)
-
-    def reading(files):
-      return options.Stage(name='s', model='m', files=files, batch_size=1)
-
-    json_text = text.load('train', only=r'json/.*').tobytes()
-    csv_text = text.load('train', only=r'csv\.py').tobytes()
-    self.assertLess(len(csv_text), len(json_text))
-    for stage, want, other in (
-      (reading(''), json_text, csv_text),
-      (reading(r'csv\.py'), csv_text, json_text),
-    ):
-      batch = loaded.batches(stage)[0]
-      window = bytes(batch['tokens'][0, 1:].astype(np.uint8))
-      self.assertIn(window, want)
-      self.assertNotIn(window, other)
-
-  def test_no_such_files(self):
-    with self.assertRaisesRegex(ValueError, "that match 'jsn/.*' falls into"):
-      text.load('train', only=r'jsn/.*')
-
-  def test_data_without_files(self):
-    with self.assertRaisesRegex(ValueError, 'chooses files of a text'):
-      examples.load(options.Data(name='digits', files='x.*'), seed=0)
 
 
 if __name__ == '__main__':

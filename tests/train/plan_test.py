@@ -7,7 +7,6 @@ import ml_collections
 import pytest
 
 from jaxopt_compress.train import plan
-from jaxopt_compress.train import words
 
 CONFIG = {
   'seed': 3,
@@ -70,12 +69,17 @@ class ParseTest(parameterized.TestCase):
     ),
     ('no_data', 'data', None, 'The config has no data'),
     ('no_model', 'stage.teacher.model', None, "needs a 'model'"),
-    ('model', 'stage.teacher.model', 'bg', "'bg', which is not one of big"),
+    (
+      'model',
+      'stage.teacher.model',
+      'bg',
+      "'bg'; choose one of ('big', 'small')",
+    ),
     (
       'later_teacher',
       'stage.teacher.teacher',
       'student',
-      "'student', which is not an earlier stage of none",
+      "teacher, an earlier stage, is 'student'; choose one of ()",
     ),
     ('stages', 'stages', ('teachr',), "'teachr'. Did you mean 'teacher'"),
     ('nothing', 'stage.int8.quantize', (), 'nothing to compress'),
@@ -101,8 +105,3 @@ class ParseTest(parameterized.TestCase):
     self.assertEqual(
       changed.fingerprint(student), p.fingerprint(p.stage('student'))
     )
-
-  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5')
-  def test_what_is_no_sparsity(self, value):
-    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
-      words.sparsity_words(value)

@@ -1,0 +1,78 @@
+"""Records of records, written flat: read, written, refused."""
+
+import dataclasses
+
+from absl.testing import parameterized
+import pytest
+
+from jaxopt_compress.train import fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oven:
+  name: str = 'gas'
+  heat: float = 200.0
+  fan: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bread:
+  flour: str
+  loaves: int = 1
+  oven: Oven = fields.record(Oven, prefix='oven_', name='oven')
+
+
+class FieldsTest(parameterized.TestCase):
+  def test_read(self):
+    found = fields.read(Bread, 'c', {'flour': 'rye', 'oven': 'wood'})
+    self.assertEqual(found, Bread(flour='rye', oven=Oven(name='wood')))
+    found = fields.read(Bread, 'c', {'flour': 'rye', 'oven_heat': 180})
+    self.assertEqual(found.oven, Oven(heat=180.0))
+    self.assertIsInstance(found.oven.heat, float)
+
+  def test_written_is_read_again(self):
+    bread = Bread(flour='rye', loaves=2, oven=Oven(heat=180.0, fan=True))
+    written = fields.written(bread)
+    self.assertEqual(
+      written,
+      {
+        'flour': 'rye',
+        'loaves': 2,
+        'oven': 'gas',
+        'oven_heat': 180.0,
+        'oven_fan': True,
+      },
+    )
+    self.assertEqual(fields.read(Bread, 'c', written), bread)
+
+  def test_defaults(self):
+    self.assertEqual(
+      fields.defaults_of(Bread),
+      {
+        'flour': dataclasses.MISSING,
+        'loaves': 1,
+        'oven': 'gas',
+        'oven_heat': 200.0,
+        'oven_fan': False,
+      },
+    )
+
+  @parameterized.named_parameters(
+    ('key', {'flour': 'rye', 'loavs': 2}, "c has no 'loavs'. Did you mean 'lo"),
+    (
+      'name_of_a_record_s_field',
+      {'flour': 'rye', 'heat': 2.0},
+      "c has no 'heat'. Did you mean 'oven_heat'? It has flour, loaves, oven, oven_fan, oven_heat.",
+    ),
+    ('missing', {'loaves': 2}, "c needs a 'flour'."),
+    (
+      'type',
+      {'flour': 'rye', 'oven_heat': 'hot'},
+      "c.oven_heat is 'hot', a str; a float such as 200.0 is expected.",
+    ),
+    ('float_for_int', {'flour': 'rye', 'loaves': 1.5}, 'c.loaves is 1.5'),
+  )
+  def test_mistakes(self, values, message):
+    with pytest.raises(ValueError) as e:
+      fields.read(Bread, 'c', values)
+    self.assertIn(message, str(e.value))

@@ -1,0 +1,46 @@
+"""A model of a config, taken apart without computing anything."""
+
+from absl.testing import absltest
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.train import model as model_lib
+
+X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+
+
+class ModelTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    # The name in the config is not the module's.
+    asked = dict(name='mlp', in_features=64, widths=(8,))
+    cls.model = model_lib.build('small', asked, X)
+
+  def test_init_is_what_was_promised(self):
+    params, variables = self.model.init(0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, self.model.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      variables, self.model.variables
+    )
+    chex.assert_trees_all_equal(params, self.model.init(0)[0])
+    other = self.model.init(1)[0]['layers']['0']['kernel']
+    self.assertTrue((params['layers']['0']['kernel'] != other).any())
+
+  def test_forward(self):
+    params, variables = self.model.init(0)
+    x = np.ones(X.shape, np.float32)
+    y = self.model.forward(params, variables, x)
+    self.assertEqual((self.model.name, y.shape), ('small', (4, 10)))
+    np.testing.assert_allclose(
+      y, self.model.apply(params, variables, x)[0], rtol=1e-6
+    )
+
+  def test_uses(self):
+    self.assertIn('layers/0/kernel', self.model.uses)
+
+
+if __name__ == '__main__':
+  absltest.main()

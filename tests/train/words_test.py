@@ -1,0 +1,47 @@
+"""Words of a config as specifications."""
+
+from absl.testing import parameterized
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.train import options
+from jaxopt_compress.train import words
+
+
+class WordsTest(parameterized.TestCase):
+  def test_quantize(self):
+    rules = (('a', 'W8A8'), ('b', 'int4 g32, int8 token'), ('.*', None))
+    found = dict(words.quantize_rules(options.Quantize(rules=rules)))
+    self.assertEqual(found['a'], jc.W8A8)
+    self.assertEqual(found['b'].weight.group, 32)
+    self.assertIsNone(found['.*'])
+
+  def test_prune_spans_a_part_of_the_steps(self):
+    prune = options.Prune(
+      rules=(('a', 0.8), ('b', '2:4'), ('.*', None)),
+      span=(0.1, 0.6),
+      every=5,
+      scope='leaf',
+    )
+    found = dict(words.prune_rules(prune, steps=200))
+    self.assertEqual(
+      found['a'], jc.Sparsity(0.8, begin=20, end=120, every=5, scope='leaf')
+    )
+    self.assertEqual((found['b'].n, found['b'].m), (2, 4))
+    self.assertIsNone(found['.*'])
+
+  def test_lora(self):
+    rules = (('a', 8), ('.*', None))
+    self.assertEqual(
+      words.lora_rules(options.Adapters(rules=rules)), list(rules)
+    )
+
+  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5')
+  def test_what_is_no_sparsity(self, value):
+    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
+      words.sparsity_words(value)
+
+  @parameterized.parameters((('a',),), (('a', 1, 2),), ('ab',))
+  def test_what_is_no_rule(self, rule):
+    with pytest.raises(ValueError, match=r'A rule is a pair \(regex, value\)'):
+      words.lora_rules(options.Adapters(rules=(rule,)))
