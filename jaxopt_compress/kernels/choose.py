@@ -6,7 +6,6 @@ Weights of one format, one size and one way to round the other operand are one e
 """
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import math
 import os
@@ -23,11 +22,12 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import pack as pack_lib
-from jaxopt_compress.kernels import packed
-from jaxopt_compress.kernels import pruned
-from jaxopt_compress.kernels import tiled
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import plan as plan_lib
+from jaxopt_compress.kernels.leaves import streams
+from jaxopt_compress.kernels.leaves import tiled
 
 # Turns that each takes.
 _ROUNDS = 5
@@ -84,7 +84,7 @@ def tune(
       return leaf
     made = pack_lib.pack_leaf(path, leaf, uses)
     met = {u.primitive for u in (uses or {}).get(path, ())}
-    if 'conv_general_dilated' in met or len(made.matrix.rows) > 2:
+    if 'conv_general_dilated' in met or len(made.plan.matrix.rows) > 2:
       return made
     found = []
     for form in _forms(made, target):
@@ -108,11 +108,11 @@ def _candidates(target: str) -> tuple[str, ...]:
   return native.paths() if target == 'cpu' else ('tiled',)
 
 
-def _forms(made: packed.PackedArray, target: str) -> list[Any]:
+def _forms(made: leaves.PackedArray, target: str) -> list[Any]:
   """The layouts that a packed weight may have on a target."""
   if target != 'cpu':
     return [tiled.tile(made, target)]
-  thin = pruned.of_codes(made)
+  thin = streams.of_codes(made)
   return [made] if thin is None else [made, thin]
 
 
@@ -135,7 +135,7 @@ def _gain(form, rows, times, target) -> tuple[float, Any]:
     best[m] = min(_candidates(target), key=at_m.get)
     gain += math.log(at_m['xla'] / at_m[best[m]])
   if target == 'cpu':
-    form = dataclasses.replace(form, paths=tuple(best.items()))
+    form = plan_lib.with_paths(form, best.items())
   return gain, form
 
 
@@ -145,27 +145,28 @@ def device_kind() -> str:
   return f'{name}, {" ".join(native.paths())}' if native.paths() else name
 
 
-def kind(leaf: packed.PackedArray | tiled.TiledArray) -> str:
+def kind(leaf: leaves.PackedArray | leaves.TiledArray) -> str:
   """What weights must share to share a choice."""
-  m = leaf.matrix
-  sizes = 'x'.join(map(str, (*leaf.stack, m.k, m.n)))
-  if getattr(leaf, 'sparse', None):
-    entries = math.prod((*leaf.stack, m.k, m.n))
-    sizes += f', {leaf.payload.size / entries:.1f} bytes each'
+  m = leaf.plan.matrix
+  shape = (*plan_lib.stack(leaf), m.k, m.n)
+  sizes = 'x'.join(map(str, shape))
+  if isinstance(leaf, leaves.StreamArray):
+    each = leaf.payload.size / math.prod(shape)
+    sizes += f', {each:.1f} bytes each'
   return f'{leaf.describe()}, {sizes}, {jnp.dtype(leaf.dtype).name}'
 
 
 def _measured(made, m, seconds) -> dict[str, float]:
   """Milliseconds of a product of m rows on everything that it may run on."""
-  matrices = made.as_matrices()
+  matrices = plan_lib.as_matrices(made)
   runs = {'xla': matrices.portable()}
-  if isinstance(made, tiled.TiledArray):
+  if isinstance(made, leaves.TiledArray):
     runs['tiled'] = matrices
   else:
     for path in native.paths():
       # One that does not suit is another: measured twice, no harm.
-      runs[path] = dataclasses.replace(matrices, paths=((m, path),))
-  shape = (*made.stack, m, made.matrix.k)
+      runs[path] = plan_lib.with_paths(matrices, ((m, path),))
+  shape = (*plan_lib.stack(made), m, made.plan.matrix.k)
   x = jax.random.normal(jax.random.key(m), shape, made.dtype)
   times = _interleaved(runs, x, seconds)
   return {name: round(1e3 * s, 4) for name, s in times.items()}

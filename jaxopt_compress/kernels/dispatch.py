@@ -9,7 +9,9 @@ goes to its kernel; anywhere else, and where the library was not built, the rule
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 from jax import lax
@@ -18,10 +20,12 @@ import numpy as np
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import epilogues
-from jaxopt_compress.kernels import packed
-from jaxopt_compress.kernels import tiled
+from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import numbers
+from jaxopt_compress.kernels.leaves import plan as plan_lib
+from jaxopt_compress.kernels.leaves import portable
 from jaxopt_compress.quantization import activation
 from jaxopt_compress.quantization import scales
 from jaxopt_compress.quantization import straight
@@ -29,7 +33,7 @@ from jaxopt_compress.quantization import straight
 
 def product(
   x: jax.Array,
-  leaf: packed.PackedArray | tiled.TiledArray,
+  leaf: leaves.PackedArray | leaves.TiledArray,
   result: jnp.dtype,
   epilogue: epilogues.Epilogue | None = None,
 ) -> jax.Array:
@@ -48,32 +52,32 @@ def product(
   out_dtype = jnp.bfloat16 if result == jnp.bfloat16 else jnp.float32
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
-  portable = lambda x, leaf: _portable(x, leaf, out_dtype)
-  if isinstance(leaf, tiled.TiledArray):
-    names = ('tpu',) if leaf.target == 'tpu' else ('cuda', 'rocm')
-    multiply = lambda x, leaf, _: leaf.multiply(x).astype(out_dtype)
-    suits = leaf.suits(x.shape[-2])
-    kernels = dict.fromkeys(names, multiply) if suits else {}
+  kernels = {}
+  if isinstance(leaf, leaves.TiledArray):
+    names = ('tpu',) if leaf.plan.target == 'tpu' else ('cuda', 'rocm')
+    if leaf.suits(x.shape[-2]):
+      tiled = functools.partial(_tiled, out_dtype=out_dtype)
+      kernels = dict.fromkeys(names, tiled)
   elif native.available():
-    path = leaf.path_for(x.shape[-2])
-    kernels = dict(cpu=lambda *args: _kernel(*args, out_dtype, path))
-  else:
-    kernels = {}
-  return _where_there_are(kernels, portable, x, leaf, epilogue)
+    path = leaf.plan.path_for(x.shape[-2])
+    kernels['cpu'] = functools.partial(_matmul, out_dtype=out_dtype, path=path)
+  in_xla = functools.partial(_in_xla, out_dtype=out_dtype)
+  return _where_there_are(kernels, in_xla, x, leaf, epilogue)
 
 
 def _is_ours(leaf, epilogue) -> bool:
   """Whether a kernel does what follows its product."""
-  if not isinstance(leaf, packed.PackedArray) or not native.available():
+  if not isinstance(leaf, leaves.PackedArray) or not native.available():
     return False
-  return bool(leaf.format) or epilogue.scale is None
+  # Weights of floats have no scales that one of the epilogue could be taken into.
+  return bool(leaf.plan.format) or epilogue.scale is None
 
 
-def _where_there_are(kernels, portable, x, leaf, epilogue):
-  """By the kernel of the platform, if any; with the derivative of the portable."""
+def _where_there_are(kernels, in_xla, x, leaf, epilogue):
+  """By the kernel of the platform, if any; with the derivative of `in_xla`."""
 
   def whole(x, leaf, epilogue):
-    y = portable(x, leaf)
+    y = in_xla(x, leaf)
     return y if epilogue is None else epilogue(y)
 
   args = x, leaf, epilogue
@@ -86,8 +90,8 @@ def _where_there_are(kernels, portable, x, leaf, epilogue):
 
 def convolution(
   x: jax.Array,
-  leaf: packed.PackedArray,
-  portable: Callable[[jax.Array, packed.PackedArray], jax.Array],
+  leaf: leaves.PanelArray | leaves.QuadArray,
+  in_xla: Callable[[jax.Array, Any], jax.Array],
   epilogue: epilogues.Epilogue | None = None,
   **geometry,
 ) -> jax.Array:
@@ -96,7 +100,7 @@ def convolution(
   Args:
     x: [images, height, width, channels] floating.
     leaf: stands for [window..., channels, features].
-    portable: the same in XLA.
+    in_xla: the same of (x, leaf) in XLA.
     epilogue: what is done with the results.
     **geometry: strides, padding and dilations, as for `cpu.conv.Windows`.
 
@@ -104,65 +108,109 @@ def convolution(
     [images, out height, out width, features] float32. NotImplemented for an
     epilogue that is for XLA.
   """
-  path = leaf.path_for(x.shape[1] * x.shape[2])
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
-  if leaf.depthwise and (
-    epilogue and (epilogue.curve or epilogue.other is not None)
-  ):
+  apart = isinstance(leaf, leaves.QuadArray)
+  if apart and epilogue and (epilogue.curve or epilogue.other is not None):
     first, then = epilogue.split()
-    return then(convolution(x, leaf, portable, first, **geometry))
-
-  def kernel(x, leaf, epilogue):
-    m = leaf.matrix
-    x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-    x, rounding = _activations(x, leaf, (1, 2, 3))
-    scale, zero = _in_units(leaf)
-    apart = 1 if leaf.depthwise else leaf.feature_groups
-    columns = (apart, 1, m.n // apart) if apart > 1 else (1, m.n)
-    if epilogue is not None:
-      scale, rounding = _rescaled(scale, rounding, epilogue, columns)
-    taps = m.rows[:-1] if len(m.rows) == 3 else (1, *m.rows[:-1])
-    operands = (
-      x,
-      leaf.part('payload'),
-      scale,
-      zero,
-      rounding,
-      _finish(epilogue, columns, jnp.float32),
+    return then(convolution(x, leaf, in_xla, first, **geometry))
+  kernels = {}
+  if native.available():
+    rows = leaf.plan.matrix.rows
+    # The last of the rows is the channel; an image of one axis has height one.
+    taps = rows[:-1] if len(rows) == 3 else (1, *rows[:-1])
+    kernels['cpu'] = functools.partial(
+      _depthwise if apart else _conv,
+      windows=conv.Windows(taps, **geometry),
+      path=leaf.plan.path_for(x.shape[1] * x.shape[2]),
     )
-    options = dict(windows=conv.Windows(taps, **geometry), path=path)
-    if leaf.depthwise:
-      return conv.depthwise(*operands, n=m.n, **options)
-    return conv.conv(
-      *operands,
-      format=packed.LAYOUT[leaf.format].name,
-      n=m.n // leaf.feature_groups,
-      group=leaf.group,
-      feature_groups=leaf.feature_groups,
-      **options,
+  return _where_there_are(kernels, in_xla, x, leaf, epilogue)
+
+
+def _conv(x, leaf, epilogue, **how):
+  """A convolution of a leaf in panels, on the library."""
+  plan = leaf.plan
+  groups, n = plan.feature_groups, plan.matrix.n // plan.feature_groups
+  columns = (groups, 1, n) if groups > 1 else (1, n)
+  return conv.conv(
+    *_operands(x, leaf, epilogue, (1, 2, 3), columns, jnp.float32),
+    format=numbers.LAYOUT[plan.format].name,
+    n=n,
+    group=plan.group,
+    feature_groups=groups,
+    **how,
+  )
+
+
+def _depthwise(x, leaf, epilogue, **how):
+  """A convolution that keeps channels apart, on the library."""
+  n = leaf.plan.matrix.n
+  operands = _operands(x, leaf, epilogue, (1, 2, 3), (1, n), jnp.float32)
+  return conv.depthwise(*operands, n=n, **how)
+
+
+def _matmul(x, leaf, epilogue, *, out_dtype, path):
+  """A product on the library."""
+  plan, n = leaf.plan, leaf.plan.matrix.n
+  x, payload, *rest = _operands(
+    x, leaf, epilogue, (x.ndim - 1,), (1, n), out_dtype
+  )
+  how = dict(
+    k=plan.matrix.k, n=n, group=plan.group, out_dtype=out_dtype, path=path
+  )
+  if isinstance(leaf, leaves.StreamArray):
+    offsets = plan_lib.part(leaf, 'offsets')
+    return native.sparse_matmul(
+      x, payload, offsets, *rest, how=plan.sparse, **how
     )
+  name = numbers.LAYOUT[plan.format].name
+  return native.matmul(x, payload, *rest, format=name, **how)
 
-  kernels = dict(cpu=kernel) if native.available() else {}
-  return _where_there_are(kernels, portable, x, leaf, epilogue)
+
+def _tiled(x, leaf, epilogue, *, out_dtype):
+  """On a kernel for GPUs or TPUs, which takes no epilogue."""
+  del epilogue
+  return leaf.multiply(x).astype(out_dtype)
 
 
-def _portable(x, leaf, out_dtype):
+def _in_xla(x, leaf, *, out_dtype):
   """By the rules of the leaf that it was packed from."""
-  q = leaf.as_matrices().unpack()
+  q = portable.unpack(plan_lib.as_matrices(leaf))
   batch = tuple(range(x.ndim - 2))
-  numbers = (((x.ndim - 1,), (q.ndim - 2,)), (batch, batch))
   options = dict(
-    dimension_numbers=numbers,
+    dimension_numbers=(((x.ndim - 1,), (q.ndim - 2,)), (batch, batch)),
     precision=None,
     preferred_element_type=jnp.dtype(jnp.float32),
   )
-  if leaf.format:
+  if leaf.plan.format:
     rule = lift.rule_for(lax.dot_general_p, type(q))
     y = rule(x, q, out_sharding=None, **options)
   else:
     y = lax.dot_general(x, q, **options)
   return y.astype(out_dtype)
+
+
+# ------------------------------------------------------ what the library is given
+
+
+def _operands(x, leaf, epilogue, summed, columns, out_dtype):
+  """(x, payload, scale, zero, rounding, finish) of a call of the library.
+
+  Args:
+    x: the other operand.
+    leaf: for CPUs.
+    epilogue: or None.
+    summed: axes of x that products sum over.
+    columns: the shape of a number for each column, as the call has them.
+    out_dtype: of the results.
+  """
+  x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
+  x, rounding = _activations(x, leaf, summed)
+  scale, zero = _in_units(leaf)
+  if epilogue is not None:
+    scale, rounding = _rescaled(scale, rounding, epilogue, columns)
+  finish = _finish(epilogue, columns, out_dtype)
+  return x, plan_lib.part(leaf, 'payload'), scale, zero, rounding, finish
 
 
 def _rescaled(scale, rounding, epilogue, shape):
@@ -202,40 +250,19 @@ def _of_columns(p, shape):
   return jnp.broadcast_to(p, math.prod(shape)).reshape(shape)
 
 
-def _kernel(x, leaf, epilogue, out_dtype, path):
-  """On the library."""
-  x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-  x, rounding = _activations(x, leaf, (x.ndim - 1,))
-  scale, zero = _in_units(leaf)
-  columns = (1, leaf.matrix.n)
-  if epilogue is not None:
-    scale, rounding = _rescaled(scale, rounding, epilogue, columns)
-  numbers = scale, zero, rounding, _finish(epilogue, columns, out_dtype)
-  options = dict(
-    k=leaf.matrix.k,
-    n=leaf.matrix.n,
-    group=leaf.group,
-    out_dtype=out_dtype,
-    path=path,
-  )
-  payload = leaf.part('payload')
-  if leaf.sparse is None:
-    name = packed.LAYOUT[leaf.format].name
-    return native.matmul(x, payload, *numbers, format=name, **options)
-  offsets = leaf.part('offsets')
-  return native.sparse_matmul(
-    x, payload, offsets, *numbers, how=leaf.sparse, **options
-  )
-
-
 def _in_units(leaf):
   """Scales and zero points as kernels have them, which count in units."""
-  scale, zero = leaf.part('scale'), leaf.part('zero')
-  unit = packed.LAYOUT[leaf.format].unit if leaf.format else 1.0
+  plan, scale, zero = leaf.plan, _part(leaf, 'scale'), _part(leaf, 'zero')
+  unit = numbers.LAYOUT[plan.format].unit if plan.format else 1.0
   if unit != 1:
     scale = scale.astype(jnp.float32) * np.float32(unit)
     zero = None if zero is None else zero * np.float32(1 / unit)
   return scale, zero
+
+
+def _part(leaf, name):
+  """A part of a leaf, None where its layout has no such part."""
+  return plan_lib.part(leaf, name) if name in leaf.axes(leaf.plan) else None
 
 
 def _activations(x, leaf, summed):
@@ -244,7 +271,7 @@ def _activations(x, leaf, summed):
   Else x is rounded here to what its codes stand for, and multiplied as it is.
   Products sum over the axes `summed`, the last of which may be in groups.
   """
-  act = leaf.act
+  act = leaf.plan.act
   if act is None:
     return x, native.Rounding()
   integer = act.numbers.integer and act.numbers.step == 1
@@ -257,22 +284,22 @@ def _activations(x, leaf, summed):
     and act.granularity in ('token', 'channel', 'tensor')
     # Zero points of fewer bits are not whole numbers.
     and (act.symmetric or act.numbers.bits > 2)
-    and packed.LAYOUT[leaf.format].name != 'nf4'
+    and numbers.LAYOUT[leaf.plan.format].name != 'nf4'
   )
   if not suits:
     if act.static:
       q = activation.with_range(
         x,
         act,
-        _last(leaf.part('act_scale'), x),
-        _last(leaf.part('act_zero'), x),
+        _last(plan_lib.part(leaf, 'act_scale'), x),
+        _last(plan_lib.part(leaf, 'act_zero'), x),
       )
     else:
       q = activation.quantize(x, act, summed, summed[-1])
     return q.materialize(), native.Rounding()
   fmt = act.numbers
   rounding = native.Rounding(
-    totals=_float32(leaf.part('totals')),
+    totals=_float32(_part(leaf, 'totals')),
     act=native.Act.DYNAMIC,
     bound=fmt.bound,
     low=fmt.lowest,
@@ -280,7 +307,7 @@ def _activations(x, leaf, summed):
     symmetric=act.symmetric,
   )
   if act.static:
-    given = leaf.part('act_scale'), leaf.part('act_zero')
+    given = plan_lib.part(leaf, 'act_scale'), plan_lib.part(leaf, 'act_zero')
   elif act.granularity == 'tensor':
     given = _range_of_all(x, act)
   else:
@@ -306,5 +333,4 @@ def _range_of_all(x, act):
   reach, center = scales.reach_and_center(x, act, everything)
   scale = scales.stored(reach, act, everything, x.shape).scale
   zero = None if center is None else scales.zero_point(center, scale, act)
-  one = lambda p: None if p is None else p.reshape(1, 1)
-  return one(scale), one(zero)
+  return scale.reshape(1, 1), None if zero is None else zero.reshape(1, 1)

@@ -1,4 +1,7 @@
-"""What a PackedArray does: products, gathers of rows, and moves on the way there."""
+"""What leaves for the kernels do: products, gathers of rows, and moves on the way there.
+
+Every rule is a function with a name; `register` puts them in the table of `lift`.
+"""
 
 import dataclasses
 import math
@@ -11,20 +14,20 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import matrix as matrix_lib
-from jaxopt_compress.kernels import packed
-from jaxopt_compress.kernels import tiled
+from jaxopt_compress.kernels.leaves import numbers
+from jaxopt_compress.kernels.leaves import plan as plan_lib
+from jaxopt_compress.kernels.leaves import portable
 from jaxopt_compress.quantization import dot
-from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
 
-PackedArray = packed.PackedArray
-# Seen as matrices, both kinds of leaves move and multiply alike.
-_BOTH = (packed.PackedArray, tiled.TiledArray)
+_PACKED = (leaves.PanelArray, leaves.StreamArray, leaves.QuadArray)
+# Seen as matrices, leaves of every layout move and multiply alike.
+_ALL = (*_PACKED, leaves.TiledArray)
 
 
-@lift.rule(lax.dot_general_p, *_BOTH)
 def dot_general(
   lhs,
   rhs,
@@ -34,7 +37,7 @@ def dot_general(
   epilogue=None,
   **_,
 ):
-  side = int(isinstance(rhs, _BOTH))
+  side = int(isinstance(rhs, _ALL))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   d = product.dims(dimension_numbers)
   declined = dot.refuses(x) or _not_its_matrices(
@@ -42,45 +45,29 @@ def dot_general(
   )
   if declined:
     return declined
-  stack, m = len(leaf.stack), leaf.matrix
-  entry = lambda i: m.order[i - stack]  # of an axis of the leaf
-  # x as [stack..., free..., k]
-  pairs = sorted(
-    zip(d.contracting[side], d.contracting[1 - side], strict=True),
-    key=lambda pair: entry(pair[0]),
-  )
-  batch = sorted(zip(d.batch[side], d.batch[1 - side], strict=True))
   held = d.contracting[1 - side] + d.batch[1 - side]
   x_free = [i for i in range(x.ndim) if i not in held]
-  lead = [j for _, j in batch]
-  x_free_sizes = [x.shape[i] for i in x_free]
-  rows = lax.transpose(x, (*lead, *x_free, *(j for _, j in pairs)))
-  rows = rows.reshape(*leaf.stack, math.prod(x_free_sizes), m.k)
-  free = [i for i in range(stack, leaf.ndim) if i not in d.contracting[side]]
-  if epilogue and (not side or stack or len(free) != 1):
-    return NotImplemented
-  if epilogue and epilogue.other is not None:
-    other = epilogue.other.reshape(rows.shape[-2], m.n)
-    epilogue = dataclasses.replace(epilogue, other=other)
+  rows = _as_rows(x, leaf, d, side, x_free)
+  if epilogue:
+    # It goes along the columns as the kernel writes them: the last axis of results.
+    columns = len(leaf.shape) - len(d.contracting[side])
+    if not side or plan_lib.stack(leaf) or columns != 1:
+      return NotImplemented
+    if epilogue.other is not None:
+      other = epilogue.other.reshape(rows.shape[-2], leaf.plan.matrix.n)
+      epilogue = dataclasses.replace(epilogue, other=other)
   result = dot.result_dtype(preferred_element_type, x, leaf)
   y = dispatch.product(rows, leaf, result, epilogue)
   if y is NotImplemented:
     return y
-  # To [batch..., free of lhs..., free of rhs...]
-  by_entry = sorted(free, key=entry)
-  y = y.reshape(*leaf.stack, *x_free_sizes, *(leaf.shape[i] for i in by_entry))
-  lead = [i for i, _ in batch]
-  of_batch = [lead.index(i) for i in d.batch[side]]
-  of_x = [stack + i for i in range(len(x_free))]
-  of_leaf = [stack + len(x_free) + by_entry.index(i) for i in free]
-  order = (*of_batch, *(of_x + of_leaf if side else of_leaf + of_x))
-  return lax.transpose(y, order).astype(result)
+  sizes = [x.shape[i] for i in x_free]
+  return _as_results(y, leaf, d, side, sizes).astype(result)
 
 
 def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
   """Declines products that do not sum over the rows of each matrix."""
-  stack, m = len(leaf.stack), leaf.matrix
-  if leaf.feature_groups > 1:
+  stack, m = len(plan_lib.stack(leaf)), leaf.plan.matrix
+  if leaf.plan.feature_groups > 1:
     return lift.Dense('it is packed for a convolution')
   if sorted(batch) != list(range(stack)):
     return lift.Dense('its stacked axes are not batch axes of the product')
@@ -93,70 +80,109 @@ def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
   return None
 
 
+def _as_rows(x, leaf, d, side, x_free):
+  """The other operand as [stack..., rows, k]."""
+  stack, m = plan_lib.stack(leaf), leaf.plan.matrix
+  # Contracted axes come in the order in which the matrix has its rows, batch axes in
+  # that of the stack; each axis of x has the place of the axis that it meets.
+  contracted = sorted(
+    zip(d.contracting[side], d.contracting[1 - side], strict=True),
+    key=lambda pair: m.order[pair[0] - len(stack)],
+  )
+  batch = sorted(zip(d.batch[side], d.batch[1 - side], strict=True))
+  order = (*(j for _, j in batch), *x_free, *(j for _, j in contracted))
+  x = lax.transpose(x, order)
+  count = math.prod(x.shape[len(stack) : len(stack) + len(x_free)])
+  return x.reshape(*stack, count, m.k)
+
+
+def _as_results(y, leaf, d, side, x_free_sizes):
+  """[stack..., rows, n] as [batch..., free of lhs..., free of rhs...]."""
+  stack, m = plan_lib.stack(leaf), leaf.plan.matrix
+  lead, x_end = len(stack), len(stack) + len(x_free_sizes)
+  free = [i for i in range(lead, leaf.ndim) if i not in d.contracting[side]]
+  # n is made of the free axes of the leaf in the order of the matrix.
+  by_entry = sorted(free, key=lambda i: m.order[i - lead])
+  y = y.reshape(*stack, *x_free_sizes, *(leaf.shape[i] for i in by_entry))
+  # From there to the order of the product: batch axes as it names them, then the
+  # free axes of each operand in the order of that operand.
+  in_batch = sorted(d.batch[side])
+  of_batch = [in_batch.index(i) for i in d.batch[side]]
+  of_x = list(range(lead, x_end))
+  of_leaf = [x_end + by_entry.index(i) for i in free]
+  order = (*of_batch, *(of_x + of_leaf if side else of_leaf + of_x))
+  return lax.transpose(y, order)
+
+
 # ----------------------------------------------------------------- convolutions
 
 
-@lift.rule(lax.conv_general_dilated_p, PackedArray)
 def convolution(lhs, rhs, epilogue=None, **params):
-  if not isinstance(rhs, PackedArray):
+  if not isinstance(rhs, _PACKED):
     return lift.Dense('it is the image of a convolution, not the kernel')
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
   if declined:
     return declined
-  numbers = params['dimension_numbers']
-  images, feature, *space = numbers.lhs_spec
-  out_images, out_feature, *out_space = numbers.out_spec
+  images, feature, *space = params['dimension_numbers'].lhs_spec
+  out_images, out_feature, *out_space = params['dimension_numbers'].out_spec
   if epilogue and out_feature != lhs.ndim - 1:
     return NotImplemented
-  # Images of one axis are of height one.
-  flat = len(space) == 1
-  two = lambda pair, one: (one, *pair) if flat else tuple(pair)
+  # Kernels read [images, height, width, channels]; an image of one axis has height
+  # one. `there` takes the axes of the operand to that order, `back` its results to
+  # the order that the operation gives.
   there = (images, *space, feature)
-  back = [0] * lhs.ndim
-  for i, axis in enumerate((out_images, *out_space, out_feature)):
-    back[axis] = i
-  kind = qarray.QArray if rhs.act is None else qarray.QDotArray
-  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
+  given = (out_images, *out_space, out_feature)
+  back = tuple(given.index(i) for i in range(lhs.ndim))
+  flat = len(space) == 1
 
-  def portable(x, leaf):
-    x = x[:, 0] if flat else x
-    x = lax.transpose(x, tuple(there.index(i) for i in range(lhs.ndim)))
-    wide = {**params, 'preferred_element_type': jnp.dtype(jnp.float32)}
-    y = rule(x, leaf.unpack(), **wide)
-    y = lax.transpose(y, (out_images, *out_space, out_feature))
-    return y[:, None] if flat else y
+  def to_kernel(x, order):
+    x = lax.transpose(x, order)
+    return x[:, None] if flat else x
+
+  def from_kernel(y, order):
+    return lax.transpose(y[:, 0] if flat else y, order)
+
+  kind = qarray.QArray if rhs.plan.act is None else qarray.QDotArray
+  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
+  wide = params | {'preferred_element_type': jnp.dtype(jnp.float32)}
+  origin = tuple(there.index(i) for i in range(lhs.ndim))
+
+  def in_xla(x, leaf):
+    y = rule(from_kernel(x, origin), portable.unpack(leaf), **wide)
+    return to_kernel(y, given)
 
   if epilogue and epilogue.other is not None:
-    other = lax.transpose(epilogue.other, (out_images, *out_space, out_feature))
-    other = other[:, None] if flat else other
+    other = to_kernel(epilogue.other, given)
     epilogue = dataclasses.replace(epilogue, other=other)
-  x = lax.transpose(lhs, there)
   y = dispatch.convolution(
-    x[:, None] if flat else x,
-    rhs,
-    portable,
-    epilogue,
-    strides=two(params['window_strides'], 1),
-    padding=two(map(tuple, params['padding']), (0, 0)),
-    lhs_dilation=two(params['lhs_dilation'], 1),
-    rhs_dilation=two(params['rhs_dilation'], 1),
+    to_kernel(lhs, there), rhs, in_xla, epilogue, **_geometry(params, flat)
   )
   if y is NotImplemented:
     return y
-  y = lax.transpose(y[:, 0] if flat else y, tuple(back))
   preferred = params['preferred_element_type']
-  return y.astype(dot.result_dtype(preferred, lhs, rhs))
+  return from_kernel(y, back).astype(dot.result_dtype(preferred, lhs, rhs))
+
+
+def _geometry(params, flat):
+  """Strides, padding and dilations along height and width."""
+  ones = ((1,), ((0, 0),)) if flat else ((), ())
+  return dict(
+    strides=(*ones[0], *params['window_strides']),
+    padding=(*ones[1], *map(tuple, params['padding'])),
+    lhs_dilation=(*ones[0], *params['lhs_dilation']),
+    rhs_dilation=(*ones[0], *params['rhs_dilation']),
+  )
 
 
 def _not_its_windows(leaf, params) -> lift.Dense | None:
   """Declines convolutions that it is not the kernel of."""
-  m = leaf.matrix
+  m = leaf.plan.matrix
   out, feature, *space = params['dimension_numbers'].rhs_spec
-  if leaf.stack or leaf.sparse is not None or len(space) > 2:
+  if plan_lib.stack(leaf) or leaf.plan.sparse is not None or len(space) > 2:
     return lift.Dense('no kernel for this convolution')
   if params['batch_group_count'] != 1:
     return lift.Dense('a convolution grouped over the batch')
-  if params['feature_group_count'] != leaf.feature_groups:
+  if params['feature_group_count'] != leaf.plan.feature_groups:
     return lift.Dense('it is packed for another number of groups of features')
   if any(p < 0 for pair in params['padding'] for p in pair):
     return lift.Dense('a convolution that cuts its image')
@@ -166,41 +192,14 @@ def _not_its_windows(leaf, params) -> lift.Dense | None:
   return None
 
 
-# -------------------------------------------------------- with what follows them
-
-_WITH_EPILOGUE = {
-  lax.dot_general_p: dot_general,
-  lax.conv_general_dilated_p: convolution,
-}
-
-
-@lift.claims(*_BOTH)
-def with_epilogues(jaxpr):
-  """The products of a body that are computed with what follows them."""
-  return {i: _claim(chain) for i, chain in epilogues.find(jaxpr).items()}
-
-
-def _claim(chain) -> lift.Claim:
-  product = chain.equation
-
-  def run(operands, read):
-    rule = _WITH_EPILOGUE[product.primitive]
-    return rule(*operands, **product.params, epilogue=chain.epilogue(read))
-
-  return lift.Claim(
-    product, chain.operands, chain.indices, tuple(chain.reads), run
-  )
-
-
 # ---------------------------------------------------------------------- experts
 
 
-@lift.rule('ragged_dot_general', PackedArray)
-def _(lhs, rhs, group_sizes, **params):
+def ragged_dot(lhs, rhs, group_sizes, **params):
   """By the rule of what it was packed from: there is no kernel."""
-  if not isinstance(rhs, PackedArray) or not rhs.format:
+  if not isinstance(rhs, _PACKED) or not rhs.plan.format:
     return lift.Dense('no kernel for experts of this kind')
-  q = rhs.unpack()
+  q = portable.unpack(rhs)
   rule = lift.rule_for('ragged_dot_general', type(q))
   return rule(lhs, q, group_sizes, **params)
 
@@ -208,94 +207,121 @@ def _(lhs, rhs, group_sizes, **params):
 # ------------------------------------------------------------------------ gather
 
 
-@lift.rule(lax.gather_p, PackedArray)
-def _(
+def gather(
   operand, indices, *, dimension_numbers, slice_sizes, fill_value, **params
 ):
   """Rows of an embedding that is also attended: columns of its matrix."""
-  if not isinstance(operand, PackedArray):
+  if not isinstance(operand, _PACKED):
     return lift.Dense('it is an index')
-  m, numbers = operand.matrix, dimension_numbers
-  whole = (
-    operand.sparse is None
-    and not operand.stack
-    and len(m.rows) == len(m.columns) == 1
-    and not numbers.operand_batching_dims
-  )
-  axis = m.order.index(1) if whole else None
-  rows = (
-    whole
-    and numbers.start_index_map == (axis,)
-    and numbers.collapsed_slice_dims == (axis,)
-    and slice_sizes == tuple(1 if i == axis else m.k for i in range(2))
-    and numbers.offset_dims == (indices.ndim - 1,)
-  )
-  if not rows:
+  if not _gathers_columns(operand, indices, dimension_numbers, slice_sizes):
     return lift.Dense('a gather of something other than whole rows')
+  plan, m = operand.plan, operand.plan.matrix
   at = indices[..., 0]
   inside = jnp.clip(at, 0, m.n - 1)
   codes = layout.columns(
-    operand.part('payload'),
-    packed.LAYOUT[operand.format].name,
-    operand.group,
+    plan_lib.part(operand, 'payload'),
+    numbers.LAYOUT[plan.format].name,
+    plan.group,
     m.k,
     inside,
   )
-  of = lambda p: matrix_lib.by_row(
-    p.T[inside][..., None].astype(jnp.float32), operand.group, m.k
-  )[..., 0]
-  x = packed.numbers(codes, operand.format)
+
+  def along(name):
+    """[..., k] of scales or zero points."""
+    p = plan_lib.part(operand, name).T[inside][..., None].astype(jnp.float32)
+    return matrix_lib.by_row(p, plan.group, m.k)[..., 0]
+
+  x = numbers.of_codes(codes, plan.format)
   if operand.zero is not None:
-    x = x - of(operand.part('zero'))
-  x = (x * of(operand.part('scale'))).astype(operand.dtype)
+    x = x - along('zero')
+  x = (x * along('scale')).astype(plan.dtype)
   if params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP:
     fill = jnp.nan if fill_value is None else fill_value
     x = jnp.where((at == inside)[..., None], x, jnp.asarray(fill, x.dtype))
   return x
 
 
+def _gathers_columns(leaf, indices, numbers, slice_sizes) -> bool:
+  """Whether a gather takes whole columns of the one matrix of a leaf in panels."""
+  m = leaf.plan.matrix
+  one_matrix = (
+    isinstance(leaf, leaves.PanelArray)
+    and not plan_lib.stack(leaf)
+    and len(m.rows) == len(m.columns) == 1
+    and not numbers.operand_batching_dims
+  )
+  if not one_matrix:
+    return False
+  axis = m.order.index(1)
+  return (
+    numbers.start_index_map == (axis,)
+    and numbers.collapsed_slice_dims == (axis,)
+    and slice_sizes == tuple(1 if i == axis else m.k for i in range(2))
+    and numbers.offset_dims == (indices.ndim - 1,)
+  )
+
+
 # ------------------------------------------------------------------------- moves
 
 
-@lift.rule(lax.transpose_p, *_BOTH)
-def _(leaf, *, permutation):
-  stack, m = len(leaf.stack), leaf.matrix
+def transpose(leaf, *, permutation):
+  stack = len(plan_lib.stack(leaf))
   if tuple(permutation[:stack]) != tuple(range(stack)):
     return lift.Dense('a transposition of its stacked axes')
-  order = tuple(m.order[i - stack] for i in permutation[stack:])
-  return leaf.seen_as(m._replace(order=order))
+  matrix = leaf.plan.matrix.transposed([i - stack for i in permutation[stack:]])
+  return plan_lib.seen_as(leaf, matrix)
 
 
-@lift.rule(lax.convert_element_type_p, *_BOTH)
-def _(leaf, *, new_dtype, **_):
+def convert(leaf, *, new_dtype, **_):
   floating = jnp.issubdtype(new_dtype, jnp.floating)
+  # Types with fewer bits than bfloat16 would round the codes again.
   if not floating or jnp.finfo(new_dtype).nmant < 7:
     return lift.Dense(f'a conversion to {new_dtype}')
-  return leaf.seen_as(leaf.matrix, jnp.dtype(new_dtype))
+  return plan_lib.seen_as(leaf, leaf.plan.matrix, jnp.dtype(new_dtype))
 
 
-@lift.rule(lax.reshape_p, *_BOTH)
-def _(leaf, *sizes, new_sizes, dimensions, **_):
+def reshape(leaf, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
     return lift.Dense('a reshape with a permutation')
-  return _reshape(leaf, new_sizes)
+  return _reshaped(leaf, new_sizes)
 
 
-@lift.rule(lax.squeeze_p, *_BOTH)
-def _(leaf, *, dimensions):
+def squeeze(leaf, *, dimensions):
   shape = [n for i, n in enumerate(leaf.shape) if i not in dimensions]
-  return _reshape(leaf, shape)
+  return _reshaped(leaf, shape)
 
 
-@lift.rule(lax.broadcast_in_dim_p, *_BOTH)
-def _(leaf, *sizes, shape, **_):
+def broadcast_in_dim(leaf, *sizes, shape, **_):
   if math.prod(shape) != leaf.size:
     return lift.Dense('a broadcast')
-  return _reshape(leaf, shape)
+  return _reshaped(leaf, shape)
 
 
-@lift.rule(lax.slice_p, *_BOTH)
-def _(leaf, *, start_indices, limit_indices, strides):
+def _reshaped(leaf, shape):
+  """Merges and splits rows with rows, columns with columns, stacks with stacks."""
+  leaf = _restacked(leaf, tuple(shape))
+  if isinstance(leaf, lift.Dense):
+    return leaf
+  stack = len(plan_lib.stack(leaf))
+  matrix = leaf.plan.matrix.reshaped(tuple(shape[stack:]))
+  if isinstance(matrix, str):
+    return lift.Dense(matrix)
+  return plan_lib.seen_as(leaf, matrix)
+
+
+def _restacked(leaf, shape):
+  """The leaf with those of the axes of `shape` that hold its matrices as stack."""
+  old = plan_lib.stack(leaf)
+  if shape[: len(old)] == old:
+    return leaf
+  heads = [shape[:i] for i in range(len(shape) + 1)]
+  new = next((h for h in heads if math.prod(h) == math.prod(old)), None)
+  if new is None:
+    return lift.Dense('a reshape that mixes its stacked axes with others')
+  return jax.tree.map(lambda x: x.reshape(*new, *x.shape[len(old) :]), leaf)
+
+
+def slice_(leaf, *, start_indices, limit_indices, strides):
   strides = strides or (1,) * leaf.ndim
   runs = list(zip(start_indices, limit_indices, strides, strict=True))
   sizes = [-(-(stop - start) // step) for start, stop, step in runs]
@@ -304,9 +330,8 @@ def _(leaf, *, start_indices, limit_indices, strides):
   )
 
 
-@lift.rule(lax.dynamic_slice_p, *_BOTH)
-def _(leaf, *starts, slice_sizes, **_):
-  if not isinstance(leaf, _BOTH):
+def dynamic_slice(leaf, *starts, slice_sizes, **_):
+  if not isinstance(leaf, _ALL):
     return lift.Dense('it is an index')
   return _of_stack(
     leaf,
@@ -320,63 +345,58 @@ def _of_stack(leaf, sizes, cut):
   axes = [i for i, n in enumerate(sizes) if n != leaf.shape[i]]
   if 0 in sizes:
     return lift.Dense('an empty slice')
-  if any(i >= len(leaf.stack) for i in axes):
+  if any(i >= len(plan_lib.stack(leaf)) for i in axes):
     return lift.Dense('a slice of the matrices it is packed as')
   for i in axes:
     leaf = jax.tree.map(lambda x, i=i: cut(x, i), leaf)
   return leaf
 
 
-def _restacked(leaf, shape):
-  """The leaf with those of the axes of `shape` that hold its matrices as stack."""
-  old = leaf.stack
-  if shape[: len(old)] == old:
-    return leaf
-  heads = [shape[:i] for i in range(len(shape) + 1)]
-  new = next((h for h in heads if math.prod(h) == math.prod(old)), None)
-  if new is None:
-    return lift.Dense('a reshape that mixes its stacked axes with others')
-  return jax.tree.map(lambda x: x.reshape(*new, *x.shape[len(old) :]), leaf)
+# -------------------------------------------------------- with what follows them
+
+_PRODUCTS = {
+  lax.dot_general_p: dot_general,
+  lax.conv_general_dilated_p: convolution,
+}
 
 
-def _reshape(leaf, shape):
-  """Merges and splits rows with rows, columns with columns, stacks with stacks."""
-  leaf = _restacked(leaf, tuple(shape))
-  if isinstance(leaf, lift.Dense):
-    return leaf
-  stack, m = leaf.stack, leaf.matrix
-  # The pieces of each entry of rows and columns, and which piece each axis is.
-  pieces = {e: None for e in range(len(m.sizes))}
-  axes = [None] * (len(shape) - len(stack))
-  old, new = m.shape, tuple(shape[len(stack) :])
-  for before, after in moves.common_blocks(old, new):
-    entries = [m.order[i] for i in before]
-    if not entries:  # an axis of size one that was not there
-      for j in after:
-        axes[j] = ('new', j)
-      continue
-    rows = {e < len(m.rows) for e in entries}
-    run = list(range(entries[0], entries[0] + len(entries)))
-    if len(rows) > 1 or entries != run:
-      return lift.Dense('a reshape that mixes what it is packed along')
-    for e in entries:
-      pieces[e] = ()
-    pieces[entries[0]] = tuple(new[j] for j in after)
-    for j_, j in enumerate(after):
-      axes[j] = (entries[0], j_)
-  rows, columns, place = [], [], {}
-  for e in range(len(m.sizes)):
-    out = rows if e < len(m.rows) else columns
-    for i, size in enumerate(pieces[e]):
-      place[e, i] = (out is columns, len(out))
-      out.append(size)
-  for j, axis in enumerate(axes):
-    if axis == ('new', j):
-      place[axis] = (True, len(columns))
-      columns.append(1)
-  rows, columns = rows or [1], columns or [1]
-  order = [place[a] for a in axes]
-  order = tuple(i + len(rows) * is_column for is_column, i in order)
-  if sorted(order) != list(range(len(rows) + len(columns))):
-    return lift.Dense('a reshape to a vector')
-  return leaf.seen_as(matrix_lib.Matrix(tuple(rows), tuple(columns), order))
+def with_epilogues(jaxpr) -> dict[int, lift.Claim]:
+  """The products of a body that are computed with what follows them."""
+  return {i: _claim(chain) for i, chain in epilogues.find(jaxpr).items()}
+
+
+def _claim(chain):
+  product = chain.equation
+
+  def run(operands, read):
+    rule = _PRODUCTS[product.primitive]
+    return rule(*operands, **product.params, epilogue=chain.epilogue(read))
+
+  return lift.Claim(
+    product, chain.operands, chain.indices, tuple(chain.reads), run
+  )
+
+
+# ------------------------------------------------------------------------- table
+
+_RULES = (
+  (lax.dot_general_p, dot_general, _ALL),
+  (lax.conv_general_dilated_p, convolution, _PACKED),
+  ('ragged_dot_general', ragged_dot, _PACKED),
+  (lax.gather_p, gather, _PACKED),
+  (lax.transpose_p, transpose, _ALL),
+  (lax.convert_element_type_p, convert, _ALL),
+  (lax.reshape_p, reshape, _ALL),
+  (lax.squeeze_p, squeeze, _ALL),
+  (lax.broadcast_in_dim_p, broadcast_in_dim, _ALL),
+  (lax.slice_p, slice_, _ALL),
+  (lax.dynamic_slice_p, dynamic_slice, _ALL),
+)
+
+
+def register() -> None:
+  """Tells `lift` what these leaves do."""
+  for primitive, rule, kinds in _RULES:
+    lift.rule(primitive, *kinds)(rule)
+  # Kernels for GPUs and TPUs take no epilogues.
+  lift.claims(*_PACKED)(with_epilogues)

@@ -50,8 +50,8 @@ class TuneTest(absltest.TestCase):
       self.assertEqual(set(times), {'xla', *native.paths()})
       best[m] = min(native.paths(), key=times.get)
     if isinstance(p['w'], jc.PackedArray):
-      self.assertEqual(p['w'].path_for(1), best['2'])
-      self.assertEqual(p['w'].path_for(1000), best['20'])
+      self.assertEqual(p['w'].plan.path_for(1), best['2'])
+      self.assertEqual(p['w'].plan.path_for(1000), best['20'])
       f = jax.jit(jc.lift(lambda p, x: x @ p['w']))
       x = jax.random.normal(jax.random.key(1), (3, 64))
       self.assertLess(float(jnp.abs(f(p, x) - f(q, x)).max()), 1e-4)
@@ -66,7 +66,7 @@ class TuneTest(absltest.TestCase):
       times |= dict.fromkeys(times, 5.0) | {'portable': 1.0}
     self.file.write_text(json.dumps(known))
     p = self._tune(q, file=self.file)
-    self.assertEqual(p['w'].path_for(7), 'portable')
+    self.assertEqual(p['w'].plan.path_for(7), 'portable')
     for times in entry.values():
       times['xla'] = 0.5
     self.file.write_text(json.dumps(known))
@@ -78,7 +78,7 @@ class TuneTest(absltest.TestCase):
     with mock.patch.object(choose, '_measured', lambda *_: dict(tie)):
       p = self._tune(q)
     best = native.paths()[0]
-    self.assertEqual(p['w'].paths, ((2, best), (20, best)))
+    self.assertEqual(p['w'].plan.paths, ((2, best), (20, best)))
 
   def test_two_processes_write_one_file(self):
     weights = lambda name: {'cpu': {name: {'1': {'xla': 1.0, 'avx2': 0.1}}}}
@@ -117,7 +117,7 @@ class TuneTest(absltest.TestCase):
           times['xla'] = 4.0
       self.file.write_text(json.dumps(known))
       p = self._tune(q, file=self.file)
-      self.assertEqual(p['w'].sparse is not None, faster == thin)
+      self.assertEqual(p['w'].plan.sparse is not None, faster == thin)
 
   def test_bad_input(self):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])

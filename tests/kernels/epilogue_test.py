@@ -1,7 +1,5 @@
 """Products that do what follows them, too: the law, and that they do."""
 
-import dataclasses
-
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -12,6 +10,7 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import plan
 
 W = jax.random.normal(jax.random.key(0), (96, 70)) / 10
 X = jax.random.normal(jax.random.key(1), (2, 5, 96))
@@ -115,7 +114,7 @@ class EpilogueTest(parameterized.TestCase):
   def test_curves_on_every_path(self, path, kind):
     f = lambda p, x: KINDS[kind](x @ p['w'], p['c'])
     q, p = _packed(f, {'w': W, 'c': C}, X, 'W8A8')
-    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    p['w'] = plan.with_paths(p['w'], ((10, path),))
     f = jax.jit(jc.lift(f))
     self.assertLess(_distance(f(p, X), f(q, X)), 2e-5)
 
@@ -143,7 +142,7 @@ class EpilogueTest(parameterized.TestCase):
     x = jnp.array([[jnp.inf], [-jnp.inf], [jnp.nan], [2.0]])
     f = lambda p, x: jax.nn.relu(KINDS[kind](x @ p['w'], None))
     _, p = _packed(f, {'w': jnp.ones((1, 4))}, x, 'NF4')
-    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    p['w'] = plan.with_paths(p['w'], ((10, path),))
     got = jax.jit(jc.lift(f))(p, x)[:, 0]
     np.testing.assert_allclose(got, f({'w': jnp.ones((1, 1))}, x)[:, 0], 1e-5)
 
@@ -186,7 +185,7 @@ class EpilogueTest(parameterized.TestCase):
   @parameterized.parameters(*native.paths())
   def test_every_path(self, path):
     q, p = _packed(_dense, _tree(W), X, 'W8A8')
-    p['w'] = dataclasses.replace(p['w'], paths=((10, path),))
+    p['w'] = plan.with_paths(p['w'], ((10, path),))
     f = jax.jit(jc.lift(_dense))
     self.assertLess(_distance(f(p, X), f(q, X)), 2e-5)
 
@@ -202,14 +201,14 @@ class EpilogueTest(parameterized.TestCase):
   def test_without_zeros(self):
     w = jnp.where(jnp.arange(96)[:, None] % 4 == 0, W, 0.0)
     _, p = self._check(_dense, _tree(w), X, 'W8A8')
-    self.assertIsNotNone(p['w'].sparse)
+    self.assertIsNotNone(p['w'].plan.sparse)
 
   def test_weights_of_floats(self):
     w = jnp.where(jnp.arange(96)[:, None] % 4 == 0, W, 0.0)
     f = lambda p, x: jax.nn.relu(x @ p['w'] + p['b'])
     params = _tree(w)
     p = jc.pack(params, jc.uses(f)(params, X))
-    self.assertIsNotNone(p['w'].sparse)
+    self.assertIsNotNone(p['w'].plan.sparse)
     got = jax.jit(jc.lift(f, strict=True))(p, X)
     self.assertLess(_distance(got, f(params, X)), 1e-5)
     # A factor is for scales, which it has none of: XLA multiplies.

@@ -9,7 +9,6 @@ s the step that a row of x is rounded to, 0 where it is not.
 """
 
 from collections.abc import Callable
-import dataclasses
 import os
 import tempfile
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress import kernels
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import plan as plan_lib
 from launch.bench.kernels import turns
 
 AUTO = ''  # the path that the library chooses
@@ -247,9 +247,9 @@ def on_path(path: str, params: Any) -> Any:
     if path == AUTO or not isinstance(leaf, kernels.PackedArray):
       return leaf
     # Cores with AVX512-VNNI have instructions for what has no zeros as well.
-    thin = getattr(leaf, 'sparse', None) and VBMI2 in native.paths()
+    thin = leaf.plan.sparse is not None and VBMI2 in native.paths()
     best = VBMI2 if thin and path == VNNI else path
-    return dataclasses.replace(leaf, paths=((1, best),))
+    return plan_lib.with_paths(leaf, ((1, best),))
 
   return jax.tree.map(moved, params, is_leaf=jc.is_compressed)
 
@@ -263,7 +263,7 @@ def _integers(weights, codes, path):
   def product(w, x):
     return native.matmul(x, w, None, **how)
 
-  payload = weights.packed['int8']['kernel'].part('payload')
+  payload = plan_lib.part(weights.packed['int8']['kernel'], 'payload')
   return Program(CODES, path, 'codes', product, payload, codes)
 
 

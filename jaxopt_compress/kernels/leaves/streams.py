@@ -1,0 +1,134 @@
+"""The leaf of matrices without their zeros: `sparse_layout.to_streams`.
+
+    payload [stack..., bytes]
+
+Where half or more of the numbers are zero, and what is left takes so much less memory
+that reading it is faster.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.core import array
+from jaxopt_compress.kernels import matrix as matrix_lib
+from jaxopt_compress.kernels import sparse_layout
+from jaxopt_compress.kernels.leaves import numbers
+from jaxopt_compress.kernels.leaves import panels
+from jaxopt_compress.kernels.leaves import plan as plan_lib
+from jaxopt_compress.kernels.leaves import portable as portable_lib
+
+# So many must be zero (half, where rounding made a few more or fewer), and so much
+# of the memory may be left.
+LEAST_ZEROS = 0.48
+_WORTH = 0.8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamArray(array.CompressedArray):
+  """Stands for `number * scale`, or for floats: [stack..., *matrix.shape] of `dtype`.
+
+  Its products are those of a `PanelArray` of the same numbers. With floats, sums are
+  of float32 and a row with NaN or infinity gives what it gives with the dense matrix.
+
+  Attributes:
+    payload: [stack..., bytes] uint8.
+    offsets: [stack..., panels + 1] int32, where the panels begin.
+    scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for floats.
+    totals: None; or [stack..., 1, n] float32, the sums of the columns, for codes of
+      the other operand with zero points.
+    act_scale, act_zero: [stack..., 1, 1] or None: a given range of the other
+      operand.
+    plan: what is static.
+  """
+
+  payload: jax.Array
+  offsets: jax.Array
+  scale: jax.Array | None
+  totals: jax.Array | None
+  act_scale: jax.Array | None
+  act_zero: jax.Array | None
+  plan: plan_lib.Plan = dataclasses.field(metadata={'static': True})
+
+  shape = property(plan_lib.shape)
+  dtype = property(plan_lib.dtype)
+  can_cut = plan_lib.can_cut
+  materialize = portable_lib.materialize
+  portable = portable_lib.portable
+
+  @staticmethod
+  def axes(plan: plan_lib.Plan) -> dict[str, int]:
+    del plan
+    return dict(
+      payload=1, offsets=1, scale=2, totals=2, act_scale=2, act_zero=2
+    )
+
+  def matrices(self) -> portable_lib.Matrices:
+    plan = self.plan
+    x = sparse_layout.from_streams(
+      plan_lib.part(self, 'payload'),
+      plan_lib.part(self, 'offsets'),
+      plan.sparse,
+      plan.group,
+      plan.matrix.k,
+      plan.matrix.n,
+    ).astype(jnp.float32)
+    if plan.format:
+      x = x * np.float32(numbers.LAYOUT[plan.format].unit)
+    return portable_lib.Matrices(x, plan_lib.part(self, 'scale'))
+
+  def describe(self):
+    return plan_lib.describe(self, 'packed without zeros')
+
+
+def of_codes(dense: panels.PanelArray) -> StreamArray | None:
+  """A leaf without its zeros; None where it has few, or is not of bytes."""
+  how = numbers.LAYOUT[dense.plan.format]
+  if how.name != 'int8' or dense.zero is not None:
+    return None
+  integers = jnp.round(dense.matrices().numbers / how.unit)
+  integers = np.asarray(integers).astype(np.int8)
+  if np.mean(integers == 0) < LEAST_ZEROS:
+    return None
+  thin = _lay_out(
+    integers,
+    dense.plan,
+    **{
+      name: getattr(dense, name)
+      for name in ('scale', 'totals', 'act_scale', 'act_zero')
+    },
+  )
+  worth = array.nbytes(thin) < _WORTH * array.nbytes(dense)
+  return thin if worth else None
+
+
+def of_floats(w: np.ndarray, matrix: matrix_lib.Matrix) -> StreamArray | None:
+  """Floats without their zeros; None where that saves little.
+
+  Args:
+    w: [stack..., *matrix.shape] float32 or bfloat16.
+    matrix: how its axes are those of matrices.
+  """
+  plan = plan_lib.Plan('', jnp.dtype(w.dtype), matrix, matrix.k)
+  thin = _lay_out(np.asarray(matrix.to_matrix(jnp.asarray(w))), plan)
+  return thin if array.nbytes(thin) < _WORTH * w.nbytes else None
+
+
+def _lay_out(
+  entries, plan, scale=None, totals=None, act_scale=None, act_zero=None
+):
+  """The leaf of [stack..., k, n] entries, and of parts as leaves hold them."""
+  stream, offsets, how = sparse_layout.to_streams(entries, plan.group)
+  stack = entries.shape[:-2]
+  return StreamArray(
+    plan_lib.full(jnp.asarray(stream), stack, plan.matrix),
+    plan_lib.full(jnp.asarray(offsets), stack, plan.matrix),
+    scale,
+    totals,
+    act_scale,
+    act_zero,
+    plan._replace(sparse=how),
+  )
