@@ -1,12 +1,12 @@
 """Batches by number: `batches(...)[step]` is the batch of that step.
 
-    epoch e is a permutation that depends on (seed, e) only; end to end they
-    are one endless row of examples, and batch s is its s-th stretch
+    epoch e is a permutation that depends only on (seed, e); joined end to end, the
+    epochs are one endless sequence of examples, and batch s is its s-th slice
 
-A run that resumes at step 1000 asks for batch 1000 and has no iterator to
-restore. The permutations are elements of a grain `MapDataset`,
-https://google-grain.readthedocs.io. Whole epochs are drawn, because grain's
-`shuffle` costs some 40 us for each example, more than a small model's step.
+A run that resumes at step 1000 asks for batch 1000 and has no iterator to restore. The
+permutations are elements of a grain `MapDataset`, https://google-grain.readthedocs.io.
+A whole epoch is drawn at once, because grain's `shuffle` costs some 40 us for each
+example, more than a small model's step.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,11 @@ class Batches:
   transform: Callable[[Batch, np.random.Generator], Batch] | None
 
   def __getitem__(self, step: int) -> Batch:
-    rows = self.rows(int(step))
-    batch = {name: x[rows] for name, x in self.arrays.items()}
+    indices = self.indices(int(step))
+    batch = {name: x[indices] for name, x in self.arrays.items()}
     if self.transform is None:
       return batch
+    # Random numbers depend on the step, not on how many batches came before it.
     return self.transform(batch, np.random.default_rng((self.seed, int(step))))
 
   def __iter__(self):
@@ -44,17 +45,17 @@ class Batches:
       yield self[step]
       step += 1
 
-  def rows(self, step: int) -> np.ndarray:
-    """The examples of a step, [batch_size] int."""
+  def indices(self, step: int) -> np.ndarray:
+    """The indices of a step's examples, [batch_size] int."""
     if step < 0:
       raise IndexError(f'Batches are numbered from 0; this is {step}.')
     n = len(next(iter(self.arrays.values())))
     begin = step * self.batch_size
     epoch, place = divmod(begin, n)
-    # A batch is no larger than the data, so that it meets two epochs at most.
+    # A batch is no larger than the data, so it spans at most two epochs.
     last = (begin + self.batch_size - 1) // n
-    rows = np.concatenate([self.order(e) for e in range(epoch, last + 1)])
-    return rows[place : place + self.batch_size]
+    order = np.concatenate([self.order(e) for e in range(epoch, last + 1)])
+    return order[place : place + self.batch_size]
 
 
 def batches(
@@ -97,12 +98,13 @@ def batches(
     .seed(seed)
     .random_map(lambda n, rng: rng.permutation(n))
   )
+  # Two, since a batch may need the end of one epoch and the start of the next.
   order = functools.lru_cache(maxsize=2)(orders.__getitem__)
   return Batches(dict(arrays), batch_size, seed, order, transform)
 
 
 def eval_batches(arrays: Arrays, batch_size: int) -> list[Batch]:
-  """All examples once, in order, the last batch padded with its first row.
+  """All examples once, in order, the last batch padded with its first example.
 
   Args:
     arrays: named arrays, all [n, ...].
@@ -128,10 +130,11 @@ def eval_batches(arrays: Arrays, batch_size: int) -> list[Batch]:
     )
   result = []
   for begin in range(0, n, batch_size):
-    rows = np.arange(begin, begin + batch_size)
-    mask = rows < n
-    rows = np.where(mask, rows, begin)
-    result.append({k: x[rows] for k, x in arrays.items()} | {'mask': mask})
+    indices = np.arange(begin, begin + batch_size)
+    mask = indices < n
+    # Padding repeats a real example, so that models see nothing out of range.
+    indices = np.where(mask, indices, begin)
+    result.append({k: x[indices] for k, x in arrays.items()} | {'mask': mask})
   return result
 
 

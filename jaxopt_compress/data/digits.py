@@ -1,8 +1,8 @@
 """Handwritten digits: 1,797 real 8x8 images that come with scikit-learn.
 
 Alpaydin and Kaynak 1998, https://archive.ics.uci.edu/dataset/80, the test part
-of "Optical Recognition of Handwritten Digits". A fifth of each class is held out
-as 'test', and a tenth of each class as 'validation', to choose settings by.
+of "Optical Recognition of Handwritten Digits". A fifth of each class is held out as
+'test', and a tenth as 'validation', for choosing settings.
 """
 
 import numpy as np
@@ -34,27 +34,28 @@ def load(split: str, seed: int = 0) -> dict[str, np.ndarray]:
       f'No split {unknown[0]!r}; there are {sorted(_BOUNDS)}, joined by "+".'
     )
   digits = datasets.load_digits()
-  rows = np.concatenate(
+  indices = np.concatenate(
     [
-      rows
+      of_class
       for name in dict.fromkeys(names)
-      for rows in _rows(digits.target, *_BOUNDS[name], seed)
+      for of_class in _indices(digits.target, *_BOUNDS[name], seed)
     ]
   )
-  rows.sort()
-  images = digits.images[rows, :, :, None] / 16.0
+  indices.sort()
+  images = digits.images[indices, :, :, None] / 16.0
   return {
     'image': images.astype(np.float32),
-    'label': digits.target[rows].astype(np.int32),
+    'label': digits.target[indices].astype(np.int32),
   }
 
 
-def _rows(labels, begin, end, seed):
-  """For each class, the share [begin, end) of its shuffled rows."""
+def _indices(labels, begin, end, seed):
+  """For each class, the share [begin, end) of its shuffled examples."""
+  # Every split draws the same permutations, so their shares never overlap.
   rng = np.random.default_rng(seed)
   for label in range(10):
-    rows = rng.permutation(np.flatnonzero(labels == label))
-    yield rows[round(begin * len(rows)) : round(end * len(rows))]
+    order = rng.permutation(np.flatnonzero(labels == label))
+    yield order[round(begin * len(order)) : round(end * len(order))]
 
 
 def augment(
@@ -66,16 +67,18 @@ def augment(
   scale: float = 0.1,
   shear: float = 0.1,
 ) -> dict[str, np.ndarray]:
-  """Moves each image by a small random affine map; outside is zero.
+  """Moves each image by a small random affine map; outside it is zero.
 
-  The pixel at p (from the centre) reads the image at  A p + t,  bilinear, with A
-  a rotation times a scaling times a shear. Each of the four is uniform in plus
-  or minus its argument.
+  The pixel at p, from the centre, reads the image at  A p + t,  interpolated
+  bilinearly, with A a rotation times a scaling times a shear. Each of the four is
+  uniform between minus and plus its argument.
 
   Args:
-    batch: `image` [n, h, w, c] and anything else, which is left alone.
+    batch: `image` [n, h, w, c]; other entries are passed on.
     rng: consumed.
-    shift: pixels. rotate: degrees. scale, shear: fractions.
+    shift: in pixels.
+    rotate: in degrees.
+    scale, shear: fractions.
 
   Returns:
     The batch with new images; the same for the same state of `rng`.
@@ -88,6 +91,7 @@ def augment(
   slant = shear * draw[3]
   a = np.stack([cos * tall, -sin * wide, sin * tall, cos * wide], -1)
   a = a.reshape(n, 2, 2)
+  # A shear adds a multiple of the first column to the second.
   a[:, :, 1] += slant[:, None] * a[:, :, 0]
   centre = np.array([height - 1, width - 1])[:, None] / 2.0
   pixels = np.indices((height, width)).reshape(2, -1) - centre
@@ -99,6 +103,8 @@ def augment(
 def _bilinear(images, points):
   """Reads images [n, h, w, c] at points [n, 2, k]: [n, k, c]; outside is zero."""
   n, height, width, _ = images.shape
+  # A border of zeros: a point outside is clipped to it, and its neighbour at + 1
+  # still exists.
   padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
   size = np.array([height, width])[:, None]
   points = np.clip(points, -1.0, size) + 1.0

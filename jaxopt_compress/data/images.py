@@ -6,8 +6,8 @@
     load('npz:train@/data/mnist.npz')      Keras's x_train and y_train
     load('folder:train@/data/flowers')     flowers/train/<class>/*.png
 
-A source is `format[:split]@path`, a string, so that a config can hold it; the
-formats are the functions of this module.
+A source is a string, `format[:split]@path`, so that a config can hold it. The formats
+are functions of this module.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def load(source: str) -> Dataset:
     `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32.
 
   Raises:
-    ValueError: a source, a file or a folder that is not what it should be.
+    ValueError: a source of another form, or a file or folder of another format.
   """
   formats = dict(
     mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
@@ -45,7 +45,7 @@ def load(source: str) -> Dataset:
 
 
 def mnist(directory: str, split: str) -> Dataset:
-  """MNIST and what has its layout: 'train-images-idx3-ubyte' and so on.
+  """MNIST and data sets with its files: 'train-images-idx3-ubyte' and so on.
 
   Format: http://yann.lecun.com/exdb/mnist. With or without '.gz'.
   """
@@ -60,6 +60,7 @@ def idx(path: str | pathlib.Path) -> np.ndarray:
   raw = pathlib.Path(path).read_bytes()
   if raw[:2] == b'\x1f\x8b':
     raw = gzip.decompress(raw)
+  # The third byte codes the dtype, big-endian; the fourth is the rank.
   dtypes = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
   if len(raw) < 4 or raw[:2] != b'\0\0' or raw[2] not in dtypes:
     raise ValueError(
@@ -96,6 +97,7 @@ def cifar100(directory: str, split: str) -> Dataset:
 
 
 def _cifar(directory: str, names: Sequence[str], num_labels: int) -> Dataset:
+  # A record is its labels, then 32 x 32 bytes of red, of green and of blue.
   size = num_labels + 3 * 32 * 32
   parts = []
   for name in names:
@@ -108,6 +110,7 @@ def _cifar(directory: str, names: Sequence[str], num_labels: int) -> Dataset:
       )
     parts.append(raw.reshape(-1, size))
   records = np.concatenate(parts)
+  # Channels come first in the file and last here; the last label is the fine one.
   images = records[:, num_labels:].reshape(-1, 3, 32, 32)
   return _dataset(
     images.transpose(0, 2, 3, 1), records[:, num_labels - 1], directory
@@ -176,12 +179,12 @@ def augment(
   shift: int = 2,
   flip: bool = False,
 ) -> Dataset:
-  """Shifts each image by whole pixels, zeros coming in, and may mirror it.
+  """Shifts each image by whole pixels, filling with zeros, and may mirror it.
 
   Args:
-    batch: `image` [n, h, w, c] and anything else, which is left alone.
+    batch: `image` [n, h, w, c]; other entries are passed on.
     rng: consumed.
-    shift: pixels, at most, in each direction.
+    shift: at most this many pixels in each direction.
     flip: whether half of the images are mirrored, left to right.
 
   Returns:
@@ -193,7 +196,10 @@ def augment(
   top, left = rng.integers(0, 2 * shift + 1, (2, n, 1, 1))
   rows = top + np.arange(height)[None, :, None]
   columns = left + np.arange(width)[None, None, :]
+  # One gather with broadcast indices [n, h, 1] and [n, 1, w] crops every image at its
+  # own place.
   shifted = padded[np.arange(n)[:, None, None], rows, columns]
+  # Drawn in any case, so that `flip` changes no other random number.
   mirrored = rng.random((n, 1, 1, 1)) < 0.5
   if flip:
     shifted = np.where(mirrored, shifted[:, :, ::-1], shifted)

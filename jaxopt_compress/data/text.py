@@ -3,9 +3,9 @@
     a text is one array of bytes, each file followed by a NUL
     a window predicts each of its bytes from those before it, the first from a NUL
 
-A file belongs to one split by a hash of its path, so that no half of a function
-is trained on and its other half tested, and so that a file keeps its split when
-other files come and go. How few bits a byte needs is measured against gzip.
+A hash of its path assigns a file to one split. So no function is half in training and
+half in test, and a file keeps its split when others come and go. `gzip_bits_per_byte`
+is what a model of the text has to beat.
 """
 
 from collections.abc import Iterable
@@ -27,8 +27,8 @@ from jaxopt_compress.data.batches import eval_batches
 
 _SPLITS = ('train', 'validation', 'test')
 
-# Not written by people, or not part of the library: tables of characters,
-# generated help, what the build recorded, installed packages, tests.
+# Not written by people or not part of the library: character tables, generated help,
+# records of the build, installed packages, tests.
 SKIP = (
   *('site-packages', 'dist-packages', '__pycache__'),
   *('test', 'tests', 'idle_test'),
@@ -51,14 +51,14 @@ def load(
       files; or several: 'train+validation'.
     root: a directory of text files; the standard library by default.
     only: a regular expression that the whole path of a file must match.
-    suffixes: of the files to read.
-    skip: names of files and directories to leave out; may have wildcards.
+    suffixes: endings of the files to read.
+    skip: names of files and directories to leave out, with wildcards if needed.
 
   Returns:
     [n] uint8.
 
   Raises:
-    ValueError: no such split or directory, no files, or a file that is no text.
+    ValueError: no such split or directory, no files, or a file that is not text.
   """
   wanted = split.split('+')
   if unknown := [name for name in wanted if name not in _SPLITS]:
@@ -86,10 +86,11 @@ def files(
   suffixes: Sequence[str] = ('.py',),
   skip: Sequence[str] = SKIP,
 ) -> list[str]:
-  """Paths of the files below `root`, relative to it, with '/', sorted."""
+  """Sorted paths of the files below `root`, relative to it, joined by '/'."""
   root = _root(root)
   found = []
   for directory, subdirectories, names in os.walk(root):
+    # os.walk reads this list again, so skipped directories are not entered.
     subdirectories[:] = [d for d in subdirectories if not _skipped(d, skip)]
     found += [
       pathlib.Path(directory, name).relative_to(root).as_posix()
@@ -110,6 +111,7 @@ def split_of(name: str) -> str:
   >>> split_of('argparse.py'), split_of('ast.py')
   ('test', 'train')
   """
+  # Not Python's hash, which differs from process to process.
   digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
   place = int.from_bytes(digest, 'big') % 20
   return {0: 'test', 1: 'validation'}.get(place, 'train')
@@ -143,16 +145,16 @@ def read(paths: Iterable[str | os.PathLike]) -> np.ndarray:
 def windows(
   text: np.ndarray, *, batch_size: int, length: int, seed: int
 ) -> Batches:
-  """Stretches of a text to train on, `[step]` being the batch of that step.
+  """Windows of a text to train on, as batches indexed by the step.
 
-  An epoch has each stretch of `length` bytes once, each begun up to `length`
-  bytes later by chance, so that no two epochs cut the text at the same places.
+  An epoch has one window for each `length` bytes of the text. Each starts up to
+  `length` bytes later by chance, so that no two epochs cut the text at the same places.
 
   Args:
     text: [n] uint8.
     batch_size: windows in a batch.
     length: bytes in a window.
-    seed: of the order and of the places.
+    seed: for the order and the starts.
 
   Returns:
     Batches of `tokens` and `label`, [batch_size, length] int32: label i is the
@@ -169,15 +171,15 @@ def windows(
   last = _last_start(text, length)
   stream = _from_nul(text)
 
-  def cut(batch, rng):
+  def read_windows(batch, rng):
     start = batch['start'] + rng.integers(0, length, len(batch['start']))
-    return _cut(stream, np.minimum(start, last), length)
+    return _windows_at(stream, np.minimum(start, last), length)
 
   return batches(
     {'start': np.arange(0, last + 1, length)},
     batch_size=batch_size,
     seed=seed,
-    transform=cut,
+    transform=read_windows,
   )
 
 
@@ -190,14 +192,15 @@ def eval_windows(
 ) -> list[Batch]:
   """Windows in which every byte of a text counts exactly once.
 
-  Bytes that two windows share count in the earlier one, which has seen more
-  before them; so all but the first are predicted from at least `context` bytes.
+  Bytes that two windows share count in the earlier one, where more bytes precede
+  them. So outside the first window each byte is predicted from at least `context`
+  others.
 
   Args:
     text: [n] uint8.
     batch_size: windows in a batch; the last is padded.
     length: bytes in a window.
-    context: how far windows overlap; half of `length` by default.
+    context: by how many bytes windows overlap; half of `length` by default.
 
   Returns:
     Batches of `tokens`, `label` [batch_size, length] int32, and `mask`
@@ -220,6 +223,8 @@ def eval_windows(
     )
   last = _last_start(text, length)
   stream = _from_nul(text)
+  # Windows start every length - context bytes; the last one ends with the text. A
+  # window's own bytes begin where the window before it ended.
   start = np.minimum(
     np.arange(0, last + length - context, length - context), last
   )
@@ -228,14 +233,14 @@ def eval_windows(
   for batch in eval_batches({'start': start, 'counted': counted}, batch_size):
     place = batch['start'][:, None] + np.arange(length)
     mask = (place >= batch['counted'][:, None]) & batch['mask'][:, None]
-    result.append(_cut(stream, batch['start'], length) | {'mask': mask})
+    result.append(_windows_at(stream, batch['start'], length) | {'mask': mask})
   return result
 
 
 def excerpts(text: np.ndarray, n: int, length: int = 4096) -> np.ndarray:
   """About `n` bytes of a text, in evenly spaced excerpts of `length` bytes.
 
-  They come from all over the text, where its first `n` bytes are a file or two.
+  They come from all over the text; its first `n` bytes would be a file or two.
 
   Args:
     text: [m] uint8, as `load` returns it.
@@ -257,8 +262,8 @@ def excerpts(text: np.ndarray, n: int, length: int = 4096) -> np.ndarray:
 def gzip_bits_per_byte(text: np.ndarray) -> float:
   """What `gzip -9` needs for a text, the rival of a model of it.
 
-  The better of two: each file compressed on its own, without its NUL, or all as
-  one stream; headers count. One stream has always won on Python sources.
+  The better of two: each file compressed by itself, without its NUL, or all as one
+  stream. Headers count. On Python sources one stream has always won.
 
   Args:
     text: [n] uint8, as `load` returns it.
@@ -309,6 +314,7 @@ def _from_nul(text):
   return np.concatenate([np.zeros(1, np.uint8), text])
 
 
-def _cut(stream, start, length) -> Batch:
-  rows = stream[start[:, None] + np.arange(length + 1)].astype(np.int32)
-  return {'tokens': rows[:, :-1], 'label': rows[:, 1:]}
+def _windows_at(stream, start, length) -> Batch:
+  # One byte more than a window: labels are the tokens moved by one.
+  bytes_ = stream[start[:, None] + np.arange(length + 1)].astype(np.int32)
+  return {'tokens': bytes_[:, :-1], 'label': bytes_[:, 1:]}

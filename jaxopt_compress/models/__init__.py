@@ -35,9 +35,9 @@ def build(name: str, *, seed: int | jax.Array = 0, **kwargs: Any) -> nnx.Module:
   """The model `name` of this package: `build('mlp')` is `mlp.MLP(...)`.
 
   Args:
-    name: a module of this package; its class is the one named like it.
-    seed: of the initial weights, a number or a key.
-    **kwargs: of the class.
+    name: a module of this package; its class has the same name in another case.
+    seed: for the initial weights, an int or a key.
+    **kwargs: for the class.
 
   Raises:
     ValueError: no such model.
@@ -58,6 +58,7 @@ def abstract(name: str, **kwargs: Any) -> Functional:
 
 
 def _class(name: str) -> type[nnx.Module]:
+  # The namespace is the registry: the class is the module's name, in any case.
   classes = {
     file: found
     for file, module in globals().items()

@@ -3,7 +3,7 @@
     y_i = sum_{j <= i} softmax_j(R_i q_i . R_j k_j / sqrt(d)) v_j
 
 R_i turns pairs of features by angles proportional to the position i, so that the
-product depends on i - j only. Su et al. 2021, https://arxiv.org/abs/2104.09864,
+product depends only on i - j. Su et al. 2021, https://arxiv.org/abs/2104.09864,
 section 3.4.2; grouped queries: Ainslie et al. 2023,
 https://arxiv.org/abs/2305.13245, figure 2.
 """
@@ -25,8 +25,8 @@ class Attention(nnx.Module):
     width: features of input and output; a head has width / heads.
     heads: query heads.
     kv_heads: key and value heads.
-    linear: makes a projection from n to m features.
-    linear_out: makes the one that is added to the residual stream.
+    linear: `(n, m) -> module`, a projection from n to m features.
+    linear_out: the same for the projection that is added to the residual stream.
   """
 
   def __init__(
@@ -57,8 +57,8 @@ class Attention(nnx.Module):
       x: [batch * time, width], a row for each token.
       position: [time] int; consecutive.
       kv: keys and values of all layers [depth, batch, kv_heads, max_length,
-        width / heads], those of position p in place p; or None.
-      layer: which of these is ours.
+        width / heads], position p at index p; or None.
+      layer: the index of this layer among them.
 
     Returns:
       [batch * time, width], and kv with x written in.
@@ -69,6 +69,8 @@ class Attention(nnx.Module):
     k = self.k(x).reshape(n // t, t, self.kv_heads, d)
     v = self.v(x).reshape(n // t, t, self.kv_heads, d)
     q, k = rotate(q, position), rotate(k, position)
+    # Keys lie head by head, [batch, kv_heads, time, d]: each head is one matrix of
+    # the batched products, in the cache too.
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     if kv is not None:
       at = (layer, 0, 0, position[0], 0)
@@ -76,6 +78,7 @@ class Attention(nnx.Module):
         lax.dynamic_update_slice(old, new[None], at)
         for old, new in zip(kv, (k, v), strict=True)
       )
+      # All max_length keys are read; those after `position` are masked.
       k, v = (whole[layer] for whole in kv)
       y = attend(q, k, v, position)
     else:
@@ -99,7 +102,7 @@ def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
   half = x.shape[-1] // 2
   speed = 10000.0 ** (-jnp.arange(half) / half)
   angle = (position[:, None] * speed[None, :])[None, :, None, :]
-  # Angles in float32 whatever x is: at position 1000 bfloat16 is off by 4.
+  # Angles are float32 whatever x is: at position 1000 bfloat16 is off by 4.
   cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
   a, b = x[..., :half], x[..., half:]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
@@ -121,19 +124,23 @@ def attend(
   """
   b, t, heads, d = q.shape
   kv_heads = k.shape[-3]
-  # A group's queries are further rows of one product with the keys they share:
-  # a plain batched matmul, which CPUs run twice as fast as a grouped einsum.
+  # The queries of a group become further rows of one product with the keys they
+  # share: a plain batched matmul, which CPUs run twice as fast as a grouped einsum.
+  # [b, t, kv_heads, group, d] -> [b, kv_heads, group, t, d].
   q = (q / d**0.5).reshape(b, t, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
-  rows = q.reshape(b, kv_heads, -1, d)  # [b, kv_heads, group * t, d]
+  queries = q.reshape(b, kv_heads, -1, d)  # [b, kv_heads, group * t, d]
   with jax.named_scope('attention/scores'):
     scores = jnp.einsum(
-      'bkrd,bksd->bkrs', rows, k, preferred_element_type=jnp.float32
+      'bkrd,bksd->bkrs', queries, k, preferred_element_type=jnp.float32
     )
   seen = jnp.arange(k.shape[-2])[None, :] <= position[:, None]
+  # Rows are split into group and time again, as the mask depends on time.
   scores = scores.reshape(*q.shape[:-1], k.shape[-2])
   scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
-  weights = jax.nn.softmax(scores).astype(v.dtype).reshape(*rows.shape[:-1], -1)
+  weights = jax.nn.softmax(scores).astype(v.dtype)
+  weights = weights.reshape(*queries.shape[:-1], -1)
   with jax.named_scope('attention/values'):
     y = jnp.einsum('bkrs,bksd->bkrd', weights, v)
+  # The inverse of the first transpose: heads go back behind time.
   y = y.reshape(q.shape)
   return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)

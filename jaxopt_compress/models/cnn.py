@@ -15,7 +15,7 @@ class CNN(nnx.Module):
     widths: channels of each stage.
     classes: features of the output.
     dropout: the rate before the head.
-    momentum: how much of the running statistics a step keeps.
+    momentum: the share of the running statistics that a step keeps.
     axis_name: a mapped axis over which batch norm takes its statistics, for
       `shard_map` and `pmap`.
     dtype: of the computation; None takes that of inputs and parameters.
@@ -37,7 +37,7 @@ class CNN(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    # The bias of the norm is the bias of the convolution.
+    # A bias before a batch norm would be subtracted with the mean.
     conv = partial(nnx.Conv, use_bias=False, **dtypes, rngs=rngs)
     norm = partial(
       nnx.BatchNorm,

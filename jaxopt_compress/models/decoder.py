@@ -5,11 +5,13 @@
 
 RMSNorm (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4) and
 SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6); attention is in
-`causal`. With `lookback`, a position begins as the sum of the embeddings of its
-token and of those before it, each place having a table of its own; after the
-n-grams of Pagnoni et al. 2024, https://arxiv.org/abs/2412.09871, section 3.2.1.
-Small models of bytes learn far faster with it. The blocks are one block with a leading layer axis on its parameters,
-scanned, or a list of blocks; `stack` and `unstack` convert the parameters.
+`causal`. With `lookback`, a position starts as the sum of the embeddings of its token
+and of the tokens before it, with one table for each distance, after the n-grams of
+Pagnoni et al. 2024, https://arxiv.org/abs/2412.09871, section 3.2.1. Small models of
+bytes learn far faster with it.
+
+The blocks are one scanned block whose parameters have a leading layer axis, or a list
+of blocks; `stack` and `unstack` convert the parameters.
 """
 
 from functools import partial
@@ -38,11 +40,11 @@ class Decoder(nnx.Module):
     mlp_width: hidden features of the SwiGLU; None for 8/3 of width, rounded up
       to a multiple of 32.
     max_length: the longest input, and the size of a cache.
-    lookback: how many tokens before each one are embedded with it. Before the
-      first token come zeros.
-    tied: the head is the embedding's table, transposed.
-    scan: one stacked block under `lax.scan`, or a list of blocks.
-    remat: recompute a block's activations in the backward pass.
+    lookback: how many tokens before each one are embedded with it; those before the
+      first are token 0.
+    tied: whether the head is the embedding's table, transposed.
+    scan: whether the blocks are one stacked block under `lax.scan`, or a list.
+    remat: whether the backward pass recomputes a block's activations.
     dropout: the rate on what attention and MLP add to the residual stream.
     dtype: of the computation; None takes that of the parameters.
     param_dtype: of the parameters.
@@ -78,6 +80,8 @@ class Decoder(nnx.Module):
   ):
     kv_heads = heads if kv_heads is None else kv_heads
     _check_sizes(width, heads, kv_heads)
+    # 8/3 of the width, so that three matrices have the size of the usual two with 4
+    # times the width; rounded up to 32.
     mlp_width = -(-8 * width // 96) * 32 if mlp_width is None else mlp_width
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     self.depth, self.max_length, self.dropout = depth, max_length, dropout
@@ -89,7 +93,7 @@ class Decoder(nnx.Module):
       sizes = (width, heads, kv_heads, mlp_width)
       return Block(*sizes, depth, dropout, dtypes, rngs=nnx.Rngs(key))
 
-    # Both forms draw the same weights from the same seed.
+    # One key a layer, so that both forms draw the same weights from the same seed.
     keys = jax.random.split(rngs.params(), depth)
     self.blocks = nnx.vmap(block)(keys) if scan else nnx.List(map(block, keys))
     self.embed = nnx.Embed(vocab, width, **dtypes, rngs=rngs)
@@ -113,14 +117,14 @@ class Decoder(nnx.Module):
     """Maps tokens to (logits, intermediates).
 
     Args:
-      x: tokens [batch, time] int; or a pair of those and a cache, to go on from
-        what the cache has seen. A token outside the vocabulary gives NaN.
-      train: whether to drop out.
-      rngs: needed to drop out.
+      x: tokens [batch, time] int; or a pair of tokens and a cache, to continue the
+        sequence in the cache. A token outside the vocabulary gives NaN.
+      train: whether to use dropout.
+      rngs: needed for dropout.
 
     Returns:
       logits [batch, time, vocab], and 'embed', 'block0', ..., 'features', each
-      [batch, time, width]. With a cache also 'cache', the one after these tokens.
+      [batch, time, width]. With a cache also 'cache', updated by these tokens.
     """
     tokens, cache = x if isinstance(x, tuple) else (x, None)
     self._check_tokens(tokens)
@@ -135,7 +139,8 @@ class Decoder(nnx.Module):
     out = {name: y.reshape(*tokens.shape, -1) for name, y in out.items()}
     logits = logits.reshape(*tokens.shape, -1)
     if cache is not None:
-      # Beyond the cache nothing can be right, so nothing looks right.
+      # Past max_length the cache write is clamped and attention reads wrong keys, so
+      # the logits say so.
       full = (position >= self.max_length)[None, :, None]
       logits = jnp.where(full, jnp.nan, logits)
       length = begin + tokens.shape[-1]
@@ -158,14 +163,14 @@ class Decoder(nnx.Module):
     } | self._recent(batch)
 
   def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Goes on from a cache by one or more tokens.
+    """Continues from a cache by one or more tokens.
 
     As a function of parameters this is `apply(params, variables, (tokens,
     cache))`, with the cache in the intermediates.
 
     Args:
       tokens: [batch, time] int.
-      cache: from `init_cache`, or from the call before.
+      cache: from `init_cache`, or from the previous call.
 
     Returns:
       logits [batch, time, vocab], NaN where the cache was full, and the cache.
@@ -180,21 +185,23 @@ class Decoder(nnx.Module):
 
   def _embed(self, tokens, cache):
     """Embeds tokens [b, t]: x [b * t, width], and the last tokens for a cache."""
-    # A row for each token: XLA runs gradients of products with [batch, time,
-    # width] 1.5 times slower on CPU. A table of size 1 / sqrt(width) suits the
-    # head; the stream begins at size one.
+    # One row for each token: with [batch, time, width], XLA runs the gradients of
+    # products 1.5 times slower on CPU. A tied head needs table entries of size
+    # 1 / sqrt(width); the factor starts the stream at size one.
     x = self.embed(tokens.reshape(-1)) * self.embed.features**0.5
     n, (b, t) = self.lookback, tokens.shape
     if not n:
       return x, {}
     before = (cache or self._recent(b))['recent']
     seen = jnp.concatenate([before, tokens.astype(jnp.int32)], axis=-1)
-    # Token k + 1 places back is looked up in rows [k * vocab, (k + 1) * vocab).
+    # The token k + 1 places back is looked up in rows [k * vocab, (k + 1) * vocab).
+    # seen[:, n + i] is token i, so the slice starts at n - 1 - k.
     past = [
       seen[:, n - 1 - k : n - 1 - k + t] + k * self.embed.num_embeddings
       for k in range(n)
     ]
     y = self.past(jnp.stack(past, -1).reshape(-1, n)).sum(-2)
+    # A sum of n + 1 embeddings, brought back to the size of one.
     x = (x + y * self.embed.features**0.5) / (n + 1) ** 0.5
     return x, {'recent': seen[:, t:]}
 
@@ -205,7 +212,8 @@ class Decoder(nnx.Module):
     def body(carry, inputs):
       (x, kv), (state, key, layer) = carry, inputs
       rngs = None if key is None else nnx.Rngs(key)
-      # Written in place: a layer that is taken out and put back is copied.
+      # The whole cache is carried and written in place: taking a layer out and
+      # putting it back would copy it.
       x, kv = nnx.merge(graphdef, state)(x, position, kv, rngs, layer)
       return (x, kv), x
 
@@ -274,14 +282,16 @@ class Block(nnx.Module):
     self, width, heads, kv_heads, mlp_width, depth, dropout, dtypes, *, rngs
   ):
     linear = partial(nnx.Linear, use_bias=False, **dtypes, rngs=rngs)
-    # 2 * depth terms are added to the stream; this keeps their sum at size one.
-    # Radford et al. 2019 (GPT-2), section 2.3.
+    # 2 * depth terms are added to the stream; this variance keeps their sum at size
+    # one. Radford et al. 2019 (GPT-2), section 2.3.
     small = nnx.initializers.variance_scaling(0.5 / depth, 'fan_in', 'normal')
-    made = dict(linear=linear, linear_out=partial(linear, kernel_init=small))
+    projections = dict(
+      linear=linear, linear_out=partial(linear, kernel_init=small)
+    )
     self.attn_norm = nnx.RMSNorm(width, **dtypes, rngs=rngs)
-    self.attn = causal.Attention(width, heads, kv_heads, **made)
+    self.attn = causal.Attention(width, heads, kv_heads, **projections)
     self.mlp_norm = nnx.RMSNorm(width, **dtypes, rngs=rngs)
-    self.mlp = SwiGLU(width, mlp_width, **made)
+    self.mlp = SwiGLU(width, mlp_width, **projections)
     self.dropout = nnx.Dropout(dropout)
 
   def __call__(self, x, position, kv, rngs, layer):

@@ -2,10 +2,10 @@
 
     y, out, variables = apply(params, variables, x, train=True, rngs=key)
 
-Everything else in this library takes functions of a pytree of parameters. This
-is the bridge: `params` is what gradients flow to, `variables` is all else that
-a model keeps (batch-norm statistics, caches), and both are nested dicts with
-string keys, so that they print as 'blocks/0/conv1/kernel', and save anywhere.
+Everything else in this library takes functions of a pytree of parameters. This is the
+bridge: `params` gets gradients, `variables` is everything else that a model keeps
+(batch-norm statistics, caches). Both are nested dicts with string keys, so their paths
+read 'blocks/0/conv1/kernel', and any checkpoint format takes them.
 """
 
 from collections.abc import Callable
@@ -61,8 +61,8 @@ def functional(model: nnx.Module) -> Functional:
       f' {sorted(_plain(rng_state))}. Build its Dropout layers without `rngs`'
       ' and pass `rngs` when they are called.'
     )
-  # Only shapes are kept: neither a second copy of the weights nor, under
-  # eval_shape, a tracer may live on in the closure.
+  # The closure keeps only shapes: no second copy of the weights and, under
+  # eval_shape, no tracer that outlives its trace.
   params_like = _abstract(params)
   variables_like = _abstract(variables)
 
@@ -96,6 +96,7 @@ def _abstract(state):
 
 def _fill(like, tree, what: str):
   """The state that has the Variables of `like` and the arrays of `tree`."""
+  # Matched by name, since NNX paths hold ints where dict keys are strings.
   template = {_name(path): (path, v) for path, v in nnx.to_flat_state(like)}
   leaves = dict(rules.named_leaves(tree))
   _check(template, leaves, what)

@@ -23,7 +23,7 @@ class ResNet(nnx.Module):
     widths: channels of each stage; the stem has those of the first.
     depths: blocks in each stage; a single int means the same for all.
     classes: features of the output.
-    momentum: how much of the running statistics a step keeps.
+    momentum: the share of the running statistics that a step keeps.
     axis_name: a mapped axis over which batch norm takes its statistics, for
       `shard_map` and `pmap`.
     dtype: of the computation; None takes that of inputs and parameters.
@@ -31,7 +31,7 @@ class ResNet(nnx.Module):
     rngs: streams of keys, consumed for the initial weights.
 
   Raises:
-    ValueError: not as many depths as widths.
+    ValueError: the numbers of depths and of widths differ.
   """
 
   def __init__(
@@ -48,6 +48,7 @@ class ResNet(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    # A bias before a batch norm would be subtracted with the mean.
     conv = partial(nnx.Conv, use_bias=False, **dtypes, rngs=rngs)
     norm = partial(
       nnx.BatchNorm,
@@ -67,6 +68,7 @@ class ResNet(nnx.Module):
     blocks, n = [], widths[0]
     for stage, (m, depth) in enumerate(zip(widths, depths, strict=True)):
       for i in range(depth):
+        # The stem keeps the image's size, so the first stage does too.
         stride = 2 if stage > 0 and i == 0 else 1
         blocks.append(Block(n, m, stride, conv=conv, norm=norm))
         n = m
@@ -92,6 +94,7 @@ class Block(nnx.Module):
     self.norm1 = norm(m)
     self.conv2 = conv(m, m, (3, 3))
     self.norm2 = norm(m)
+    # An identity cannot change the shape: a 1x1 convolution does.
     self.changes = stride != 1 or n != m
     if self.changes:
       self.shortcut = conv(n, m, (1, 1), strides=stride)

@@ -86,8 +86,9 @@ class ViT(nnx.Module):
         f' {self.patch}x{self.patch}. Crop or pad them, or change `patch`.'
       )
     x = self.stem(x)
-    where = positions(*x.shape[1:])
-    x = x.reshape(batch, *where.shape) + where[None].astype(x.dtype)
+    # Positions depend on the image's size alone: no parameter, any resolution.
+    table = positions(*x.shape[1:])
+    x = x.reshape(batch, *table.shape) + table[None].astype(x.dtype)
     x = self.dropout(x, deterministic=not train, rngs=rngs)
     out = {'stem': x}
     for i, block in enumerate(self.blocks):
@@ -155,6 +156,7 @@ def positions(height: int, width: int, features: int) -> jax.Array:
   >>> positions(1, 2, 4).round().tolist()
   [[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
   """
+  # A quarter each for the sine and cosine of the column and of the row.
   quarter = features // 4
   omega = 1e4 ** -(np.arange(quarter) / max(quarter - 1, 1))
   row, column = np.indices((height, width)).reshape(2, -1, 1) * omega

@@ -1,4 +1,4 @@
-"""What came out: tables, remarks and plots from plain records.
+"""Results: tables, remarks and plots from plain records.
 
 stage = report.stage('int8', params, value=0.987)
 rows  = report.coverage(params, float_params, jc.explain(apply)(params, x))

@@ -1,8 +1,8 @@
-"""What a reader should know beside the tables, computed from the records.
+"""Remarks beside the tables, computed from the records.
 
-Compression that saves bytes is easily taken for compression that saves time. So
-a stage that was measured gets a sentence that says which of the two it is, on
-the machine where it ran.
+Compression that saves bytes is easily mistaken for compression that saves time. So
+each measured stage gets a sentence that says which of the two it does on the machine
+where it ran.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import math
 
 from jaxopt_compress.report import records
 
-# Two programs nearer than this are called equal, whatever their quartiles say.
+# Speeds closer to 1 than this count as equal, whatever their quartiles say.
 _SAME = 0.05
 _MANY_ZEROS = 0.2
 _MOSTLY_ZEROS = 0.5
@@ -31,20 +31,21 @@ def remarks(
     backend: where latencies were measured, such as 'cpu'.
   """
   by_name = {s.name: s for s in stages}
-  said = []
+  sentences = []
   for stage in stages:
     leaves = (coverage or {}).get(stage.name, ())
-    said += _speed(stage, by_name, backend)
-    said += _native(stage.name, leaves)
-    said += _doubtful(stage, leaves)
-  return said
+    sentences += _speed(stage, by_name, backend)
+    sentences += _native(stage.name, leaves)
+    sentences += _doubtful(stage, leaves)
+  return sentences
 
 
 def verdict(timing: records.Timing) -> str:
-  """'faster', 'slower' or 'same', than the program it ran against.
+  """Whether it is 'faster', 'slower' or the 'same' as the program it ran against.
 
-  The middle half of the rounds has to agree, and by more than 5%.
+  The middle half of the rounds must agree, and the median differ by more than 5%.
   """
+  # A timing without quartiles is judged by its median alone.
   low = timing.speed_low if timing.speed_low is not None else timing.speed
   high = timing.speed_high if timing.speed_high is not None else timing.speed
   if low > 1 and timing.speed > 1 + _SAME:
@@ -65,11 +66,11 @@ def _speed(stage, by_name, backend):
   if not timed:
     return []
   against = next(iter(timed.values())).against
-  of, *others = [f'at batch {b}' for b in timed]
+  first, *others = [f'at batch {b}' for b in timed]
   speed, *speeds = [f'{t.speed:.2f}x' for t in timed.values()]
   more = ''.join(f', {s} {b}' for s, b in zip(speeds, others, strict=True))
   return [
-    f'{stage.name}: {speed} the speed of {against} {of}{more} on this backend'
+    f'{stage.name}: {speed} the speed of {against} {first}{more} on this backend'
     f' ({backend}). {_conclusion(timed)}'
     + _bytes(stage, by_name.get(against))
     + _zeros(stage, by_name.get(against), timed)
@@ -103,6 +104,7 @@ def _bytes(stage, other) -> str:
 
 
 def _zeros(stage, other, timed) -> str:
+  # Zeros that the other program has too explain no difference between them.
   before = (other.sparsity if other else None) or 0.0
   if stage.sparsity is None or stage.sparsity < before + _MANY_ZEROS:
     return ''
@@ -130,10 +132,11 @@ def _native(name, leaves):
 
 
 def _doubtful(stage, leaves):
-  said = []
+  sentences = []
   if stage.value is not None and not math.isfinite(stage.value):
-    said.append(f'{stage.name}: {stage.metric} is {stage.value}.')
-  # Where most are zero on purpose, noise is what pruning is; nan is noisy too.
+    sentences.append(f'{stage.name}: {stage.metric} is {stage.value}.')
+  # Leaves that were pruned on purpose differ from their originals by design. The
+  # comparison is negated so that nan counts as noisy.
   noisy = [
     r
     for r in leaves
@@ -144,11 +147,12 @@ def _doubtful(stage, leaves):
   if noisy:
     listed = ', '.join(f'{r.path} ({r.error_db:.1f} dB)' for r in noisy[:4])
     more = f' and {len(noisy) - 4} more' if len(noisy) > 4 else ''
-    said.append(
+    sentences.append(
       f'{stage.name}: less than {_NOISY_DB:.0f} dB are left of {listed}{more}.'
     )
+  # `native` is None for every leaf if nobody asked which operations meet them.
   unused = [r.path for r in leaves if r.compressed and r.native is None]
   unused = unused if any(r.native is not None for r in leaves) else []
   if unused:
-    said.append(f'{stage.name}: no operation meets {", ".join(unused)}.')
-  return said
+    sentences.append(f'{stage.name}: no operation meets {", ".join(unused)}.')
+  return sentences

@@ -1,10 +1,10 @@
 """Latency, measured so that programs can be compared.
 
-Programs run interleaved, A B C A B C ..., so that whatever else the machine does
-falls on all of them alike, and a speed is the median over rounds of a ratio
-taken inside one round. What is quick runs a burst of calls at a time, so that
-neither the clock nor the caches of the program before decide. Weights are arguments: as constants, XLA on CPU folds
-int8 back to float32 before the first call.
+Programs run interleaved, A B C A B C ..., so that other load on the machine slows all
+of them alike. A speed is the median over rounds of the ratio within one round. Quick
+programs run several calls in a burst, so that neither the resolution of the clock nor
+caches left by the program before decide. Weights are arguments: as constants, XLA on
+CPU would fold int8 back to float32 before the first call.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,13 @@ def measure(
   """Times each `jit(fun)(*args)`, all of them in one run.
 
   Args:
-    programs: `{name: (fun, args)}`; parameters belong into `args`.
+    programs: `{name: (fun, args)}`; parameters belong in `args`.
     against: the name of the float program that speeds are relative to.
-    warmup: calls of each program that are not counted, after one that compiles.
-    repeats: least number of rounds.
-    burst: a program's turn lasts about this many seconds, one call at least.
-    seconds: rounds go on until this much time is spent, `max_repeats` at most.
-    clock: gives the time in seconds.
+    warmup: uncounted calls of each program, after the one that compiles.
+    repeats: the least number of rounds.
+    burst: about how many seconds a turn of one program lasts; at least one call.
+    seconds: rounds go on for this long, but no more than `max_repeats` of them.
+    clock: returns the time in seconds.
 
   Returns:
     `{name: Timing}`.
@@ -53,6 +53,7 @@ def measure(
   turns = {}
   for name, (fun, args) in programs.items():
     call = _call(fun, args)
+    # The first call compiles, so the quickest says how many fit into a burst.
     quickest = min(_time(call, 1, clock) for _ in range(1 + max(warmup, 1)))
     turns[name] = call, max(1, round(burst / max(quickest, 1e-6)))
   rounds = {name: [] for name in turns}
@@ -104,7 +105,7 @@ def _timing(took, reference, against) -> records.Timing:
   timing = records.Timing(median, low, high, repeats=len(took))
   if reference is None:
     return timing
-  # A clock too coarse to see a call must not become a division by zero.
+  # A clock too coarse to measure a call must not cause a division by zero.
   own = np.maximum(took, 1e-9)
   speed_low, speed, speed_high = _quartiles(np.maximum(reference, 1e-9) / own)
   return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The coverage table: what became of every leaf, and whether it runs as is."""
+"""The coverage table: what became of each leaf, and whether it runs compressed."""
 
 from collections.abc import Sequence
 import math
@@ -14,14 +14,14 @@ from jaxopt_compress.report import records
 def coverage(
   params: Any, reference: Any = None, met: Sequence[Any] | None = None
 ) -> list[records.LeafRecord]:
-  """One record a leaf of `params`, in the order of the tree.
+  """A record for each leaf of `params`, in the order of the tree.
 
   Args:
     params: parameters, some leaves compressed.
-    reference: the float parameters they were made from; leaves are compared
-      where path and shape agree. None: no errors are given.
-    met: what `explain(apply)(params, *args)` says: objects with `path`,
-      `primitive`, `native` and `reason`. None: nobody looked.
+    reference: the float parameters they were made from; leaves of the same path and
+      shape are compared. None: the records have no errors.
+    met: what `explain(apply)(params, *args)` returned: objects with `path`,
+      `primitive`, `native` and `reason`. None: not known.
 
   >>> w = np.float32([[1., -2.]])
   >>> [(r.path, r.format, r.error_db) for r in coverage({'w': w}, {'w': w})]
@@ -45,6 +45,7 @@ def error_db(w: np.ndarray, w_hat: np.ndarray) -> float:
   >>> error_db(np.float32([3., 4.]), np.float32([3., 4.5]))
   20.0
   """
+  # float64: squares of float32 weights underflow.
   w = np.asarray(w, np.float64)
   noise = np.sum(np.square(w - np.asarray(w_hat, np.float64)))
   signal = np.sum(np.square(w))
@@ -88,6 +89,7 @@ def _met(path, leaf, met):
   mine = [m for m in met if m.path == path]
   if not mine:
     return None, 'meets no operation', ()
+  # A leaf is native only if every operation that meets it is.
   reasons = [f'{m.primitive}: {m.reason}' for m in mine if not m.native]
   operations = tuple(dict.fromkeys(str(m.primitive) for m in mine))
   return not reasons, '; '.join(dict.fromkeys(reasons)), operations

@@ -1,7 +1,7 @@
 """The page: report.md for readers, report.json for programs, and the plots.
 
-Files are replaced whole, so that whoever reads a report while it is written
-again, or after a crash, sees the old one or the new one.
+Each file is replaced as a whole, so that a reader sees the old report or the new one,
+even while it is rewritten or after a crash.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import os
-import tempfile
 from typing import Any
 
+from jaxopt_compress.report import files
 from jaxopt_compress.report import findings
 from jaxopt_compress.report import plots as plots_lib
 from jaxopt_compress.report import provenance
@@ -27,9 +27,9 @@ class Report:
     title: the first line.
     stages: rows of the first table; the first is what sizes are compared to.
     coverage: `{stage name: rows of its coverage table}`.
-    facts: what else was measured, `{what: how much}`.
-    notes: sentences of the experiment's own, shown before the computed ones.
-    environment: see `provenance.environment`; taken now if it is None.
+    facts: what else was measured, `{what: value}`.
+    notes: sentences of the experiment itself, shown before the computed remarks.
+    environment: see `provenance.environment`; that of this process if it is None.
   """
 
   title: str
@@ -52,7 +52,7 @@ def write(
   """Writes report.md, report.json and plots/*.png under `directory`.
 
   Args:
-    directory: made if it is missing.
+    directory: created if it is missing.
     report: what to show.
     histograms: `{title: (before, after)}`, arrays of weights.
     plots: whether to draw; needs matplotlib.
@@ -63,7 +63,7 @@ def write(
   os.makedirs(directory, exist_ok=True)
   report = _placed(report)
   drawn = _draw(directory, report, histograms or {}) if plots else {}
-  # All is made before anything is replaced: a failure keeps the old report.
+  # Everything is computed before anything is replaced: a failure keeps the old report.
   content = records.to_json(report)
   content |= {'remarks': _remarks(report), 'plots': drawn}
   text = json.dumps(content, indent=2, allow_nan=False) + '\n'
@@ -130,7 +130,7 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
 
 
 def _placed(report: Report) -> Report:
-  """With an environment: this process, if the report came without."""
+  """The report with an environment, that of this process if it has none."""
   if report.environment is not None:
     return report
   return dataclasses.replace(report, environment=provenance.environment())
@@ -173,15 +173,9 @@ def _draw(directory, report, histograms) -> dict[str, str]:
 
 
 def _replace(path, content):
-  """Puts a file in place whole, or not at all."""
-  handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-  try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as f:
+  with files.replaced(path) as temporary:
+    with open(temporary, 'w', encoding='utf-8') as f:
       f.write(content)
+      # On disk before the rename, which may get there first.
       f.flush()
       os.fsync(f.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 import os
-import tempfile
 from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.report import files
 from jaxopt_compress.report import records
 from jaxopt_compress.report import table
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = (
     '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000',
 )  # fmt: skip
@@ -23,10 +23,9 @@ _GREY = '#B8B8B8'
 def metric_against_bytes(
   stages: Sequence[records.StageRecord], path: str | os.PathLike
 ) -> bool:
-  """Draws the metric over bytes in memory, one point a stage.
+  """Draws the metric over bytes in memory, one point for each stage.
 
-  Stages without either are left out; a report of several metrics gets one panel
-  each.
+  Stages that lack one of the two are left out. Each metric gets a panel of its own.
 
   Returns:
     Whether there was anything to draw; if not, no file is written.
@@ -55,6 +54,7 @@ def _scatter(axis, points):
       zorder=3,
     )
   axis.set_xscale('log')
+  # Within two decades, marks at 1, 2 and 5 fit; over more, powers of ten.
   wide = max(r.bytes_memory for r in points) > 100 * min(
     r.bytes_memory for r in points
   )
@@ -67,13 +67,14 @@ def _scatter(axis, points):
   axis.yaxis.set_major_formatter(lambda y, _: format(y, points[0].spec))
   _pad(axis, [r.bytes_memory for r in points], [r.value for r in points])
   axis.grid(alpha=0.3)
-  # Points crowd where compression works; names beside them would overlap.
+  # Points crowd where compression works: labels beside them would overlap.
   axis.legend(
     loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
   )
 
 
 def _pad(axis, x, y):
+  # The x axis is logarithmic, so its margin is a factor.
   axis.set_xlim(min(x) / 1.6, max(x) * 1.6)
   room = 0.15 * (max(y) - min(y)) or 0.02 * abs(max(y)) or 0.1
   axis.set_ylim(min(y) - room, max(y) + room)
@@ -86,8 +87,8 @@ def layers(
 ) -> bool:
   """Draws sparsity and error of every leaf, one colour a stage.
 
-  Leaves that every stage left as they were are left out, and of the rest the
-  `most` largest are shown.
+  Leaves that no stage changed are left out; of the others the `most` largest are
+  shown.
 
   Returns:
     Whether there was anything to draw; if not, no file is written.
@@ -115,7 +116,8 @@ def layers(
   )
   sparsity, error = axes[0]
   for i, (name, rows) in enumerate(drawn.items()):
-    shift = 0.5 * ((i + 0.5) / len(drawn) - 0.5)  # stages never hide another
+    # Stages are spread within half a row, so that none hides another.
+    shift = 0.5 * ((i + 0.5) / len(drawn) - 0.5)
     at = [paths.index(p) + shift for p in rows]
     style = dict(
       color=_COLOURS[i % len(_COLOURS)],
@@ -136,6 +138,7 @@ def layers(
 
 def _label_layers(sparsity, error, paths, dropped):
   sparsity.set_yticks(range(len(paths)), paths, fontsize=8)
+  # The first leaf is at the top, as in the tables.
   sparsity.set_ylim(len(paths) - 0.4, -0.6)
   sparsity.set_xlim(-0.03, 1.03)
   sparsity.xaxis.set_major_formatter(lambda x, _: f'{x:.0%}')
@@ -190,13 +193,14 @@ def _histogram(axis, title, before, after, bins):
     np.ravel(np.asarray(w).astype(np.float64)) for w in (before, after)
   )
   before, after = (w[np.isfinite(w)] for w in (before, after))
+  # Symmetric edges and an odd number of bins give zero a bin of its own.
   top = max((np.abs(w).max() for w in (before, after) if w.size), default=1.0)
   top = top or 1.0
   edges = np.linspace(-top, top, bins + 1)
   axis.hist(before, edges, color=_GREY, label='before')
   counts, _ = np.histogram(after, edges)
   axis.stairs(counts, edges, color=_COLOURS[0], label='after', linewidth=1.1)
-  # Zeros of a mask are thousands in one bin; the rest must stay visible.
+  # A mask puts thousands of zeros into one bin; the others must stay visible.
   axis.set_yscale('log')
   axis.set_ylim(bottom=0.5)
   axis.set_title(title, fontsize=9)
@@ -213,23 +217,15 @@ def _figure(rows, columns, width, height, **kwargs):
       " `pip install 'jaxopt_compress[examples]'`, or write the report with"
       ' plots=False.'
     ) from e
-  # A Figure of its own draws with Agg: no display, and no global state.
+  # Figure, not pyplot: it draws with Agg, without a display or global state.
   fig = figure.Figure((width, height), layout='constrained')
   return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def _save(figure, path):
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=folder, suffix='.png')
-  os.close(handle)
-  try:
-    figure.savefig(temporary, dpi=120)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  with files.replaced(path) as temporary:
+    figure.savefig(temporary, dpi=120, format='png')
 
 
 def _finite(x) -> bool:

@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from."""
+"""Where the figures of a report come from."""
 
 import os
 import platform
@@ -18,6 +18,7 @@ def environment() -> dict[str, str | int]:
     'backend': jax.default_backend(),
     'device': devices[0].device_kind,
     'devices': len(devices),
+    # What this process may use: a container often has fewer than the machine.
     'cores': len(os.sched_getaffinity(0))
     if hasattr(os, 'sched_getaffinity')
     else os.cpu_count() or 0,

@@ -1,8 +1,8 @@
-"""What a report is made of: plain records, one a stage and one a leaf.
+"""What a report is made of: plain records of stages and leaves.
 
-Whoever runs an experiment fills them; nothing here knows how. Everything that is
-`None` was not measured and is shown as '-'. A record turns to JSON and back
-without loss: numbers that JSON has no word for become 'inf', '-inf' and 'nan'.
+Whoever runs an experiment fills them; nothing here knows how. A field that is `None`
+was not measured, and is shown as '-'. A record goes to JSON and back without loss:
+values that JSON cannot write become 'inf', '-inf' and 'nan'.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from jaxopt_compress.core import rules
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """How long one call takes, in milliseconds, and against what.
+  """How long one call takes, in milliseconds, and how that compares.
 
   `speed` is the median over rounds of (time of `against`) / (own time): above 1
-  is faster. `low` and `high` are quartiles.
+  is faster. Fields with `low` and `high` are quartiles.
   """
 
   median_ms: float
@@ -40,11 +40,11 @@ class StageRecord:
   """One row of the first table: a model after one stage.
 
   Attributes:
-    name: what the stage is called everywhere else in the report.
+    name: what the stage is called throughout the report.
     value: the metric on held-out data; `metric` names it, `spec` formats it.
-    agreement: fraction of held-out examples with the teacher's answer.
+    agreement: fraction of held-out examples on which it answers as the teacher does.
     kl: mean KL(teacher || this) in nats.
-    parameters: numbers that the tree stands for.
+    parameters: how many values the tree stands for.
     bytes_memory: bytes that its arrays occupy (`core.nbytes`).
     bytes_disk: bytes of the file or directory it was saved to.
     sparsity: fraction of the parameters that are exactly zero.
@@ -82,8 +82,8 @@ class LeafRecord:
     bytes: stored bytes.
     sparsity: fraction of exact zeros.
     error_db: signal to quantisation noise; inf is exact.
-    native: whether every operation ran on the compressed form; None for a
-      plain array, or where nobody looked.
+    native: whether every operation ran on the compressed form; None for a plain
+      array, or if it is not known.
     reason: why it was densified.
     operations: primitives that the leaf met.
   """
@@ -102,7 +102,7 @@ class LeafRecord:
 
 
 def stage(name: str, params: Any, **known) -> StageRecord:
-  """A StageRecord with all that a tree of parameters tells by itself.
+  """A StageRecord with everything that follows from the parameters alone.
 
   >>> r = stage('float', {'w': np.ones((2, 3), np.float32)}, value=0.9)
   >>> r.parameters, r.bytes_memory, r.sparsity, r.value
@@ -117,12 +117,12 @@ def stage(name: str, params: Any, **known) -> StageRecord:
 
 
 def parameters(tree: Any) -> int:
-  """How many numbers the leaves of `tree` stand for."""
+  """How many values the leaves of `tree` stand for."""
   return sum(math.prod(x.shape) for _, x in rules.named_leaves(tree))
 
 
 def sparsity(tree: Any) -> float | None:
-  """Fraction of the numbers that are exactly zero; None for an empty tree."""
+  """Fraction of the values that are exactly zero; None for an empty tree."""
   leaves = [dense(x) for _, x in rules.named_leaves(tree)]
   size = sum(x.size for x in leaves)
   if not size:
@@ -163,6 +163,7 @@ def to_json(x: Any) -> Any:
     return {str(k): to_json(v) for k, v in x.items()}
   if isinstance(x, (list, tuple)):
     return [to_json(v) for v in x]
+  # numpy and JAX scalars become Python's, which json writes.
   if hasattr(x, 'item') and getattr(x, 'ndim', None) == 0:
     x = x.item()
   if isinstance(x, float) and not math.isfinite(x):
@@ -177,21 +178,24 @@ def to_json(x: Any) -> Any:
 
 def stage_from_json(x: Mapping[str, Any]) -> StageRecord:
   """The inverse of `to_json` of a StageRecord."""
-  latency = {int(b): Timing(**_numbers(t)) for b, t in x['latency'].items()}
-  x = _numbers(x) | dict(latency=latency, notes=tuple(x['notes']))
+  # JSON turned the batch sizes, keys of a dict, into strings.
+  latency = {int(b): Timing(**_floats(t)) for b, t in x['latency'].items()}
+  x = _floats(x) | dict(latency=latency, notes=tuple(x['notes']))
   return StageRecord(**x)
 
 
 def leaf_from_json(x: Mapping[str, Any]) -> LeafRecord:
   """The inverse of `to_json` of a LeafRecord."""
-  x = _numbers(x) | dict(
+  x = _floats(x) | dict(
     shape=tuple(x['shape']), operations=tuple(x['operations'])
   )
   return LeafRecord(**x)
 
 
-def _numbers(x):
+def _floats(x):
+  """Fields with 'inf', '-inf' and 'nan' as floats again."""
   words = ('inf', '-inf', 'nan')
+  # A stage may be called 'nan': fields of text keep their words.
   text = ('name', 'path', 'metric', 'format', 'spec', 'reason', 'against')
   return {
     k: float(v) if v in words and k not in text else v

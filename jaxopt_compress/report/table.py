@@ -1,6 +1,6 @@
 """Tables of records, for the terminal and for markdown.
 
-What was not measured is '-'; what was measured and is no number is 'nan'.
+'-' was not measured; 'nan' was measured and is not a number.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ Columns = Sequence[tuple[str, Callable[[Any], str]]]
 def render(
   headers: Sequence[str], rows: Sequence[Sequence[str]], style: str = 'text'
 ) -> str:
-  """Cells as aligned text; numbers to the right, words to the left.
+  """Cells as aligned text, with columns of quantities to the right.
 
   Args:
     headers: names of the columns.
-    rows: cells, as many as there are headers.
+    rows: of cells, one for each header.
     style: 'text' for the terminal, 'markdown'.
 
   >>> print(render(['name', 'bytes'], [['w', '1,024'], ['b', '-']]))
@@ -48,27 +48,29 @@ def render(
       return '| ' + ' | '.join(cells) + ' |'
     return '  '.join(cells).rstrip()
 
-  rule = ['-' * n for n in widths]
+  # Markdown needs three dashes at least, and a colon where a column is to the right.
+  dashes = ['-' * n for n in widths]
   if style == 'markdown':
-    rule = [
-      r[:-1] + (':' if r_ else '-') for r, r_ in zip(rule, right, strict=True)
+    dashes = [
+      d[:-1] + (':' if r else '-') for d, r in zip(dashes, right, strict=True)
     ]
-  return '\n'.join([line(headers), line(rule), *map(line, rows)])
+  return '\n'.join([line(headers), line(dashes), *map(line, rows)])
 
 
 def stages(rows: Sequence[records.StageRecord], style: str = 'text') -> str:
   """The first table: one row a stage.
 
-  'smaller' is the number of times that bytes in memory fit into the first
-  stage's; '(0.5x)' behind a latency is the speed relative to the float program.
+  'smaller' is the memory of the first stage over that of this one. '(0.5x)' after a
+  latency is the speed relative to the float program.
   """
   first = next((r.bytes_memory for r in rows if r.bytes_memory), None)
   batches = sorted({b for r in rows for b in r.latency})
   metrics = {r.metric for r in rows if r.value is not None}
-  one = metrics.pop() if len(metrics) == 1 else None
+  # One metric heads its column; several are named in each cell.
+  shared = metrics.pop() if len(metrics) == 1 else None
   columns = [
     ('stage', lambda r: r.name),
-    (one or 'metric', lambda r: _metric(r, named=one is None)),
+    (shared or 'metric', lambda r: _metric(r, named=shared is None)),
     ('agreement', lambda r: number(r.agreement, '.2%')),
     ('KL', lambda r: number(r.kl, '.4f')),
     ('parameters', lambda r: number(r.parameters, ',')),
@@ -126,6 +128,7 @@ def quantity(x: float | int | None, unit: str = '') -> str:
   """
   if x is None or not math.isfinite(x):
     return number(x, '')
+  # Rounded before it is compared: 999,999 is 1 MB, not 1e+03 kB.
   for prefix in ('', 'k', 'M', 'G', 'T', 'P'):
     digits = f'{x:.3g}'
     if abs(float(digits)) < 1000 or prefix == 'P':
@@ -169,9 +172,10 @@ def _runs(r) -> str:
 
 
 def _is_number(cell) -> bool:
-  """Whether a cell reads as a quantity, and so belongs to the right."""
+  """Whether a cell is a quantity, and so aligned to the right."""
   if cell in ('-', 'nan', 'inf', '-inf', 'exact'):
     return True
+  # Digits, an exponent, a unit of at most two letters, a speed in brackets.
   return (
     re.fullmatch(r'-?[\d.,]+(e[+-]?\d+)?( ?[%a-zA-Z]{0,2})( \(.*x\))?', cell)
     is not None
