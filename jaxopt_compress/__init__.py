@@ -11,11 +11,11 @@ from jaxopt_compress import kernels as kernels
 from jaxopt_compress import parallel as parallel
 from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization
+from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
 from jaxopt_compress.analysis.observe import observe as observe
 from jaxopt_compress.analysis.observe import Observed as Observed
-from jaxopt_compress.analysis.rescale import rescalings as rescalings
 from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
 from jaxopt_compress.analysis.statistics import absmax as absmax
 from jaxopt_compress.analysis.statistics import gram as gram

@@ -56,13 +56,24 @@ class Move(NamedTuple):
     None where the operation does not move entries, or mixes axes.
     """
     rule = _AXES.get(self.primitive)
-    return None if rule is None else rule(self, list(pieces))
+    if rule is None or self._permutes:
+      return None
+    return rule(self, list(pieces))
 
-  def entries(self, known: np.ndarray) -> list[np.ndarray]:
+  @property
+  def _permutes(self) -> bool:
+    """A reshape that reads its operand in another order is not followed."""
+    order = self.params.get('dimensions')
+    return self.primitive == 'reshape' and order is not None
+
+  def entries(self, known: np.ndarray) -> list[np.ndarray] | None:
     """What is known of the entries of each result, from that of the operand's.
 
-    For what `moves_entries` says; any axis of `known` may have size 1.
+    None where the operation does not move entries. Axes of `known` along which all
+    are alike may have size 1, those of the result do.
     """
+    if self.primitive not in (*_NARROW, *_WIDE) or self._permutes:
+      return None
     if self.primitive in _NARROW:
       return _NARROW[self.primitive](self, known)
     if known.size == 1:
@@ -83,11 +94,6 @@ def of(eqn, operand: int = 0) -> Move | None:
 def moves_axes(name: str) -> bool:
   """Whether a primitive has a rule for axes."""
   return name in _AXES
-
-
-def moves_entries(name: str) -> bool:
-  """Whether a primitive has a rule for entries."""
-  return name in _NARROW or name in _WIDE
 
 
 def narrow(known: np.ndarray) -> np.ndarray:
@@ -184,8 +190,6 @@ def _unstacked_axes(move, pieces):
 
 
 def _reshaped_axes(move, pieces):
-  if move.params['dimensions'] is not None:
-    return None
   dealt = deal([p for axis in pieces for p in axis], move.shapes[0])
   return None if dealt is None else [dealt]
 

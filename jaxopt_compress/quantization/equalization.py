@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.analysis import rescale
+from jaxopt_compress.analysis import freedoms as freedoms_lib
 from jaxopt_compress.core import rules as rules_lib
 
 
 def equalize(
   params: Any,
-  freedoms: rescale.Rescalings,
+  freedoms: freedoms_lib.Rescalings,
   *,
   sweeps: int = 20,
   tolerance: float = 1e-3,
@@ -44,7 +44,7 @@ def equalize(
   >>> import jax.numpy as jnp
   >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
   >>> p = {'a': jnp.array([[8., 1.]]), 'b': jnp.array([[2.], [1.]])}
-  >>> even = equalize(p, rescale.rescalings(f)(p, jnp.ones((1, 1))))
+  >>> even = equalize(p, freedoms_lib.rescalings(f)(p, jnp.ones((1, 1))))
   >>> even['a'].tolist(), even['b'].tolist()
   ([[4.0, 1.0]], [[4.0], [1.0]])
   """
@@ -129,7 +129,7 @@ def _groups(weights, num):
 
 
 def fold_norms(
-  params: Any, freedoms: rescale.Rescalings
+  params: Any, freedoms: freedoms_lib.Rescalings
 ) -> tuple[Any, tuple[str, ...]]:
   """Moves the gains of norms into the weights before them.
 
@@ -161,7 +161,7 @@ def fold_norms(
   >>> f = lambda p, x: (x @ p['w'] - p['mean']) * p['gain'] + p['bias']
   >>> one = lambda v: jnp.full((1, 1), v)
   >>> p = dict(w=one(2.), mean=one(1.), gain=one(3.), bias=one(.5))
-  >>> folded, gains = fold_norms(p, rescale.rescalings(f)(p, jnp.ones((1, 1))))
+  >>> folded, gains = fold_norms(p, freedoms_lib.rescalings(f)(p, jnp.ones((1, 1))))
   >>> {k: round(float(x[0, 0]), 5) for k, x in folded.items()}, gains
   ({'bias': 0.5, 'gain': 1.0, 'mean': 3.0, 'w': 6.0}, ('gain',))
   """
