@@ -1,0 +1,89 @@
+"""The report of what was measured: one row a stage, one a leaf."""
+
+import math
+
+from absl.testing import absltest
+import pytest
+
+from jaxopt_compress import report as report_lib
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import examples
+from jaxopt_compress.train import job as job_lib
+from jaxopt_compress.train import measure
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import record
+from jaxopt_compress.train import stages
+
+RULES = ((r'.*/kernel', 'int8, int8 tensor static'), (r'.*', None))
+CONFIG = dict(
+  data=dict(name='digits', test='validation', eval_batch_size=64, limit=64),
+  models=dict(mlp=dict(in_features=64, widths=(8,))),
+  stages=('float', 'int8'),
+  stage=dict(
+    float=dict(model='mlp', steps=1),
+    int8=dict(
+      model='mlp', init='float', batch_size=16, quantize=RULES, calibrate='ema'
+    ),
+  ),
+  report=dict(plots=False, metric='bits per byte'),
+)
+
+
+class RecordTest(absltest.TestCase):
+  @pytest.fixture(autouse=True)
+  def _tmp(self, tmp_path):
+    self.dir = tmp_path
+
+  def test_report(self):
+    plan = plan_lib.parse(CONFIG)
+    data = examples.load(plan.data, plan.seed)
+    model = model_lib.build('mlp', plan.models['mlp'], data.example)
+    built = [stages.build(s, model, None, plan.data) for s in plan.stages]
+    params, variables = model.init(0)
+    final = {'params': params, 'variables': variables, 'plain': params}
+    job = job_lib.Job(plan, data, None, self.dir, None)
+    for name in plan.stages:
+      job.stage(name.name).mkdir(parents=True)
+      job.weights(name.name).write_bytes(bytes(123))
+    answers = {
+      'float': evaluate.Evaluation(2 * math.log(2), 0.5, 64),
+      'int8': evaluate.Evaluation(3 * math.log(2), 0.4, 64, 0.9, 0.01),
+    }
+    measured = measure.Measured(
+      answers=answers,
+      deployed={'float': params, 'int8': params},
+      latency={'float': {}, 'int8': {}},
+      kernels={'int8': 'packed'},
+      exports={'float': 'the same'},
+      failed=None,
+    )
+    finished = {'float': final, 'int8': final}
+    record.record(job, built, finished, measured)
+
+    page = report_lib.read(self.dir)
+    self.assertEqual(page.title, 'digits: float, int8')
+    rows = {row.name: row for row in page.stages}
+    self.assertAlmostEqual(rows['float'].value, 2.0)
+    self.assertAlmostEqual(rows['int8'].value, 3.0)
+    self.assertFalse(rows['int8'].higher_is_better)
+    self.assertEqual(
+      (rows['int8'].agreement, rows['int8'].kl, rows['int8'].bytes_disk),
+      (0.9, 0.01, 123),
+    )
+    # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
+    self.assertBetween(rows['float'].flops, 1184, 1300)
+    self.assertEqual(list(page.coverage), ['int8'])
+    self.assertLen(page.coverage['int8'], 4)
+    self.assertEqual(
+      page.facts,
+      {
+        'export of float': 'the same',
+        'static ranges of int8': '2, by ema, from 128 training examples',
+        'kernels of int8': 'packed',
+      },
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()

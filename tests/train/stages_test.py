@@ -1,0 +1,112 @@
+"""A stage: its loss, and what it leaves behind."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.distillation import losses
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import options
+from jaxopt_compress.train import stages
+
+DATA = options.Data(name='digits')
+X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+INT8 = options.Quantize(rules=((r'.*/kernel', 'W8A16'), (r'.*', None)))
+HALF = options.Prune(rules=((r'.*/kernel', 0.5), (r'.*', None)))
+
+
+def _stage(**asked):
+  return options.Stage(name='s', model='mlp', **asked)
+
+
+class LossTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.y, self.other = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    self.batch = {'label': np.array([1, 2, 3]), 'mask': np.array([1, 1, 0]) > 0}
+
+  def test_of_labels(self):
+    loss = stages.loss_of(_stage(label_smoothing=0.1), DATA)
+    total, count = loss((self.y, {}), self.batch, None)
+    expected, _ = losses.cross_entropy(
+      self.y[:2], self.batch['label'][:2], label_smoothing=0.1
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    self.assertEqual(float(count), 2)
+
+  def test_of_a_teacher(self):
+    distil = options.Distil(teacher='t', alpha=0.7, temperature=2.0)
+    loss = stages.loss_of(_stage(distil=distil), DATA)
+    total, count = loss((self.y, {}), self.batch, (self.other, {}))
+    expected, _ = losses.distill(
+      self.y[:2],
+      self.other[:2],
+      self.batch['label'][:2],
+      alpha=0.7,
+      temperature=2.0,
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    self.assertEqual(float(count), 2)
+
+  def test_a_mask_of_examples_covers_all_their_targets(self):
+    loss = stages.loss_of(_stage(), DATA)
+    y = np.stack([self.y, self.other])
+    batch = {'label': np.array([[1, 2, 3], [0, 4, 1]])}
+    batch['mask'] = np.array([False, True])
+    total, count = loss((y, {}), batch, None)
+    expected, _ = losses.cross_entropy(y[1], batch['label'][1])
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    self.assertEqual(float(count), 3)
+
+
+class FinishTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    asked = dict(in_features=64, widths=(8,))
+    cls.model = model_lib.build('mlp', asked, X)
+    cls.params, cls.variables = cls.model.init(0)
+
+  def _finished(self, stage):
+    built = stages.build(stage, self.model, None, DATA)
+    state = built.create(
+      self.params, self.variables, jax.random.key(0), built.ranges
+    )
+    final = stages.finish(state, stage, self.model, built.compression)
+    self.assertEqual(jax.tree.structure(final), jax.tree.structure(built.final))
+    return built, final
+
+  def test_compressed_as_it_is(self):
+    built, final = self._finished(
+      _stage(init='float', prune=HALF, quantize=INT8)
+    )
+    self.assertIsNone(built.step)
+    leaf = final['params']['layers']['0']['kernel']
+    self.assertIsInstance(leaf, jc.QArray)
+    zeros = float(jnp.mean(leaf.materialize() == 0))
+    self.assertAlmostEqual(zeros, 0.5, places=1)
+    plain = final['plain']['layers']['0']['kernel']
+    np.testing.assert_array_equal(plain, self.params['layers']['0']['kernel'])
+
+  def test_what_was_trained_is_what_is_stored(self):
+    built, final = self._finished(_stage(steps=3, quantize=INT8))
+    self.assertIsNotNone(built.step)
+    rules = [(r'.*/kernel', jc.W8A16), (r'.*', None)]
+    expected = jc.quantize(self.params, rules, self.model.uses)
+    for a, b in zip(
+      jax.tree.leaves(final['params']), jax.tree.leaves(expected), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+
+  def test_stored_is_what_inference_needs(self):
+    _, final = self._finished(_stage(steps=1))
+    self.assertEqual(set(stages.stored(final)), {'params', 'variables'})
+
+  def test_a_mistake_names_the_stage(self):
+    quantize = options.Quantize(rules=((r'.*/kernl', 'W8A8'), (r'.*', None)))
+    with pytest.raises(ValueError, match="Stage 's': .*kernl"):
+      stages.build(_stage(steps=1, quantize=quantize), self.model, None, DATA)
