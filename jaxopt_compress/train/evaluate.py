@@ -67,9 +67,11 @@ def evaluate(
     inputs, targets: names in a batch.
     reference: logits for each batch, from the `logits` of another evaluation.
   """
+  # Sums of a batch are float32; those of all batches are float64.
   sums, logits = np.zeros(5), []
   for i, batch in enumerate(batches):
     y = forward_fn(params, variables, batch[inputs])
+    # Without a reference the last two sums are of the model against itself.
     other = y if reference is None else reference[i]
     sums += np.asarray(_sums(y, batch[targets], batch['mask'], other), float)
     logits.append(y)
@@ -93,6 +95,7 @@ def _sums(y, labels, mask, reference):
     labels: [b, ...] int.
     mask: [b] or [b, ...] bool.
   """
+  # A mask of examples gets an axis of one for each axis of targets [b, ...].
   mask = jnp.broadcast_to(
     mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim)), labels.shape
   )

@@ -89,9 +89,12 @@ def _arrays(module, data, seed_of) -> Examples:
 
 
 def _text(module, data, seed_of) -> Examples:
-  read = functools.cache(
-    lambda split, files: module.load(split, only=files or data.files or '.*')
-  )
+
+  # Stages of the same files share one copy.
+  @functools.cache
+  def read(split, files):
+    return module.load(split, only=files or data.files or '.*')
+
   train, test = read(data.train, ''), read(data.test, '')
   whole = test
   if data.limit:

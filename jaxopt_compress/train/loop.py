@@ -215,8 +215,8 @@ def _train(job, b, state, finished, watch):
 
     def save(step):
       flush()
-      numbers = (state.params, state.variables, state.learned, state.comp_state)
-      if not state_lib.is_finite(numbers):
+      kept = (state.params, state.variables, state.learned, state.comp_state)
+      if not state_lib.is_finite(kept):
         what = 'A weight or a range is not finite'
         raise Diverged(_diverged(stage, what, step, saver))
       if step not in saver.steps:
@@ -273,9 +273,9 @@ def _finish(job, b, state):
     inputs=job.plan.data.input,
     targets=job.plan.data.target,
   )
-  numbers = {'loss': found.loss, 'accuracy': found.accuracy}
+  quality = {'loss': found.loss, 'accuracy': found.accuracy}
   job.metrics.begin(f'{name}/test', -1)
-  job.metrics.write(f'{name}/test', b.stage.steps, numbers)
+  job.metrics.write(f'{name}/test', b.stage.steps, quality)
   metrics_lib.log(
     f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
   )
@@ -288,7 +288,7 @@ def _finish(job, b, state):
   if jax.process_index() == 0:
     stored = stages_lib.stored(local)
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
-    result = {'stage': name, 'config': config, 'count': found.count, **numbers}
+    result = {'stage': name, 'config': config, 'count': found.count, **quality}
     (partial / 'result.json').write_text(json.dumps(result, indent=2))
     os.rename(partial, whole)
     shutil.rmtree(job.checkpoints(name), ignore_errors=True)

@@ -55,6 +55,7 @@ def build(name: str, kwargs: dict[str, Any], x: Any) -> Model:
     return made.params, made.variables
 
   def output(params, x):
+    # Uses do not depend on what batch statistics are.
     return abstract.apply(params, _zeros(abstract.variables), x)[0]
 
   return Model(

@@ -81,6 +81,7 @@ def _kernels(params):
   """The last two axes of each kernel are its matrix, the others a stack."""
 
   def axes(path, x):
+    # None leaves a parameter to AdamW: biases, scales, embeddings.
     if getattr(path[-1], 'key', None) != 'kernel' or x.ndim < 2:
       return None
     return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
@@ -99,6 +100,7 @@ def schedule(
   """
   choices.one_of('decay', decay, ('cosine', 'linear', 'constant'), '=')
   rise = round(warmup * steps)
+  # A stage of no steps has a schedule all the same.
   rest = max(steps - rise, 1)
   if decay == 'cosine':
     fall = optax.cosine_decay_schedule(learning_rate, rest)

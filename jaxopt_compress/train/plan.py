@@ -80,6 +80,7 @@ def parse(config: Mapping[str, Any]) -> Plan:
   for key in ('data', 'models', 'stages', 'stage'):
     if not config.get(key):
       raise ValueError(f'The config has no {key}. See configs/digits.py.')
+  # A config may describe stages that it does not run.
   names = tuple(config['stages'])
   fields.check_keys(
     'config.stage', dict.fromkeys(names), tuple(config['stage'])
@@ -182,8 +183,8 @@ def _check_numbers(plan):
     choices.one_of(f'{where}.calibrate', stage.quantize.calibrate, methods)
     if not 0 <= stage.optimizer.warmup < 1:
       raise ValueError(
-        f'{where}.warmup is {stage.optimizer.warmup}; a fraction of the steps in [0, 1) is'
-        ' expected.'
+        f'{where}.warmup is {stage.optimizer.warmup}; a fraction of the steps in'
+        ' [0, 1) is expected.'
       )
   for where, value, smallest in least:
     if value < smallest:

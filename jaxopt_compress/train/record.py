@@ -77,6 +77,7 @@ def _row(job, b, final, measured) -> report_lib.StageRecord:
 
 def _leaves(job, b, final, measured) -> list[report_lib.LeafRecord]:
   """What became of every leaf of a stage, and in which form it runs."""
+  # What runs is the deployed form; what is counted and compared is the stored one.
   x = measure.repeated(job, 1)
   explained = lift.explain(_inference(b.model.apply))(
     measured.deployed[b.stage.name], final['variables'], x
@@ -90,6 +91,7 @@ def _inference(apply):
 
 def _quality(metric: str, found: evaluate.Evaluation) -> dict[str, Any]:
   if metric == 'bits per byte':
+    # A target is a byte, and the loss is in nats.
     return dict(
       value=found.loss / np.log(2),
       metric=metric,

@@ -63,6 +63,7 @@ def difference(forward, stored, packed, variables, x) -> str:
   y, expected = (forward(p, variables, x) for p in (packed, stored))
   largest = float(jnp.max(jnp.abs(expected)))
   off = float(jnp.max(jnp.abs(y - expected)))
+  # Written so that NaN is too far as well.
   if not off <= 0.25 * largest:
     raise RuntimeError(
       f'Packed parameters compute something else: outputs differ by up to {off:.3g},'

@@ -72,6 +72,7 @@ def build(
         learned_optimizer=learned,
       )
 
+    # Shapes alone: what does not fit raises here, and nothing is computed.
     key = jax.eval_shape(lambda: jax.random.key(0))
     template = jax.eval_shape(create, model.params, model.variables, key, blank)
     final = jax.eval_shape(
@@ -115,6 +116,7 @@ def _placeholders(stage, model):
         f'{path} is the frozen base of adapters ({scheme.describe()}), whose ranges'
         ' neither are learned nor follow. Leave out "lsq", "pact" and "ema".'
       )
+  # Ranges that are learned, or follow, may begin anywhere.
   stay = [path for path in found if not chosen[path].act.learn]
   if stay and not stage.init:
     raise ValueError(
@@ -215,6 +217,7 @@ def compression_of(
   if stage.quantize.rules:
     rules = words.quantize_rules(stage.quantize)
     parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))
+  # Nothing happens over time, but the ranges have to be in the state.
   if not stage.steps:
     return compression_lib.identity()._replace(init=lambda params: ranges)
   if not parts:
@@ -268,6 +271,7 @@ def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
     labels = batch[data.target]
     mask = batch.get('mask')
     if mask is not None:
+      # A mask of examples gets an axis of one for each axis of targets [b, ...].
       mask = mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
       mask = jnp.broadcast_to(mask, labels.shape)
     if teacher_outputs is None:

@@ -143,6 +143,8 @@ def train_step(
     (total, (count, variables, stats)), grads = jax.value_and_grad(
       total_loss, argnums=(0, 1), has_aux=True
     )(state.params, state.learned)
+    # Gradients of sums: averaged over replicas and divided by the mean count they
+    # are those of the mean over all examples, however the mask cuts them.
     total, count, grads = replicas((total, count, grads))
     variables = _mean_of_floats(replicas, variables)
     if stats and replicas.axis is not None:
