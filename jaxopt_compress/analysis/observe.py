@@ -24,6 +24,7 @@ import numpy as np
 from jaxopt_compress.analysis import probes
 from jaxopt_compress.analysis import rows as rows_lib
 from jaxopt_compress.core import array
+from jaxopt_compress.core import context
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -82,12 +83,12 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
     watched = {
       path or '0': _Watch(path or '0', s) for path, s in chosen.items()
     }
-    ctx = jaxprs.Context(
+    ctx = lift.context(
       rule_for=None,
       record=met.append,
       inline=True,
       monoids={
-        name: jaxprs.Monoid(w.merge, w.empty, w.all_reduce)
+        name: context.Monoid(w.merge, w.empty, w.all_reduce)
         for name, w in watched.items()
       },
       placed=probes.placed,

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
+from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -78,10 +79,10 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
       return fun(*args, **kwargs)
 
     closed, out_tree = jaxprs.trace(of_arrays, *values)
-    ctx = jaxprs.Context(lift.rule_for, handler_at=handler_at)
+    ctx = lift.context(handler_at=handler_at)
     _check_used(compiled, rule_at, _paths(closed))
-    outs = jaxprs.evaluate(ctx, closed, values, [None] * len(values))
-    return jax.tree.unflatten(out_tree, jaxprs.materialized(outs))
+    outs = interpret.evaluate(ctx, closed, values, [None] * len(values))
+    return jax.tree.unflatten(out_tree, array.materialize(outs))
 
   return replaced
 

@@ -21,13 +21,16 @@ import jax
 import numpy as np
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import context as context_lib
+from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.core import structural  # noqa: F401  (its rules)
+from jaxopt_compress.core import structural
 
-Claim = jaxprs.Claim
-Dense = jaxprs.Dense
-Met = jaxprs.Met
+Claim = context_lib.Claim
+Context = context_lib.Context
+Dense = context_lib.Dense
+Met = context_lib.Met
 
 _RULES: dict[tuple[str, type], Callable] = {}
 _CLAIMS: dict[type, Callable] = {}
@@ -78,6 +81,17 @@ def _name(primitive) -> str:
   return primitive if isinstance(primitive, str) else primitive.name
 
 
+def context(rule_for: Callable | None = rule_for, **options) -> Context:
+  """What an evaluation needs to know, with the rules that are registered here.
+
+  Args:
+    rule_for: (primitive, leaf type) -> rule or None, in place of the registered
+      ones.
+    **options: other fields of a `Context`.
+  """
+  return Context(rule_for, structural.RULES, claims_for=_CLAIMS.get, **options)
+
+
 def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
   """Lets any array argument of `fun` be a compressed leaf.
 
@@ -108,8 +122,7 @@ def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
     leaves = jax.tree.leaves((args, kwargs), is_leaf=array.is_compressed)
     if not any(map(array.is_compressed, leaves)):
       return fun(*args, **kwargs)
-    record = _refuse if strict else None
-    ctx = jaxprs.Context(rule_for, record, strict, _CLAIMS.get)
+    ctx = context(record=_refuse if strict else None, inline=strict)
     out = run(ctx, fun, args, kwargs)
     return out if keep else array.materialize(out)
 
@@ -125,7 +138,7 @@ def _refuse(met: Met):
     )
 
 
-def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
+def run(ctx: Context, fun: Callable, args, kwargs) -> Any:
   """Evaluates `fun` over arguments with compressed leaves, under `ctx`.
 
   Results may be compressed.
@@ -141,7 +154,7 @@ def run(ctx: jaxprs.Context, fun: Callable, args, kwargs) -> Any:
     return fun(*args, **kwargs)
 
   closed, out_tree = jaxprs.trace(of_arrays, *map(_stands_for, values))
-  outs = jaxprs.evaluate(ctx, closed, values, names)
+  outs = interpret.evaluate(ctx, closed, values, names)
   return jax.tree.unflatten(out_tree, outs)
 
 
@@ -184,7 +197,7 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
 
   def explained(*args, **kwargs):
     met = []
-    ctx = jaxprs.Context(rule_for, met.append, True, _CLAIMS.get)
+    ctx = context(record=met.append, inline=True)
     analyse(ctx, fun, args, kwargs)
     return list(dict.fromkeys(met))
 

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from jaxopt_compress import models
-from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 
 _BLOCKS = flags.DEFINE_integer('blocks', 24, 'Transformer blocks.')
@@ -116,7 +115,7 @@ def _plain_cost():
 
   def interpreted(params, tokens):
     # `lift` calls f itself here; this is what it does with compressed leaves.
-    ctx = jaxprs.Context(lift.rule_for)
+    ctx = lift.context()
     return lift.run(ctx, apply, (params, tokens), {})
 
   costs = [

@@ -9,7 +9,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import lift
 from jaxopt_compress.core import sharding
 from jaxopt_compress.quantization import qarray
 
@@ -161,17 +163,17 @@ class EvaluateTest(parameterized.TestCase):
     table = jnp.arange(16.0)[None]
     closed, _ = jaxprs.trace(lambda w, x: jnp.dot(x + table, w), W, X)
     met = []
-    ctx = jaxprs.Context(jc.core.lift.rule_for, met.append, inline=True)
+    ctx = lift.context(record=met.append, inline=True)
     leaf = LEAVES['int8']
-    (y,) = jaxprs.evaluate(ctx, closed, [leaf, X], ['layer/w', None])
+    (y,) = interpret.evaluate(ctx, closed, [leaf, X], ['layer/w', None])
     want = (X + table) @ leaf.materialize()
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
     self.assertEqual([(m.path, m.native) for m in met], [('layer/w', True)])
 
   def test_results_may_stay_compressed(self):
     closed, _ = jaxprs.trace(lambda w: w.T, W)
-    ctx = jaxprs.Context(jc.core.lift.rule_for)
-    (y,) = jaxprs.evaluate(ctx, closed, [LEAVES['int8']], ['w'])
+    ctx = lift.context()
+    (y,) = interpret.evaluate(ctx, closed, [LEAVES['int8']], ['w'])
     self.assertIsInstance(y, qarray.QArray)
     self.assertEqual(y.shape, (8, 16))
 

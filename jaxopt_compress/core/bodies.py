@@ -1,0 +1,237 @@
+"""Bodies of loops and branches as functions, and which leaves go in and come out.
+
+A body is evaluated under a JAX transform: `scan`, `while_loop`, `switch`. What goes
+around a loop must come back in the form in which it went in. So of the leaves among
+its carried values
+
+  one that the body returns untouched is taken out of the carry and put back after;
+  one that programs write to (`writable`: a cache) stays a leaf, if it comes back in
+  its own form; any other that the loop changes is materialised.
+
+Nothing here knows the parameters of the primitives; `structural` does.
+"""
+
+import jax
+from jax import lax
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import interpret
+from jaxopt_compress.core import jaxprs
+
+
+def opened(jaxpr):
+  """The equations and the constants of a jaxpr, closed or not."""
+  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+
+
+def unzip(operands):
+  """The values and the names of [(value, name)]."""
+  operands = list(operands)
+  return [x for x, _ in operands], [name for _, name in operands]
+
+
+def drop(ctx, eqn, operand, reason):
+  """Materialises one operand of a structural equation, on the record."""
+  x, name = operand
+  if not array.is_compressed(x):
+    return operand
+  ctx.note(eqn, name, False, reason)
+  return x.materialize(), None
+
+
+def in_place(ctx, jaxpr, operands):
+  """Evaluates a body under no transform: [(value, name)]."""
+  jaxpr, consts = opened(jaxpr)
+  args, names = unzip(operands)
+  return interpret.run(ctx, jaxpr, consts, args, names)
+
+
+def whole(ctx, jaxpr, names):
+  """A function of values that evaluates `jaxpr`; its results may be leaves."""
+  jaxpr, consts = opened(jaxpr)
+  scope = ctx.scope  # a derivative calls it when the evaluation is elsewhere
+
+  def body(*args):
+    with ctx.within(scope):
+      return [x for x, _ in interpret.run(ctx, jaxpr, consts, args, names)]
+
+  return body
+
+
+def dense(ctx, jaxpr, names, written=()):
+  """A function of values that evaluates `jaxpr` and returns dense results.
+
+  Of the results at the positions `written`, caches stay leaves.
+  """
+  run = whole(ctx, jaxpr, names)
+
+  def body(*args):
+    return [
+      x if i in written and _is_written(x) else array.materialize(x)
+      for i, x in enumerate(run(*args))
+    ]
+
+  return body
+
+
+def apart(ctx, jaxpr, names, written=()):
+  """`dense`, returning (results, what rules found out in the body)."""
+  return ctx.apart(dense(ctx, jaxpr, names, written))
+
+
+# ------------------------------------------------------------------- what stays
+
+
+def _is_written(x) -> bool:
+  return array.is_compressed(x) and x.writable
+
+
+def _alike(a, b) -> bool:
+  """Whether two leaves have the same fields and arrays of the same shapes."""
+  shapes = [[c.shape for c in jax.tree.leaves(x)] for x in (a, b)]
+  return jax.tree.structure(a) == jax.tree.structure(b) and (
+    shapes[0] == shapes[1]
+  )
+
+
+def settled(
+  ctx, eqn, jaxpr, operands, n_consts, n_carry, n_whole=None, turns=True
+):
+  """The operands of a loop's body, and which carried leaves the loop may write.
+
+  Args:
+    ctx: the rules.
+    eqn: the loop, for the record.
+    jaxpr: its body.
+    operands: [(value, name)]: constants, carried values, and what the loop cuts.
+    n_consts, n_carry: how many constants and carried values there are.
+    n_whole: as for `written`.
+    turns: whether the loop has any: else nothing can be written.
+
+  Returns:
+    (operands, written): carried leaves that neither come back untouched nor are
+    written are dense; `written` are positions in the carry.
+  """
+  inner, _ = opened(jaxpr)
+  changed = [
+    i
+    for i, out in enumerate(inner.outvars[:n_carry])
+    if not (jaxprs.is_var(out) and out is inner.invars[n_consts + i])
+  ]
+  args, names = unzip(operands)
+  places = {i: n_consts + i for i in changed if turns}
+  stay = written(ctx, jaxpr, args, names, places, n_whole)
+  operands = list(operands)
+  for at in (n_consts + i for i in changed if i not in stay):
+    operands[at] = drop(ctx, eqn, operands[at], 'the loop changes it')
+  return operands, stay
+
+
+def written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
+  """The results of a loop's body that are caches in the form in which they came.
+
+  To materialise one cache may change the form of another, so the body is traced
+  again until the rest stays.
+
+  Args:
+    ctx: the rules; nothing is recorded.
+    jaxpr: the body.
+    args, names: its arguments.
+    places: {position of a result: that of the argument}, of those to look at.
+    n_whole: how many arguments come whole; the loop cuts the others along their
+      first axis.
+  """
+  places = {i: j for i, j in places.items() if _is_written(args[j])}
+  while places:
+
+    def turn(*args, places=tuple(places)):
+      cut = jax.tree.map(lambda p: p[0], args[n_whole:] if n_whole else ())
+      run = dense(ctx.quiet(), jaxpr, names, places)
+      return run(*args[:n_whole], *cut)
+
+    outs = jax.eval_shape(turn, *args)
+    changed = {i: j for i, j in places.items() if not _alike(outs[i], args[j])}
+    if not changed:
+      break
+    args = [
+      array.materialize(x) if j in changed.values() else x
+      for j, x in enumerate(args)
+    ]
+    places = {i: j for i, j in places.items() if i not in changed}
+  return set(places)
+
+
+def written_by_all(ctx, branches, args, names) -> set[int]:
+  """The results that all branches give as caches of one form."""
+  if not any(map(_is_written, args)):
+    return set()
+  everything = range(len(branches[0].out_avals))
+  outs = [
+    jax.eval_shape(dense(ctx.quiet(), b, names, everything), *args)
+    for b in branches
+  ]
+  return {
+    i
+    for i, each in enumerate(zip(*outs, strict=True))
+    if all(_is_written(x) and _alike(x, each[0]) for x in each)
+  }
+
+
+def carried(values, written):
+  """Takes compressed leaves that do not change out of a loop's carry.
+
+  Returns the carry, a dict of the others by position, and the function that
+  puts the leaves back.
+  """
+  state = {
+    i: x
+    for i, x in enumerate(values)
+    if i in written or not array.is_compressed(x)
+  }
+  return state, lambda state: [state.get(i, x) for i, x in enumerate(values)]
+
+
+def state_of(outs, like):
+  """What of a body's results is the carry, of the positions that `like` has."""
+  return {i: outs[i] for i in like}
+
+
+def sliceable(x, length) -> bool:
+  """Whether a scan of a length can cut a value along its first axis."""
+  if not array.is_compressed(x):
+    return True
+  stacked = all(c.shape[:1] == (length,) for c in array.children(x))
+  return stacked and x.can_cut(-x.ndim, 1)
+
+
+# --------------------------------------------------------------- what was found
+
+
+def over(monoid, stacked):
+  """The findings of all turns of a loop as one."""
+  first = jax.tree.map(lambda x: x[0], stacked)
+  rest = jax.tree.map(lambda x: x[1:], stacked)
+  return lax.scan(lambda a, b: (monoid.merge(a, b), None), first, rest)[0]
+
+
+def empty(ctx, shapes):
+  """The findings of nothing, like those of the given shapes."""
+  return {n: ctx.monoids[n].empty(like) for n, like in shapes.items()}
+
+
+def complete(ctx, branches, args):
+  """Branches that all find out about the same leaves: nothing, if need be."""
+  if not ctx.monoids:
+    return branches
+  shapes = {}
+  for branch in branches:
+    shapes |= jax.eval_shape(branch, *args)[1]
+
+  def completed(branch):
+    def run(*args):
+      outs, found = branch(*args)
+      return outs, {**empty(ctx, shapes), **found}
+
+    return run
+
+  return [completed(branch) for branch in branches]

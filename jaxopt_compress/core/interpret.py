@@ -1,0 +1,323 @@
+"""Evaluates a jaxpr over values some of which are compressed leaves.
+
+An equation that meets no compressed leaf, and that no handler wants, runs exactly
+as it was, custom derivatives included. Any other is
+
+  structural  (jit, remat, scan, cond, while, custom_jvp, custom_vjp, shard_map):
+              rebuilt around its body, with the leaf inside still compressed;
+  claimed     with equations that follow it, by one rule for all of them;
+  first-order at a scope that has a handler: the handler;
+  first-order with a rule for (primitive, leaf type): the rule;
+  else        the equation as it was, on the materialised array.
+
+A value is a pair (value, name): an array, or a leaf that stands for one, and the
+path of the argument that a leaf comes from, or None.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import context
+from jaxopt_compress.core import jaxprs
+
+
+def evaluate(
+  ctx: context.Context,
+  closed,
+  args: Sequence[Any],
+  names: Sequence[str | None],
+) -> list[Any]:
+  """Evaluates a closed jaxpr; `args` and the results may be compressed.
+
+  Args:
+    ctx: the rules, and where meetings are recorded.
+    closed: a ClosedJaxpr.
+    args: one value for each input; arrays, or leaves that stand for them.
+    names: the path of the leaf that each argument comes from, or None.
+
+  Returns:
+    One value for each output.
+  """
+  return [v for v, _ in run(ctx, closed.jaxpr, closed.consts, args, names)]
+
+
+def run(ctx, jaxpr, consts, args, names) -> list[tuple[Any, str | None]]:
+  """Evaluates `jaxpr`; returns [(value, name)] of its outputs."""
+  return _Evaluation(ctx, jaxpr, consts, args, names).run()
+
+
+class _Evaluation:
+  """One pass over the equations of a body, in order.
+
+  Attributes:
+    env: (value, name) of each variable that is known.
+    compressed: the variables whose values are leaves.
+    before: what each variable was before it was cast to vary along mesh axes.
+    last_use: the position of the equation that reads a variable last.
+    claims: `Claim`s by the positions of their first equations.
+    held: the positions of equations that are claimed and not run yet; of the last
+      one of a claim, the claim and its first position, of the others None.
+    waiting: equations without compressed operands, not run yet.
+  """
+
+  def __init__(self, ctx, jaxpr, consts, args, names):
+    self.ctx, self.jaxpr = ctx, jaxpr
+    env = dict(zip(jaxpr.constvars, ((c, None) for c in consts), strict=True))
+    env.update(zip(jaxpr.invars, zip(args, names, strict=True), strict=True))
+    self.env = env
+    self.compressed = {v for v, (x, _) in env.items() if array.is_compressed(x)}
+    # What is observed is seen before it is cast to vary along a mesh axis of a
+    # weight that it meets: the cast says nothing about the data.
+    self.before = _before_casts(jaxpr) if ctx.monoids else {}
+    self.last_use = _last_use(jaxpr, self.before)
+    self.claims = self._find_claims()
+    self.held, self.waiting = {}, []
+
+  def run(self):
+    for i, eqn in enumerate(self.jaxpr.eqns):
+      if i in self.held:
+        self._end_of_claim(i)
+        continue
+      meets = any(jaxprs.is_var(v) and v in self.compressed for v in eqn.invars)
+      if not meets and not self.ctx.wants(eqn):
+        self.waiting.append(eqn)
+      elif meets and self._is_claimed(i):
+        claim = self.claims[i]
+        self.held |= dict.fromkeys(claim.indices) | {claim.last: (i, claim)}
+      else:
+        self._run_waiting(i)
+        self._treat(eqn)
+    self._run_waiting(len(self.jaxpr.eqns))
+    return self._read(self.jaxpr.outvars)
+
+  def _read(self, operands) -> list[tuple[Any, str | None]]:
+    return [
+      self.env[v] if jaxprs.is_var(v) else (v.val, None) for v in operands
+    ]
+
+  def _run_waiting(self, position):
+    """Runs the equations that wait, for those from a position on."""
+    eqns, self.waiting = self.waiting, []
+    if not eqns:
+      return
+    made = [v for eqn in eqns for v in eqn.outvars]
+    inside = set(made)
+    needed = {
+      v: self.env[v][0]
+      for eqn in eqns
+      for v in eqn.invars
+      if jaxprs.is_var(v) and v not in inside
+    }
+    wanted = [v for v in made if self.last_use.get(v, -1) >= position]
+    outs = jaxprs.run_together(eqns, needed, wanted)
+    self.env.update(zip(wanted, ((out, None) for out in outs), strict=True))
+
+  def _treat(self, eqn):
+    """Runs an equation that has a compressed operand or that a handler wants."""
+    operands = eqn.invars
+    if self.before and eqn.primitive.name not in self.ctx.structural:
+      operands = [
+        self.before.get(v, v) if jaxprs.is_var(v) else v for v in operands
+      ]
+    outs = _treat(self.ctx, eqn, self._read(operands))
+    for v, out in zip(eqn.outvars, outs, strict=True):
+      self.env[v] = out
+      if array.is_compressed(out[0]):
+        self.compressed.add(v)
+
+  # Claims: equations that one rule computes together.
+
+  def _find_claims(self) -> dict[int, context.Claim]:
+    """The claims by their first positions; what they read is kept to their ends."""
+    ctx, eqns = self.ctx, self.jaxpr.eqns
+    if ctx.monoids or ctx.handler_at is not None:
+      return {}  # each equation is looked at by itself
+    kinds = dict.fromkeys(type(self.env[v][0]) for v in self.compressed)
+    claims, taken = {}, set()
+    for find in dict.fromkeys(map(ctx.claims_for, kinds)):
+      for i, claim in find(self.jaxpr).items() if find else ():
+        if taken.isdisjoint((i, *claim.indices)):
+          taken.update((i, *claim.indices))
+          claims[i] = claim
+    for i, claim in claims.items():
+      each = [v for j in (i, *claim.indices) for v in eqns[j].invars]
+      for v in filter(jaxprs.is_var, [*claim.reads, *each]):
+        self.last_use[v] = max(self.last_use.get(v, i), claim.last)
+    return claims
+
+  def _is_claimed(self, i) -> bool:
+    """Whether one operand of a claim is a leaf, of a type that makes claims."""
+    if i not in self.claims:
+      return False
+    known = [
+      self.env[v][0]
+      for v in self.claims[i].operands
+      if jaxprs.is_var(v) and v in self.env
+    ]
+    leaves = [x for x in known if array.is_compressed(x)]
+    return len(leaves) == 1 and bool(self.ctx.claims_for(type(leaves[0])))
+
+  def _end_of_claim(self, i):
+    """At the last equation of a claim all that its rule reads is there."""
+    held = self.held.pop(i)
+    if held is None:
+      return
+    self._run_waiting(i)
+    first, claim = held
+    result = self._claimed(claim)
+    last = self.jaxpr.eqns[claim.last]
+    if result is NotImplemented or isinstance(result, context.Dense):
+      self._one_by_one((first, *claim.indices))
+    else:
+      _check(last, [result])
+      self.env[last.outvars[0]] = result, None
+
+  def _claimed(self, claim):
+    """What the rule of a claim makes of its equations."""
+    ctx, operands = self.ctx, self._read(claim.operands)
+    if any(array.is_compressed(x) for x, _ in self._read(claim.reads)):
+      return context.Dense('what follows it is compressed')
+    with jaxprs.within(claim.equation):
+      y = claim.run([x for x, _ in operands], lambda v: self._read([v])[0][0])
+    if y is not NotImplemented and not isinstance(y, context.Dense):
+      ((_, name),) = [p for p in operands if array.is_compressed(p[0])]
+      ctx.note(claim.equation, name, native=True)
+    return y
+
+  def _one_by_one(self, positions):
+    for eqn in (self.jaxpr.eqns[i] for i in positions):
+      operands = self._read(eqn.invars)
+      if any(array.is_compressed(x) for x, _ in operands):
+        outs = _treat(self.ctx, eqn, operands)
+      else:
+        values = [x for x, _ in operands]
+        outs = [(y, None) for y in jaxprs.run_dense(eqn, values)]
+      self.env.update(zip(eqn.outvars, outs, strict=True))
+
+
+def _before_casts(jaxpr) -> dict[Any, Any]:
+  """What each variable was before it was cast to vary along mesh axes."""
+  before = {}
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'pvary':
+      for v, out in zip(eqn.invars, eqn.outvars, strict=True):
+        if jaxprs.is_var(v):
+          before[out] = before.get(v, v)
+  return before
+
+
+def _last_use(jaxpr, before) -> dict[Any, int]:
+  """The position of the equation that reads each variable last."""
+  last = {}
+  for i, eqn in enumerate(jaxpr.eqns):
+    for v in eqn.invars:
+      if jaxprs.is_var(v):
+        last[v] = last[before.get(v, v)] = i
+  for v in jaxpr.outvars:
+    if jaxprs.is_var(v):
+      last[v] = len(jaxpr.eqns)
+  return last
+
+
+# ---------------------------------------------------------------- one equation
+
+
+def _treat(ctx, eqn, operands):
+  """Evaluates an equation that has a compressed operand: [(value, name)]."""
+  with jaxprs.within(eqn):
+    if ctx.wants(eqn) and not ctx.bodies(eqn):
+      outs = _handled(ctx, eqn, operands)
+      if outs is not None:
+        return outs
+    structural = ctx.structural.get(eqn.primitive.name)
+    if structural is None:
+      return _first_order(ctx, eqn, operands)
+    with ctx.entering(eqn):
+      outs = structural(ctx, eqn, operands)
+    if outs is not NotImplemented:
+      return outs
+    if ctx.wants(eqn):
+      raise ValueError(
+        f'{ctx.path(eqn)} cannot be entered in this release of JAX, and'
+        ' handlers are for operations inside it.'
+      )
+    return _dense(ctx, eqn, operands)
+
+
+def _handled(ctx, eqn, operands):
+  """What a handler makes of an equation, or None where it declines."""
+  path = ctx.path(eqn)
+  values = [x for x, _ in operands]
+  result = ctx.handler_at(path)(eqn.primitive, values, eqn.params)
+  if isinstance(result, context.Dense):
+    return None
+  outs = result if eqn.primitive.multiple_results else [result]
+  for v, y in zip(eqn.outvars, outs, strict=True):
+    if _type_of(v.aval) != _type_of(y):
+      raise ValueError(
+        f'The handler of {path} gave {_type_of(y)}; the operation gives'
+        f' {_type_of(v.aval)}. Return that shape and dtype, or Dense(reason).'
+      )
+  return [(y, path if array.is_compressed(y) else None) for y in outs]
+
+
+def _first_order(ctx, eqn, operands):
+  """By the rule of the first leaf that has one and does not decline."""
+  values = [x for x, _ in operands]
+  declined = {}
+  for i, (x, name) in enumerate(operands):
+    if not array.is_compressed(x):
+      continue
+    rule = ctx.rule_for(eqn.primitive, type(x))
+    if rule is None:
+      declined[i] = context.Dense(f'{type(x).__name__} has no rule for it')
+      continue
+    stay = [
+      j == i or (getattr(rule, 'together', False) and type(y) is type(x))
+      for j, y in enumerate(values)
+    ]
+    others = [
+      y if stays or not array.is_compressed(y) else y.materialize()
+      for y, stays in zip(values, stay, strict=True)
+    ]
+    result = rule(*others, **eqn.params)
+    if isinstance(result, context.Dense):
+      declined[i] = result
+      continue
+    ctx.note(eqn, name, native=True)
+    for j, (y, other) in enumerate(operands):
+      if j != i and array.is_compressed(y):
+        ctx.note(eqn, other, stay[j], '' if stay[j] else context.TAKEN)
+    outs = result if eqn.primitive.multiple_results else [result]
+    _check(eqn, outs)
+    return [(y, name if array.is_compressed(y) else None) for y in outs]
+  for i, why in declined.items():
+    ctx.note(eqn, operands[i][1], False, why.reason, why.detail)
+  return _materialized(eqn, values)
+
+
+def _dense(ctx, eqn, operands):
+  """A structural equation that cannot be rebuilt."""
+  for x, name in operands:
+    if array.is_compressed(x):
+      ctx.note(eqn, name, False, 'its structure is not known')
+  return _materialized(eqn, [x for x, _ in operands])
+
+
+def _materialized(eqn, values):
+  return [(y, None) for y in jaxprs.run_dense(eqn, array.materialize(values))]
+
+
+def _check(eqn, outs):
+  for v, y in zip(eqn.outvars, outs, strict=True):
+    want, got = _type_of(v.aval), _type_of(y)
+    assert want == got, (
+      f'The rule for {eqn.primitive} gave {got}, the operation gives {want}.'
+    )
+
+
+def _type_of(x):
+  return tuple(x.shape), jnp.dtype(x.dtype)
