@@ -10,19 +10,20 @@ for it.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
+
+from jaxopt_compress.kernels import formulas
 
 # Products whose results are looked after.
 PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
 # Curves that are known by what they compute.
 CURVES = {'gelu': jax.nn.gelu, 'silu': jax.nn.silu}
 _MOST_EQUATIONS = 12  # that a curve is looked for in
+_JIT = formulas.JIT
 
 
 @jax.tree_util.register_dataclass
@@ -55,9 +56,12 @@ class Epilogue:
 
   def __call__(self, y: jax.Array) -> jax.Array:
     """The same in XLA."""
-    along = lambda p: p.reshape((1,) * (y.ndim - 1) + (-1,))
-    out = y if self.scale is None else y * along(self.scale)
-    out = out if self.shift is None else out + along(self.shift)
+    along_columns = (1,) * (y.ndim - 1) + (-1,)
+    out = y
+    if self.scale is not None:
+      out = out * self.scale.reshape(along_columns)
+    if self.shift is not None:
+      out = out + self.shift.reshape(along_columns)
     out = out if self.curve is None else CURVES[self.curve](out)
     if self.other is not None:
       out = out * self.other if self.times else out + self.other
@@ -120,11 +124,11 @@ def find(jaxpr) -> dict[int, Chain]:
   readers, makers = {}, {}
   for i, eqn in enumerate(jaxpr.eqns):
     for v in eqn.invars:
-      if not _is_literal(v):
+      if not formulas.is_literal(v):
         readers.setdefault(v, []).append(i)
     makers |= dict.fromkeys(eqn.outvars, eqn)
   for v in jaxpr.outvars:
-    if not _is_literal(v):
+    if not formulas.is_literal(v):
       readers.setdefault(v, []).append(None)
   chains, taken = {}, set()
   for i, eqn in enumerate(jaxpr.eqns):
@@ -137,25 +141,21 @@ def find(jaxpr) -> dict[int, Chain]:
 
 
 def product(eqn):
-  """(equation, what it reads) of the product that an equation is; None for others."""
+  """(equation, what it reads) of the product that an equation is; None for others.
+
+  A jitted function that does nothing but a product counts as that product.
+  """
   if eqn.primitive in PRODUCTS:
     return eqn, tuple(eqn.invars)
-  body = _only(eqn) if eqn.primitive.name in ('jit', 'pjit') else None
-  found = body and product(body.eqns[0])
-  if not found:
+  body = formulas.only_body(eqn) if eqn.primitive.name in _JIT else None
+  if body is None or len(body.eqns) != 1:
+    return None
+  found = product(body.eqns[0])
+  if not found or list(body.outvars) != list(body.eqns[0].outvars):
     return None
   outer = dict(zip(body.invars, eqn.invars, strict=True))
-  return found[0], tuple(v if _is_literal(v) else outer[v] for v in found[1])
-
-
-def _only(eqn):
-  """The body of an equation that does one thing."""
-  body = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
-  body = getattr(body, 'jaxpr', body)
-  one = len(body.eqns) == len(body.outvars) == 1 and not body.constvars
-  return (
-    body if one and list(body.outvars) == list(body.eqns[0].outvars) else None
-  )
+  inner = (v if formulas.is_literal(v) else outer[v] for v in found[1])
+  return found[0], tuple(inner)
 
 
 def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
@@ -185,7 +185,7 @@ def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
 def _step(chain, i, eqn, v, makers) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
   more = dict(indices=(*chain.indices, i))
-  relu = _relu(eqn)
+  relu = _relu(eqn, v)
   if relu is not None:
     return more | dict(relu=relu)
   if chain.other is not None:
@@ -195,7 +195,11 @@ def _step(chain, i, eqn, v, makers) -> dict[str, Any] | None:
   if value is not None:
     return more | dict(steps=(*chain.steps, (name, value)))
   other = [o for o in eqn.invars if o is not v]
-  if name not in ('add', 'mul') or len(other) != 1 or _is_literal(other[0]):
+  if (
+    name not in ('add', 'mul')
+    or len(other) != 1
+    or formulas.is_literal(other[0])
+  ):
     return None
   if other[0].aval.shape != v.aval.shape:
     return None
@@ -214,14 +218,15 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
     i = min(waiting)
     waiting.discard(i)
     eqn = jaxpr.eqns[i]
-    known = all(_is_literal(o) or o in inside for o in eqn.invars)
+    known = all(formulas.is_literal(o) or o in inside for o in eqn.invars)
     if not known or len(eqn.outvars) != 1:
       break
     indices.append(i)
     if not waiting:  # so far, nothing else reads what is inside
-      body = _written([jaxpr.eqns[j] for j in indices], v)
-      for name in CURVES:
-        if body == _formula(name, jnp.dtype(v.aval.dtype)):
+      eqns = [jaxpr.eqns[j] for j in indices]
+      found = formulas.of_equations(eqns, v, eqn.outvars[0])
+      for name, curve in CURVES.items():
+        if found and found == formulas.of_curve(curve, jnp.dtype(v.aval.dtype)):
           return name, tuple(indices)
     more = [j for o in eqn.outvars for j in readers.get(o, ())]
     if None in more:
@@ -229,38 +234,6 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
     inside.update(eqn.outvars)
     waiting.update(more)
   return None, ()
-
-
-@functools.cache
-def _formula(name, dtype):
-  """What a curve is written as."""
-  x = jax.ShapeDtypeStruct((), dtype)
-  jaxpr = jax.make_jaxpr(CURVES[name])(x).jaxpr
-  return _written(jaxpr.eqns, jaxpr.invars[0])
-
-
-def _written(eqns, v):
-  """Equations of a variable, up to names and shapes; None for others than these."""
-  if len(eqns) == 1 and eqns[0].primitive.name in ('jit', 'pjit'):
-    body = eqns[0].params.get('jaxpr', eqns[0].params.get('call_jaxpr'))
-    body = getattr(body, 'jaxpr', body)
-    if list(eqns[0].invars) != [v] or body.constvars or not body.eqns:
-      return None
-    if list(body.outvars) != list(body.eqns[-1].outvars):
-      return None
-    return _written(body.eqns, body.invars[0])
-  number = {v: 0}
-  lines = []
-  for eqn in eqns:
-    words = []
-    for o in eqn.invars:
-      if _is_literal(o) and np.ndim(o.val):
-        return None
-      words.append(float(o.val) if _is_literal(o) else ('v', number.get(o)))
-    # Of their parameters, the exponent of a power.
-    lines.append((eqn.primitive.name, eqn.params.get('y'), tuple(words)))
-    number[eqn.outvars[0]] = len(number)
-  return tuple(lines)
 
 
 def _affine(eqn, v, makers):
@@ -275,7 +248,7 @@ def _affine(eqn, v, makers):
     return None
   if all(n == 1 for n in other.aval.shape[:-1]):
     return other
-  made = makers.get(other) if not _is_literal(other) else None
+  made = makers.get(other) if not formulas.is_literal(other) else None
   if made is None or made.primitive.name != 'broadcast_in_dim':
     return None
   source, last = made.invars[0], v.aval.ndim - 1
@@ -286,44 +259,36 @@ def _affine(eqn, v, makers):
   return source if along <= {last} else None
 
 
-def _relu(eqn) -> Callable | None:
-  """relu, if that is what an equation computes."""
-  name = eqn.primitive.name
-  if name == 'max':
-    zeros = [
-      v
-      for v in eqn.invars
-      if _is_literal(v) and np.ndim(v.val) == 0 and v.val == 0
-    ]
-    return _maximum if len(zeros) == 1 else None
-  if name not in ('jit', 'pjit', 'custom_jvp_call'):
+def _relu(eqn, v) -> Callable | None:
+  """relu, if that is what an equation computes: its values, and its derivative."""
+  if eqn.primitive.name not in ('max', 'custom_jvp_call', *_JIT):
     return None
-  body = _only(eqn)
-  if body is None or len(body.invars) != 1:
+  (out, *more) = eqn.outvars
+  if more:
     return None
-  inside = _relu(body.eqns[0])
-  if inside is None or name != 'custom_jvp_call':
-    return inside
-  # Others may have another derivative.
-  return jax.nn.relu if _source(body) == _source_of_relu() else None
+  plain = formulas.of_equations([eqn], v, out)
+  if plain is not None:
+    return _maximum if _is_maximum(plain) else None
+  # It has a derivative of its own: the one of `jax.nn.relu`, or one for XLA.
+  values = formulas.of_equations(
+    [eqn], v, out, enter=(*_JIT, 'custom_jvp_call')
+  )
+  if values is None or not _is_maximum(values):
+    return None
+  found = formulas.of_derivative(formulas.as_function(eqn), v.aval)
+  known = formulas.of_known_derivative(jax.nn.relu, v.aval.shape, v.aval.dtype)
+  return jax.nn.relu if found is not None and found == known else None
 
 
-def _source(body) -> str | None:
-  """Where the function of a body was written."""
-  return getattr(getattr(body, 'debug_info', None), 'func_src_info', None)
-
-
-@functools.cache
-def _source_of_relu() -> str:
-  eqn = jax.make_jaxpr(jax.nn.relu)(0.0).jaxpr.eqns[0]
-  while eqn.primitive.name in ('jit', 'pjit'):
-    eqn = _only(eqn).eqns[0]
-  return _source(_only(eqn)) or 'unknown'
+def _is_maximum(formula) -> bool:
+  """Whether a formula is max(x, 0)."""
+  lines, out = formula
+  if len(lines) != 1:
+    return False
+  ((name, _, operands),) = lines
+  of_x = set(operands) == {formulas.X, 0.0}
+  return name == 'max' and of_x and out == formulas.line(1)
 
 
 def _maximum(y):
   return lax.max(y, jnp.zeros((), y.dtype))
-
-
-def _is_literal(v) -> bool:
-  return hasattr(v, 'val')

@@ -7,6 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.core import jaxprs
 from jaxopt_compress.kernels import epilogues
 
 W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
@@ -26,6 +27,35 @@ def straight_relu(y):
 straight_relu.defjvp(lambda p, t: (straight_relu(*p), t[0]))
 
 
+@jax.custom_jvp
+def my_relu(y):
+  return jnp.maximum(y, 0)
+
+
+my_relu.defjvp(lambda p, t: (my_relu(*p), jnp.where(p[0] > 0, t[0], 0.0)))
+
+
+@jax.custom_jvp
+def clipped_relu(y):
+  return jnp.maximum(y, 0)
+
+
+clipped_relu.defjvp(
+  lambda p, t: (
+    clipped_relu(*p),
+    jnp.where((p[0] > 0) & (p[0] < 6), t[0], 0.0),
+  )
+)
+
+
+@jax.custom_jvp
+def my_gelu(y):
+  return jax.nn.gelu(y)
+
+
+my_gelu.defjvp(lambda p, t: (my_gelu(*p), t[0]))
+
+
 def _norm(y, mean, factor, shift):
   return (y - mean) * factor + shift
 
@@ -43,6 +73,12 @@ FOUND = {  # function, steps, what follows them
     'relu',
   ),
   'einsum': (lambda x, w, b: jnp.einsum('mk,kn->mn', x, w) + b, ['add'], ''),
+  'relu of a user': (lambda x, w, b: my_relu(x @ w + b), ['add'], 'relu'),
+  'relu of a jitted function': (
+    lambda x, w, b: jax.jit(lambda y: my_relu(y))(x @ w),
+    [],
+    'relu',
+  ),
   'up to relu': (lambda x, w, b: jax.nn.relu(x @ w) + b, [], 'relu'),
   'a residual': (lambda x, w, b: x @ w + b + C, ['add'], 'other'),
   'a residual first': (lambda x, w, b: C + (x @ w + b), ['add'], 'other'),
@@ -73,11 +109,54 @@ NOT_FOUND = {
   'what silu begins with': lambda x, w, b: SIGMOID(x @ w),
   'silu and more': lambda x, w, b: BOTH(x @ w)[0],
   'relu with a derivative of its own': lambda x, w, b: straight_relu(x @ w),
+  'relu clipped in its derivative': lambda x, w, b: clipped_relu(x @ w),
+  'gelu with a derivative of its own': lambda x, w, b: my_gelu(x @ w),
   'gelu read twice': lambda x, w, b: jax.nn.gelu(y := x @ w) + y,
   'not zero': lambda x, w, b: jnp.maximum(x @ w, 1.0),
   'a type': lambda x, w, b: (x @ w).astype(jnp.bfloat16),
   'with itself': lambda x, w, b: (y := x @ w) * y,
 }
+
+
+def _chains(jaxpr):
+  """The epilogues of a program, in every body of it."""
+  found = list(epilogues.find(jaxpr).values())
+  for eqn in jaxpr.eqns:
+    for body in jaxprs.bodies(eqn):
+      found += _chains(body)
+  return found
+
+
+# How a function follows a product in a model.
+WHERE = {
+  'plain': lambda f: lambda x, w: f(x @ w),
+  'in jit': lambda f: jax.jit(lambda x, w: f(x @ w)),
+  'jitted itself': lambda f: lambda x, w: jax.jit(f)(x @ w),
+  'in scan': lambda f: (
+    lambda x, w: lax.scan(lambda c, x: (c, f(x[None] @ w)), 0, x)
+  ),
+}
+
+
+class AsJaxWritesThemTest(parameterized.TestCase):
+  """Fails where a release of JAX writes one of these functions another way."""
+
+  @parameterized.product(
+    name=[*epilogues.CURVES, 'relu'],
+    where=list(WHERE),
+    dtype=['float32', 'bfloat16'],
+  )
+  def test_is_found(self, name, where, dtype):
+    f = epilogues.CURVES.get(name, jax.nn.relu)
+    x, w = X.astype(dtype), W.astype(dtype)
+    jaxpr = jax.make_jaxpr(WHERE[where](f))(x, w).jaxpr
+    found = [c.curve or ('relu' if c.relu else '') for c in _chains(jaxpr)]
+    self.assertEqual(
+      found,
+      [name],
+      f'JAX {jax.__version__} writes {name} as {jax.make_jaxpr(f)(x)}, which'
+      ' kernels/epilogues.py does not know: products are followed by XLA.',
+    )
 
 
 class FindTest(parameterized.TestCase):
@@ -126,7 +205,7 @@ class FindTest(parameterized.TestCase):
     np.testing.assert_allclose(got, f(*args), rtol=1e-6, atol=1e-6)
 
   @parameterized.parameters(
-    (jax.nn.relu, 0.0), (lambda y: lax.max(y, 0.0), 0.5)
+    (jax.nn.relu, 0.0), (my_relu, 0.0), (lambda y: lax.max(y, 0.0), 0.5)
   )
   def test_derivative_at_zero(self, activation, slope):
     jaxpr = jax.make_jaxpr(lambda x, w: activation(x @ w))(X, W).jaxpr
