@@ -6,11 +6,17 @@ qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
 y = jax.jit(jc.lift(apply))(qparams, x)
 """
 
+from jaxopt_compress import adapters as adapters
+from jaxopt_compress import calibration as calibration
 from jaxopt_compress import distillation as distillation
 from jaxopt_compress import kernels as kernels
 from jaxopt_compress import parallel as parallel
 from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization
+from jaxopt_compress.adapters import add_lora as add_lora
+from jaxopt_compress.adapters import LoRA as LoRA
+from jaxopt_compress.adapters import merge_lora as merge_lora
+from jaxopt_compress.adapters import with_lora as with_lora
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
@@ -25,6 +31,10 @@ from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
 from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
 from jaxopt_compress.analysis.statistics import sums as sums
 from jaxopt_compress.analysis.uses import uses as uses
+from jaxopt_compress.calibration import calibrate as calibrate
+from jaxopt_compress.calibration import correct_bias as correct_bias
+from jaxopt_compress.calibration import equalize as equalize
+from jaxopt_compress.calibration import fold_norms as fold_norms
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
 from jaxopt_compress.core.array import is_compressed as is_compressed
 from jaxopt_compress.core.array import materialize as materialize
@@ -52,16 +62,9 @@ from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
-from jaxopt_compress.quantization import add_lora as add_lora
-from jaxopt_compress.quantization import calibrate as calibrate
-from jaxopt_compress.quantization import correct_bias as correct_bias
-from jaxopt_compress.quantization import equalize as equalize
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
-from jaxopt_compress.quantization import fold_norms as fold_norms
 from jaxopt_compress.quantization import FP8 as FP8
 from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC
-from jaxopt_compress.quantization import LoRA as LoRA
-from jaxopt_compress.quantization import merge_lora as merge_lora
 from jaxopt_compress.quantization import MXFP4 as MXFP4
 from jaxopt_compress.quantization import MXFP6 as MXFP6
 from jaxopt_compress.quantization import MXFP8 as MXFP8
@@ -71,7 +74,6 @@ from jaxopt_compress.quantization import NVFP4 as NVFP4
 from jaxopt_compress.quantization import QArray as QArray
 from jaxopt_compress.quantization import QCache as QCache
 from jaxopt_compress.quantization import QDotArray as QDotArray
-from jaxopt_compress.quantization import quantize as quantize
 from jaxopt_compress.quantization import (
   quantize_activations as quantize_activations,
 )
@@ -84,4 +86,4 @@ from jaxopt_compress.quantization import W4A8 as W4A8
 from jaxopt_compress.quantization import W4A16 as W4A16
 from jaxopt_compress.quantization import W8A8 as W8A8
 from jaxopt_compress.quantization import W8A16 as W8A16
-from jaxopt_compress.quantization import with_lora as with_lora
+from jaxopt_compress.quantization.quantize import quantize as quantize

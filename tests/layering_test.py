@@ -35,6 +35,8 @@ _MAY = {
   'data': {'core', 'analysis'},
   'report': {'core', 'analysis'},
 }
+# An adapter that is merged is rounded again.
+_MAY['adapters'].add('quantization')
 _MAY['train'] = set(_MAY)
 
 # Outside packages that the inner rooms do without.

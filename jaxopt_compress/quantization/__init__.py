@@ -1,27 +1,13 @@
 """Quantisation: parameters and the computation become integers."""
 
-from jaxopt_compress.quantization import adapted as adapted
-from jaxopt_compress.quantization import cache as cache
-from jaxopt_compress.quantization import conv as conv
-from jaxopt_compress.quantization import dot as dot
-from jaxopt_compress.quantization import gather as gather
-from jaxopt_compress.quantization import moves as moves
-from jaxopt_compress.quantization import ragged as ragged
+from jaxopt_compress.quantization import operations as operations
+from jaxopt_compress.quantization import quantize as quantize
+from jaxopt_compress.quantization import ranges as ranges
 from jaxopt_compress.quantization import schemes as schemes
-from jaxopt_compress.quantization.bias import correct_bias as correct_bias
 from jaxopt_compress.quantization.cache import QCache as QCache
 from jaxopt_compress.quantization.cache import quantize_cache as quantize_cache
-from jaxopt_compress.quantization.equalization import equalize as equalize
-from jaxopt_compress.quantization.equalization import fold_norms as fold_norms
-from jaxopt_compress.quantization.fake import fake_quantize as fake_quantize
-from jaxopt_compress.quantization.fake import FakeQuant as FakeQuant
-from jaxopt_compress.quantization.lora import add_lora as add_lora
-from jaxopt_compress.quantization.lora import LoRA as LoRA
-from jaxopt_compress.quantization.lora import merge_lora as merge_lora
-from jaxopt_compress.quantization.lora import with_lora as with_lora
 from jaxopt_compress.quantization.qarray import QArray as QArray
 from jaxopt_compress.quantization.qarray import QDotArray as QDotArray
-from jaxopt_compress.quantization.ranges import calibrate as calibrate
 from jaxopt_compress.quantization.schemes import FP8 as FP8
 from jaxopt_compress.quantization.schemes import FP8_DYNAMIC as FP8_DYNAMIC
 from jaxopt_compress.quantization.schemes import MXFP4 as MXFP4
@@ -30,7 +16,6 @@ from jaxopt_compress.quantization.schemes import MXFP8 as MXFP8
 from jaxopt_compress.quantization.schemes import MXINT8 as MXINT8
 from jaxopt_compress.quantization.schemes import NF4 as NF4
 from jaxopt_compress.quantization.schemes import NVFP4 as NVFP4
-from jaxopt_compress.quantization.schemes import quantize as quantize
 from jaxopt_compress.quantization.schemes import Scheme as Scheme
 from jaxopt_compress.quantization.schemes import W2A16 as W2A16
 from jaxopt_compress.quantization.schemes import W4A4 as W4A4
@@ -42,3 +27,7 @@ from jaxopt_compress.quantization.scoped import (
   quantize_activations as quantize_activations,
 )
 from jaxopt_compress.quantization.spec import Spec as Spec
+from jaxopt_compress.quantization.trained import FakeQuant as FakeQuant
+from jaxopt_compress.quantization.training import fake_quantize as fake_quantize
+
+operations.register()

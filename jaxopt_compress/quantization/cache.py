@@ -14,7 +14,6 @@ factor of the other operand:
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -103,7 +102,7 @@ def quantize_cache(
   formats = rules_lib.match(rules, cache)
   specs = {path: _spec(path, value) for path, value in formats.items()}
 
-  def one(path, x):
+  def as_cache(path, x):
     if specs[path] is None:
       return x
     _check(path, x)
@@ -111,7 +110,7 @@ def quantize_cache(
       _rounded(x, specs[path], {-1: specs[path].group}), specs[path]
     )
 
-  return rules_lib.map_named(one, cache)
+  return rules_lib.map_named(as_cache, cache)
 
 
 def _spec(path, value):
@@ -188,20 +187,22 @@ def _write(cache: QCache, rows: qarray.QArray, put) -> QCache:
 _PARTIAL = lift.Dense('a write of less than whole rows')
 
 
-@lift.rule(lax.dynamic_update_slice_p, QCache, together=True)
-def _(cache, x, *starts):
+def update_slice(cache, x, *starts):
+  """Writes rows at an index."""
   if not isinstance(cache, QCache):
     return lift.Dense('it is written to a dense array')
   rows = _new_rows(cache, x, lambda a: a)
   if rows is None:
     return _PARTIAL
+
   # Along a row the start is 0, also where a part has size 1 in its place.
-  put = lambda old, new: lax.dynamic_update_slice(old, new, starts)
+  def put(old, new):
+    return lax.dynamic_update_slice(old, new, starts)
+
   return _write(cache, rows, put)
 
 
-@lift.rule(lax.scatter_p, QCache, together=True)
-def _(
+def scatter(
   cache,
   indices,
   x,
@@ -212,6 +213,7 @@ def _(
   mode,
   **_,
 ):
+  """Writes rows at indices."""
   if not isinstance(cache, QCache):
     return lift.Dense('it is written to a dense array')
   numbers = dimension_numbers
@@ -228,34 +230,39 @@ def _(
   rows = _new_rows(cache, x, axis_of)
   if rows is None:
     return _PARTIAL
-  put = lambda old, new: lax.scatter(
-    old,
-    indices,
-    new,
-    numbers,
-    indices_are_sorted=indices_are_sorted,
-    unique_indices=unique_indices,
-    mode=mode,
-  )
+
+  def put(old, new):
+    return lax.scatter(
+      old,
+      indices,
+      new,
+      numbers,
+      indices_are_sorted=indices_are_sorted,
+      unique_indices=unique_indices,
+      mode=mode,
+    )
+
   return _write(cache, rows, put)
 
 
-@lift.rule(lax.concatenate_p, QCache, together=True)
-def _concatenate(*operands, dimension):
+def concatenate(*operands, dimension):
+  """Joins caches and arrays, not along a row."""
   cache = next(x for x in operands if isinstance(x, QCache))
   if dimension - cache.ndim in {*cache.row, cache.codes.packed}:
     return lift.Dense('a concatenation along a row')
   parts = [_new_rows(cache, x, lambda a: a) for x in operands]
   if any(p is None for p in parts):
     return _PARTIAL
-  join = lambda *ps: lax.concatenate(ps, dimension)
-  joined = [join(*ps) for ps in zip(*map(jax.tree.leaves, parts), strict=True)]
+  joined = [
+    lax.concatenate(arrays, dimension)
+    for arrays in zip(*map(jax.tree.leaves, parts), strict=True)
+  ]
   codes = jax.tree.unflatten(jax.tree.structure(cache.codes), joined)
   return dataclasses.replace(cache, codes=codes)
 
 
-@lift.rule('stack', QCache, together=True)
-def _(*operands, axis):
+def stack(*operands, axis):
+  """Caches of layers as one."""
   shape = list(operands[0].shape)
   shape.insert(axis, 1)
 
@@ -265,26 +272,24 @@ def _(*operands, axis):
 
   expanded = [expand(x) for x in operands]
   declined = [x for x in expanded if isinstance(x, lift.Dense)]
-  return declined[0] if declined else _concatenate(*expanded, dimension=axis)
+  return declined[0] if declined else concatenate(*expanded, dimension=axis)
 
 
 # -------------------------------------------------------------------- reading
 
 
-@lift.rule(lax.dot_general_p, QCache)
-def _(lhs, rhs, *, dimension_numbers, **params):
+def dot_rows(lhs, rhs, *, dimension_numbers, **params):
+  """A product with a cache: queries with keys, shares with values."""
   side = int(isinstance(rhs, QCache))
   cache, x = (rhs, lhs) if side else (lhs, rhs)
   d, q = product.dims(dimension_numbers), cache.codes
-  order = lambda x, w: (x, w) if side else (w, x)
   shared = dot.shared_along(q, d.contracting[side])
   held = {*d.contracting[side], *d.batch[side]}
   alone = all(n == 1 for i, n in enumerate(q.scale.shape) if i not in held)
   inside = activation.holds_numbers(q.numbers_format, x.dtype)
   if shared or q.blocks or not alone or not inside:
-    weight_only = lift.rule_for(lax.dot_general_p, qarray.QArray)
-    return weight_only(
-      *order(x, q), dimension_numbers=dimension_numbers, **params
+    return dot.weight_only(
+      *_in_order(side, x, q), dimension_numbers=dimension_numbers, **params
     )
   if declined := dot.refuses(x):
     return declined
@@ -292,10 +297,14 @@ def _(lhs, rhs, *, dimension_numbers, **params):
   # of the other operand's.
   scaled = x * _beside(q.scale_hat, d, side, x.ndim).astype(x.dtype)
   return lax.dot_general_p.bind(
-    *order(scaled, q.numbers.astype(x.dtype)),
+    *_in_order(side, scaled, q.numbers.astype(x.dtype)),
     dimension_numbers=dimension_numbers,
     **params,
   )
+
+
+def _in_order(side, x, cache):
+  return (x, cache) if side else (cache, x)
 
 
 def _beside(scale, d: product.Dims, side: int, ndim: int):
@@ -310,26 +319,26 @@ def _beside(scale, d: product.Dims, side: int, ndim: int):
   return scale.reshape(shape)
 
 
-@lift.rule(lax.gather_p, QCache)
-def _(operand, indices, **params):
+def gather_rows(operand, indices, **params):
+  """Rows at indices."""
   if not isinstance(operand, QCache):
     return lift.Dense('it is an index')
   return gather.gather_rows(operand.codes, indices, **params)
 
 
-def _register_move(primitive):
-  rule = lift.rule_for(primitive, qarray.QArray)
+def move_rule(primitive, move):
+  """Moves the codes of a cache."""
 
-  @lift.rule(primitive, QCache)
-  def _(cache, *rest, **params):
+  def move_cache(cache, *rest, **params):
     if not isinstance(cache, QCache):
       return lift.Dense('it is an index')
-    out = rule(cache.codes, *rest, **params)
+    out = move(cache.codes, *rest, **params)
     if isinstance(out, lift.Dense):
       return out
-    again = functools.partial(dataclasses.replace, cache)
-    return moves.each(primitive, lambda q: again(codes=q), out)
 
+    def again(codes):
+      return dataclasses.replace(cache, codes=codes)
 
-for _primitive in moves.PRIMITIVES:
-  _register_move(_primitive)
+    return moves.each(primitive, again, out)
+
+  return move_cache

@@ -85,8 +85,8 @@ def _less_zeros(y, x, w, x_zero, w_zero, params):
   return y - x_zero * weight.astype(y.dtype)
 
 
-@lift.rule(lax.conv_general_dilated_p, qarray.QArray)
-def conv_weight_only(lhs, rhs, **params):
+def weight_only(lhs, rhs, **params):
+  """The rule of a QArray."""
   declined = _declines(lhs, rhs, params, qarray.QArray)
   if declined:
     return declined
@@ -101,7 +101,8 @@ def conv_weight_only(lhs, rhs, **params):
   return (y * _per_output(q.scale, params)).astype(out_dtype)
 
 
-def _conv_both(lhs, rhs, **params):
+def on_codes(lhs, rhs, **params):
+  """The rule of a QDotArray, without a derivative."""
   declined = _declines(lhs, rhs, params, qarray.QDotArray)
   if declined:
     return declined
@@ -113,7 +114,7 @@ def _conv_both(lhs, rhs, **params):
   # Of an image in groups of channels, pixels have scales of their own, too.
   one = dot.shared_along(x, params['dimension_numbers'].lhs_spec[1:])
   if not native or not one or not _scaled_per_output(q, params):
-    return conv_weight_only(x.materialize(), q, **params)
+    return weight_only(x.materialize(), q, **params)
   a, b = dot.as_operand(x, ()), dot.as_operand(q, ())
   numbers = _conv(a.numbers, b.numbers, params)
   y = _less_zeros(numbers, a.numbers, b.numbers, a.zero, b.zero, params)
@@ -126,13 +127,19 @@ def _conv_both(lhs, rhs, **params):
 def _codes(x, leaf, params):
   """An image in codes, its range that of the image, or a given one."""
   if leaf.act_scale is not None:
-    one = lambda p: None if p is None else p.reshape((1,) * x.ndim)
     return activation.with_range(
-      x, leaf.act, one(leaf.act_scale), one(leaf.act_zero)
+      x,
+      leaf.act,
+      _of_rank(leaf.act_scale, x.ndim),
+      _of_rank(leaf.act_zero, x.ndim),
     )
   batch, feature = params['dimension_numbers'].lhs_spec[:2]
   summed = tuple(i for i in range(x.ndim) if i != batch)
   return activation.quantize(x, leaf.act, summed, feature)
+
+
+def _of_rank(p, ndim):
+  return None if p is None else p.reshape((1,) * ndim)
 
 
 def _rounded(operands, side, leaf, params):
@@ -155,8 +162,4 @@ def _scaled_per_output(q, params) -> bool:
   return dot.shared_along(q, params['dimension_numbers'].rhs_spec[1:])
 
 
-dot.register(
-  'conv_general_dilated',
-  _conv_both,
-  dot.Product(lax.conv_general_dilated_p.bind, 0, _rounded),
-)
+PRODUCT = product.Product(lax.conv_general_dilated_p.bind, 0, _rounded)

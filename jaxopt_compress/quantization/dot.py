@@ -8,11 +8,8 @@ The last form rounds the other operand; its derivative is that of
 x_hat . w_hat, straight through the rounding.
 """
 
-from collections.abc import Callable
 import math
-from typing import NamedTuple
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -22,7 +19,6 @@ from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import scaled
-from jaxopt_compress.quantization import straight
 
 
 def shared_along(q: qarray.QArray, axes) -> bool:
@@ -56,15 +52,18 @@ def as_operand(
   numbers = q.numbers if q.integer or dtype is not None else q.qvalue
   numbers = numbers if dtype is None else numbers.astype(dtype)
   free = tuple((a, n) for a, n in q.blocks if q.ndim + a not in contracted)
-  spread = lambda p: blocks_lib.expand(p, free, q.shape)
+
+  def spread(p):
+    return blocks_lib.expand(p, free, q.shape)
+
   zero = None if q.zero is None else spread(q.zero)
   return product.Operand(numbers, spread(q.scale_hat), zero)
 
 
-@lift.rule(lax.dot_general_p, qarray.QArray)
-def dot_weight_only(
+def weight_only(
   lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **params
 ):
+  """The rule of a QArray."""
   side = int(isinstance(rhs, qarray.QArray))
   q, x = (rhs, lhs) if side else (lhs, rhs)
   d = product.dims(dimension_numbers)
@@ -93,13 +92,16 @@ def both(a: qarray.QArray, b: qarray.QArray, d: product.Dims, precision):
   On the codes where both are integers, or both float8; on what they stand for
   otherwise.
   """
-  dense = lambda a, b: lax.dot_general(
-    a.materialize(),
-    b.materialize(),
-    d,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
+
+  def dense(a, b):
+    return lax.dot_general(
+      a.materialize(),
+      b.materialize(),
+      d,
+      precision=precision,
+      preferred_element_type=jnp.float32,
+    )
+
   if scaled.suits(a, b, d):
     return scaled.multiply(a, b, d, dense)
   pair, size = _groups(a, b, d)
@@ -168,9 +170,10 @@ def _every(o: product.Operand, q, axis, size):
   return o._replace(scale=finer(o.scale), zero=zero)
 
 
-def _dot_both(
+def on_codes(
   lhs, rhs, *, dimension_numbers, precision, preferred_element_type, **_
 ):
+  """The rule of a QDotArray, without a derivative."""
   side = int(isinstance(rhs, qarray.QDotArray))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   d = product.dims(dimension_numbers)
@@ -186,7 +189,7 @@ def _in_order(side, weight, other):
   return (other, weight) if side else (weight, other)
 
 
-def _dot_rounded(operands, side, leaf, params):
+def _rounded(operands, side, leaf, params):
   """The other operand, rounded; straight through."""
   x = operands[1 - side]
   d = product.dims(params['dimension_numbers'])
@@ -196,55 +199,4 @@ def _dot_rounded(operands, side, leaf, params):
   )
 
 
-class Product(NamedTuple):
-  """What training needs to know of a product.
-
-  Attributes:
-    bind: (*operands, **params) -> the dense product.
-    at: position of the operand that meets the weight; None where it is the other
-      one of two.
-    rounded: (operands, side, leaf, params) -> that operand as it is rounded.
-  """
-
-  bind: Callable
-  at: int | None
-  rounded: Callable
-
-  def round_other(self, operands, side, leaf, params) -> list:
-    """The operands, the one that the weight at `side` meets rounded."""
-    values = list(operands)
-    at = 1 - side if self.at is None else self.at
-    values[at] = self.rounded(operands, side, leaf, params)
-    return values
-
-
-# By the name of the primitive.
-PRODUCTS: dict[str, Product] = {}
-
-
-def register(name: str, on_codes, how: Product):
-  """Registers a product of codes, with the derivative of the dense one."""
-  PRODUCTS[name] = how
-
-  @lift.rule(name, qarray.QDotArray)
-  def _(*operands, **params):
-    fixed = jax.tree.map(lax.stop_gradient, operands)
-    out = on_codes(*fixed, **params)
-    if isinstance(out, lift.Dense):
-      return out
-    side = [isinstance(x, qarray.QDotArray) for x in operands].index(True)
-
-    def dense(*operands):
-      leaf = operands[side]
-      values = how.round_other(operands, side, leaf, params)
-      values[side] = leaf.materialize()
-      return how.bind(*values, **params)
-
-    return straight.as_if(dense, out, *operands)
-
-
-register(
-  'dot_general',
-  _dot_both,
-  Product(lax.dot_general_p.bind, None, _dot_rounded),
-)
+PRODUCT = product.Product(lax.dot_general_p.bind, None, _rounded)

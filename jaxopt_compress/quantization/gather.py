@@ -12,7 +12,6 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
 
-@lift.rule(lax.gather_p, qarray.QArray)
 def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   """Rows of a table: the codes and the scales of just those rows."""
   if not isinstance(operand, qarray.QArray):
@@ -67,8 +66,8 @@ def _one_level(q):
   )
 
 
-@lift.rule(lax.gather_p, qarray.QDotArray)
-def _(operand, indices, **params):
+def gather_weight_rows(operand, indices, **params):
+  """Rows of the weight of a QDotArray: a gather rounds no activations."""
   if not isinstance(operand, qarray.QDotArray):
     return lift.Dense('it is an index')
   return gather_rows(operand.weight, indices, **params)

@@ -6,6 +6,7 @@ cannot follow, the rule declines and the array becomes dense.
 """
 
 import dataclasses
+import functools
 import math
 
 from jax import lax
@@ -14,35 +15,26 @@ import jax.numpy as jnp
 from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
-PRIMITIVES = []
-
 
 def each(primitive, make, *outs):
   """`make` of the results, one by one where the primitive has several."""
   if primitive.multiple_results:
-    return [make(*one) for one in zip(*outs, strict=True)]
+    return [make(*parts) for parts in zip(*outs, strict=True)]
   return make(*outs)
 
 
-def _rule(primitive):
-  """Registers a move for a QArray, and for the one inside a QDotArray."""
+def of_weight(primitive, move):
+  """The move of a QDotArray: that of the weight in it."""
 
-  def register(move):
-    PRIMITIVES.append(primitive)
-    lift.rule(primitive, qarray.QArray)(move)
+  def move_weight(x, *rest, **params):
+    if not isinstance(x, qarray.QDotArray):
+      return lift.Dense('it is an index')
+    out = move(x.weight, *rest, **params)
+    if isinstance(out, lift.Dense):
+      return out
+    return each(primitive, functools.partial(_again, x), out)
 
-    @lift.rule(primitive, qarray.QDotArray)
-    def _(x, *rest, **params):
-      if not isinstance(x, qarray.QDotArray):
-        return lift.Dense('it is an index')
-      out = move(x.weight, *rest, **params)
-      if isinstance(out, lift.Dense):
-        return out
-      return each(primitive, lambda w: _again(x, w), out)
-
-    return move
-
-  return register
+  return move_weight
 
 
 def _again(x: qarray.QDotArray, weight: qarray.QArray) -> qarray.QDotArray:
@@ -72,8 +64,7 @@ def _units(part, ndim, place):
   return {place[old + a] - ndim: u for a, u in part.units.items()}
 
 
-@_rule(lax.transpose_p)
-def _(q, *, permutation):
+def transpose(q, *, permutation):
   place = {i: j for j, i in enumerate(permutation)}
 
   def move(part):
@@ -83,8 +74,7 @@ def _(q, *, permutation):
   return _with(q, move)
 
 
-@_rule(lax.rev_p)
-def _(q, *, dimensions):
+def reverse(q, *, dimensions):
   def move(part):
     if any(i - q.ndim in part.units for i in dimensions):
       return lift.Dense('a reversal of a packed or grouped axis')
@@ -93,8 +83,7 @@ def _(q, *, dimensions):
   return _with(q, move)
 
 
-@_rule(lax.convert_element_type_p)
-def _(q, *, new_dtype, **_):
+def convert(q, *, new_dtype, **_):
   if not jnp.issubdtype(new_dtype, jnp.floating):
     return lift.Dense(f'a conversion to {new_dtype}')
   if jnp.finfo(new_dtype).nmant < 7:  # rounds more coarsely than the codes
@@ -105,21 +94,18 @@ def _(q, *, new_dtype, **_):
 # -------------------------------------------------------------------- reshapes
 
 
-@_rule(lax.squeeze_p)
-def _(q, *, dimensions):
+def squeeze(q, *, dimensions):
   shape = [n for i, n in enumerate(q.shape) if i not in dimensions]
   return reshape(q, shape)
 
 
-@_rule(lax.broadcast_in_dim_p)
-def _(q, *sizes, shape, **_):
+def broadcast(q, *sizes, shape, **_):
   if math.prod(shape) != q.size:
     return lift.Dense('a broadcast')
   return reshape(q, shape)
 
 
-@_rule(lax.reshape_p)
-def _(q, *sizes, new_sizes, dimensions, **_):
+def reshape_as(q, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
     return lift.Dense('a reshape with a permutation')
   return reshape(q, new_sizes)
@@ -229,16 +215,14 @@ def common_blocks(old, new):
 # ---------------------------------------------------------------------- slices
 
 
-@_rule(lax.slice_p)
-def _(q, *, start_indices, limit_indices, strides):
+def cut_slice(q, *, start_indices, limit_indices, strides):
   strides = strides or (1,) * q.ndim
   cuts = zip(start_indices, limit_indices, strides, strict=True)
   cuts = {i: c for i, c in enumerate(cuts) if c != (0, q.shape[i], 1)}
   return _cut(q, cuts)
 
 
-@_rule(lax.split_p)
-def _(q, *, sizes, axis):
+def split(q, *, sizes, axis):
   ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
   pieces = [
     _cut(q, {axis: (end - n, end, 1)})
@@ -280,14 +264,16 @@ def _cut(q, cuts):
 
 def _single(q):
   """Forgets blocks along axes of which one block is left."""
-  inside = lambda blocks: tuple((a, n) for a, n in blocks if n < q.shape[a])
+
+  def several(blocks):
+    return tuple((a, n) for a, n in blocks if n < q.shape[a])
+
   return dataclasses.replace(
-    q, blocks=inside(q.blocks), global_blocks=inside(q.global_blocks)
+    q, blocks=several(q.blocks), global_blocks=several(q.global_blocks)
   )
 
 
-@_rule(lax.dynamic_slice_p)
-def _(q, *starts, slice_sizes, **_):
+def dynamic_slice(q, *starts, slice_sizes, **_):
   if not isinstance(q, qarray.QArray):
     return lift.Dense('it is an index')
   if 0 in slice_sizes:
@@ -305,3 +291,17 @@ def _(q, *starts, slice_sizes, **_):
     return part._replace(array=x)
 
   return _with(q, move)
+
+
+# The move of a QArray under each primitive.
+MOVES = {
+  lax.transpose_p: transpose,
+  lax.rev_p: reverse,
+  lax.convert_element_type_p: convert,
+  lax.squeeze_p: squeeze,
+  lax.broadcast_in_dim_p: broadcast,
+  lax.reshape_p: reshape_as,
+  lax.slice_p: cut_slice,
+  lax.split_p: split,
+  lax.dynamic_slice_p: dynamic_slice,
+}

@@ -8,6 +8,8 @@ and the groups are summed in float32. The first sum is one `dot_general` of the
 codes: int8 x int8 -> int32, float8 x float8 -> float32, or float x codes.
 """
 
+from collections.abc import Callable
+import functools
 import math
 from typing import NamedTuple
 
@@ -34,6 +36,28 @@ class Operand(NamedTuple):
   numbers: jax.Array
   scale: jax.Array | None = None
   zero: jax.Array | None = None
+
+
+class Product(NamedTuple):
+  """What training needs to know of a product.
+
+  Attributes:
+    bind: (*operands, **params) -> the dense product.
+    at: position of the operand that meets the weight; None where it is the other
+      one of two.
+    rounded: (operands, side, leaf, params) -> that operand as it is rounded.
+  """
+
+  bind: Callable
+  at: int | None
+  rounded: Callable
+
+  def round_other(self, operands, side, leaf, params) -> list:
+    """The operands, the one that the weight at `side` meets rounded."""
+    values = list(operands)
+    at = 1 - side if self.at is None else self.at
+    values[at] = self.rounded(operands, side, leaf, params)
+    return values
 
 
 class Dims(NamedTuple):
@@ -67,8 +91,9 @@ def multiply(a: Operand, b: Operand, d: Dims, precision=None) -> jax.Array:
     precision=None if integer else precision,
     preferred_element_type=sums,
   )
-  rank = y.ndim
-  at = lambda x, side: placed(x, side, d, rank)
+
+  def at(x, side):
+    return placed(x, side, d, y.ndim)
 
   def total(x, side):
     along = d.contracting[side]
@@ -114,6 +139,8 @@ def placed(x, side: int, d: Dims, rank: int) -> jax.Array:
   free = [i for i in range(x.ndim) if i not in held]
   first = rank - len(free) if side else len(d.batch[side])
   places = [*range(len(d.batch[side])), *range(first, first + len(free))]
+  # The result has batch axes, free axes of the left, free axes of the right. What
+  # is contracted has size one here and is left over at the end.
   x = lax.transpose(x, (*d.batch[side], *free, *d.contracting[side]))
   shape = [1] * rank
   for place, n in zip(places, x.shape, strict=False):
@@ -159,18 +186,29 @@ def multiply_groups(
 
 def _parts(x: Operand, axis, of_numbers, of_scales):
   """Applies one function to the numbers, another to what is per group."""
-  grouped = lambda p: p if p is None or p.shape[axis] == 1 else of_scales(p)
+
+  def grouped(p):
+    return p if p is None or p.shape[axis] == 1 else of_scales(p)
+
   return Operand(of_numbers(x.numbers), grouped(x.scale), grouped(x.zero))
 
 
 def _head(x, axis, whole, size):
-  cut = lambda n: lambda p: lax.slice_in_dim(p, 0, n, axis=axis)
-  return _parts(x, axis, cut(whole * size), cut(whole))
+  """The first `whole` groups."""
+
+  def first(n):
+    return lambda p: lax.slice_in_dim(p, 0, n, axis=axis)
+
+  return _parts(x, axis, first(whole * size), first(whole))
 
 
 def _tail(x, axis, whole, size):
-  cut = lambda n: lambda p: lax.slice_in_dim(p, n, None, axis=axis)
-  return _parts(x, axis, cut(whole * size), cut(whole))
+  """The entries after them, less than a group."""
+
+  def after(n):
+    return lambda p: lax.slice_in_dim(p, n, None, axis=axis)
+
+  return _parts(x, axis, after(whole * size), after(whole))
 
 
 def _groups(x, axis, whole, size):
@@ -180,20 +218,25 @@ def _groups(x, axis, whole, size):
     shape = p.shape
     return p.reshape(*shape[:axis], whole, size, *shape[axis + 1 :])
 
-  apart = lambda p: None if p is None else jnp.expand_dims(p, axis + 1)
-  return Operand(numbers(x.numbers), apart(x.scale), apart(x.zero))
+  def beside_group(p):
+    return None if p is None else jnp.expand_dims(p, axis + 1)
+
+  return Operand(
+    numbers(x.numbers), beside_group(x.scale), beside_group(x.zero)
+  )
 
 
 def _sum_of_groups(a, b, d, axes, precision):
   """Sums the products of all groups; the groups are one more batch axis."""
-  moved = [lambda i, axis=axis: i + 1 if i > axis else i for axis in axes]
+  # The grouped axis became two, (group, entry of it): what comes after it has
+  # moved by one, and what was contracted there is now the second of the two.
   inner = [
-    tuple(m(i) + (i == axis) for i in contracting)
-    for m, axis, contracting in zip(moved, axes, d.contracting, strict=True)
+    tuple(i + (i >= axis) for i in contracting)
+    for axis, contracting in zip(axes, d.contracting, strict=True)
   ]
   outer = [
-    (axis, *(m(i) for i in batch))
-    for m, axis, batch in zip(moved, axes, d.batch, strict=True)
+    (axis, *(i + (i > axis) for i in batch))
+    for axis, batch in zip(axes, d.batch, strict=True)
   ]
   grouped = Dims(tuple(inner), tuple(outer))
   shape = jax.eval_shape(lambda a, b: multiply(a, b, grouped), a, b).shape
@@ -203,14 +246,16 @@ def _sum_of_groups(a, b, d, axes, precision):
     return jnp.sum(multiply(a, b, grouped, precision), axis=0)
 
   def group(i):
-    at = lambda p, axis: lax.dynamic_slice_in_dim(
-      p, jnp.minimum(i, p.shape[axis] - 1), 1, axis
-    )
-    one = [
-      jax.tree.map(lambda p, axis=axis: at(p, axis), x)
+    # A part that all groups share has size one along them.
+    def at_group(p, axis):
+      start = jnp.minimum(i, p.shape[axis] - 1)
+      return lax.dynamic_slice_in_dim(p, start, 1, axis)
+
+    operands = [
+      jax.tree.map(functools.partial(at_group, axis=axis), x)
       for x, axis in zip((a, b), axes, strict=True)
     ]
-    return multiply(*one, grouped, precision)[0]
+    return multiply(*operands, grouped, precision)[0]
 
   return lax.fori_loop(1, shape[0], lambda i, y: y + group(i), group(0))
 

@@ -17,9 +17,6 @@ from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import product
 from jaxopt_compress.quantization import qarray
 
-# JAX exports the function, not the primitive.
-_NAME = 'ragged_dot_general'
-
 
 def _dims(params) -> product.Dims:
   return product.dims(
@@ -38,7 +35,7 @@ def _declines(lhs, rhs, params, leaf_type):
   return dot.refuses(lhs)
 
 
-def _bind(
+def bind(
   x,
   w,
   group_sizes,
@@ -49,6 +46,7 @@ def _bind(
   group_offset,
   **_,
 ):
+  """The dense product: JAX exports the function, not the primitive."""
   return lax.ragged_dot_general(
     x,
     w,
@@ -65,7 +63,7 @@ def _ragged(x, w, group_sizes, params):
   changed = {'preferred_element_type': jnp.float32}
   if x.dtype == w.dtype == jnp.int8:
     changed = {'preferred_element_type': jnp.int32, 'precision': None}
-  return _bind(x, w, group_sizes, **{**params, **changed})
+  return bind(x, w, group_sizes, **{**params, **changed})
 
 
 def _per_row(p, rows, group_sizes, params, rank):
@@ -78,6 +76,8 @@ def _per_row(p, rows, group_sizes, params, rank):
   )
   held = d.contracting[1] + d.batch[1] + (group,)
   free = [i for i in range(p.ndim) if i not in held]
+  # One entry for each expert becomes one for each row: that of the first expert
+  # whose rows end after it. Rows past the last expert's take any, and are zeroed.
   p = lax.transpose(p, (*d.batch[1], group, *free, *d.contracting[1]))
   n_batch = len(d.batch[1])
   if p.shape[n_batch] > 1:
@@ -100,8 +100,13 @@ def _multiply(a, b, group_sizes, params):
   rank = y.ndim
   (ragged,) = params['ragged_dot_dimension_numbers'].lhs_ragged_dimensions
   rows = a.numbers.shape[ragged]
-  of_token = lambda p: product.placed(p, 0, d, rank)
-  of_expert = lambda p: _per_row(p, rows, group_sizes, params, rank)
+
+  def of_token(p):
+    return product.placed(p, 0, d, rank)
+
+  def of_expert(p):
+    return _per_row(p, rows, group_sizes, params, rank)
+
   sums = jnp.int32 if y.dtype == jnp.int32 else jnp.float32
   if b.zero is not None:
     total = jnp.sum(
@@ -133,8 +138,8 @@ def _routed(rows, group_sizes, ragged, d, rank):
   return inside.reshape(shape)
 
 
-@lift.rule(_NAME, qarray.QArray)
-def ragged_weight_only(lhs, rhs, group_sizes, **params):
+def weight_only(lhs, rhs, group_sizes, **params):
+  """The rule of a QArray."""
   declined = _declines(lhs, rhs, params, qarray.QArray)
   if declined:
     return declined
@@ -142,7 +147,7 @@ def ragged_weight_only(lhs, rhs, group_sizes, **params):
   if not activation.holds_numbers(
     q.numbers_format, lhs.dtype
   ) or not dot.shared_along(q, d.contracting[1]):
-    return _bind(lhs, q.materialize(), group_sizes, **params)
+    return bind(lhs, q.materialize(), group_sizes, **params)
   y = _multiply(
     product.Operand(lhs),
     dot.as_operand(q, d.contracting[1], lhs.dtype),
@@ -153,7 +158,8 @@ def ragged_weight_only(lhs, rhs, group_sizes, **params):
   return y.astype(dot.result_dtype(preferred, lhs, q))
 
 
-def _both(lhs, rhs, group_sizes, **params):
+def on_codes(lhs, rhs, group_sizes, **params):
+  """The rule of a QDotArray, without a derivative."""
   declined = _declines(lhs, rhs, params, qarray.QDotArray)
   if declined:
     return declined
@@ -164,7 +170,7 @@ def _both(lhs, rhs, group_sizes, **params):
     products *= q.shape[i]
   native = all(p.integer for p in (x, q)) and products <= product.MOST_PRODUCTS
   if not native or x.blocks or not dot.shared_along(q, d.contracting[1]):
-    return ragged_weight_only(x.materialize(), q, group_sizes, **params)
+    return weight_only(x.materialize(), q, group_sizes, **params)
   y = _multiply(
     dot.as_operand(x, ()), dot.as_operand(q, ()), group_sizes, params
   )
@@ -180,4 +186,4 @@ def _rounded(operands, side, leaf, params):
   )
 
 
-dot.register(_NAME, _both, dot.Product(_bind, 0, _rounded))
+PRODUCT = product.Product(bind, 0, _rounded)

@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any
 import zlib
 
-from jaxopt_compress import quantization
+from jaxopt_compress.calibration import ranges
 from jaxopt_compress.core import choices
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import fields
@@ -179,8 +179,9 @@ def _check_numbers(plan):
     least += [
       (f'{where}.calibrate_batches', stage.quantize.calibrate_batches, 1)
     ]
-    methods = quantization.ranges.METHODS
-    choices.one_of(f'{where}.calibrate', stage.quantize.calibrate, methods)
+    choices.one_of(
+      f'{where}.calibrate', stage.quantize.calibrate, ranges.METHODS
+    )
     if not 0 <= stage.optimizer.warmup < 1:
       raise ValueError(
         f'{where}.warmup is {stage.optimizer.warmup}; a fraction of the steps in'

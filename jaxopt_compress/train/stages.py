@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxopt_compress import distillation
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
+from jaxopt_compress.adapters import lora
+from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
@@ -150,7 +152,7 @@ def calibrate(
   if b.stage.prune.rules and not b.stage.steps:
     params = array.materialize(pruned(params, b.stage, b.model.uses))
   try:
-    found = quantization.calibrate(
+    found = ranges_lib.calibrate(
       output, params, rules, batches, b.model.uses, quantize.calibrate
     )
   except ValueError as e:
@@ -173,10 +175,10 @@ def adapters(stage, uses, params, rng, ranges):
   """
   if stage.quantize.rules:
     rules = words.quantize_rules(stage.quantize)
-    params = quantization.quantize(params, rules, uses, ranges=ranges)
+    params = quantization.quantize.quantize(params, rules, uses, ranges=ranges)
   # A key that no step has: those fold in their number.
   key = jax.random.fold_in(rng, 2**32 - 1)
-  factors = quantization.add_lora(
+  factors = lora.add_lora(
     params, words.lora_rules(stage.adapters), uses, key=key
   )
   compression = compression_of(stage, uses, ranges)
@@ -189,7 +191,7 @@ def _beside(
   """Adapters beside a frozen base, which is the state."""
   return compression_lib.Compression(
     init=lambda factors: (),
-    apply=lambda factors, base: quantization.with_lora(
+    apply=lambda factors, base: lora.with_lora(
       base,
       factors,
       uses,
@@ -241,7 +243,7 @@ def finish(
       params = pruned(params, stage, model.uses)
     if stage.quantize.rules:
       rules = words.quantize_rules(stage.quantize)
-      params = quantization.quantize(
+      params = quantization.quantize.quantize(
         params, rules, model.uses, ranges=state.comp_state
       )
   return {

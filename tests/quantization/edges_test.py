@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.quantization import histograms
+from jaxopt_compress.calibration import histograms
 
 W = jax.random.normal(jax.random.key(0), (64, 32))
 X = jax.random.normal(jax.random.key(1), (4, 64))

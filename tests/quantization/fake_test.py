@@ -12,7 +12,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress.core import array
 from jaxopt_compress.pruning import masked
-from jaxopt_compress.quantization import fake
+from jaxopt_compress.quantization import trained
 
 W4G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
 SCHEMES = {'W8A16': jc.W8A16, 'W8A8': jc.W8A8, 'W4G4': W4G4}
@@ -286,7 +286,7 @@ class LeafTest(parameterized.TestCase):
     leaf = jc.fake_quantize([('w', jc.W8A8)]).apply({'w': _normal(8, 4)}, ())[
       'w'
     ]
-    self.assertIsInstance(leaf, fake.FakeQuant)
+    self.assertIsInstance(leaf, trained.FakeQuant)
     self.assertEqual(leaf.describe(), 'fake int8 channel, int8 activations')
     self.assertEqual((leaf.shape, leaf.dtype), ((8, 4), jnp.float32))
     self.assertFalse(

@@ -11,6 +11,8 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jaxopt_compress import data as data_lib
+from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.calibration import ranges as calibration
 from jaxopt_compress.quantization import ranges as ranges_lib
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import job as job_lib
@@ -74,7 +76,7 @@ class StaticTest(parameterized.TestCase):
 
   def test_ranges_are_those_of_the_training_data(self):
     seen = []
-    parameters = ranges_lib.calibrate
+    parameters = calibration.calibrate
 
     def spy(apply, params, rules, batches, uses, method):
       seen.append((np.concatenate(list(batches)), method))
@@ -115,7 +117,7 @@ class StaticTest(parameterized.TestCase):
     """What is compressed as it is is calibrated with its zeros in place."""
     masks = ((r'.*/kernel', 0.9), (r'.*', None))
     seen = []
-    calibrate = ranges_lib.calibrate
+    calibrate = calibration.calibrate
 
     def spy(apply, params, *args):
       seen.append(np.mean(params['layers']['0']['kernel'] == 0))
@@ -147,10 +149,10 @@ class StaticTest(parameterized.TestCase):
       return x @ p['v']
 
     x = jax.numpy.ones((2, 4))
-    uses = ranges_lib.uses_lib.uses(apply)(w, x)
+    uses = uses_lib.uses(apply)(w, x)
     for words in ('int8, int8 tensor static asym', 'e4m3, e4m3 tensor static'):
       rules = [(r'.*', words)]
-      found = ranges_lib.calibrate(apply, w, rules, [x], uses)
+      found = calibration.calibrate(apply, w, rules, [x], uses)
       blank = ranges_lib.placeholders(w, rules, uses)
       chex.assert_trees_all_equal_shapes_and_dtypes(found, blank)
     self.assertEqual(ranges_lib.placeholders(w, [('.*', 'W8A8')], uses), {})

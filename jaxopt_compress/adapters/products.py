@@ -13,30 +13,32 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.adapters import lora
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
-from jaxopt_compress.quantization import conv  # noqa: F401  (its product)
 from jaxopt_compress.quantization import dot
-from jaxopt_compress.quantization import lora
 from jaxopt_compress.quantization import moves
-from jaxopt_compress.quantization import ragged  # noqa: F401
+from jaxopt_compress.quantization import ragged
 
 
 def _of_base(name, bind, operands, side, params):
   """The product of the frozen base, computed again in the backward pass."""
-  put = lambda w, others: [*others[:side], w, *others[side:]]
   base = lora.fixed(operands[side].base)
   others = [x for i, x in enumerate(operands) if i != side]
+
+  def with_base(w, others):
+    return [*others[:side], w, *others[side:]]
+
   if not array.is_compressed(base):
-    return bind(*put(base, others), **params)
+    return bind(*with_base(base, others), **params)
 
   def product(base, *others):
     rule = lift.rule_for(name, type(base))
     if rule is not None:
-      y = rule(*put(base, others), **params)
+      y = rule(*with_base(base, others), **params)
       if not isinstance(y, lift.Dense):
         return y
-    return bind(*put(base.materialize(), others), **params)
+    return bind(*with_base(base.materialize(), others), **params)
 
   return jax.checkpoint(product)(base, *others)
 
@@ -45,48 +47,36 @@ def _add(y, update):
   return y + update.reshape(y.shape).astype(y.dtype)
 
 
-@lift.rule(lax.dot_general_p, lora.LoRA)
 def _dot(lhs, rhs, **params):
+  """x meets the factor that has the contracted axes, then the other one."""
   side = int(isinstance(rhs, lora.LoRA))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
   if declined := dot.refuses(x):
     return declined
   contracting, batch = params['dimension_numbers']
-  factors = [lora.compact(f, leaf.shape) for f in (leaf.a, leaf.b)]
-  # The factor that has the contracted axes meets x first.
-  factors.sort(key=lambda f: not set(f.axes) & set(contracting[side]))
-  first, second = factors
-  if set(second.axes) & set(contracting[side]):
+  summed = {lora.axis_name(i) for i in contracting[side]}
+  first, second = sorted(
+    (lora.compact(f, leaf.shape) for f in (leaf.a, leaf.b)),
+    key=lambda f: not summed & set(f.axes),
+  )
+  if summed & set(second.axes):
     return lift.Dense('a product over axes of both of its factors')
-
-  # Axes that meet have the name of the leaf's, those of x alone one of their own.
-  named = {
-    i: j
-    for of_leaf, of_x in (
-      (contracting[side], contracting[1 - side]),
-      (batch[side], batch[1 - side]),
-    )
-    for j, i in zip(of_leaf, of_x, strict=True)
-  }
-  x_axes = [named.get(i, 100 + i) for i in range(x.ndim)]
-  summed = set(contracting[side])
-  free = lambda axes: [i for i in axes if i not in (*summed, *batch[side])]
-  own = free(i for i in range(leaf.ndim) if leaf.shape[i] > 1)
-  out = [
-    *batch[side],
-    *(free(x_axes) + own if side else own + free(x_axes)),
-  ]
-  left = [i for i in dict.fromkeys(x_axes + first.axes) if i not in summed]
-  cast = lambda f: f.array.astype(x.dtype)
+  x_axes, out = _names(x, leaf, side, contracting, batch)
+  kept = [a for a in dict.fromkeys(x_axes + first.axes) if a not in summed]
   precision = params['precision']
   mid = jnp.einsum(
-    x, x_axes, cast(first), first.axes, left, precision=precision
+    x,
+    x_axes,
+    first.array.astype(x.dtype),
+    first.axes,
+    kept,
+    precision=precision,
   )
   y = _of_base('dot_general', lax.dot_general_p.bind, (lhs, rhs), side, params)
   update = jnp.einsum(
     leaf.scale * mid,
-    left,
-    cast(second),
+    kept,
+    second.array.astype(x.dtype),
     second.axes,
     out,
     precision=precision,
@@ -95,7 +85,26 @@ def _dot(lhs, rhs, **params):
   return _add(y, update)
 
 
-@lift.rule(lax.conv_general_dilated_p, lora.LoRA)
+def _names(x, leaf, side, contracting, batch) -> tuple[list[str], list[str]]:
+  """The names of the axes of x, and of those of the result, sizes of one apart.
+
+  An axis that meets one of the leaf has its name; one of x alone has its own.
+  """
+  pairs = [
+    *zip(contracting[side], contracting[1 - side], strict=True),
+    *zip(batch[side], batch[1 - side], strict=True),
+  ]
+  met = {i: lora.axis_name(j) for j, i in pairs}
+  x_axes = [met.get(i, f'other {i:02}') for i in range(x.ndim)]
+  held = [lora.axis_name(i) for i in (*contracting[side], *batch[side])]
+  stacked = [lora.axis_name(i) for i in batch[side]]
+  of_x = [a for a in x_axes if a not in held]
+  own = [lora.axis_name(i) for i in range(leaf.ndim) if leaf.shape[i] > 1]
+  of_leaf = [a for a in own if a not in held]
+  # As `dot_general` orders them: batch, free axes of the left, those of the right.
+  return x_axes, [*stacked, *(of_x + of_leaf if side else of_leaf + of_x)]
+
+
 def _conv(lhs, rhs, **params):
   """A convolution to `rank` features, then one of a single pixel."""
   numbers = params['dimension_numbers']
@@ -126,7 +135,6 @@ def _conv(lhs, rhs, **params):
   return _add(y, update)
 
 
-@lift.rule('ragged_dot_general', lora.LoRA)
 def _ragged(lhs, rhs, group_sizes, **params):
   """Rows meet the factors of their expert."""
   numbers = params['ragged_dot_dimension_numbers']
@@ -142,7 +150,7 @@ def _ragged(lhs, rhs, group_sizes, **params):
     return lift.Dense('a ragged dot of another form than [m, k] x [g, k, n]')
   if declined := dot.refuses(lhs):
     return declined
-  bind = dot.PRODUCTS['ragged_dot_general'].bind
+  bind = ragged.bind
   a, b = rhs.a[:, :, 0].astype(lhs.dtype), rhs.b[:, 0].swapaxes(1, 2)
   mid = bind(lhs, a, group_sizes, **params)
   update = bind(rhs.scale * mid, b.astype(mid.dtype), group_sizes, **params)
@@ -150,7 +158,6 @@ def _ragged(lhs, rhs, group_sizes, **params):
   return _add(y, update)
 
 
-@lift.rule(lax.gather_p, lora.LoRA)
 def _gather(operand, indices, **params):
   """Rows of a table: those of the factor that has rows, times the other one."""
   if not isinstance(operand, lora.LoRA):
@@ -203,31 +210,28 @@ def _rows(factor, shape, indices, picked, ndim, params):
 # ----------------------------------------------------------------------- moves
 
 
-def _move(primitive):
-  """Registers a move: the base by its own rule, the factors as here said.
+def _move_rule(primitive, of_factor):
+  """The base by its own rule, the factors by `of_factor`.
 
   `of_factor(factor, shape, *rest, **params)` moves a factor as the leaf of that
   shape is moved, or returns Dense; a list where there are several results.
   """
 
-  def register(of_factor):
-    @lift.rule(primitive, lora.LoRA)
-    def _(leaf, *rest, **params):
-      if not isinstance(leaf, lora.LoRA):
-        return lift.Dense('it is an index')
-      base = _base_moved(primitive, leaf.base, rest, params)
-      a, b = (
-        of_factor(f, leaf.shape, *rest, **params) for f in (leaf.a, leaf.b)
-      )
-      for moved in (base, a, b):
-        if isinstance(moved, lift.Dense):
-          return moved
-      again = lambda base, a, b: lora.LoRA(base, a, b, leaf.scale)
-      return moves.each(primitive, again, base, a, b)
+  def move(leaf, *rest, **params):
+    if not isinstance(leaf, lora.LoRA):
+      return lift.Dense('it is an index')
+    base = _base_moved(primitive, leaf.base, rest, params)
+    a, b = (of_factor(f, leaf.shape, *rest, **params) for f in (leaf.a, leaf.b))
+    for moved in (base, a, b):
+      if isinstance(moved, lift.Dense):
+        return moved
 
-    return of_factor
+    def again(base, a, b):
+      return lora.LoRA(base, a, b, leaf.scale)
 
-  return register
+    return moves.each(primitive, again, base, a, b)
+
+  return move
 
 
 def _base_moved(primitive, base, rest, params):
@@ -239,14 +243,12 @@ def _base_moved(primitive, base, rest, params):
   return rule(base, *rest, **params)
 
 
-@_move(lax.transpose_p)
-def _(factor, shape, *, permutation):
+def _transpose(factor, shape, *, permutation):
   del shape
   return lax.transpose(factor, (*permutation, len(permutation)))
 
 
-@_move(lax.convert_element_type_p)
-def _(factor, shape, *, new_dtype, **_):
+def _convert(factor, shape, *, new_dtype, **_):
   del shape
   if not jnp.issubdtype(new_dtype, jnp.floating) or (
     jnp.finfo(new_dtype).nmant < 7
@@ -255,27 +257,24 @@ def _(factor, shape, *, new_dtype, **_):
   return factor  # a product converts it to what it meets
 
 
-@_move(lax.squeeze_p)
-def _(factor, shape, *, dimensions):
+def _squeeze(factor, shape, *, dimensions):
   del shape
   return lax.squeeze(factor, dimensions)
 
 
-@_move(lax.reshape_p)
-def _(factor, shape, *sizes, new_sizes, dimensions, **_):
+def _reshape(factor, shape, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
     return lift.Dense('a reshape with a permutation')
-  return _reshape(factor, shape, new_sizes)
+  return _regrouped(factor, shape, new_sizes)
 
 
-@_move(lax.broadcast_in_dim_p)
-def _(factor, old, *sizes, shape, **_):
+def _broadcast(factor, old, *sizes, shape, **_):
   if math.prod(shape) != math.prod(old):
     return lift.Dense('a broadcast')
-  return _reshape(factor, old, shape)
+  return _regrouped(factor, old, shape)
 
 
-def _reshape(factor, old, new):
+def _regrouped(factor, old, new):
   if not math.prod(old):
     return lift.Dense('an empty array')
   sizes = [1] * len(new)
@@ -289,8 +288,7 @@ def _reshape(factor, old, new):
   return factor.reshape(*sizes, factor.shape[-1])
 
 
-@_move(lax.slice_p)
-def _(factor, shape, *, start_indices, limit_indices, strides):
+def _slice(factor, shape, *, start_indices, limit_indices, strides):
   strides = strides or (1,) * len(shape)
   cuts = zip(start_indices, limit_indices, strides, strict=True)
   for i, cut in enumerate(cuts):
@@ -299,22 +297,48 @@ def _(factor, shape, *, start_indices, limit_indices, strides):
   return factor
 
 
-@_move(lax.split_p)
-def _(factor, shape, *, sizes, axis):
+def _split(factor, shape, *, sizes, axis):
   if factor.shape[axis] != shape[axis]:
     return [factor] * len(sizes)
   return lax.split(factor, sizes, axis)
 
 
-@_move(lax.dynamic_slice_p)
-def _(factor, shape, *starts, slice_sizes):
+def _dynamic_slice(factor, shape, *starts, slice_sizes):
   for i, (start, n) in enumerate(zip(starts, slice_sizes, strict=True)):
     if factor.shape[i] == shape[i]:
       factor = lax.dynamic_slice_in_dim(factor, start, n, axis=i)
   return factor
 
 
-@_move(lax.rev_p)
-def _(factor, shape, *, dimensions):
+def _reverse(factor, shape, *, dimensions):
   own = [i for i in dimensions if factor.shape[i] == shape[i]]
   return lax.rev(factor, own)
+
+
+# ---------------------------------------------------------------- what lift knows
+
+PRODUCTS = {
+  lax.dot_general_p: _dot,
+  lax.conv_general_dilated_p: _conv,
+  'ragged_dot_general': _ragged,
+  lax.gather_p: _gather,
+}
+MOVES = {
+  lax.transpose_p: _transpose,
+  lax.convert_element_type_p: _convert,
+  lax.squeeze_p: _squeeze,
+  lax.reshape_p: _reshape,
+  lax.broadcast_in_dim_p: _broadcast,
+  lax.slice_p: _slice,
+  lax.split_p: _split,
+  lax.dynamic_slice_p: _dynamic_slice,
+  lax.rev_p: _reverse,
+}
+
+
+def register() -> None:
+  """Tells `lift` of the rules; once, when the package is imported."""
+  for primitive, rule in PRODUCTS.items():
+    lift.rule(primitive, lora.LoRA)(rule)
+  for primitive, of_factor in MOVES.items():
+    lift.rule(primitive, lora.LoRA)(_move_rule(primitive, of_factor))

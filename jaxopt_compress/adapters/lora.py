@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.quantization import quantize
 from jaxopt_compress.quantization import schemes
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -88,8 +89,14 @@ def fixed(tree):
   return jax.tree.map(lax.stop_gradient, tree)
 
 
-# The label of the rank among those of axes, which are their positions.
-RANK = 200
+# Axes that meet in a sum of products have names, which `einsum` sorts: those of the
+# leaf, then those of what it meets (`products.py`), then the rank.
+RANK = 'rank'
+
+
+def axis_name(i: int) -> str:
+  """The name of axis `i` of a leaf."""
+  return f'leaf {i:02}'
 
 
 class Factor(NamedTuple):
@@ -97,18 +104,19 @@ class Factor(NamedTuple):
 
   Attributes:
     array: [..., rank].
-    axes: the axis of the leaf that each of its axes is, then `RANK`.
+    axes: the name of the leaf's axis that each of its axes is, then `RANK`.
   """
 
   array: jax.Array
-  axes: list[int]
+  axes: list[str]
 
 
 def compact(factor, shape) -> Factor:
   """A factor of a leaf of that shape, on its own axes."""
   own = [i for i, n in enumerate(shape) if factor.shape[i] == n and n > 1]
   sizes = [shape[i] for i in own]
-  return Factor(factor.reshape(*sizes, factor.shape[-1]), [*own, RANK])
+  names = [axis_name(i) for i in own]
+  return Factor(factor.reshape(*sizes, factor.shape[-1]), [*names, RANK])
 
 
 def outer(a: jax.Array, b: jax.Array, shape) -> jax.Array:
@@ -201,7 +209,7 @@ def with_lora(
       f' have {paths[:8]}. Pass the tree that add_lora was given.'
     )
 
-  def one(path, x):
+  def adapted(path, x):
     if path not in adapters:
       return x
     layout, factors = _layout(path, x, uses), adapters[path]
@@ -214,7 +222,7 @@ def with_lora(
       alpha / (rank**0.5 if rank_stabilized else rank),
     )
 
-  return rules_lib.map_named(one, params)
+  return rules_lib.map_named(adapted, params)
 
 
 class MergeError(NamedTuple):
@@ -252,27 +260,31 @@ def merge_lora(
   chosen = schemes.by_leaf([(r'.*', None)] if rules is None else rules, params)
   errors = {}
 
-  def one(path, x):
+  def merged_leaf(path, x):
     if not isinstance(x, LoRA):
       return x
     meant = x.materialize()
     merged = meant
     if chosen[path] is not None:
-      merged = schemes.quantize_leaf(path, meant, chosen[path], uses)
-    size = jnp.linalg.norm(meant.ravel())
-    apart = lambda y: jnp.linalg.norm((meant - y).ravel()) / size
+      merged = quantize.quantize_leaf(path, meant, chosen[path], uses)
     errors[path] = MergeError(
-      apart(array.materialize(merged)), apart(array.materialize(x.base))
+      _distance(meant, array.materialize(merged)),
+      _distance(meant, array.materialize(x.base)),
     )
     return merged
 
-  merged = rules_lib.map_named(one, params)
+  merged = rules_lib.map_named(merged_leaf, params)
   if not errors:
     raise ValueError(
       'No leaf of these parameters has an adapter. Pass what jc.with_lora'
       ' returned, not the base or the adapters alone.'
     )
   return merged, errors
+
+
+def _distance(meant, x):
+  """|meant - x| / |meant|."""
+  return jnp.linalg.norm((meant - x).ravel()) / jnp.linalg.norm(meant.ravel())
 
 
 class _Layout(NamedTuple):
@@ -298,6 +310,8 @@ class _Layout(NamedTuple):
 
   def spread(self, factor, own) -> jax.Array:
     """[stacked..., n, rank] as [axes of the leaf..., rank], 1 on the others."""
+    # Made with the axes in the order of `order`, then those of size one, and put
+    # where the leaf has them.
     order = (*self.axes.stacked, *own)
     rest = [a for a in range(-len(self.shape), 0) if a not in order]
     sizes = (*self.sizes(order), *(1 for _ in rest), factor.shape[-1])

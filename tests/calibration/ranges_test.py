@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.calibration import histograms
+from jaxopt_compress.calibration import ranges
 from jaxopt_compress.quantization import clip
-from jaxopt_compress.quantization import histograms
-from jaxopt_compress.quantization import ranges
 
 _RNG = np.random.default_rng(0)
 HISTOGRAM = histograms.histogram()

@@ -13,9 +13,9 @@ import optax
 
 import jaxopt_compress as jc
 from jaxopt_compress import models
+from jaxopt_compress.adapters import lora
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import lift
-from jaxopt_compress.quantization import lora
 from jaxopt_compress.quantization import qarray
 
 NF4 = jc.Scheme(jc.Spec('nf4', 'group', 4, scale='int8'))
