@@ -82,7 +82,7 @@ class StaticTest(parameterized.TestCase):
       seen.append((np.concatenate(list(batches)), method))
       return parameters(apply, params, rules, batches, uses, method)
 
-    self.monkeypatch.setattr(loop.stages_lib.quantization, 'calibrate', spy)
+    self.monkeypatch.setattr(loop.stages_lib.ranges_lib, 'calibrate', spy)
     loop.run(tiny(STATIC, augment=True), self.dir)
     ((x, method),) = seen
     self.assertEqual((x.shape[0], method), (8 * 16, 'mse'))
@@ -123,7 +123,7 @@ class StaticTest(parameterized.TestCase):
       seen.append(np.mean(params['layers']['0']['kernel'] == 0))
       return calibrate(apply, params, *args)
 
-    self.monkeypatch.setattr(loop.stages_lib.quantization, 'calibrate', spy)
+    self.monkeypatch.setattr(loop.stages_lib.ranges_lib, 'calibrate', spy)
     loop.run(tiny(STATIC, prune=masks), self.dir)
     np.testing.assert_allclose(seen, [0.9], atol=0.01)
 
