@@ -110,32 +110,11 @@ class CompressedArray:
       ' .materialize() it>'
     )
 
-  # What arrays can do. Moves stay compressed where the leaf has a rule for them;
-  # products run by the leaf's own rules; the rest is dense. Eager: a model is
-  # called through `jc.lift` and jit.
+  # What else arrays can do (`@`, indexing, `transpose`) is in `operators`.
 
   @property
   def T(self):  # noqa: N802  (as arrays spell it)
     return self.transpose()
-
-  def transpose(self, *axes):
-    axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
-    return _lifted(lambda w: jnp.transpose(w, axes or None), self)
-
-  def swapaxes(self, axis1, axis2):
-    return _lifted(lambda w: jnp.swapaxes(w, axis1, axis2), self)
-
-  def reshape(self, *shape):
-    return _lifted(lambda w: w.reshape(*shape), self)
-
-  def squeeze(self, axis=None):
-    return _lifted(lambda w: jnp.squeeze(w, axis), self)
-
-  def astype(self, dtype):
-    return _lifted(lambda w: w.astype(dtype), self)
-
-  def __getitem__(self, index):
-    return _lifted(lambda w: w[index], self)
 
   def __len__(self):
     return self.shape[0]
@@ -143,49 +122,12 @@ class CompressedArray:
   def __iter__(self):
     return (self[i] for i in range(len(self)))
 
-  def __matmul__(self, other):
-    return _lifted(jnp.matmul, self, other)
-
-  def __rmatmul__(self, other):
-    return _lifted(jnp.matmul, other, self)
-
-  def __mul__(self, other):
-    return _lifted(jnp.multiply, self, other)
-
-  def __rmul__(self, other):
-    return _lifted(jnp.multiply, other, self)
-
-  def __truediv__(self, other):
-    return _lifted(jnp.divide, self, other)
-
-  def __add__(self, other):
-    return _lifted(jnp.add, self, other)
-
-  def __radd__(self, other):
-    return _lifted(jnp.add, other, self)
-
-  def __sub__(self, other):
-    return _lifted(jnp.subtract, self, other)
-
-  def __rsub__(self, other):
-    return _lifted(jnp.subtract, other, self)
-
-  def __neg__(self):
-    return _lifted(jnp.negative, self)
-
   def __array__(self, *args, **kwargs):
     # Rather than entry by entry: JAX, too, asks for this.
     raise TypeError(repr(self))
 
   # numpy leaves `array @ leaf` to the leaf.
   __array_ufunc__ = None
-
-
-def _lifted(f, *operands):
-  # Imported here: `lift` is built on this file.
-  from jaxopt_compress.core import lift  # noqa: PLC0415
-
-  return lift.lift(f, keep=True)(*operands)
 
 
 def is_compressed(x: Any) -> bool:
