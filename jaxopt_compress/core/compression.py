@@ -41,6 +41,11 @@ class Info(NamedTuple):
   statistics: Any = None
 
 
+def _observes_nothing(params):
+  del params
+  return {}
+
+
 class Compression(NamedTuple):
   """A pure description of how parameters are compressed while they train.
 
@@ -56,7 +61,7 @@ class Compression(NamedTuple):
   init: Callable[[Params], State]
   apply: Callable[[Params, State], Params]
   update: Callable[[State, Params, Info], State]
-  observes: Callable[[Params], dict[str, Any]] = lambda params: {}
+  observes: Callable[[Params], dict[str, Any]] = _observes_nothing
 
 
 def identity() -> Compression:

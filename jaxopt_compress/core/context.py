@@ -93,6 +93,16 @@ class Monoid:
   all_reduce: Callable[[Any, tuple[str, ...], bool], Any]
 
 
+def _claims_nothing(leaf_type):
+  del leaf_type
+  return None
+
+
+def _as_it_is(leaf, spec):
+  del spec
+  return leaf
+
+
 @dataclasses.dataclass
 class Context:
   """What one evaluation needs to know.
@@ -125,14 +135,14 @@ class Context:
   structural: Mapping[str, Callable]
   record: Callable[[Met], None] | None = None
   inline: bool = False
-  claims_for: Callable[[type], Callable | None] = lambda leaf_type: None
+  claims_for: Callable[[type], Callable | None] = _claims_nothing
   jits: dict[Any, tuple[Any, Callable]] = dataclasses.field(
     default_factory=dict
   )
   calls: list[str] = dataclasses.field(default_factory=list)
   monoids: dict[str, Monoid] = dataclasses.field(default_factory=dict)
   found: dict[str, Any] = dataclasses.field(default_factory=dict)
-  placed: Callable[[Any, Any], Any] = lambda leaf, spec: leaf
+  placed: Callable[[Any, Any], Any] = _as_it_is
   handler_at: Callable[[str], Callable | None] | None = None
   scope: tuple[str, ...] = ()
   _wanted: dict[Any, Any] = dataclasses.field(default_factory=dict)
