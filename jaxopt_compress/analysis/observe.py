@@ -268,31 +268,45 @@ def _over_stack(depth, f):
 
 
 def _rule_for(ctx, watched, primitive, leaf_type):
-  if leaf_type is not probes.Probe:
-    return lift.rule_for(primitive, leaf_type)
+  if leaf_type is probes.Probe:
+    return functools.partial(_meet, ctx, watched, primitive)
+  return lift.rule_for(primitive, leaf_type)
+
+
+def _meet(ctx, watched, primitive, /, *operands, **params):
+  """A probe in an operation: the other operand is observed, or entries move."""
+  side = [isinstance(x, probes.Probe) for x in operands].index(True)
+  probe = operands[side]
+  before, after = operands[:side], operands[side + 1 :]
   rows = rows_lib.ROWS.get(primitive.name)
   move = probes.move_for(primitive)
+  out = lift.Dense('observed')
+  if rows is not None:
+    watch = watched[probe.path]
+    before, after = map(_stopped, (before, after))
+    found = rows(probe, side, [*before, probe, *after], params, watch.statistic)
+    ctx.give({probe.path: _seen(watch, probe, found)})
+  elif move is not None:
+    dense = dataclasses.replace(probe, value=probe.materialize())
+    out = move(*before, dense, *after, **params)
+  return _computed(primitive, operands, side, params, out)
 
-  def met(*operands, **params):
-    side = [isinstance(x, probes.Probe) for x in operands].index(True)
-    probe = operands[side]
-    put = lambda x, xs=operands: [*xs[:side], x, *xs[side + 1 :]]
-    out = lift.Dense('observed')
-    if rows is not None:
-      watch = watched[probe.path]
-      others = [lax.stop_gradient(x) for x in put(None)]
-      found = rows(probe, side, put(probe, others), params, watch.statistic)
-      ctx.give({probe.path: _seen(watch, probe, found)})
-    elif move is not None:
-      dense = dataclasses.replace(probe, value=probe.materialize())
-      out = move(*put(dense), **params)
-    if not array.is_compressed(probe.value):
-      return out
-    rule = lift.rule_for(primitive, type(probe.value))
-    own = lift.Dense('') if rule is None else rule(*put(probe.value), **params)
-    return out if isinstance(own, lift.Dense) else _watched(out, own)
 
-  return met
+def _stopped(values):
+  # Statistics count as constants.
+  return [lax.stop_gradient(x) for x in values]
+
+
+def _computed(primitive, operands, side, params, out):
+  """What a watched leaf's own rule computes, or else `out`."""
+  leaf = operands[side].value
+  if not array.is_compressed(leaf):
+    return out
+  rule = lift.rule_for(primitive, type(leaf))
+  if rule is None:
+    return out
+  own = rule(*operands[:side], leaf, *operands[side + 1 :], **params)
+  return out if isinstance(own, lift.Dense) else _watched(out, own)
 
 
 def _watched(out, own):
@@ -307,13 +321,15 @@ def _watched(out, own):
 def _seen(watch, probe, met) -> Observed:
   """The state of the rows that a probe met, that of the whole leaf."""
 
-  def one(x, mask):
+  def seen_by_one(x, mask):
     added = watch.statistic.add(watch.statistic.init(met.k), x, mask)
     return Observed(jnp.sum(mask, dtype=jnp.float32), added)
 
-  f = _over_stack(met.x.ndim - 2, one)
-  seen = f(met.x.astype(jnp.float32), met.mask)
+  seen_by_each = _over_stack(met.x.ndim - 2, seen_by_one)
+  seen = seen_by_each(met.x.astype(jnp.float32), met.mask)
   cut = dict(probe.cut)
+  # Experts that lie on other devices are put beside those here, and what several
+  # devices then know alike is not to be summed over them again.
   for i, dim in enumerate(met.stack):
     names = cut.get(probe.pieces[dim][0][0])
     if names:

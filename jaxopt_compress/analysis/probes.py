@@ -77,7 +77,8 @@ def move_for(primitive) -> Callable | None:
   return functools.partial(_move, primitive) if known else None
 
 
-def _move(primitive, *operands, **params):
+def _move(primitive, /, *operands, **params):
+  """Moves the array, and the names of its axes with it."""
   side = [isinstance(x, Probe) for x in operands].index(True)
   if side and primitive.name != 'concatenate':
     return lift.Dense('an index')

@@ -117,6 +117,7 @@ def _dot_rows(probe, side, operands, params, statistic):
   _complete(probe, [i for i, _ in pairs])
   stack = [j for _, j in pairs]
   free = [i for i in range(x.ndim) if i not in (*stack, *other)]
+  # To [stack..., rows..., contracted...], then all rows in one axis.
   x = lax.transpose(x, (*stack, *free, *other))
   m = len(stack)
   n = math.prod(x.shape[m : m + len(free)])
@@ -167,11 +168,13 @@ def _ragged_rows(probe, side, operands, params, statistic):
   x, _, group_sizes = operands
   other = contracting[0]
   free = [i for i in range(x.ndim) if i not in (*other, *ragged)]
+  # Rows of one group lie behind each other along the ragged axis, so it goes first.
   x = lax.transpose(x, (*ragged, *free, *other))
   rows = x.shape[0]
   each = math.prod(x.shape[1 : 1 + len(free)])
   x = x.reshape(rows, each, *x.shape[1 + len(free) :])
   x = _columns(x, probe, contracting[1])
+  # Every group gets all rows and a mask of its own ones: shapes stay static.
   ends = jnp.cumsum(group_sizes)
   index = jnp.arange(rows)[None]
   mine = (index >= (ends - group_sizes)[:, None]) & (index < ends[:, None])
