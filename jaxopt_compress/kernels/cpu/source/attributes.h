@@ -41,7 +41,7 @@ std::optional<T> decoded(const XLA_FFI_Attrs* attrs, ffi::DiagnosticEngine& diag
 
 // A struct from a dictionary of its members. Attributes come sorted by name, so members
 // are sorted, too, and each is looked for in one place. XLA_FFI_REGISTER_STRUCT_ATTR_
-// DECODING searches the dictionary for each, and a small product takes a tenth longer.
+// DECODING searches the dictionary for each, and a small product takes a twentieth longer.
 template <typename T, typename... Ts>
 std::optional<T> decoded(const XLA_FFI_Attrs* attrs, ffi::DiagnosticEngine& diagnostic,
                          Field<Ts>... fields) {

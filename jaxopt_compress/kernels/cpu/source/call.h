@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <string_view>
 
 #include "attributes.h"
 #include "job.h"
+#include "operands.h"
 #include "xla/ffi/api/ffi.h"
 
 // What the library shows of itself, however the rest is compiled.
@@ -22,106 +22,18 @@ struct Finish {
   bool times;
 };
 
-// The operands that may follow x and the weight, in this order. One that is missing has
-// no entries.
-struct Operands {
-  ffi::AnyBuffer scale, zero, totals, bias, act_scale, act_zero, other;
+inline int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
 
-  // From those that are there: bit i of `given` says whether the i-th is.
-  static std::optional<Operands> of(const ffi::RemainingArgs& args, int32_t given) {
-    static int64_t no_entries = 0;
-    static XLA_FFI_Buffer missing = {
-        XLA_FFI_Buffer_STRUCT_SIZE, nullptr, XLA_FFI_DataType_F32, nullptr, 1,
-        &no_entries};
-    size_t next = 0;
-    const auto operand = [&](int i) {
-      const bool is_there = given >> i & 1;
-      return is_there ? args.get<ffi::AnyBuffer>(next++).value()
-                      : ffi::AnyBuffer(&missing);
-    };
-    if (static_cast<size_t>(__builtin_popcount(given)) != args.size()) return {};
-    return Operands{operand(0), operand(1), operand(2), operand(3),
-                    operand(4), operand(5), operand(6)};
-  }
-};
+inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-inline Type type_of(const ffi::AnyBuffer& buffer) {
-  if (buffer.element_count() == 0) return Type::kNone;
-  switch (buffer.element_type()) {
-    case ffi::F32:
-      return Type::kF32;
-    case ffi::BF16:
-      return Type::kBf16;
-    case ffi::S8:
-      return Type::kS8;
-    case ffi::S32:
-      return Type::kS32;
-    case ffi::F8E8M0FNU:
-      return Type::kE8m0;
-    default:
-      return Type::kNone;
-  }
+inline ffi::Error wrong(const std::string& what) {
+  return ffi::Error::InvalidArgument("jaxopt_compress: " + what);
 }
 
-inline int64_t bytes_of(Type type) {
-  return type == Type::kF32 || type == Type::kS32 ? 4 : type == Type::kBf16 ? 2 : 1;
-}
-
-// Where the operand of each product of a batch begins.
-class Batch {
- public:
-  using Dims = ffi::AnyBuffer::Dimensions;
-
-  // Whether the leading axes of `dims`, all but `inner`, broadcast to `lead`.
-  static bool fits(Dims dims, size_t inner, Dims lead) {
-    if (dims.size() < inner || dims.size() - inner > lead.size()) return false;
-    const size_t own = dims.size() - inner, skip = lead.size() - own;
-    for (size_t i = 0; i < own; ++i) {
-      if (dims[i] != 1 && dims[i] != lead[skip + i]) return false;
-    }
-    return true;
-  }
-
-  // Entry of the operand, in units of one product, for product `i`.
-  static int64_t at(Dims dims, size_t inner, Dims lead, int64_t i) {
-    const size_t own = dims.size() - inner;
-    int64_t place = 0, stride = 1;
-    for (size_t j = 0; j < lead.size(); ++j) {
-      const size_t axis = lead.size() - 1 - j;
-      const int64_t index = i % lead[axis];
-      i /= lead[axis];
-      if (j < own) {
-        const int64_t n = dims[own - 1 - j];
-        if (n != 1) place += index * stride;
-        stride *= n;
-      }
-    }
-    return place;
-  }
-
-  // Whether there is an entry for each product.
-  static bool full(Dims dims, size_t inner, Dims lead) {
-    return dims.size() == inner + lead.size() &&
-           std::equal(lead.begin(), lead.end(), dims.begin());
-  }
-
-  static bool single(Dims dims, size_t inner) {
-    for (size_t i = 0; i + inner < dims.size(); ++i) {
-      if (dims[i] != 1) return false;
-    }
-    return true;
-  }
-};
-
-inline const Format* format_of(std::string_view name) {
-  for (const Format& format : kFormats) {
-    if (name == format.name) return &format;
-  }
-  return nullptr;
-}
-
-inline const Format* sparse_format_of(std::string_view name) {
-  for (const Format& format : kSparseFormats) {
+// The format of that name in a table; null if there is none.
+template <size_t kCount>
+const Format* format_of(const Format (&formats)[kCount], std::string_view name) {
+  for (const Format& format : formats) {
     if (name == format.name) return &format;
   }
   return nullptr;
@@ -131,24 +43,140 @@ inline bool known(const Rounding& rounding) {
   return rounding.act >= Act::kCodes && rounding.act <= Act::kFloat;
 }
 
-// What a call says of results beyond their floor; false where it makes no sense.
-inline bool finish_of(const Finish& finish, const ffi::AnyBuffer& other,
-                      const ffi::AnyBuffer& out, Job* job) {
+// ------------------------------------------------------------- operands to a job
+
+// A job as far as the types of operands and what becomes of x say it.
+inline Job job_of(const Operands& p, const Rounding& rounding, const Format& format) {
+  Job job = {};
+  static_cast<Rounding&>(job) = rounding;
+  job.format = format;
+  job.x_type = p.x.type();
+  if (!p.x.there()) {
+    // Nothing but padding: of any type.
+    job.x_type = job.act == Act::kCodes ? Type::kS8 : Type::kF32;
+  }
+  job.scale_type = p.scale.type();
+  job.zero_type = p.zero.type();
+  job.out_type = p.out.type();
+  job.digits = 1;
+  if (job.act == Act::kFloat && !job.in_floats()) {
+    job.digits = job.x_type == Type::kBf16 ? 2 : 3;
+  }
+  return job;
+}
+
+// The matrix of k rows and n columns as groups of rows, units and panels.
+inline void set_matrix(int64_t k, int64_t n, int64_t group, Job* job) {
+  job->k = k;
+  job->n = job->stride = n;
+  job->group = std::min(group, k);
+  job->groups = ceil_div(k, job->group);
+  job->panels = ceil_div(n, kColumns);
+  // Each group begins with a unit of its own.
+  const int64_t last = k - (job->groups - 1) * job->group;
+  job->units = (job->groups - 1) * ceil_div(job->group, job->format.rows) +
+               ceil_div(last, job->format.rows);
+}
+
+// What is done with results; an error where it makes no sense.
+inline ffi::Error set_finish(const Operands& p, const Finish& finish, Job* job) {
   const std::string_view curve = finish.curve;
   job->floor = finish.floor;
   job->curve = curve == "gelu"   ? Curve::kGelu
                : curve == "silu" ? Curve::kSilu
                                  : Curve::kNone;
-  job->joins = other.element_count() > 0;
+  job->joins = p.other.there();
   job->times = finish.times;
-  if (job->curve == Curve::kNone && !curve.empty()) return false;
-  if (job->joins && other.element_type() != out.element_type()) return false;
-  return !job->finishes() || job->act != Act::kCodes;
+  if (job->curve == Curve::kNone && !curve.empty()) {
+    return wrong("no curve " + std::string(curve));
+  }
+  if (!p.other.is(job->out_type)) {
+    return wrong("the other operand does not fit the type of the result");
+  }
+  if (job->finishes() && job->act == Act::kCodes) {
+    return wrong("results of this type cannot be finished like this");
+  }
+  return ffi::Error::Success();
 }
 
-inline int64_t ceil_div(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+// Whether the types of operands suit each other. `scaled`: whether numbers of the
+// weight have scales.
+inline bool types_fit(const Operands& p, const Job& job, bool scaled) {
+  const auto floating = [](Type t) { return t == Type::kF32 || t == Type::kBf16; };
+  const bool codes = job.act == Act::kCodes;
+  const bool results = codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32
+                             : floating(job.x_type) && floating(job.out_type);
+  const bool scales =
+      !scaled || floating(job.scale_type) || job.scale_type == Type::kE8m0;
+  const bool zeros = job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
+                     job.zero_type == Type::kS8;
+  const bool floats = p.totals.is(Type::kF32) && p.bias.is(Type::kF32) &&
+                      p.act_scale.is(Type::kF32) && p.act_zero.is(Type::kF32);
+  return results && scales && zeros && floats &&
+         !(codes && (job.groups > 1 || p.zero.there())) &&
+         !(job.act == Act::kStatic && !p.act_scale.there()) &&
+         !(job.in_floats() && job.act != Act::kFloat);
+}
 
-inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+// Whether operands of columns are of that many, and of all groups of rows; in
+// convolutions, of each group of features.
+inline bool scales_fit(const Operands& p, const Job& job, int64_t features = 1) {
+  const auto fits = [&](const Part& part, int64_t rows) {
+    return part.own() == 3 ? part.is({features, rows, job.n}) : part.is({rows, job.n});
+  };
+  return fits(p.scale, job.groups) && fits(p.zero, job.groups) && fits(p.totals, 1) &&
+         fits(p.bias, 1) && p.act_scale.is({1, 1}) && p.act_zero.is({1, 1});
+}
+
+// What is the same of all operands, once a job is described.
+inline ffi::Error check_operands(const Operands& p, const Job& job, bool scaled,
+                                 int64_t features = 1) {
+  if (!types_fit(p, job, scaled)) return wrong("types do not fit each other");
+  if (!job.in_floats() && job.group > kMostSummed) {
+    return wrong("sums of so many products do not fit in 32 bits");
+  }
+  if (!scales_fit(p, job, features)) return wrong("shapes of scales do not fit");
+  const Dims out = p.out.dims();
+  if (p.other.there() &&
+      !std::equal(out.end() - p.out.own(), out.end(),
+                  p.other.dims().end() - p.out.own())) {
+    return wrong("the other operand does not fit the result");
+  }
+  return ffi::Error::Success();
+}
+
+// Operands of entry `i` of a stack.
+inline Item item_of(const Operands& p, Dims lead, int64_t i) {
+  Item item = {};
+  item.x = p.x.at(lead, i);
+  item.w = reinterpret_cast<const uint8_t*>(p.w.at(lead, i));
+  item.scale = p.scale.at(lead, i);
+  item.zero = p.zero.at(lead, i);
+  item.totals = p.totals.floats(lead, i);
+  item.bias = p.bias.floats(lead, i);
+  item.act_scale = p.act_scale.number(lead, i, 1.0f);
+  item.act_zero = p.act_zero.number(lead, i, 0.0f);
+  item.out = p.out.at(lead, i);
+  item.other = p.other.at(lead, i);
+  return item;
+}
+
+// How many entries a stack has.
+inline int64_t count_of(Dims lead) {
+  int64_t count = 1;
+  for (int64_t n : lead) count *= n;
+  return count;
+}
+
+// ---------------------------------------------------------------- a job to tasks
+
+// Threads for a call: the calling one alone if there is little to do.
+inline int64_t workers_for(const ffi::ThreadPool& pool, bool small) {
+  return small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
+}
+
+// Tasks to cut a call into: enough that no worker waits long for the last.
+inline int64_t tasks_for(int64_t workers) { return workers == 1 ? 1 : 8 * workers; }
 
 // How what is made from the rows of some tiles lies in memory.
 struct Layout {
@@ -166,17 +194,6 @@ struct Layout {
     item->zeros = reinterpret_cast<float*>(memory + codes + sums + scales);
   }
 };
-
-// Whether buffers, those that are there, are of float32.
-template <typename... Buffers>
-bool are_f32(const Buffers&... buffers) {
-  return ((buffers.element_count() == 0 || buffers.element_type() == ffi::F32) &&
-          ...);
-}
-
-inline ffi::Error wrong(const std::string& what) {
-  return ffi::Error::InvalidArgument("jaxopt_compress: " + what);
-}
 
 }  // namespace jaxopt_compress
 

@@ -16,13 +16,12 @@
 namespace jaxopt_compress {
 namespace {
 
-// What a call says besides its operands.
+// What a call says besides its operands, sorted by name.
 struct Options {
   Finish finish;
   std::string_view format;
-  int32_t given;  // of the operands that may be missing
-  int64_t group;
-  int64_t n;
+  int32_t given;  // which operands are there
+  int64_t group, n;
   std::string_view path;
   Rounding rounding;
   Geometry windows;
@@ -33,10 +32,8 @@ struct Options {
 
 JAXOPT_COMPRESS_DECODE(
     jaxopt_compress::Options, Field<jaxopt_compress::Finish>{"finish"},
-    Field<std::string_view>{"format"},
-    Field<int32_t>{"given"}, Field<int64_t>{"group"},
-    Field<int64_t>{"n"},
-    Field<std::string_view>{"path"},
+    Field<std::string_view>{"format"}, Field<int32_t>{"given"},
+    Field<int64_t>{"group"}, Field<int64_t>{"n"}, Field<std::string_view>{"path"},
     Field<jaxopt_compress::Rounding>{"rounding"},
     Field<jaxopt_compress::Geometry>{"windows"});
 
@@ -171,128 +168,38 @@ bool can_slide(const Job& job, const Scene& s) {
   return true;
 }
 
-ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                ffi::AnyBuffer w, ffi::RemainingArgs rest,
-                ffi::Result<ffi::AnyBuffer> out, Options options) {
-  if (out->element_count() == 0) return ffi::Error::Success();
-  const auto operands = Operands::of(rest, options.given);
-  if (!operands) return wrong("operands are missing");
-  const auto [scale, zero, totals, bias, act_scale, act_zero, other] =
-      *operands;
-  const auto& [finish, format, given, group, n, path, rounding, windows] = options;
-  const Format* found = format_of(format);
-  if (found == nullptr) return wrong("no format " + std::string(format));
-  const auto x_dims = x.dimensions(), w_dims = w.dimensions();
-  const auto out_dims = out->dimensions();
-  if (n < 1 || group < 1 || !known(rounding)) {
-    return wrong("sizes must be positive");
-  }
-  if (out_dims.size() < 4 || w_dims.size() < 4) {
-    return wrong("x must be stacks of images, w of groups of matrices");
-  }
-  auto call = std::make_unique<Call>();
-  Scene& scene = call->scene;
-  if (!scene_of(x_dims, windows, &scene)) {
-    return wrong("windows do not fit the images");
-  }
-  const Batch::Dims lead(out_dims.begin(), out_dims.size() - 4);
-  const ffi::AnyBuffer* others[] = {&scale, &zero, &totals, &bias};
-  bool fits = Batch::fits(x_dims, 4, lead) && Batch::fits(w_dims, 4, lead);
-  // Images that share a weight are one stack.
-  bool shared = Batch::single(w_dims, 4);
-  for (const ffi::AnyBuffer* each : others) {
-    if (each->element_count() == 0) continue;
-    fits = fits && Batch::fits(each->dimensions(), 3, lead);
-    shared = shared && Batch::single(each->dimensions(), 3);
-  }
-  for (const ffi::AnyBuffer* each : {&act_scale, &act_zero}) {
-    if (each->element_count() == 0) continue;
-    fits = fits && Batch::fits(each->dimensions(), 2, lead);
-    shared = shared && Batch::single(each->dimensions(), 2);
-  }
-  if (other.element_count() > 0) {
-    fits = fits && Batch::fits(other.dimensions(), 4, lead);
-    shared = shared && Batch::full(other.dimensions(), 4, lead);
-  }
-  if (!fits) return wrong("leading axes do not fit those of the result");
-
-  ffi::AnyBuffer result = *out;
+// Describes the products of windows, once the format is known and operands fit the
+// stack.
+ffi::Error describe(const Operands& p, const Options& options, Call* call) {
   Job& job = call->job;
-  job = job_of(x, scale, zero, result, rounding);
-  if (!finish_of(finish, other, result, &job)) {
-    return wrong("results of this type cannot be finished like this");
-  }
-  job.format = *found;
-  if (job.in_floats()) job.digits = 1;
-  const size_t at = w_dims.size() - 4;
-  scene.features = w_dims[at];
+  Scene& scene = call->scene;
+  scene.features = p.w.axis(0);
   if (scene.features < 1 || scene.channels % scene.features != 0) {
     return wrong("groups of features do not divide the channels");
   }
   scene.planes = job.digits;
   scene.entry = job.in_floats() ? 4 : 1;
-  job.k = scene.taps() * scene.own_channels();
-  job.n = n;
-  job.stride = scene.features * n;
-  job.group = std::min(group, job.k);
-  job.groups = ceil_div(job.k, job.group);
-  job.panels = w_dims[at + 1];
-  job.units = w_dims[at + 2];
-  const int64_t unit_rows = job.format.rows;
-  const int64_t last = job.k - (job.groups - 1) * job.group;
-  const int64_t unit_each = ceil_div(job.group, unit_rows);
-  const size_t out_at = out_dims.size() - 4;
+  set_matrix(scene.taps() * scene.own_channels(), options.n, options.group, &job);
+  job.stride = scene.features * job.n;
   const bool sizes =
-      out_dims[out_at] == scene.images && out_dims[out_at + 1] == scene.y.out() &&
-      out_dims[out_at + 2] == scene.x.out() &&
-      out_dims[out_at + 3] == job.stride &&
-      w_dims[at + 3] == job.format.bytes &&
-      job.panels == ceil_div(n, kColumns) &&
-      job.units ==
-          (job.groups - 1) * unit_each + ceil_div(last, unit_rows);
+      p.w.there() && out_fits(p, scene, job.stride) &&
+      p.w.is({scene.features, job.panels, job.units, job.format.bytes});
   if (!sizes) return wrong("shapes do not fit each other");
-  const bool codes = job.act == Act::kCodes;
-  const bool types =
-      types_fit(job, act_scale) && w.element_type() == ffi::U8 &&
-      are_f32(totals, bias, act_scale, act_zero) &&
-      (zero.element_count() == 0 || job.zero_type != Type::kNone) &&
-      !(codes && (job.groups > 1 || job.zero_type != Type::kNone)) &&
-      !(job.in_floats() && job.act != Act::kFloat);
-  if (!types) return wrong("types do not fit each other");
-  if (!job.in_floats() && job.group > kMostSummed) {
-    return wrong("sums of so many products do not fit in 32 bits");
-  }
-  const auto stack_of = [](const ffi::AnyBuffer& b, int64_t features, int64_t rows,
-                           int64_t columns) {
-    const auto d = b.dimensions();
-    return b.element_count() == 0 ||
-           (d[d.size() - 3] == features && d[d.size() - 2] == rows &&
-            d[d.size() - 1] == columns);
-  };
-  const int64_t features = scene.features;
-  if ((!codes && !stack_of(scale, features, job.groups, n)) ||
-      !stack_of(zero, features, job.groups, n) ||
-      !stack_of(totals, features, 1, n) || !stack_of(bias, features, 1, n)) {
-    return wrong("shapes of scales do not fit");
-  }
-  if (other.element_count() > 0 &&
-      !std::equal(out_dims.begin() + out_at, out_dims.end(),
-                  other.dimensions().end() - 4)) {
-    return wrong("the other operand does not fit the result");
-  }
-  if (!are_codes(act_zero)) return wrong("zero points must be int8 numbers");
+  const ffi::Error finish = set_finish(p, options.finish, &job);
+  if (finish.failure()) return finish;
+  if (!p.w.is(Type::kU8)) return wrong("types do not fit each other");
+  const bool scaled = job.act != Act::kCodes;
+  const ffi::Error checked = check_operands(p, job, scaled, scene.features);
+  if (checked.failure()) return checked;
+  if (!are_codes(p.act_zero)) return wrong("zero points must be int8 numbers");
+  return ffi::Error::Success();
+}
 
-  int64_t stacks = 1;
-  for (int64_t d : lead) stacks *= d;
-  const int64_t of_stack = scene.images * scene.y.size * scene.x.size * scene.channels;
-  if (shared && static_cast<int64_t>(x.element_count()) == stacks * of_stack) {
-    scene.images *= stacks;
-    stacks = 1;
-  }
-  const bool merged = stacks == 1;
-  job.rows = scene.images * scene.pixels();
-  call->image_job = job;
-  call->image_job.k = scene.x.size * scene.channels;
+// Chooses the path, and whether windows are copied together into tiles.
+ffi::Error choose(std::string_view path, Call* call) {
+  Job& job = call->job;
+  Scene& scene = call->scene;
+  call->image_job = image_job_of(job, scene);
   const std::string name(path);
   call->path = path_for(job, name.c_str());
   if (call->path == nullptr) {
@@ -304,70 +211,104 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   call->block = std::max<int64_t>(std::min(kGathered / t.codes(), t.count), 1);
   // Wide tiles of many columns and long rows are worth the copies that they need.
   const bool wide =
-      t.chunk > kSteps && n > kColumns && job.k > 4 * int64_t{t.chunk};
+      t.chunk > kSteps && job.n > kColumns && job.k > 4 * int64_t{t.chunk};
   if (!wide && !job.in_floats() && job.groups == 1 && scene.features == 1) {
     scene.pitch = (scene.channels + kSteps - 1) / kSteps * kSteps;
   }
   find_pieces(job, &scene);
   call->slides = !wide && can_slide(job, scene);
+  return ffi::Error::Success();
+}
 
+// What each stack of images and each group of features reads and writes.
+void fill(const Operands& p, Dims lead, int64_t stacks, Call* call) {
+  const Job& job = call->job;
+  const Scene& scene = call->scene;
   thread_local Room room;
   char* memory = room.of(stacks * stack_bytes(scene));
-  const auto entry = [&](const ffi::AnyBuffer& b, size_t inner, int64_t i,
-                         int64_t bytes) -> const char* {
-    if (b.element_count() == 0) return nullptr;
-    const int64_t place = merged ? 0 : Batch::at(b.dimensions(), inner, lead, i);
-    return static_cast<const char*>(b.untyped_data()) + place * bytes;
+  const auto moved = [](const void* from, int64_t bytes) {
+    return from == nullptr ? nullptr : static_cast<const char*>(from) + bytes;
   };
-  const int64_t pixels = job.rows * job.stride * bytes_of(job.out_type);
   for (int64_t i = 0; i < stacks; ++i) {
-    Stack stack = {};
-    stack.x = entry(x, 4, i, of_stack * bytes_of(job.x_type));
-    stack.act_scale = number_of(entry(act_scale, 2, i, 4), 1.0f);
-    stack.act_zero = number_of(entry(act_zero, 2, i, 4), 0.0f);
-    place(scene, memory + i * stack_bytes(scene), &stack);
-    call->stacks.push_back(stack);
-    const auto own = [&](const ffi::AnyBuffer& b, int64_t bytes, int64_t f) {
-      const char* all = entry(b, 3, i, features * bytes);
-      return all == nullptr ? nullptr : all + f * bytes;
-    };
-    const int64_t w_bytes = job.panels * job.units * job.format.bytes;
-    for (int64_t f = 0; f < features; ++f) {
-      Item item = {};
-      item.w = reinterpret_cast<const uint8_t*>(
-          entry(w, 4, i, features * w_bytes) + f * w_bytes);
-      item.scale = own(scale, job.groups * n * bytes_of(job.scale_type), f);
-      item.zero = own(zero, job.groups * n * bytes_of(job.zero_type), f);
-      item.totals = reinterpret_cast<const float*>(own(totals, n * 4, f));
-      item.bias = reinterpret_cast<const float*>(own(bias, n * 4, f));
-      item.out = static_cast<char*>(out->untyped_data()) + i * pixels +
-                 f * n * bytes_of(job.out_type);
-      item.other = entry(other, 4, i, pixels);
-      if (job.joins) {
-        item.other = static_cast<const char*>(item.other) +
-                     f * n * bytes_of(job.out_type);
-      }
+    call->stacks.push_back(
+        stack_of(p, scene, lead, i, memory + i * stack_bytes(scene)));
+    const Item first = item_of(p, lead, i);
+    for (int64_t f = 0; f < scene.features; ++f) {
+      // Numbers of columns lie group of features after group of features.
+      const int64_t column = f * job.n, scale = column * job.groups;
+      const int64_t result = column * bytes_of(job.out_type);
+      Item item = first;
+      item.w += f * job.panels * job.units * job.format.bytes;
+      item.scale = moved(item.scale, scale * bytes_of(job.scale_type));
+      item.zero = moved(item.zero, scale * bytes_of(job.zero_type));
+      item.totals = item.totals == nullptr ? nullptr : item.totals + column;
+      item.bias = item.bias == nullptr ? nullptr : item.bias + column;
+      item.out = static_cast<char*>(item.out) + result;
+      item.other = moved(item.other, result);
       call->items.push_back(item);
     }
   }
+}
 
-  const int64_t products = stacks * features;
-  // In products; a result and an entry of an image count as 64.
-  const double work = 1.0 * products * job.rows * n * (job.digits * job.k + 64) +
-                      64.0 * stacks * of_stack;
-  const bool small = work < (1 << 22);
-  const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t wanted = workers == 1 ? 1 : 8 * workers;
-  // Whole panels where there are tiles enough: their rows are made once.
-  const int64_t runs = std::max<int64_t>(wanted / products, 1);
-  const int64_t count = call->slides ? call->lines() : t.count;
-  const int64_t tile_runs = std::min(runs, count);
-  call->tiles_each = ceil_div(count, tile_runs);
+// Cuts the products into tasks: whole panels where there are tiles enough, so that rows
+// of codes are made once.
+void plan(int64_t workers, int64_t products, Call* call) {
+  const Job& job = call->job;
+  const int64_t runs = std::max<int64_t>(tasks_for(workers) / products, 1);
+  const int64_t count = call->slides ? call->lines() : call->tiles.count;
+  call->tiles_each = ceil_div(count, std::min(runs, count));
   call->tile_tasks = ceil_div(count, call->tiles_each);
   const int64_t panel_runs =
       std::min(std::max<int64_t>(runs / call->tile_tasks, 1), job.panels);
   call->panels_each = ceil_div(job.panels, panel_runs);
   call->panel_tasks = ceil_div(job.panels, call->panels_each);
+}
+
+ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
+                ffi::AnyBuffer w, ffi::RemainingArgs rest,
+                ffi::Result<ffi::AnyBuffer> out, const Options& options) {
+  const auto p = Operands::of(x, w, rest, options.given, *out, {4, 4, 3, 4});
+  if (!p) return wrong("operands are missing");
+  if (!p->out.there()) return ffi::Error::Success();
+  const Format* format = format_of(kFormats, options.format);
+  if (format == nullptr) return wrong("no format " + std::string(options.format));
+  if (options.n < 1 || options.group < 1 || !known(options.rounding)) {
+    return wrong("sizes must be positive");
+  }
+  if (!p->out.has_own() || !p->x.has_own() || !p->w.has_own()) {
+    return wrong("x must be stacks of images, w of groups of matrices");
+  }
+  auto call = std::make_unique<Call>();
+  Job& job = call->job;
+  Scene& scene = call->scene;
+  if (!scene_of(p->x.dims(), options.windows, &scene)) {
+    return wrong("windows do not fit the images");
+  }
+  const Dims lead = p->lead();
+  if (!p->fit(lead)) return wrong("leading axes do not fit those of the result");
+  job = job_of(*p, options.rounding, *format);
+  const ffi::Error described = describe(*p, options, call.get());
+  if (described.failure()) return described;
+
+  // Images that share a weight are one stack.
+  int64_t stacks = count_of(lead);
+  const int64_t entries = scene.y.size * scene.x.size * scene.channels;
+  if (p->share_weight(lead) &&
+      p->x.entries() == stacks * scene.images * entries) {
+    scene.images *= stacks;
+    stacks = 1;
+  }
+  job.rows = scene.images * scene.pixels();
+  const ffi::Error chosen = choose(options.path, call.get());
+  if (chosen.failure()) return chosen;
+  fill(*p, lead, stacks, call.get());
+
+  const int64_t products = stacks * scene.features;
+  // In products; a result and an entry of an image count as 64.
+  const double work = 1.0 * products * job.rows * job.n * (job.digits * job.k + 64) +
+                      64.0 * stacks * scene.images * entries;
+  const int64_t workers = workers_for(pool, work < (1 << 22));
+  plan(workers, products, call.get());
   const Site site = {w.untyped_data(), id.run_id};
   const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
                         stacks * scene.images,

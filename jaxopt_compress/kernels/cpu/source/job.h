@@ -32,7 +32,7 @@ enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 // What results go through: nothing, x Phi(x) by its tanh formula, x sigmoid(x).
 enum class Curve { kNone, kGelu, kSilu };
 
-enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0 };
+enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kU8, kOther };
 
 // Products of codes whose sum 32 bits hold, less what codes are above their numbers.
 constexpr int64_t kMostSummed = (1 << 17) - 1;

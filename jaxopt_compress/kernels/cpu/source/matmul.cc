@@ -14,18 +14,16 @@
 namespace jaxopt_compress {
 namespace {
 
-// What a call says besides its operands.
+// What a call says besides its operands, sorted by name.
 struct Options {
-  int64_t constant;  // of a stream
+  int64_t constant;  // of a stream: values of each unit, or 0
   Finish finish;
   std::string_view format;
-  int32_t given;  // of the operands that may be missing
-  int64_t group;
-  int64_t k;
-  int64_t n;
+  int32_t given;  // which operands are there
+  int64_t group, k, n;
   std::string_view path;
   Rounding rounding;
-  bool skips;  // of a stream
+  bool skips;  // of a stream: whether units without entries are left out
 };
 
 }  // namespace
@@ -33,14 +31,10 @@ struct Options {
 
 JAXOPT_COMPRESS_DECODE(
     jaxopt_compress::Options, Field<int64_t>{"constant"},
-    Field<jaxopt_compress::Finish>{"finish"},
-    Field<std::string_view>{"format"},
-    Field<int32_t>{"given"}, Field<int64_t>{"group"},
-    Field<int64_t>{"k"},
-    Field<int64_t>{"n"},
-    Field<std::string_view>{"path"},
-    Field<jaxopt_compress::Rounding>{"rounding"},
-    Field<bool>{"skips"});
+    Field<jaxopt_compress::Finish>{"finish"}, Field<std::string_view>{"format"},
+    Field<int32_t>{"given"}, Field<int64_t>{"group"}, Field<int64_t>{"k"},
+    Field<int64_t>{"n"}, Field<std::string_view>{"path"},
+    Field<jaxopt_compress::Rounding>{"rounding"}, Field<bool>{"skips"});
 
 namespace jaxopt_compress {
 namespace {
@@ -126,14 +120,9 @@ int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t w
   return best;
 }
 
-// A weight: panels [..., panels, units, bytes], or streams [..., bytes] without
-// zeros and the offsets [..., panels + 1] of their runs.
-struct Weight {
-  ffi::AnyBuffer data;
-  const ffi::AnyBuffer* offsets = nullptr;
-
-  size_t inner() const { return offsets == nullptr ? 3 : 1; }
-};
+// A weight is panels [..., panels, units, bytes]; or streams [..., bytes] without zeros,
+// with the offsets [..., panels + 1] of their runs.
+constexpr Own kDense = {2, 3, 2, 2}, kSparse = {2, 1, 2, 2};
 
 // Whether the runs of a stream lie one after the other inside of it and have room
 // for what kernels take for granted.
@@ -151,221 +140,157 @@ bool runs_fit(const Job& job, const Item& item) {
   return fit;
 }
 
-ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
-                   const Weight& weight, const ffi::RemainingArgs& rest,
-                   ffi::Result<ffi::AnyBuffer> out, const Options& options) {
-  if (out->element_count() == 0) return ffi::Error::Success();
-  const auto operands = Operands::of(rest, options.given);
-  if (!operands) return wrong("operands are missing");
-  const auto [scale, zero, totals, bias, act_scale, act_zero, other] =
-      *operands;
-  const auto& [constant, finish, format, given, group, k, n, path, rounding, skips] = options;
-  const bool sparse = weight.offsets != nullptr;
-  const ffi::AnyBuffer& w = weight.data;
-  const Format* found = sparse ? sparse_format_of(format) : format_of(format);
-  if (found == nullptr) return wrong("no format " + std::string(format));
-  if (k < 1 || n < 1 || group < 1 || !known(rounding)) {
+// Describes the product, once its format is known and operands fit the stack.
+ffi::Error describe(const Operands& p, const Part* offsets, const Options& options,
+                    Job* job) {
+  set_matrix(options.k, options.n, options.group, job);
+  const int64_t m = p.out.axis(0);
+  bool sizes = p.x.there() && p.x.is({m, job->k}) && p.w.there() &&
+               p.out.is({m, job->n});
+  if (offsets == nullptr) {
+    sizes = sizes && p.w.is({job->panels, job->units, job->format.bytes});
+  } else {
+    job->sparse = true;
+    job->skips = options.skips;
+    job->constant = options.constant;
+    job->stream = p.w.axis(0);
+    const Dims streams = p.w.dims(), at = offsets->dims();
+    sizes = sizes && offsets->there() && offsets->is({job->panels + 1}) &&
+            at.size() == streams.size() &&
+            std::equal(at.begin(), at.end() - 1, streams.begin()) &&
+            job->stream >= job->format.bytes && job->constant >= 0 &&
+            job->constant <= 128;
+  }
+  if (!sizes) return wrong("shapes do not fit each other");
+  const ffi::Error finish = set_finish(p, options.finish, job);
+  if (finish.failure()) return finish;
+  // Floats whose zeros are left out are their own numbers.
+  const bool floats = job->sparse && job->in_floats();
+  const bool bare = !p.scale.there() && !p.zero.there() && !p.totals.there();
+  if (!p.w.is(Type::kU8) || (floats && !(bare && job->groups == 1))) {
+    return wrong("types do not fit each other");
+  }
+  return check_operands(p, *job, !floats && job->act != Act::kCodes);
+}
+
+// What each product reads and writes; memory for codes, if it is shared.
+ffi::Error fill(const Operands& p, const Part* offsets, Dims lead, int64_t products,
+                Call* call) {
+  const Job& job = call->job;
+  const Layout layout(job, call->tiles);
+  thread_local Room room;
+  char* memory = call->alone ? nullptr : room.of(products * layout.bytes());
+  call->items.reserve(products);
+  for (int64_t i = 0; i < products; ++i) {
+    Item item = item_of(p, lead, i);
+    if (job.sparse) {
+      item.offsets = reinterpret_cast<const int32_t*>(offsets->at(lead, i));
+      if (!runs_fit(job, item)) return wrong("offsets do not fit the stream");
+    }
+    if (!call->alone) layout.place(memory + i * layout.bytes(), &item);
+    call->items.push_back(item);
+  }
+  return ffi::Error::Success();
+}
+
+// Bytes of the weight of a product.
+int64_t weight_bytes(const Job& job) {
+  return job.sparse ? job.stream : job.panels * job.units * job.format.bytes;
+}
+
+// Threads that products are worth.
+int64_t workers_of(const ffi::ThreadPool& pool, const Job& job, int64_t products) {
+  const int64_t work = products * job.rows * job.digits * job.k * job.n;
+  const bool small = work < (1 << 21) && products * weight_bytes(job) < (1 << 17);
+  return workers_for(pool, small);
+}
+
+// Cuts each product into tasks of some panels and some tiles.
+void plan(int64_t workers, int64_t products, Call* call) {
+  const Job& job = call->job;
+  const int64_t weight = weight_bytes(job);
+  const int64_t runs = std::max<int64_t>(tasks_for(workers) / products, 1);
+  const bool spread = job.sparse || job.format.bits < 8;
+  const int64_t task_rows = spread ? kSpreadRows : kTaskRows;
+  call->together =
+      !call->alone && weight <= kSharedBytes && job.rows >= task_rows * runs;
+  call->panels_each =
+      call->together ? job.panels : panels_of_task(job, call->tiles, runs, weight);
+  call->panel_tasks = ceil_div(job.panels, call->panels_each);
+  call->tiles_each = ceil_div(call->tiles.count, ceil_div(runs, call->panel_tasks));
+  call->tile_tasks = ceil_div(call->tiles.count, call->tiles_each);
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::RunId id, const Operands& p,
+                   const Part* offsets, const Options& options) {
+  if (!p.out.there()) return ffi::Error::Success();
+  const Format* format = offsets == nullptr ? format_of(kFormats, options.format)
+                                            : format_of(kSparseFormats, options.format);
+  if (format == nullptr) return wrong("no format " + std::string(options.format));
+  if (options.k < 1 || options.n < 1 || options.group < 1 || !known(options.rounding)) {
     return wrong("sizes must be positive");
   }
-  const auto x_dims = x.dimensions(), w_dims = w.dimensions();
-  const auto out_dims = out->dimensions();
-  if (out_dims.size() < 2 || x_dims.size() < 2 || w_dims.size() < weight.inner()) {
+  if (!p.out.has_own() || !p.x.has_own() || !p.w.has_own()) {
     return wrong("x and w must be stacks of matrices");
   }
-  const Batch::Dims lead(out_dims.begin(), out_dims.size() - 2);
-  const ffi::AnyBuffer* others[] = {&scale,     &zero,     &totals, &bias,
-                                    &act_scale, &act_zero};
-  bool fits =
-      Batch::fits(x_dims, 2, lead) && Batch::fits(w_dims, weight.inner(), lead);
-  // A matrix that all products share is multiplied by all rows at once.
-  bool shared = Batch::single(w_dims, weight.inner());
-  for (const ffi::AnyBuffer* each : others) {
-    if (each->element_count() == 0) continue;
-    fits = fits && Batch::fits(each->dimensions(), 2, lead);
-    shared = shared && Batch::single(each->dimensions(), 2);
-  }
-  if (other.element_count() > 0) {
-    fits = fits && Batch::fits(other.dimensions(), 2, lead);
-    shared = shared && Batch::full(other.dimensions(), 2, lead);
-  }
-  if (!fits) return wrong("leading axes do not fit those of the result");
+  const Dims lead = p.lead();
+  if (!p.fit(lead)) return wrong("leading axes do not fit those of the result");
 
   auto call = std::make_unique<Call>();
   Job& job = call->job;
-  static_cast<Rounding&>(job) = rounding;
-  job.format = *found;
-  job.x_type = type_of(x);
-  job.scale_type = type_of(scale);
-  job.zero_type = type_of(zero);
-  ffi::AnyBuffer result = *out;
-  job.out_type = type_of(result);
-  if (!finish_of(finish, other, result, &job)) {
-    return wrong("results of this type cannot be finished like this");
-  }
-  job.digits = 1;
-  if (job.act == Act::kFloat && !job.in_floats()) {
-    job.digits = job.x_type == Type::kBf16 ? 2 : 3;
-  }
-  const int64_t m = out_dims[out_dims.size() - 2];
-  job.k = k;
-  job.n = n;
-  job.stride = n;
-  job.group = std::min(group, k);
-  job.groups = ceil_div(k, job.group);
-  job.panels = ceil_div(n, kColumns);
-  const int64_t unit_rows = job.format.rows;
-  const int64_t last = k - (job.groups - 1) * job.group;
-  const int64_t each = ceil_div(job.group, unit_rows);
-  job.units = (job.groups - 1) * each + ceil_div(last, unit_rows);
-  bool weight_sizes;
-  if (sparse) {
-    job.sparse = true;
-    job.skips = skips;
-    job.constant = constant;
-    job.stream = w_dims[w_dims.size() - 1];
-    const auto at = weight.offsets->dimensions();
-    weight_sizes = at.size() == w_dims.size() && at[at.size() - 1] == job.panels + 1 &&
-                   std::equal(at.begin(), at.end() - 1, w_dims.begin()) &&
-                   job.stream >= job.format.bytes && job.constant >= 0 &&
-                   job.constant <= 128;
-  } else {
-    weight_sizes = w_dims[w_dims.size() - 3] == job.panels &&
-                   w_dims[w_dims.size() - 2] == job.units &&
-                   w_dims[w_dims.size() - 1] == job.format.bytes;
-  }
-  const bool sizes =
-      x_dims[x_dims.size() - 1] == k && x_dims[x_dims.size() - 2] == m &&
-      out_dims[out_dims.size() - 1] == n && weight_sizes;
-  if (!sizes) return wrong("shapes do not fit each other");
-  const bool codes = job.act == Act::kCodes;
-  // Floats whose zeros are left out are their own numbers.
-  const bool scaled = !codes && !(sparse && job.in_floats());
-  const bool types =
-      w.element_type() == ffi::U8 &&
-      are_f32(totals, bias, act_scale, act_zero) &&
-      (zero.element_count() == 0 || job.zero_type != Type::kNone) &&
-      (codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32 &&
-                   job.groups == 1 && !job.in_floats()
-             : (job.x_type == Type::kF32 || job.x_type == Type::kBf16) &&
-                   (job.out_type == Type::kF32 || job.out_type == Type::kBf16) &&
-                   (!scaled || job.scale_type == Type::kF32 ||
-                    job.scale_type == Type::kBf16 ||
-                    job.scale_type == Type::kE8m0)) &&
-      (job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
-       job.zero_type == Type::kS8) &&
-      (job.act != Act::kStatic || type_of(act_scale) == Type::kF32) &&
-      !(job.in_floats() && job.act != Act::kFloat) &&
-      (codes || scaled ||
-       (scale.element_count() == 0 && zero.element_count() == 0 &&
-        totals.element_count() == 0 && job.groups == 1));
-  if (!types) return wrong("types do not fit each other");
-  if (!job.in_floats() && job.group > kMostSummed) {
-    return wrong("sums of so many products do not fit in 32 bits");
-  }
-  const auto row_of = [&](const ffi::AnyBuffer& b, int64_t rows, int64_t columns) {
-    const auto d = b.dimensions();
-    return b.element_count() == 0 ||
-           (d[d.size() - 2] == rows && d[d.size() - 1] == columns);
-  };
-  if ((scaled && !row_of(scale, job.groups, n)) || !row_of(zero, job.groups, n) ||
-      !row_of(totals, 1, n) || !row_of(bias, 1, n) || !row_of(act_scale, 1, 1) ||
-      !row_of(act_zero, 1, 1) || !row_of(other, m, n)) {
-    return wrong("shapes of scales do not fit");
-  }
+  job = job_of(p, options.rounding, *format);
+  const ffi::Error described = describe(p, offsets, options, &job);
+  if (described.failure()) return described;
 
-  int64_t products = 1;
-  for (int64_t d : lead) products *= d;
-  const bool whole = static_cast<int64_t>(x.element_count()) == products * m * k;
-  const bool merged = shared && whole;
-  job.rows = merged ? products * m : m;
-  if (merged) products = 1;
-  const std::string name(path);
+  // A matrix that all products share is multiplied by all rows at once.
+  const int64_t m = p.out.axis(0), stack = count_of(lead);
+  const bool merged =
+      p.share_weight(lead) &&
+      p.x.entries() == stack * m * job.k;
+  const int64_t products = merged ? 1 : stack;
+  job.rows = merged ? stack * m : m;
+  const std::string name(options.path);
   call->path = path_for(job, name.c_str());
   if (call->path == nullptr) {
     return wrong("no instruction path " + name + " for this product here");
   }
   call->tiles = call->path->tiles(job);
-  const Tiles& t = call->tiles;
 
-  const int64_t weight_bytes =
-      sparse ? job.stream : job.panels * job.units * job.format.bytes;
-  const int64_t work = products * job.rows * job.digits * k * n;
-  const bool small = work < (1 << 21) && products * weight_bytes < (1 << 17);
-  const int64_t workers = small ? 1 : std::max<int64_t>(pool.num_threads(), 1);
-  const bool alone = workers > 1 && products == 1 && t.count == 1;
+  const int64_t workers = workers_of(pool, job, products);
+  const bool alone = workers > 1 && products == 1 && call->tiles.count == 1;
   static std::atomic<uint64_t> calls{0};
   call->alone = alone ? ++calls : 0;
-
-  // What the rows become, for all products.
-  const Layout layout(job, t);
-  thread_local Room room;
-  char* memory = alone ? nullptr : room.of(products * layout.bytes());
-  const auto entry = [&](const ffi::AnyBuffer& b, Type type, int64_t size,
-                         int64_t i) -> const char* {
-    if (b.element_count() == 0) return nullptr;
-    const int64_t at = merged ? 0 : Batch::at(b.dimensions(), 2, lead, i);
-    return static_cast<const char*>(b.untyped_data()) + at * size * bytes_of(type);
-  };
-  call->items.resize(products);
-  for (int64_t i = 0; i < products; ++i) {
-    Item& item = call->items[i];
-    item.x = entry(x, job.x_type, m * k, i);
-    const int64_t w_at = merged ? 0 : Batch::at(w_dims, weight.inner(), lead, i);
-    item.w = static_cast<const uint8_t*>(w.untyped_data()) +
-             w_at * (sparse ? job.stream : job.panels * job.units * job.format.bytes);
-    if (sparse) {
-      item.offsets = static_cast<const int32_t*>(weight.offsets->untyped_data()) +
-                     w_at * (job.panels + 1);
-      if (!runs_fit(job, item)) return wrong("offsets do not fit the stream");
-    }
-    item.scale = entry(scale, job.scale_type, job.groups * n, i);
-    item.zero = entry(zero, job.zero_type, job.groups * n, i);
-    item.totals = reinterpret_cast<const float*>(entry(totals, Type::kF32, n, i));
-    item.bias = reinterpret_cast<const float*>(entry(bias, Type::kF32, n, i));
-    const char* s = entry(act_scale, Type::kF32, 1, i);
-    const char* z = entry(act_zero, Type::kF32, 1, i);
-    item.act_scale = s == nullptr ? 1.0f : *reinterpret_cast<const float*>(s);
-    item.act_zero = z == nullptr ? 0.0f : *reinterpret_cast<const float*>(z);
-    item.out = static_cast<char*>(out->untyped_data()) +
-               i * m * n * bytes_of(job.out_type);
-    item.other = entry(other, job.out_type, m * n, i);
-    if (!alone) layout.place(memory + i * layout.bytes(), &item);
-  }
-
-  const int64_t wanted = workers == 1 ? 1 : 8 * workers;
-  // Tasks of a product are so many panels times so many tiles.
-  const int64_t runs = std::max<int64_t>(wanted / products, 1);
-  const bool spread = sparse || job.format.bits < 8;
-  const int64_t task_rows = spread ? kSpreadRows : kTaskRows;
-  call->together =
-      !alone && weight_bytes <= kSharedBytes && job.rows >= task_rows * runs;
-  call->panels_each =
-      call->together ? job.panels : panels_of_task(job, t, runs, weight_bytes);
-  call->panel_tasks = ceil_div(job.panels, call->panels_each);
-  call->tiles_each = ceil_div(t.count, ceil_div(runs, call->panel_tasks));
-  call->tile_tasks = ceil_div(t.count, call->tiles_each);
-  const Site site = {w.untyped_data(), id.run_id};
-  const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
-                        call->together || alone ? 0 : products * t.count,
-                        products * call->panel_tasks * call->tile_tasks);
+  const ffi::Error filled = fill(p, offsets, lead, products, call.get());
+  if (filled.failure()) return filled;
+  plan(workers, products, call.get());
+  const Site site = {p.w.data(), id.run_id};
+  const bool done =
+      run(pool, site, workers - 1, &Call::task, call.get(),
+          call->together || alone ? 0 : products * call->tiles.count,
+          products * call->panel_tasks * call->tile_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }
 
 ffi::Error matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
                   ffi::AnyBuffer w, ffi::RemainingArgs rest,
-                  ffi::Result<ffi::AnyBuffer> out, Options options) {
-  return product(pool, id, x, {w}, rest, out, options);
+                  ffi::Result<ffi::AnyBuffer> out, const Options& options) {
+  const auto p = Operands::of(x, w, rest, options.given, *out, kDense);
+  if (!p) return wrong("operands are missing");
+  return product(pool, id, *p, nullptr, options);
 }
 
 ffi::Error sparse_matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
                          ffi::AnyBuffer stream, ffi::AnyBuffer offsets,
                          ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out,
-                         Options options) {
+                         const Options& options) {
+  const auto p = Operands::of(x, stream, rest, options.given, *out, kSparse);
+  if (!p) return wrong("operands are missing");
   if (stream.element_type() != ffi::U8 || offsets.element_type() != ffi::S32) {
     return wrong("a stream is of bytes, its offsets are int32");
   }
-  return product(pool, id, x, {stream, &offsets}, rest, out, options);
+  const Part runs(offsets, 1);
+  return product(pool, id, *p, &runs, options);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "call.h"
 #include "region.h"
@@ -14,7 +13,7 @@ using Geometry = ffi::Span<const int64_t>;
 // Fills in a scene from the shape [*lead, images, height, width, channels] of x and
 // the numbers (y, x) of taps, strides, spreads, dilations, and of padding below and
 // above. False where they are no convolution, or one too large to count.
-inline bool scene_of(Batch::Dims x, Geometry numbers, Scene* s) {
+inline bool scene_of(Dims x, Geometry numbers, Scene* s) {
   if (x.size() < 4 || numbers.size() != 12) return false;
   constexpr int64_t kMost = int64_t{1} << 31;
   for (size_t i = 0; i < 12; ++i) {
@@ -35,53 +34,17 @@ inline bool scene_of(Batch::Dims x, Geometry numbers, Scene* s) {
 }
 
 // Zero points that are given must be codes: padding is written in them.
-inline bool are_codes(const ffi::AnyBuffer& zeros) {
-  if (zeros.element_count() == 0) return true;
-  if (type_of(zeros) != Type::kF32) return false;
-  const float* z = static_cast<const float*>(zeros.untyped_data());
-  for (size_t i = 0; i < zeros.element_count(); ++i) {
-    if (!(z[i] >= -128.0f && z[i] <= 127.0f) || z[i] != static_cast<int>(z[i])) {
-      return false;
-    }
-  }
-  return true;
+inline bool are_codes(const Part& zeros) {
+  if (!zeros.there()) return true;
+  const float* z = static_cast<const float*>(zeros.data());
+  return std::all_of(z, z + zeros.entries(), [](float x) {
+    return x >= -128.0f && x <= 127.0f && x == static_cast<int>(x);
+  });
 }
 
-// A job as far as operands say it.
-inline Job job_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& scale,
-                  const ffi::AnyBuffer& zero, const ffi::AnyBuffer& out,
-                  const Rounding& rounding) {
-  Job job = {};
-  static_cast<Rounding&>(job) = rounding;
-  job.x_type = type_of(x);
-  if (x.element_count() == 0) {
-    // Nothing but padding: of any type.
-    job.x_type = job.act == Act::kCodes ? Type::kS8 : Type::kF32;
-  }
-  job.scale_type = type_of(scale);
-  job.zero_type = type_of(zero);
-  job.out_type = type_of(out);
-  job.digits = 1;
-  if (job.act == Act::kFloat) job.digits = job.x_type == Type::kBf16 ? 2 : 3;
-  return job;
-}
-
-inline bool types_fit(const Job& job, const ffi::AnyBuffer& act_scale) {
-  const auto floating = [](Type t) { return t == Type::kF32 || t == Type::kBf16; };
-  if (job.act == Act::kCodes) {
-    return job.x_type == Type::kS8 && job.out_type == Type::kS32;
-  }
-  return floating(job.x_type) && floating(job.out_type) &&
-         (floating(job.scale_type) || job.scale_type == Type::kE8m0) &&
-         (job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
-          job.zero_type == Type::kS8) &&
-         (job.act != Act::kStatic || type_of(act_scale) == Type::kF32);
-}
-
-inline float number_of(const char* p, float otherwise) {
-  float x = otherwise;
-  if (p != nullptr) std::memcpy(&x, p, 4);
-  return x;
+// Whether the result has the sizes that the windows give it.
+inline bool out_fits(const Operands& p, const Scene& s, int64_t features) {
+  return p.out.is({s.images, s.y.out(), s.x.out(), features});
 }
 
 // Bytes that a stack of images becomes.
@@ -89,14 +52,28 @@ inline int64_t stack_bytes(const Scene& s) {
   return rounded(s.bytes()) + rounded(s.sums() * 4) + 2 * rounded(s.images * 4);
 }
 
-inline void place(const Scene& s, char* memory, Stack* stack) {
-  stack->codes = memory;
+// The images of entry `i` of a stack, with room for what they become.
+inline Stack stack_of(const Operands& p, const Scene& s, Dims lead, int64_t i,
+                      char* memory) {
+  Stack stack = {};
+  stack.x = p.x.at(lead, i);
+  stack.act_scale = p.act_scale.number(lead, i, 1.0f);
+  stack.act_zero = p.act_zero.number(lead, i, 0.0f);
+  stack.codes = memory;
   memory += rounded(s.bytes());
-  stack->sums = reinterpret_cast<int32_t*>(memory);
+  stack.sums = reinterpret_cast<int32_t*>(memory);
   memory += rounded(s.sums() * 4);
-  stack->scales = reinterpret_cast<float*>(memory);
+  stack.scales = reinterpret_cast<float*>(memory);
   memory += rounded(s.images * 4);
-  stack->zeros = reinterpret_cast<float*>(memory);
+  stack.zeros = reinterpret_cast<float*>(memory);
+  return stack;
+}
+
+// The job of making codes of images: its rows are those of an image.
+inline Job image_job_of(const Job& job, const Scene& s) {
+  Job of_images = job;
+  of_images.k = s.x.size * s.channels;
+  return of_images;
 }
 
 }  // namespace jaxopt_compress
