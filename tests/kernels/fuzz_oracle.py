@@ -18,6 +18,17 @@ _EPS = 2.0**-23
 _TINY = np.finfo(np.float32).tiny
 
 
+def _sigmoid(y):
+  return 1 / (1 + np.exp(-y))
+
+
+# What the library has curves for, in float64.
+CURVES = {
+  'gelu': lambda y: y * _sigmoid(np.sqrt(8 / np.pi) * (y + 0.044715 * y**3)),
+  'silu': lambda y: y * _sigmoid(y),
+}
+
+
 class Rounding(NamedTuple):
   """How x becomes codes, and what results are at least."""
 
@@ -41,11 +52,8 @@ class Finish(NamedTuple):
   def __call__(self, y, bound):
     """(results, bounds) from those of a product."""
     if self.curve:
-      inner = y
       with np.errstate(over='ignore', invalid='ignore'):
-        if self.curve == 'gelu':
-          inner = 2 * np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
-        y = y / (1 + np.exp(-inner))
+        y = CURVES[self.curve](y)
         # Curves are at most as steep as that.
         bound = 1.2 * bound + 1e-5 * np.abs(y)
     if self.other is None:

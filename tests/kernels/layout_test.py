@@ -52,5 +52,15 @@ class LayoutTest(parameterized.TestCase):
     np.testing.assert_array_equal(columns, codes[1].T[at])
 
 
+class QuadsTest(absltest.TestCase):
+  def test_there_and_back(self):
+    codes = np.arange(2 * 3 * 2 * 4 * 6, dtype=np.uint8)
+    codes = codes.reshape(2, 3, 2, 4, 6)
+    numbers = codes.astype(np.int8)[..., 0, :]
+    quads = layout.to_quads(numbers)
+    self.assertEqual(quads.shape, (2, 1, 2, 16, 4))
+    np.testing.assert_array_equal(layout.from_quads(quads, 3, 6), numbers)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -4,7 +4,7 @@
 #
 #   tests/kernels/sanitize.sh     500 examples of each test, in about six minutes
 #   EXAMPLES=5000 tests/kernels/sanitize.sh
-#   tests/kernels/sanitize.sh tests/kernels/conv_test.py     other tests
+#   tests/kernels/sanitize.sh tests/kernels/cpu/conv_test.py     other tests
 #
 # Leaks are not looked for: Python and XLA keep what they allocate.
 
@@ -29,4 +29,5 @@ preload="$($g -print-file-name=libasan.so) $($g -print-file-name=libstdc++.so)"
 export JAXOPT_COMPRESS_KERNELS=$library
 export JAXOPT_COMPRESS_EXAMPLES=${EXAMPLES:-500}
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
-LD_PRELOAD=$preload "$python" -m pytest -n0 -q -s "${@:-tests/kernels/fuzz_test.py}"
+[ $# -gt 0 ] || set -- tests/kernels/cpu/fuzz_test.py tests/kernels/cpu/fuzz_conv_test.py
+LD_PRELOAD=$preload "$python" -m pytest -n0 -q -s "$@"

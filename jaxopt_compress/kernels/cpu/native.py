@@ -156,8 +156,8 @@ class Finish:
   Attributes:
     bias: [..., 1, n] float32, added.
     other: of the shape and dtype of the result, added after `curve`.
-    curve: name of a function that results go through: 'gelu', by its tanh formula,
-      or 'silu'; '' for none.
+    curve: name of a function that results go through, in `source/curves.h`; ''
+      for none.
     times: whether `other` is a factor instead.
     floor: the least that a result may be, in the end: 0 for relu.
   """

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -38,6 +39,22 @@ const Format* format_of(const Format (&formats)[kCount], std::string_view name) 
   }
   return nullptr;
 }
+
+namespace {
+
+#include "curves.h"
+
+// The place of a curve among all; kNoCurve for a name that none has.
+inline int curve_of(std::string_view name) {
+  int at = 0;
+  for (const Curve& curve : kCurves) {
+    if (name == curve.name) return at;
+    ++at;
+  }
+  return kNoCurve;
+}
+
+}  // namespace
 
 inline bool known(const Rounding& rounding) {
   return rounding.act >= Act::kCodes && rounding.act <= Act::kFloat;
@@ -80,15 +97,12 @@ inline void set_matrix(int64_t k, int64_t n, int64_t group, Job* job) {
 
 // What is done with results; an error where it makes no sense.
 inline ffi::Error set_finish(const Operands& p, const Finish& finish, Job* job) {
-  const std::string_view curve = finish.curve;
   job->floor = finish.floor;
-  job->curve = curve == "gelu"   ? Curve::kGelu
-               : curve == "silu" ? Curve::kSilu
-                                 : Curve::kNone;
+  job->curve = curve_of(finish.curve);
   job->joins = p.other.there();
   job->times = finish.times;
-  if (job->curve == Curve::kNone && !curve.empty()) {
-    return wrong("no curve " + std::string(curve));
+  if (job->curve == kNoCurve && !finish.curve.empty()) {
+    return wrong("no curve " + std::string(finish.curve));
   }
   if (!p.other.is(job->out_type)) {
     return wrong("the other operand does not fit the type of the result");

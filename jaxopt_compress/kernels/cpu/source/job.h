@@ -29,8 +29,8 @@ namespace jaxopt_compress {
 //              or, where numbers of the weight are not integers, float32 products
 enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 
-// What results go through: nothing, x Phi(x) by its tanh formula, x sigmoid(x).
-enum class Curve { kNone, kGelu, kSilu };
+// A place in kCurves of curves.h, or this: results go through nothing.
+constexpr int kNoCurve = -1;
 
 enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kU8, kOther };
 
@@ -67,7 +67,7 @@ struct Job : Rounding {
   Format format;
   Type x_type, scale_type, zero_type, out_type;
   float floor;             // the least that a result may be
-  Curve curve;
+  int curve;               // in curves.h
   bool joins, times;       // whether there is another operand, a factor
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
@@ -81,7 +81,7 @@ struct Job : Rounding {
   int64_t stream = 0;    // bytes
 
   // Whether results go through more than a floor.
-  bool finishes() const { return joins || curve != Curve::kNone; }
+  bool finishes() const { return joins || curve != kNoCurve; }
   bool in_floats() const { return format.numbers != nullptr || format.bits > 8; }
   int64_t group_units() const {
     return groups > 1 ? (group + format.rows - 1) / format.rows : units;

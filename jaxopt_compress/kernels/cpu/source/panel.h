@@ -6,6 +6,8 @@
 //   V::dot   adds the products of four unsigned bytes and four signed ones
 //   V::kMost rows of the largest tile
 
+#include "curves.h"
+
 constexpr int kRegs = kColumns / V::kLanes;  // registers of a row of a panel
 constexpr int kRegBytes = V::kLanes * kSteps;
 
@@ -162,41 +164,6 @@ inline typename V::F added(const Job& job, const PanelScales& scales, int64_t gr
   return V::fma(V::floats(V::less(sum, job.format.offset * of_x)), s, y);
 }
 
-// 2^t, of t from -126 to 126, to 2^-22 or so.
-inline float power_of_two(float t) {
-  const float whole = __builtin_nearbyintf(t), f = t - whole;
-  float p = 1.5252734e-5f;
-  p = p * f + 1.5403530e-4f;
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return p * scale;
-}
-
-// x sigmoid(x (a + b x^2)) of each: gelu by its tanh formula (Hendrycks and Gimpel
-// 2016, https://arxiv.org/abs/1606.08415), as tanh is 2 sigmoid(2 .) - 1; silu.
-inline void bend(Curve curve, int n, float* y) {
-  const bool gelu = curve == Curve::kGelu;
-  constexpr float kLog2e = 1.44269504f;
-  const float a = (gelu ? 1.59576912f : 1.0f) * -kLog2e;
-  const float b = gelu ? 0.0713548163f * -kLog2e : 0.0f;
-  for (int i = 0; i < n; ++i) {
-    const float x = y[i];
-    const float square = x * x;  // of infinity, not more than b can be times
-    float t = x * (a + b * (square < 1e30f ? square : 1e30f));
-    t = t > -126.0f ? t : -126.0f;
-    const float bent = x / (1.0f + power_of_two(t < 126.0f ? t : 126.0f));
-    // What is not finite stays so: of minus infinity, NaN.
-    y[i] = t < 126.0f ? bent : 0.0f * x;
-  }
-}
-
 template <typename Read>
 inline void join(bool times, int n, float* y, Read other) {
   if (times) {
@@ -208,7 +175,7 @@ inline void join(bool times, int n, float* y, Read other) {
 
 // What is left to do with `n` results, of which the first is the result at `at`.
 void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
-  if (job.curve != Curve::kNone) bend(job.curve, n, y);
+  if (job.curve != kNoCurve) kCurves[job.curve].bend(n, y);
   if (job.joins && job.out_type == Type::kF32) {
     const float* other = static_cast<const float*>(item.other) + at;
     join(job.times, n, y, [other](int i) { return other[i]; });

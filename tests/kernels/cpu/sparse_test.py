@@ -8,61 +8,12 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sparse_cases
 
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels.cpu import native
 
 P = jax.sharding.PartitionSpec
-
-
-def _random(rng, sparsity, shape):
-  return rng.random(shape) >= sparsity
-
-
-def _n_m(rng, kept, of, shape):
-  """Which rows are kept: `kept` of every `of`."""
-  k, n = shape
-  order = np.argsort(rng.random((-(-k // of), of, n)), axis=1)
-  return (order < kept).reshape(-1, n)[:k]
-
-
-def _rows(rng, sparsity, shape):
-  return np.broadcast_to(rng.random((shape[0], 1)) >= sparsity, shape)
-
-
-def _blocks(rng, sparsity, shape):
-  k, n = shape
-  blocks = rng.random((-(-k // 8), -(-n // 32))) >= sparsity
-  return np.repeat(np.repeat(blocks, 8, 0), 32, 1)[:k, :n]
-
-
-KEPT = {
-  'dense': functools.partial(_random, sparsity=0.0),
-  'half': functools.partial(_random, sparsity=0.5),
-  'tenth': functools.partial(_random, sparsity=0.9),
-  'hundredth': functools.partial(_random, sparsity=0.99),
-  'none': functools.partial(_random, sparsity=1.0),
-  'rows': functools.partial(_rows, sparsity=0.9),
-  'blocks': functools.partial(_blocks, sparsity=0.8),
-  '2:4': functools.partial(_n_m, kept=2, of=4),
-  '1:4': functools.partial(_n_m, kept=1, of=4),
-  '4:8': functools.partial(_n_m, kept=4, of=8),
-}
-SIZES = [(1, 1), (37, 5), (131, 33), (64, 96), (259, 70), (520, 64)]
-
-
-def _weight(rng, dtype, kept, shape):
-  """Whole numbers, which all types hold, where `kept` has them."""
-  w = rng.integers(1, 128, shape) * rng.choice([-1, 1], shape)
-  return (w * KEPT[kept](rng, shape=shape)).astype(dtype)
-
-
-def _cases():
-  i = 0
-  for dtype in ('int8', 'bfloat16', 'float32'):
-    for kept in KEPT:
-      yield dtype, kept, *SIZES[i % len(SIZES)]
-      i += 5
 
 
 def _on_paths(call):
@@ -72,59 +23,12 @@ def _on_paths(call):
   }
 
 
-class SparseLayoutTest(parameterized.TestCase):
-  @parameterized.parameters(*_cases())
-  def test_round_trip(self, dtype, kept, k, n):
-    rng = np.random.default_rng(k)
-    w = np.stack([_weight(rng, dtype, kept, (k, n)) for _ in range(2)])
-    group = 20 if k == 131 else k
-    stream, offsets, how = sparse_layout.to_streams(w, group)
-    self.assertEqual(how.type, dtype)
-    self.assertEqual(stream.shape[0], 2)
-    back = jax.jit(
-      functools.partial(
-        sparse_layout.from_streams, how=how, group=group, k=k, n=n
-      )
-    )(stream, offsets)
-    np.testing.assert_array_equal(back, w)
-
-  @parameterized.product(skips=[False, True], constant=[False, True])
-  def test_flags(self, skips, constant):
-    w = _weight(np.random.default_rng(0), 'float32', 'rows', (203, 70))
-    stream, offsets, how = sparse_layout.to_streams(
-      w, 203, skips=skips, constant=constant
-    )
-    self.assertEqual((how.skips, how.constant > 0), (skips, constant))
-    back = sparse_layout.from_streams(stream, offsets, how, 203, 203, 70)
-    np.testing.assert_array_equal(back, w)
-
-  def test_chosen_by_bytes(self):
-    rng = np.random.default_rng(0)
-    how = lambda dtype, kept: sparse_layout.to_streams(
-      _weight(rng, dtype, kept, (512, 512)), 512
-    )
-    bytes_of = lambda streams: streams[0].size / 512**2
-    self.assertEqual(how('int8', '2:4')[2], ('int8', False, 64))
-    self.assertEqual(how('float32', '1:4')[2], ('float32', False, 32))
-    self.assertEqual(how('int8', 'half')[2], ('int8', False, 0))
-    self.assertTrue(how('int8', 'rows')[2].skips)
-    self.assertTrue(how('int8', 'hundredth')[2].skips)
-    self.assertAlmostEqual(bytes_of(how('int8', '2:4')), 5 / 8, delta=0.01)
-    self.assertAlmostEqual(bytes_of(how('float32', 'half')), 2.125, delta=0.02)
-
-  def test_refuses(self):
-    with self.assertRaisesRegex(ValueError, 'traced array'):
-      jax.jit(lambda w: sparse_layout.to_streams(w, 8)[0])(jnp.ones((8, 8)))
-    with self.assertRaisesRegex(ValueError, 'int8, bfloat16 or float32'):
-      sparse_layout.to_streams(np.ones((8, 8), np.int32), 8)
-
-
 @unittest.skipUnless(native.available(), 'the library was not built')
 class SparseMatmulTest(parameterized.TestCase):
-  @parameterized.parameters(*_cases())
+  @parameterized.parameters(*sparse_cases.cases())
   def test_equal_on_every_path(self, dtype, kept, k, n):
     rng = np.random.default_rng(k)
-    w = _weight(rng, dtype, kept, (k, n))
+    w = sparse_cases.weight(rng, dtype, kept, (k, n))
     codes = dtype == 'int8'
     streams = [sparse_layout.to_streams(w, k)]
     if kept in ('rows', 'half'):
@@ -179,7 +83,7 @@ class SparseMatmulTest(parameterized.TestCase):
   def test_activations(self, act, symmetric, x_type, m, group, kept):
     k, n = 131, 70
     rng = np.random.default_rng(m)
-    w = _weight(rng, 'int8', kept, (k, n))
+    w = sparse_cases.weight(rng, 'int8', kept, (k, n))
     x = (rng.standard_normal((m, k)) + 0.3).astype(x_type)
     groups = -(-k // group)
     scale = rng.uniform(0.5, 1.5, (groups, n)).astype(np.float32)
@@ -243,7 +147,7 @@ class SparseMatmulTest(parameterized.TestCase):
     """As the dense product has it, skipped units included."""
     k, n = 67, 40
     rng = np.random.default_rng(0)
-    w = _weight(rng, dtype, 'hundredth', (k, n))
+    w = sparse_cases.weight(rng, dtype, 'hundredth', (k, n))
     x = rng.standard_normal((4, k)).astype(np.float32)
     x[1, 5], x[2, 66] = np.nan, np.inf
     streams = [
@@ -286,7 +190,11 @@ class SparseMatmulTest(parameterized.TestCase):
     k, n, m = 45, 40, 3
     rng = np.random.default_rng(0)
     w = np.stack(
-      [_weight(rng, 'float32', kept, (k, n)) for kept in ('tenth', 'half')] * 2
+      [
+        sparse_cases.weight(rng, 'float32', kept, (k, n))
+        for kept in ('tenth', 'half')
+      ]
+      * 2
     )
     x = rng.integers(-9, 10, (4, m, k)).astype(np.float32)
     stream, offsets, how = sparse_layout.to_streams(w, k)
@@ -314,7 +222,7 @@ class SparseMatmulTest(parameterized.TestCase):
 
   def test_refuses(self):
     k, n = 12, 40
-    w = _weight(np.random.default_rng(0), 'float32', 'half', (k, n))
+    w = sparse_cases.weight(np.random.default_rng(0), 'float32', 'half', (k, n))
     stream, offsets, how = sparse_layout.to_streams(w, k)
     call = lambda stream, offsets, m=1, **other: native.sparse_matmul(
       jnp.zeros((m, k)),

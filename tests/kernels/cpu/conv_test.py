@@ -4,9 +4,10 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import conv_oracle as oracle
 import jax
 import jax.numpy as jnp
-import kernel_oracle as oracle
+import kernel_oracle
 import numpy as np
 
 from jaxopt_compress.kernels import layout
@@ -15,7 +16,6 @@ from jaxopt_compress.kernels.cpu import native
 
 Act = native.Act
 PATHS = native.paths()
-NONE = ((0, 0), (0, 0))
 
 # (image, window, outputs, and what differs from a window that moves by ones)
 CASES = {
@@ -65,70 +65,6 @@ CASES = {
   'padding alone': ((1, 0, 3, 4), (2, 2), 3, dict(padding=((1, 2), (0, 1)))),
 }
 
-# As CASES, with how often each channel has outputs.
-APART = {
-  'one channel': ((2, 8, 8, 1), (3, 3), 1, dict(padding=((1, 1), (1, 1)))),
-  'seven': ((1, 7, 5, 7), (2, 3), 1, dict(strides=(2, 1))),
-  'five taps': ((2, 6, 7, 16), (5, 5), 1, dict(padding=((2, 2), (2, 2)))),
-  'thirty-five': ((1, 4, 5, 35), (3, 3), 1, dict(padding=((0, 1), (1, 0)))),
-  'twice': ((2, 5, 4, 20), (4, 2), 2, dict(strides=(1, 2))),
-  'thrice': ((1, 5, 4, 3), (1, 4), 3, dict(padding=((0, 0), (3, 0)))),
-  'apart': (
-    (1, 5, 6, 33),
-    (3, 2),
-    1,
-    dict(lhs_dilation=(2, 1), rhs_dilation=(1, 3), padding=((1, 0), (2, 2))),
-  ),
-}
-
-
-def convolve(
-  x,
-  w,
-  *,
-  strides=(1, 1),
-  padding=NONE,
-  lhs_dilation=(1, 1),
-  rhs_dilation=(1, 1),
-  feature_groups=1,
-):
-  """sum_{taps, c} w x, with zeros where there is no x: [images, y, x, features]."""
-  images, *size, channels = x.shape
-  taps, features = w.shape[:2], w.shape[3]
-  inside = [max((n - 1) * d + 1, 0) for n, d in zip(size, lhs_dilation)]
-  (top, bottom), (left, right) = padding
-  wide = np.zeros(
-    (images, top + inside[0] + bottom, left + inside[1] + right, channels),
-    np.result_type(x, w),
-  )
-  wide[
-    :,
-    top : top + inside[0] : lhs_dilation[0],
-    left : left + inside[1] : lhs_dilation[1],
-  ] = x
-  reach = [(n - 1) * d + 1 for n, d in zip(taps, rhs_dilation)]
-  out = [(wide.shape[1 + i] - reach[i]) // strides[i] + 1 for i in range(2)]
-  y = np.zeros((images, *out, features), wide.dtype)
-  own, each = channels // feature_groups, features // feature_groups
-  for i, j in np.ndindex(*out):
-    for ki, kj in np.ndindex(*taps):
-      at = wide[
-        :,
-        i * strides[0] + ki * rhs_dilation[0],
-        j * strides[1] + kj * rhs_dilation[1],
-      ]
-      for g in range(feature_groups):
-        of = slice(g * each, (g + 1) * each)
-        y[:, i, j, of] += at[:, g * own : (g + 1) * own] @ w[ki, kj, :, of]
-  return y
-
-
-def rounded(x, symmetric):
-  """What the codes of each image stand for."""
-  rows = x.reshape(len(x), -1)
-  round_rows = oracle.dynamic if symmetric else oracle.dynamic_asymmetric
-  return round_rows(rows).reshape(x.shape)
-
 
 class Case:
   """A convolution; `group` rows of its matrix of windows share scales."""
@@ -143,7 +79,7 @@ class Case:
     self.group = k if group is None else min(group, k)
     rng = np.random.default_rng(seed)
     bits = layout.CODES[name].bits
-    self.codes = oracle.draw_codes(rng, name, bits, (groups, k, n))
+    self.codes = kernel_oracle.draw_codes(rng, name, bits, (groups, k, n))
     scales = (groups, -(-k // self.group), n)
     self.scale = rng.uniform(0.5, 1.5, scales).astype(np.float32)
     self.zero = None
@@ -152,7 +88,7 @@ class Case:
     self.x = rng.normal(0.3, 1, shape).astype(np.float32)
     w = np.stack(
       [
-        oracle.weight(
+        kernel_oracle.weight(
           self.codes[g],
           name,
           self.scale[g],
@@ -167,7 +103,7 @@ class Case:
     self.payload = _panels(self.codes, name, self.group)
 
   def expected(self, x, w=None):
-    return convolve(x, self.w if w is None else w, **self.options)
+    return oracle.convolve(x, self.w if w is None else w, **self.options)
 
   def run(
     self,
@@ -215,15 +151,6 @@ def _filters(w, window):
   return np.moveaxis(x, 0, 3).reshape(*x.shape[1:4], groups * n)
 
 
-def _distance(y, expected):
-  return np.abs(y - expected).max() / np.abs(expected).max()
-
-
-def _step(x, w):
-  """What a code that falls to the other side of a tie moves a result by."""
-  return np.abs(w).max() * (x.max() - min(x.min(), 0)) / 127
-
-
 def setUpModule():
   if not native.available():
     raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
@@ -257,19 +184,19 @@ class ConvTest(parameterized.TestCase):
     it = Case(name, CASES['twenty'], group=group, zero=zero)
     for path in PATHS:
       y = it.run(Act.FLOAT, path)
-      self.assertLess(_distance(y, it.expected(it.x)), 2e-6, path)
+      self.assertLess(oracle.distance(y, it.expected(it.x)), 2e-6, path)
       if name != 'nf4':
         y = it.run(Act.DYNAMIC, path)
-        x = rounded(it.x, True)
+        x = oracle.rounded(it.x, True)
         off = np.abs(y - it.expected(x))
-        self.assertLess(off.max(), 1.1 * _step(it.x, it.w), path)
-        self.assertLess(off.mean(), 0.02 * _step(it.x, it.w), path)
+        self.assertLess(off.max(), 1.1 * oracle.tie(it.x, it.w), path)
+        self.assertLess(off.mean(), 0.02 * oracle.tie(it.x, it.w), path)
 
   def test_groups_that_end_between_channels(self):
     it = Case('int4', CASES['twenty'], group=24)
     for path in PATHS:
       y = it.run(Act.FLOAT, path)
-      self.assertLess(_distance(y, it.expected(it.x)), 2e-6, path)
+      self.assertLess(oracle.distance(y, it.expected(it.x)), 2e-6, path)
 
   @parameterized.named_parameters(
     (name, name)
@@ -289,9 +216,9 @@ class ConvTest(parameterized.TestCase):
         totals=it.totals,
         finish=native.Finish(bias=jnp.asarray(rows if groups > 1 else rows[0])),
       )
-      off = np.abs(y - it.expected(rounded(it.x, False)) - bias)
-      self.assertLess(off.max(), 1.1 * _step(it.x, it.w), path)
-      self.assertLess(off.mean(), 0.02 * _step(it.x, it.w), path)
+      off = np.abs(y - it.expected(oracle.rounded(it.x, False)) - bias)
+      self.assertLess(off.max(), 1.1 * oracle.tie(it.x, it.w), path)
+      self.assertLess(off.mean(), 0.02 * oracle.tie(it.x, it.w), path)
 
   def test_a_range_that_is_given(self):
     it = Case('int4', CASES['twenty'], group=10)
@@ -303,7 +230,7 @@ class ConvTest(parameterized.TestCase):
       symmetric=False,
       totals=it.totals,
     )
-    self.assertLess(_distance(y, it.expected((codes + 7) * 0.03)), 1e-5)
+    self.assertLess(oracle.distance(y, it.expected((codes + 7) * 0.03)), 1e-5)
     with self.assertRaisesRegex(Exception, 'zero points must be int8'):
       it.run(
         Act.STATIC,
@@ -318,13 +245,13 @@ class ConvTest(parameterized.TestCase):
     it = Case('int4', CASES['twenty'], group=10)
     x = jnp.asarray(it.x, jnp.bfloat16)
     exact = it.expected(np.asarray(x, np.float64))
-    self.assertLess(_distance(it.run(Act.FLOAT, x=x), exact), 6e-5)
+    self.assertLess(oracle.distance(it.run(Act.FLOAT, x=x), exact), 6e-5)
     y = it.run(Act.FLOAT, x=x, out_dtype=jnp.bfloat16)
-    self.assertLess(_distance(np.float64(y), exact), 2**-8)
+    self.assertLess(oracle.distance(np.float64(y), exact), 2**-8)
     it = Case('nf4', CASES['entries apart'])
     x = jnp.asarray(it.x, jnp.bfloat16)
     exact = it.expected(np.asarray(x, np.float64))
-    self.assertLess(_distance(it.run(Act.FLOAT, x=x), exact), 2e-6)
+    self.assertLess(oracle.distance(it.run(Act.FLOAT, x=x), exact), 2e-6)
 
   def test_an_image_with_nan_is_nan_and_no_other(self):
     for act in (Act.FLOAT, Act.DYNAMIC, Act.STATIC):
@@ -366,116 +293,6 @@ class ConvTest(parameterized.TestCase):
       it.run(Act.FLOAT)
 
 
-class DepthwiseTest(parameterized.TestCase):
-  @parameterized.named_parameters((name, case) for name, case in APART.items())
-  def test_codes_are_multiplied_exactly(self, case):
-    x, w, quads, options = _apart(case)
-    x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
-    wide = x.astype(np.int64)
-    expected = convolve(wide, w.astype(np.int64), **options)
-    for path in PATHS:
-      y = _depthwise(
-        x, quads, None, case, path, act=Act.CODES, out_dtype=jnp.int32
-      )
-      np.testing.assert_array_equal(y, expected, path)
-
-  @parameterized.named_parameters(
-    (name, name) for name in ('seven', 'five taps', 'twice', 'apart')
-  )
-  def test_numbers(self, name):
-    case = APART[name]
-    x, w, quads, options = _apart(case)
-    n = w.shape[3]
-    rng = np.random.default_rng(2)
-    scale = rng.uniform(0.5, 1.5, (1, n)).astype(np.float32)
-    zero = rng.integers(-3, 4, (1, n)).astype(np.int8)
-    bias = rng.normal(0, 9, (1, n)).astype(np.float32)
-    exact = (w - np.float64(zero)) * scale
-    known = dict(
-      zeros=jnp.asarray(zero), finish=native.Finish(bias=jnp.asarray(bias))
-    )
-    step = _step(x, exact)
-    for path in PATHS:
-      run = functools.partial(_depthwise, x, quads, scale, case, path, **known)
-      y = run(act=Act.FLOAT)
-      expected = convolve(np.float64(x), exact, **options) + bias[0]
-      self.assertLess(_distance(y, expected), 2e-6, path)
-      for symmetric in (True, False):
-        y = run(act=Act.DYNAMIC, symmetric=symmetric)
-        expected = convolve(rounded(x, symmetric), exact, **options) + bias[0]
-        off = np.abs(y - expected)
-        self.assertLess(off.max(), 1.1 * step, path)
-        self.assertLess(off.mean(), 0.02 * step, path)
-
-  def test_bfloat16_and_a_range_that_is_given(self):
-    case = APART['thirty-five']
-    x, w, quads, options = _apart(case)
-    scale = np.ones((1, 35), np.float32)
-    codes = np.clip(np.round(x * np.float32(1 / 0.03)) - 7, -128, 127)
-    y = _depthwise(
-      x,
-      quads,
-      scale,
-      case,
-      act=Act.STATIC,
-      scale=jnp.full((1, 1), 0.03),
-      zero=jnp.full((1, 1), -7.0),
-    )
-    expected = convolve((codes + 7) * 0.03, w.astype(np.float64), **options)
-    self.assertLess(_distance(y, expected), 1e-5)
-    half = jnp.asarray(x, jnp.bfloat16)
-    y = _depthwise(
-      half, quads, scale, case, act=Act.FLOAT, out_dtype=jnp.bfloat16
-    )
-    expected = convolve(np.asarray(half, np.float64), w, **options)
-    self.assertLess(_distance(np.float64(y), expected), 2**-8)
-
-  def test_an_image_with_nan_is_nan_and_no_other(self):
-    case = APART['five taps']
-    x, _, quads, _ = _apart(case)
-    x[0, 0, 0, 0] = np.nan
-    scale = np.ones((1, 16), np.float32)
-    y = _depthwise(x, quads, scale, case, act=Act.DYNAMIC)
-    self.assertTrue(np.isnan(y[0]).all())
-    self.assertTrue(np.isfinite(y[1]).all())
-
-
-def _apart(case):
-  shape, window, repeats, options = case
-  rng = np.random.default_rng(0)
-  w = rng.integers(-128, 128, (*window, 1, shape[3] * repeats)).astype(np.int8)
-  quads = jax.jit(layout.to_quads)(w[:, :, 0])
-  x = rng.normal(0.3, 1, shape).astype(np.float32)
-  return x, w, quads, dict(options, feature_groups=shape[3])
-
-
-def _depthwise(
-  x,
-  quads,
-  scales,
-  case,
-  path='',
-  zeros=None,
-  finish=native.Finish(),
-  out_dtype=jnp.float32,
-  **rounding,
-):
-  return np.asarray(
-    conv.depthwise(
-      jnp.asarray(x),
-      quads,
-      None if scales is None else jnp.asarray(scales),
-      zeros,
-      native.Rounding(**rounding),
-      finish,
-      windows=conv.Windows(case[1], **case[3]),
-      n=x.shape[3] * case[2],
-      out_dtype=out_dtype,
-      path=path,
-    )
-  )
-
-
 class TransformTest(parameterized.TestCase):
   def test_vmap_shares_or_stacks_the_weight(self):
     case = CASES['twenty']
@@ -500,13 +317,13 @@ class TransformTest(parameterized.TestCase):
 
     y = jax.jit(jax.vmap(run))(x, payload, scale)
     expected = np.stack([c.expected(c.x) for c in cases])
-    self.assertLess(_distance(y, expected), 2e-6)
+    self.assertLess(oracle.distance(y, expected), 2e-6)
     y = jax.vmap(lambda x: run(x, payload[0], scale[0]))(x)
     expected = np.stack([cases[0].expected(c.x) for c in cases])
-    self.assertLess(_distance(y, expected), 2e-6)
+    self.assertLess(oracle.distance(y, expected), 2e-6)
     y = jax.vmap(run, (None, 0, 0))(x[1], payload, scale)
     expected = np.stack([c.expected(cases[1].x) for c in cases])
-    self.assertLess(_distance(y, expected), 2e-6)
+    self.assertLess(oracle.distance(y, expected), 2e-6)
 
   def test_images_on_several_devices(self):
     case = ((4, 8, 8, 6), (3, 3), 16, dict(padding=((1, 1), (1, 1))))
@@ -529,17 +346,7 @@ class TransformTest(parameterized.TestCase):
       )
 
     x = jax.device_put(it.x, jax.sharding.NamedSharding(mesh, spec))
-    self.assertLess(_distance(run(x), it.expected(it.x)), 2e-6)
-
-
-class LayoutTest(parameterized.TestCase):
-  def test_there_and_back(self):
-    codes = np.arange(2 * 3 * 2 * 4 * 6, dtype=np.uint8)
-    codes = codes.reshape(2, 3, 2, 4, 6)
-    numbers = codes.astype(np.int8)[..., 0, :]
-    quads = layout.to_quads(numbers)
-    self.assertEqual(quads.shape, (2, 1, 2, 16, 4))
-    np.testing.assert_array_equal(layout.from_quads(quads, 3, 6), numbers)
+    self.assertLess(oracle.distance(run(x), it.expected(it.x)), 2e-6)
 
 
 if __name__ == '__main__':
