@@ -3,7 +3,7 @@
     y -> relu(curve(y * scale + shift) + other),  or times other
 
 each of which may be missing; with one scale and shift for each entry of the last axis,
-gelu or silu for a curve, and `other` as large as y: a bias, a normalisation with known
+one of `CURVES`, and `other` as large as y: a bias, a normalisation with known
 moments, an activation, a residual sum, a gate. XLA would read and write all of y again
 for it.
 """
@@ -21,7 +21,12 @@ from jaxopt_compress.kernels import formulas
 # Products whose results are looked after.
 PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
 # Curves that are known by what they compute.
-CURVES = {'gelu': jax.nn.gelu, 'silu': jax.nn.silu}
+CURVES = {
+  'gelu': jax.nn.gelu,
+  'silu': jax.nn.silu,
+  'sigmoid': jax.nn.sigmoid,
+  'tanh': jnp.tanh,
+}
 _MOST_EQUATIONS = 12  # that a curve is looked for in
 _JIT = formulas.JIT
 

@@ -31,6 +31,8 @@ C = jax.random.normal(jax.random.key(6), (2, 5, 70))
 KINDS = {
   'gelu': lambda y, c: jax.nn.gelu(y),
   'silu': lambda y, c: jax.nn.silu(y),
+  'sigmoid': lambda y, c: jax.nn.sigmoid(y),
+  'tanh': lambda y, c: jnp.tanh(y),
   'a sum': lambda y, c: c + y,
   'a sum, then relu': lambda y, c: jax.nn.relu(y + c),
   'a gate': lambda y, c: jax.nn.silu(c) * y,

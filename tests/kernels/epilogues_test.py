@@ -86,6 +86,8 @@ FOUND = {  # function, steps, what follows them
   'gelu': (lambda x, w, b: jax.nn.gelu(x @ w + b), ['add'], 'gelu'),
   'gelu of a function': (lambda x, w, b: GELU(x @ w), [], 'gelu'),
   'silu': (lambda x, w, b: jax.nn.silu(x @ w), [], 'silu'),
+  'sigmoid': (lambda x, w, b: jax.nn.sigmoid(x @ w + b), ['add'], 'sigmoid'),
+  'tanh': (lambda x, w, b: jnp.tanh(x @ w) * C, [], 'tanh times other'),
   'a gate': (lambda x, w, b: jax.nn.silu(C) * (x @ w), [], 'times other'),
   'everything': (
     lambda x, w, b: jax.nn.relu(jax.nn.silu((x @ w) * b + b) + C),

@@ -26,6 +26,8 @@ def _sigmoid(y):
 CURVES = {
   'gelu': lambda y: y * _sigmoid(np.sqrt(8 / np.pi) * (y + 0.044715 * y**3)),
   'silu': lambda y: y * _sigmoid(y),
+  'sigmoid': _sigmoid,
+  'tanh': np.tanh,
 }
 
 

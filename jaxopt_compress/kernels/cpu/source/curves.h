@@ -59,6 +59,31 @@ inline void bend_gelu(int n, float* y) {
 // x sigmoid(x).
 inline void bend_silu(int n, float* y) { sigmoid_times(1.0f, 0.0f, n, y); }
 
+// 1 / (1 + e^-x).
+inline void bend_sigmoid(int n, float* y) {
+  for (int i = 0; i < n; ++i) {
+    const float x = y[i];
+    float t = x * -kLog2e;
+    t = t > -126.0f ? t : -126.0f;
+    const float bent = 1.0f / (1.0f + power_of_two(t < 126.0f ? t : 126.0f));
+    y[i] = x != x ? x : t < 126.0f ? bent : 0.0f;
+  }
+}
+
+// tanh |x| = -m / (2 + m) with m = e^(-2 |x|) - 1, and the sign of x. Of small x, m has
+// no 1 to cancel: 2^t - 1 is f growth(f) there.
+inline void bend_tanh(int n, float* y) {
+  for (int i = 0; i < n; ++i) {
+    const float x = y[i];
+    float t = __builtin_fabsf(x) * (-2.0f * kLog2e);
+    t = t > -126.0f ? t : -126.0f;
+    const float whole = __builtin_nearbyintf(t), f = t - whole;
+    const float power = power_of_whole(whole);
+    const float m = power * (growth(f) * f) + (power - 1.0f);
+    y[i] = x != x ? x : __builtin_copysignf(m / (2.0f + m), x);
+  }
+}
+
 struct Curve {
   const char* name;
   void (*bend)(int n, float* y);
@@ -67,4 +92,6 @@ struct Curve {
 constexpr Curve kCurves[] = {
     {"gelu", bend_gelu},
     {"silu", bend_silu},
+    {"sigmoid", bend_sigmoid},
+    {"tanh", bend_tanh},
 };
