@@ -1,7 +1,7 @@
 // AMX: sixteen rows and 64 entries times 64 entries and sixteen columns at once.
 //
-// A panel lies as two tile registers side by side want it, so int8 weights are
-// loaded as they are; narrower ones are spread out first.
+// A panel lies in the order of two tile registers side by side, so int8 weights are
+// loaded as they are; narrower ones are expanded first.
 
 #if defined(__x86_64__) && defined(__linux__)
 
@@ -33,7 +33,7 @@ constexpr int kStride = kColumns * kSteps;  // of a row of a panel
 // one tile stay in the first-level cache, those of the panels and what the products
 // add up to in the second.
 constexpr int64_t kBlockRows = 768, kBlockPanels = 8, kBlockTiles = 16;
-// For up to so many rows of codes blocks are longer: few_tiles says why.
+// Blocks are longer for up to so many rows of codes: see few_tiles.
 constexpr int64_t kFewRows = 64, kLongRows = 4096;
 
 // Shapes of the tile registers: 0 to 3 sums, 4 and 5 codes of x, 6 and 7 of w.
@@ -83,13 +83,13 @@ struct Block {
   int64_t unit, units;    // of the panel
 };
 
-// Whether tiles are so few that to store their sums and load them again, block by
-// block, costs more than codes that leave the first-level cache.
+// Whether tiles are so few that storing and reloading their sums, block by block, costs
+// more than letting codes leave the first-level cache.
 bool few_tiles(const Job& job) {
   return !spreads_out(job) && job.rows * job.digits <= kFewRows;
 }
 
-// Units of a block of the only group: blocks of about one size, of whole chunks.
+// Units of a block if there is one group: blocks of about the same size, in chunks.
 int64_t block_units(const Job& job) {
   const int64_t rows = job.units * job.format.rows;
   const int64_t most = few_tiles(job) ? kLongRows : kBlockRows;
@@ -126,7 +126,7 @@ int64_t block_bytes(const Job& job) {
   return block.units * job.format.rows / kSteps * kStride;
 }
 
-// What a tile and a panel come to: sums of the only group, or results.
+// What a tile and a panel give: sums if there is one group, else results.
 union alignas(64) Results {
   int32_t sums[32][kColumns];
   float y[32][kColumns];
@@ -226,7 +226,7 @@ void one(const Job& job, const Tiles& t, const Item& item, int64_t tile,
   add(end - 1);
 }
 
-// Results of a tile and a panel, to where they belong.
+// Stores the results of a tile and a panel.
 void store(const Job& job, const Tiles& t, const Item& item, int64_t panel,
            int64_t tile, const PanelScales& scales, Results& results) {
   const int rows = static_cast<int>(rows_in(job, t, tile));
@@ -310,7 +310,7 @@ void multiply(const Job& job, const Tiles& t, const Item& item, int64_t panel,
         }
         for (int64_t tile = begin; tile < end; ++tile) {
           for (int64_t i = 0; i < kept; ++i) {
-            // Sums that nobody comes back to, always in the same place.
+            // Sums that are not needed again always take the same place.
             const int64_t place = blocks > 1 ? (tile - begin) * kBlockPanels + i : 0;
             Results& of_tile = results[place];
             one(job, t, item, tile, block, w[i], scales[i], of_tile);
@@ -332,7 +332,7 @@ bool here() {
       !__builtin_cpu_supports("avx512vbmi2")) {
     return false;
   }
-  // The kernel saves the registers only of those who ask.
+  // The operating system saves tile registers only for processes that ask.
   constexpr int kRequest = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }

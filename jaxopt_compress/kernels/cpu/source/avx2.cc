@@ -45,7 +45,7 @@ struct V {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(acc, u, s);
 #else
-    // By halves of sixteen bits, which hold every product and the sum of two.
+    // Even and odd bytes separately, as 16-bit numbers: madd adds products in 32 bits.
     const I mask = _mm256_set1_epi16(0xff);
     const I even = _mm256_madd_epi16(_mm256_and_si256(u, mask),
                                      _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));

@@ -12,7 +12,7 @@
 //
 // so that four rows of sixteen columns fill a 64-byte register in the order that
 // four-way byte products want. A number is its code less an offset, or an entry of
-// a table. Rows and columns past the end hold code zero.
+// a table. Rows and columns past the end hold the code 0.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct Format {
   int offset;
   float unit;              // what the integer 1 stands for
   const uint8_t* table;    // integer + offset of each code, or null
-  const float* numbers;    // of each code where they are no integers, or null
+  const float* numbers;    // of each code if they are not integers, or null
 };
 
 // Twice the numbers of e2m1, plus 12.
@@ -67,7 +67,7 @@ constexpr Format kFormats[] = {
     {"nf4", 4, 8, 128, 0, 1.0f, nullptr, kNf4},
 };
 
-// Of weights whose zeros are left out; bytes before that.
+// Weights whose zeros are left out; a unit has so many bytes before they are.
 constexpr Format kSparseFormats[] = {
     {"int8", 8, 4, 128, 128, 1.0f, nullptr, nullptr},
     {"bfloat16", 16, 4, 256, 0, 1.0f, nullptr, nullptr},

@@ -1,8 +1,8 @@
 // The convolution of a stack of images, as XLA calls it.
 //
-// A product of each window, as a row, with the weight of each group of features. The
-// rows of a few tiles at a time are copied together where a first or second cache
-// holds them.
+// Each window, as a row, is multiplied by the weight of each group of features. Rows are
+// copied together for a few tiles at a time, as many as a first- or second-level cache
+// holds; or not at all, if windows can be multiplied where they lie.
 
 #include <algorithm>
 #include <memory>
@@ -48,12 +48,12 @@ struct Call {
   Job job;
   Tiles tiles;
   int64_t block;  // tiles that are made at once
-  bool slides;    // or none is made: windows are multiplied where they lie
+  bool slides;    // whether none is made: windows are multiplied where they lie
   Scene scene;
   const Path* path;
   std::vector<Stack> stacks;
   std::vector<Item> items;  // [stacks][features]
-  int64_t panels_each, tiles_each;  // of a task; lines, where windows slide
+  int64_t panels_each, tiles_each;  // of a task; lines instead of tiles if it slides
   int64_t panel_tasks, tile_tasks;  // of an item
 
   // Rows of pixels of all images of a stack.
@@ -101,7 +101,7 @@ struct Call {
     const char* const other = static_cast<const char*>(item.other);
     layout.place(memory, &item);
     char* workspace = memory + layout.bytes();
-    // What windows do not reach: the ends of groups.
+    // Gathering does not write the ends of groups.
     std::memset(item.codes, 0, layout.codes);
     Job some = job;
     for (int64_t tile = first; tile < last; tile += block) {
@@ -118,7 +118,7 @@ struct Call {
   }
 };
 
-// The runs of a window that lie together, as far as groups go.
+// Finds the runs of entries of a window that lie together, each within a group of rows.
 void find_pieces(const Job& job, Scene* s) {
   const int64_t own = s->own_pitch(), all = s->taps() * own;
   const bool joined = s->x.dilation == 1 && s->features == 1;
@@ -142,7 +142,7 @@ void find_pieces(const Job& job, Scene* s) {
     k += n;
     if (k == all || k % group == 0) s->ends.push_back(s->pieces.size());
   }
-  // Sums of channels make those of rows up, unless a group ends between them.
+  // Sums of rows are made of sums of channels, unless a group ends between channels.
   s->cell = job.in_floats() ? 0
             : job.groups == 1 ? own
             : own % job.group == 0 ? job.group : 0;
@@ -158,8 +158,8 @@ void find_pieces(const Job& job, Scene* s) {
   }
 }
 
-// Whether windows can be multiplied where they lie: in whole steps, and what their
-// codes add up to is known.
+// Whether windows can be multiplied where they lie: they are whole steps, and the sums of
+// their codes are known.
 bool can_slide(const Job& job, const Scene& s) {
   if (job.in_floats() || s.cell == 0) return false;
   for (const Piece& piece : s.pieces) {
@@ -209,7 +209,7 @@ ffi::Error choose(std::string_view path, Call* call) {
   const Tiles& t = call->tiles;
   if (t.size > kMostSlots) return wrong("tiles are too large");
   call->block = std::max<int64_t>(std::min(kGathered / t.codes(), t.count), 1);
-  // Wide tiles of many columns and long rows are worth the copies that they need.
+  // With many columns and long rows, wide tiles are worth the copies that they need.
   const bool wide =
       t.chunk > kSteps && job.n > kColumns && job.k > 4 * int64_t{t.chunk};
   if (!wide && !job.in_floats() && job.groups == 1 && scene.features == 1) {
@@ -304,7 +304,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   fill(*p, lead, stacks, call.get());
 
   const int64_t products = stacks * scene.features;
-  // In products; a result and an entry of an image count as 64.
+  // Counted in products of codes; a result and an entry of an image count as 64.
   const double work = 1.0 * products * job.rows * job.n * (job.digits * job.k + 64) +
                       64.0 * stacks * scene.images * entries;
   const int64_t workers = workers_for(pool, work < (1 << 22));

@@ -12,7 +12,7 @@
 //
 // Included inside the unnamed namespace of a path, after panel.h.
 
-// Lays rows side by side; each channel as often as it has outputs.
+// Lays rows side by side, each channel as many times as it has outputs.
 inline void interleave(const int8_t* const* rows, int64_t entries,
                        int64_t repeats, uint8_t* out) {
   if (repeats == 1) {
@@ -43,8 +43,7 @@ struct Depth {
   int64_t w_tap;          // bytes of a tap of the weight
 };
 
-// `acc` plus the products of one register of channels; or of ones, where `ones` says
-// how many of the rows of the last quad there are.
+// `acc` plus the products of one register of channels.
 inline typename V::I depth_sum(const Depth& d, typename V::I acc) {
   for (int64_t q = 0; q < d.count; ++q) {
     const uint8_t* x = d.quads + q * d.rows;
@@ -56,6 +55,8 @@ inline typename V::I depth_sum(const Depth& d, typename V::I acc) {
   return acc;
 }
 
+// `acc` plus the codes of a window, of one register of channels: products with ones, for
+// those rows of the last quad that are taps.
 inline typename V::I window_sum(const Depth& d, int64_t taps_y,
                                 typename V::I acc) {
   for (int64_t q = 0; q < d.count; ++q) {
@@ -70,7 +71,7 @@ inline typename V::I window_sum(const Depth& d, int64_t taps_y,
   return acc;
 }
 
-// What sums begin with: less (128 + b) times the sum of each column of the weight.
+// What sums begin with: -(128 + b) times the sum of each column of the weight.
 inline void depth_starts(const Depth& d, int64_t n, int32_t zero, int32_t* out) {
   const int8_t* w = reinterpret_cast<const int8_t*>(d.w);
   for (int64_t c = 0; c < depth_columns(n); ++c) {
@@ -126,7 +127,7 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
   const int8_t* image_codes =
       reinterpret_cast<const int8_t*>(stack.codes) + image * s.planes * plane;
   const int64_t out_x = s.x.out();
-  // Whole registers of the type of the results go straight to them.
+  // Registers are stored straight to the results if those are whole registers of 32 bits.
   const bool straight = n % V::kLanes == 0 && job.out_type != Type::kBf16;
   for (int64_t oy = first; oy < last; ++oy) {
     for (int64_t p = 0; p < s.planes * d.count; ++p) {

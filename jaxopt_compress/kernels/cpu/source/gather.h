@@ -3,7 +3,7 @@
 //
 // Included inside the unnamed namespace of a path.
 
-// Copies `kBytes` bytes, or `bytes` up to twice as many, for each of some rows.
+// Copies `kBytes` bytes, or up to twice as many, for each of some rows.
 template <int kBytes>
 inline void copy_runs(const char* const* from, int64_t at, int count,
                       int64_t bytes, char* to, int64_t stride) {
@@ -12,7 +12,7 @@ inline void copy_runs(const char* const* from, int64_t at, int count,
     const char* p = from[r] + at;
     char* out = to + r * stride;
     std::memcpy(out, p, kBytes);
-    // The end overlaps the beginning: no loop, and nothing past the run.
+    // Two copies that may overlap: no loop, and nothing is read past the run.
     if (rest > 0) std::memcpy(out + rest, p + rest, kBytes);
   }
 }
@@ -49,8 +49,8 @@ inline void copy_any(const char* const* from, int64_t at, int count,
   __builtin_shuffle(a, b, Four{i, j, k, l})
 #endif
 
-// Sixteen bytes of each of four rows, four bytes of each side by side: steps of a tile
-// whose chunks are of four.
+// Sixteen bytes of each of four rows, with four bytes of each row side by side: the
+// steps of a tile whose chunks have four bytes.
 inline void turn(const char* const* from, int64_t at, char* to, int64_t step) {
   typedef int32_t Four __attribute__((vector_size(16)));
   Four a, b, c, d;
@@ -72,10 +72,9 @@ inline void turn(const char* const* from, int64_t at, char* to, int64_t step) {
   std::memcpy(to + 3 * step, &r3, 16);
 }
 
-// Makes a tile of rows from windows. Where groups end before their units do, its
-// codes are zeros already.
-//
-// `pixel` is the first, of those of all images; `features` the group of features.
+// Makes a tile of rows from windows, for one group of features. `pixel` counts through
+// all images and is where the first window lies. If a group of rows ends before its
+// last unit, the codes of the rest are zeros already.
 void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
             int64_t features, int64_t pixel, const Item& item, int64_t tile) {
   const char* from[kMostSlots];
@@ -123,7 +122,7 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
     int64_t i = 0;
     const int64_t fours = piece.bytes / kSteps * kSteps;
     if (t.chunk == kSteps && piece.to % kSteps == 0 && fours >= 16 && slots >= 4) {
-      // The last of four rows, and of sixteen bytes, overlap those before them.
+      // Four rows and sixteen bytes at a time; the last of each overlap those before.
       for (; i < fours; i += 16) {
         const int64_t at = i < fours - 16 ? i : fours - 16;
         char* out = to + (piece.to + at) * t.size;
@@ -149,7 +148,7 @@ void gather(const Job& job, const Tiles& t, const Scene& s, const Stack& stack,
   if (s.cell > 0) {
     for (const int64_t part : s.parts) {
       for (int r = 0; r < slots; ++r) sums[r] = sums_from[r][part];
-      // Rows past the last are multiplied, too.
+      // Rows past the last are multiplied as well.
       for (int r = slots; r < t.size; ++r) sums[r] = 0;
       sums += t.size;
     }

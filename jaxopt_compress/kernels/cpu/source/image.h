@@ -1,14 +1,14 @@
 // Images as codes, and where the windows of a convolution lie in them.
 //
-// The codes of an image are written down with its padding and its dilation,
+// The codes of an image are written with its padding and its dilation,
 //
 //   [digits][tall][wide][pitch]
 //
-// the pitch being that of the channels, or that of whole steps of them, zeros last,
-// so that a window is one list of runs of bytes wherever it lies: nothing is decided
-// at edges. Padding is the code of a real zero. A row of a product, which is a window
-// in the order (tap y, tap x, channel), is copied together tile by tile; no more of
-// the matrix of patches is ever there.
+// so that every window is the same list of runs of bytes, relative to where it begins:
+// edges need no special case. The pitch is the number of channels, or that number filled
+// up with zeros to whole steps. Padding has the code of a real zero. A row of a product
+// is a window in the order (tap y, tap x, channel). Rows are copied together for a few
+// tiles at a time, so the whole matrix of patches never exists.
 #pragma once
 
 #include <cstdint>
@@ -51,13 +51,13 @@ struct Scene {
   int64_t entry;     // bytes of a code, or of a float
   int64_t features;  // groups of features, each of them a product of its own
   int64_t planes;    // digits
-  // Channels that are added up together; 0 where groups do not end with them.
+  // Channels whose codes are added up together; 0 if groups of rows end between them.
   int64_t cell;
-  bool of_windows;  // whether sums are those of windows, or of these channels
+  bool of_windows;  // whether sums are those of whole windows, not of cells
   std::vector<Piece> pieces;  // of the first group of features
-  // Of each group of a row of codes, its sum, past where sums of the window begin.
+  // Where the sum of each group of rows is, relative to the sums of the window.
   std::vector<int64_t> parts;
-  std::vector<int64_t> ends;  // of each group, the number of pieces up to its last
+  std::vector<int64_t> ends;  // for each group of rows, the pieces up to its last
 
   int64_t own_channels() const { return channels / features; }
   int64_t own_pitch() const { return pitch / features; }
@@ -89,7 +89,7 @@ struct Stack {
   float* zeros;   // [images]
 };
 
-// Of the rows of codes of a tile.
+// Rows of codes in a tile, at most.
 constexpr int kMostSlots = 64;
 
 // A row of floats, sums of channels, and three rows of codes.
@@ -98,15 +98,15 @@ inline int64_t image_workspace(const Scene& s) {
          (s.of_windows ? 2 * s.positions() * s.cells() * 4 : 0);
 }
 
-// How many registers' worth of columns a depthwise weight has: layout.py.
+// Columns of a depthwise weight are filled up to multiples of this: layout.py.
 constexpr int kDepthColumns = 16;
 
 inline int64_t depth_columns(int64_t n) {
   return (n + kDepthColumns - 1) / kDepthColumns * kDepthColumns;
 }
 
-// Four rows of an image side by side, for all taps; scales, zero points, bias and
-// what sums begin with; a pixel's results.
+// Bytes for four rows of an image side by side, for all taps; for scales, zero points,
+// bias and what sums begin with; and for the results of a pixel.
 inline int64_t depthwise_workspace(const Scene& s, int64_t n) {
   const int64_t quads = (s.y.taps + kSteps - 1) / kSteps;
   return s.planes * quads * s.wide() * n * kSteps + 128 +

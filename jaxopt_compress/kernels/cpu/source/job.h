@@ -1,12 +1,12 @@
-// What a product is made of, between the call that checks it and the instructions
-// that compute it.
+// What a product is made of. Handlers (matmul.cc, conv.cc, depthwise.cc) check a call
+// and describe it as a Job; instruction paths compute it.
 //
 //   out[r, n] = a[r] (sum_g s[g, n] sum_{k in g} (w[k, n] - z[g, n]) x[r, k])
 //               - a[r] b[r] t[n] + bias[n]
 //
-// and then at least floor, which is the last of
+// followed by
 //
-//   y -> max(floor, curve(y) + other[r, n])    or times other
+//   y -> max(floor, curve(y) + other[r, n])    or times other[r, n]
 //
 // with x int8 codes of a row, a its scale and b its zero point; w codes of the
 // weight, s and z its scales and zero points, t the sums of its columns.
@@ -34,7 +34,8 @@ constexpr int kNoCurve = -1;
 
 enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kU8, kOther };
 
-// Products of codes whose sum 32 bits hold, less what codes are above their numbers.
+// The most products of codes whose sum fits in 32 bits. (Codes of weights are unsigned;
+// their offset is taken off the sum afterwards.)
 constexpr int64_t kMostSummed = (1 << 17) - 1;
 
 // One product of a batch.
@@ -68,19 +69,19 @@ struct Job : Rounding {
   Type x_type, scale_type, zero_type, out_type;
   float floor;             // the least that a result may be
   int curve;               // in curves.h
-  bool joins, times;       // whether there is another operand, a factor
+  bool joins, times;       // whether there is another operand; whether it is a factor
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
   int64_t stride;         // from a row of results to the next
-  int64_t group, groups;  // rows that share a scale; how many times
+  int64_t group, groups;  // rows that share a scale; how many such groups
   int64_t units, panels;
-  // Of a weight whose zeros are left out: sparse.h.
+  // For a weight whose zeros are left out: sparse.h.
   bool sparse = false;
   bool skips = false;    // whether units without entries are left out, too
-  int64_t constant = 0;  // values of each unit, or 0
+  int64_t constant = 0;  // values of each unit; 0 if they differ
   int64_t stream = 0;    // bytes
 
-  // Whether results go through more than a floor.
+  // Whether anything but a floor follows the bias.
   bool finishes() const { return joins || curve != kNoCurve; }
   bool in_floats() const { return format.numbers != nullptr || format.bits > 8; }
   int64_t group_units() const {
@@ -94,11 +95,11 @@ struct Job : Rounding {
   }
 };
 
-// How rows are cut into tiles and how their codes lie.
+// How rows are cut into tiles, and how the codes of a tile lie in memory.
 struct Tiles {
   int size;       // rows of codes that a tile has room for
-  int used;       // of which are used: whole rows of x
-  int chunk;      // bytes of a row that lie together
+  int used;       // those of them that whole rows of x take
+  int chunk;      // consecutive bytes of a row
   int64_t count;  // tiles
   int64_t chunks;
   int64_t codes() const { return chunks * size * chunk; }  // bytes of a tile
@@ -110,7 +111,7 @@ inline int64_t rows_in(const Job& job, const Tiles& t, int64_t tile) {
   return rest < most ? rest : most;
 }
 
-// What a panel brings along, as floats.
+// Bytes for the scales, zero points, totals and bias of a panel, as floats.
 inline int64_t scales_workspace(const Job& job) {
   return (2 * job.groups + 2) * kColumns * 4;
 }
@@ -119,27 +120,27 @@ inline int64_t scales_workspace(const Job& job) {
 struct Path {
   const char* name;
   bool (*here)();  // whether this machine has it
-  // How it cuts rows; size 0 where it cannot do the job.
+  // How it cuts rows into tiles; of size 0 if it cannot do the job.
   Tiles (*tiles)(const Job&);
   int64_t (*workspace)(const Job&, const Tiles&);  // bytes that a worker needs
   void (*prepare)(const Job&, const Tiles&, const Item&, int64_t tile,
                   char* workspace);
-  // Multiplies the tiles first to last by some panels.
+  // Multiplies tiles `first` to `last` by some panels.
   void (*multiply)(const Job&, const Tiles&, const Item&, int64_t panel,
                    int64_t panels, int64_t first, int64_t last, char* workspace);
-  // Makes the codes of an image; the job's k is the length of a row of it.
+  // Makes the codes of an image. The job's k is the length of a row of the image.
   void (*image)(const Job&, const Scene&, const Stack&, int64_t image,
                 char* workspace);
-  // Makes the codes of a tile from windows, the first of them at `pixel` of all
-  // images, of one group of features.
+  // Copies windows into a tile of codes, for one group of features. `pixel` counts
+  // through all images and is where the first window lies.
   void (*gather)(const Job&, const Tiles&, const Scene&, const Stack&,
                  int64_t features, int64_t pixel, const Item&, int64_t tile);
-  // Multiplies windows that `slides` says yes to, without gathering them: rows of
-  // pixels first to last, of those of all images, by some panels.
+  // Multiplies windows where they lie, if conv.cc finds that they can be: rows of
+  // pixels `first` to `last`, counted through all images, by some panels.
   void (*slide)(const Job&, const Scene&, const Stack&, const Item&,
                 int64_t features, int64_t panel, int64_t panels, int64_t first,
                 int64_t last, char* workspace);
-  // Rows first to last of the results for an image, every channel on its own.
+  // Rows `first` to `last` of the results for an image, each channel on its own.
   void (*depthwise)(const Job&, const Scene&, const Stack&, const Item&,
                     int64_t image, int64_t first, int64_t last, char* workspace);
 };

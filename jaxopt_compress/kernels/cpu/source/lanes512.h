@@ -33,7 +33,7 @@ struct V {
     return _mm512_and_si512(_mm512_srli_epi16(x, shift),
                             _mm512_set1_epi8(static_cast<char>(mask)));
   }
-  // Adds a third bit.
+  // Codes of three bits from their two low bits and their high bit.
   static I join(I low, I high) {
     return _mm512_or_si512(low, _mm512_slli_epi16(high, 2));
   }
@@ -62,7 +62,7 @@ struct V {
   static F at_least(F floor, F y) { return _mm512_max_ps(floor, y); }
 
   static I bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
-  // Values that follow each other in memory to where bits are set.
+  // Consecutive values, moved to the lanes whose bits are set.
   static F expand_floats(uint16_t bits, const uint8_t* p) {
     return _mm512_maskz_expandloadu_ps(bits, p);
   }

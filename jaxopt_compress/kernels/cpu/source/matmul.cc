@@ -39,9 +39,9 @@ JAXOPT_COMPRESS_DECODE(
 namespace jaxopt_compress {
 namespace {
 
-// Weights of up to so many bytes stay in the second-level cache of every worker: a
-// task makes codes of some rows and multiplies them by all of it. Of so many rows at
-// least; more where each task spreads the weight out for itself.
+// A weight of up to so many bytes stays in the second-level cache of every worker: a task
+// then makes codes of some rows and multiplies them by all of the weight. Such a task
+// has so many rows at least, more if it has to expand the weight for itself.
 constexpr int64_t kSharedBytes = 1 << 20, kTaskRows = 32, kSpreadRows = 256;
 
 struct Call {
@@ -51,10 +51,10 @@ struct Call {
   std::vector<Item> items;
   int64_t panels_each, tiles_each;  // of a task
   int64_t panel_tasks, tile_tasks;  // of an item
-  bool together;   // a task is some rows and all panels, of one round
-  uint64_t alone;  // which call it is, if threads each make codes of the only tile
+  bool together;   // a task is some rows and all panels; there is one round
+  uint64_t alone;  // number of the call if each thread makes codes of the only tile
 
-  // The item with codes of its rows in memory of this thread.
+  // The only item, with codes of its rows in memory of this thread.
   const Item& own(char* workspace) const {
     thread_local Room room;
     thread_local Item item;
@@ -102,8 +102,8 @@ struct Call {
   }
 };
 
-// How many panels a task has, where `wanted` tasks are wanted: every task reads its
-// rows and its panels, and all of them as little as may be.
+// How many panels a task has, if `wanted` tasks are wanted. Every task reads its rows
+// and its panels; all together they are to read as little as possible.
 int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t weight) {
   int64_t best = job.panels, least = 0, most_tasks = 0;
   for (int64_t cuts = std::min(wanted, job.panels); cuts > 0; --cuts) {
@@ -124,8 +124,8 @@ int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted, int64_t w
 // with the offsets [..., panels + 1] of their runs.
 constexpr Own kDense = {2, 3, 2, 2}, kSparse = {2, 1, 2, 2};
 
-// Whether the runs of a stream lie one after the other inside of it and have room
-// for what kernels take for granted.
+// Whether the runs of a stream lie one after the other inside it, each as long as the
+// kernels assume without checking.
 bool runs_fit(const Job& job, const Item& item) {
   const int64_t room = job.stream - job.format.bytes;
   const int64_t words = (job.units + 63) / 64 * 8;
@@ -173,7 +173,7 @@ ffi::Error describe(const Operands& p, const Part* offsets, const Options& optio
   return check_operands(p, *job, !floats && job->act != Act::kCodes);
 }
 
-// What each product reads and writes; memory for codes, if it is shared.
+// Says what each product reads and writes, and where its codes go if threads share them.
 ffi::Error fill(const Operands& p, const Part* offsets, Dims lead, int64_t products,
                 Call* call) {
   const Job& job = call->job;
@@ -198,7 +198,7 @@ int64_t weight_bytes(const Job& job) {
   return job.sparse ? job.stream : job.panels * job.units * job.format.bytes;
 }
 
-// Threads that products are worth.
+// How many threads products are worth.
 int64_t workers_of(const ffi::ThreadPool& pool, const Job& job, int64_t products) {
   const int64_t work = products * job.rows * job.digits * job.k * job.n;
   const bool small = work < (1 << 21) && products * weight_bytes(job) < (1 << 17);

@@ -39,8 +39,8 @@ struct V {
     std::memcpy(&x, p, 4);
     return vdupq_n_s32(x);
   }
-  // Codes are unsigned and there are signed products only: u = 128 + v, with the
-  // 128 of each of the four added up apart.
+  // Codes are unsigned, but there are only signed products: u = 128 + v, and the 128
+  // times each of the four signed bytes are added separately.
   static I dot(I acc, I u, I s) {
     const int8x16_t v = vreinterpretq_s8_u8(
         veorq_u8(vreinterpretq_u8_s32(u), vdupq_n_u8(128)));

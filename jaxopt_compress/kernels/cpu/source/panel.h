@@ -36,7 +36,7 @@ inline typename V::I spread(const uint8_t* unit, int j, int r,
 constexpr int steps_of(int bits) { return bits == 8 ? 1 : bits == 4 ? 2 : 4; }
 constexpr int bytes_of(int bits) { return bits == 3 ? 192 : 128; }
 
-// What a panel brings along: scales and zero points of its columns.
+// Scales, zero points and the like of the columns of a panel.
 struct PanelScales {
   float* scale;   // [groups][32]
   float* zero;    // [groups][32] or null
@@ -75,7 +75,7 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
 inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
                              float* room) {
   PanelScales found = {room, nullptr, nullptr, nullptr, job.floor};
-  if (job.finishes()) found.floor = -__builtin_inff();  // which comes last
+  if (job.finishes()) found.floor = -__builtin_inff();  // `finish` applies it last
   if (job.act == Act::kCodes) return found;
   const int n = columns_of(job, panel);
   const int64_t first = panel * kColumns;
@@ -102,7 +102,7 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
       to_floats(job.zero_type, item.zero, g * job.n + first, n,
                 found.zero + g * kColumns);
     }
-    // Zero points count in numbers, sums in steps of the format.
+    // Zero points are numbers, but sums count steps of the format.
     if (job.format.unit != 1.0f) {
       for (int64_t i = 0; i < job.groups * kColumns; ++i) {
         found.zero[i] /= job.format.unit;
@@ -112,8 +112,8 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
   return found;
 }
 
-// What a row of a panel becomes, of one register: max(floor, a (y - b t) + bias), NaN
-// if that is.
+// The results of one register of a row: max(floor, a (y - b t) + bias), which stays
+// NaN if it is.
 inline typename V::F result(const PanelScales& scales, int column,
                             typename V::F a, typename V::F minus_b,
                             typename V::F y) {
@@ -125,7 +125,8 @@ inline typename V::F result(const PanelScales& scales, int column,
   return V::at_least(V::all(scales.floor), y);
 }
 
-// What sums of the only group are, of one register: s (sum - z sum of x).
+// The numbers that one register of sums stands for, if there is one group of rows:
+// s (sum - z sum of x).
 inline typename V::F number(const Job& job, const PanelScales& scales, int column,
                             typename V::I sum, int32_t of_x) {
   typename V::F v = V::floats(V::less(sum, job.format.offset * of_x));
@@ -135,13 +136,13 @@ inline typename V::F number(const Job& job, const PanelScales& scales, int colum
   return V::mul(v, V::get(scales.scale + column));
 }
 
-// Whether sums become results in registers, by `number` and `result`.
+// Whether sums become results without leaving registers, by `number` and `result`.
 inline bool at_once(const Job& job) {
   return job.groups == 1 && job.digits == 1 && job.act != Act::kCodes &&
          job.out_type == Type::kF32;
 }
 
-// A row of results of `n` columns from its sums, one register of which `sum` gives.
+// A row of `n` results from its sums; `sum(c)` returns the c-th register of them.
 template <typename Sum>
 inline void put_row(const Job& job, const PanelScales& scales, int n, float scale,
                     float zero, int32_t of_x, float* out, Sum sum) {
@@ -156,7 +157,7 @@ inline void put_row(const Job& job, const PanelScales& scales, int n, float scal
   }
 }
 
-// As `add_group` adds sums without zero points, of one register: y + s sum.
+// One register of what `add_group` adds without zero points: y + s sum.
 inline typename V::F added(const Job& job, const PanelScales& scales, int64_t group,
                            int column, typename V::I sum, int32_t of_x,
                            typename V::F y) {
@@ -173,7 +174,7 @@ inline void join(bool times, int n, float* y, Read other) {
   }
 }
 
-// What is left to do with `n` results, of which the first is the result at `at`.
+// Finishes `n` results, from the one at place `at` of all: curve, other, floor.
 void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
   if (job.curve != kNoCurve) kCurves[job.curve].bend(n, y);
   if (job.joins && job.out_type == Type::kF32) {
@@ -186,7 +187,7 @@ void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
   for (int i = 0; i < n; ++i) y[i] = y[i] < job.floor ? job.floor : y[i];
 }
 
-// The same of rows of a panel, which are float32.
+// Finishes rows of a panel, which are float32.
 inline void finish_rows(const Job& job, const Item& item, int64_t panel, int64_t row,
                         int rows) {
   const int n = columns_of(job, panel);
@@ -196,7 +197,7 @@ inline void finish_rows(const Job& job, const Item& item, int64_t panel, int64_t
   }
 }
 
-// One row of results of a panel, in its own type.
+// Stores one row of results of a panel in the type of the result.
 inline void store_row(const Job& job, const Item& item, int64_t panel,
                       const PanelScales& scales, int64_t row, float scale,
                       float zero, float* y) {
@@ -222,7 +223,7 @@ inline void store_sums(const Job& job, const Item& item, int64_t panel,
   int32_t* out =
       static_cast<int32_t*>(item.out) + row * job.stride + panel * kColumns;
   const int n = columns_of(job, panel);
-  // Unsigned, as the sums wrapped: of the two only the difference fits.
+  // Unsigned, since sums may have wrapped: only the difference is sure to fit.
   const uint32_t above = static_cast<uint32_t>(job.format.offset * of_x);
   for (int i = 0; i < n; ++i) {
     out[i] = static_cast<int32_t>(static_cast<uint32_t>(y[i]) - above);
@@ -265,7 +266,7 @@ inline void add_digits(const int32_t (*sums)[kColumns], int offset, int rows,
 }
 
 // Adds the sums of a group to the results of rows: y += s (sum - z sum of x).
-// `offset` is what codes are above their numbers.
+// A number is its code less `offset`.
 inline void add_group(const int32_t (*sums)[kColumns], int digits, int offset,
                       int rows, const int32_t* of_x, const float* scale,
                       const float* zero, bool first, float (*y)[kColumns]) {
@@ -278,7 +279,7 @@ inline void add_group(const int32_t (*sums)[kColumns], int digits, int offset,
   add(sums, offset, rows, of_x, scale, zero, first, y);
 }
 
-// Spreads a panel out to codes of eight bits.
+// Expands a panel to codes of eight bits.
 template <int kBits, bool kTable>
 void spread_panel(const Job& job, const uint8_t* w, int64_t units,
                   uint8_t* out) {

@@ -13,8 +13,8 @@ struct Paths {
 
 const Paths& paths();
 
-// The path of that name where it can do the job, else the first that can; null for
-// a name that none here has.
+// The path of that name if it can do the job, else the first that can; null if this
+// machine has none of that name.
 const Path* path_for(const Job& job, const char* name);
 
 }  // namespace jaxopt_compress

@@ -1,9 +1,9 @@
-// Images to codes, and what those add up to. Plain loops, which each instruction path
+// Makes codes of images, and sums of those. Plain loops, which each instruction path
 // compiles for itself.
 //
 // Included inside the unnamed namespace of a path, after panel.h.
 
-// Sums of each four bytes.
+// Sums of every four bytes.
 inline void add_fours(const int8_t* p, int64_t fours, int32_t* out) {
   const typename V::I ones = V::integers(0x01010101);
   int64_t i = 0;
@@ -16,7 +16,7 @@ inline void add_fours(const int8_t* p, int64_t fours, int32_t* out) {
   }
 }
 
-// Sums of each `n` bytes.
+// Sums of every `n` bytes.
 inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
   constexpr int64_t kMost = 1024;
   int32_t fours[kMost];
@@ -47,7 +47,8 @@ inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
   }
 }
 
-// to[i] is the sum of from[i + tap * step] over some taps. How many there are, of n.
+// to[i] is the sum of from[i + tap * step] over some taps. Returns how many of the `n`
+// entries have all taps.
 inline int64_t add_taps(const int32_t* from, int64_t n, int64_t taps, int64_t step,
                         int32_t* to) {
   const int64_t count = n - (taps - 1) * step;
@@ -59,8 +60,9 @@ inline int64_t add_taps(const int32_t* from, int64_t n, int64_t taps, int64_t st
   return count;
 }
 
-// Sums of windows from those of their cells, which are lost: along rows, then along
-// columns, of all positions as one line, and those of windows taken out.
+// Sums of windows from those of their cells, which are overwritten. Cells are added up
+// along rows, then along columns, for all positions as if they were one line; the sums
+// at positions where windows begin are then taken out.
 inline void add_windows(const Scene& s, int32_t* cells, int32_t* room,
                         int32_t* out) {
   const int64_t n = s.features, each = n * s.x.stride;
@@ -85,8 +87,8 @@ inline int64_t row_begins(const Scene& s, int64_t y) {
   return position * s.pitch * s.entry;
 }
 
-// Writes a row of an image, each entry where it belongs. Of codes, up to three that
-// follow the row are read.
+// Writes a row of an image, each entry where it belongs. Up to three codes that follow
+// the row are read.
 inline void spread_row(const Scene& s, const char* row, char* out) {
   const int64_t each = s.channels * s.entry, step = s.x.spread * s.pitch * s.entry;
   if (s.pitch == s.channels) {
@@ -154,7 +156,7 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
   const int64_t plane = s.positions() * s.pitch * s.entry;
   char* codes = stack.codes + image * s.planes * plane;
   if (!s.y.plain() || !s.x.plain()) {
-    // An entry of zero is, as a float and as a digit, bytes of zero.
+    // Zero is made of zero bytes, both as a float and as a digit.
     for (int64_t d = 0; d < s.planes; ++d) {
       fill(s, static_cast<int>(range.zero) & 255, codes + d * plane, plane);
     }
@@ -175,7 +177,7 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
       spread_row(s, reinterpret_cast<const char*>(x), out);
       continue;
     }
-    // Straight to where they belong, or by way of a row.
+    // Straight to where they belong if they lie together there, else through a row.
     const bool together = s.x.spread == 1 && s.pitch == s.channels;
     int8_t* digits[3] = {nullptr, nullptr, nullptr};
     for (int64_t d = 0; d < s.planes; ++d) {

@@ -1,4 +1,4 @@
-// C++ and nothing else.
+// Plain C++, for machines without the instructions of the other paths.
 
 #include <cstring>
 
@@ -9,7 +9,7 @@ namespace {
 
 #include "rows.h"
 
-// Vectors of whatever registers there are: a type of GCC and Clang.
+// Vector types of GCC and Clang, which compile to whatever registers there are.
 typedef int32_t Integers __attribute__((vector_size(16)));
 typedef uint32_t Unsigned __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
@@ -30,7 +30,7 @@ struct V {
   }
   static void save(void* p, I x) { std::memcpy(p, &x, 16); }
   static I integers(int32_t x) { return I{x, x, x, x}; }
-  // Sums of unsigned numbers: they wrap as those of the other paths do.
+  // Unsigned, so that sums wrap as those of the other paths do.
   static I sum(I x, I y) {
     return reinterpret_cast<I>(reinterpret_cast<Unsigned>(x) +
                                reinterpret_cast<Unsigned>(y));

@@ -1,9 +1,9 @@
 // Two rounds of tasks shared between the calling thread and a pool.
 //
-// Tasks are claimed, from either end, by whoever is awake, the caller first of all.
-// Nobody waits for a task that nobody has claimed, so the caller may itself be a
-// thread of the pool and the pool may never get round to helping. A helper that comes
-// late finds nothing to claim and touches nothing of the caller's.
+// Threads that are awake claim tasks, the caller first of all. No thread waits for a task
+// that is not claimed, so the caller may itself be a thread of the pool, and the pool
+// may never get round to helping. A helper that comes late finds nothing to claim and
+// touches nothing of the caller's.
 #pragma once
 
 #include <atomic>
@@ -33,7 +33,7 @@ class Region {
   Region(Task task, const void* context, int64_t first, int64_t second)
       : task_(task), context_(context), sizes_{first, second} {}
 
-  // How long a helper waits for another region when it is through.
+  // How long a helper waits for another region when it is done.
   std::chrono::microseconds patience{0};
 
   void work() {
@@ -44,12 +44,12 @@ class Region {
         if (i == n) break;
         try {
           task_(context_, round, i);
-        } catch (...) {  // There was no memory. The others still wait for it.
+        } catch (...) {  // There was no memory. Other threads still wait for it.
           failed_.store(true, std::memory_order_relaxed);
         }
         done_[round].fetch_add(1, std::memory_order_release);
       }
-      // What is left is claimed, so it runs on a thread that is awake.
+      // Every task left is claimed, so a thread that is awake runs it.
       for (int spins = 0; done_[round].load(std::memory_order_acquire) < n;) {
         if (++spins < 4096) {
           pause();
@@ -69,9 +69,9 @@ class Region {
   }
 
  private:
-  // The next task, or n, below 2^32, if all are claimed. Even and odd processors take
-  // them from either end, and so each the same ones when the same product comes again,
-  // or what follows from its results: those and the weight may be in its cache yet.
+  // The next task, or n (below 2^32) if all are claimed. Even and odd processors take
+  // tasks from opposite ends. So each takes the same ones when the same product comes
+  // again, or one of its results: those and the weight may still be in its cache.
   int64_t claim(int round, int64_t n) {
     const bool last = processor() & 1;
     const uint64_t one = last ? uint64_t{1} << 32 : 1;
@@ -97,14 +97,14 @@ class Region {
   alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
 };
 
-// Where a helper that is through waits a little for the next region, rather than
-// sleep: to wake a thread can take longer than a product. Room for one.
+// Where a helper that is done waits a little for the next region instead of sleeping:
+// waking a thread can take longer than a product. There is room for one helper.
 class Lounge {
  public:
   using Work = std::shared_ptr<Region>;
   using Time = std::chrono::microseconds;
 
-  // Gives work to a helper that waits; false where none does.
+  // Gives work to the helper that waits; false if none does.
   bool give(const Work& work) {
     if (state_.load(std::memory_order_relaxed) != kWaits) return false;
     auto given = std::make_unique<Work>(work);
@@ -115,8 +115,8 @@ class Lounge {
     return taken;
   }
 
-  // Waits for work; null where none came, or somebody waits already. After a while
-  // others may have the processor.
+  // Waits for work; null if none came, or if another helper waits already. After a
+  // while it lets other threads have the processor.
   Work wait(Time patience) {
     uintptr_t expected = kEmpty;
     if (!state_.compare_exchange_strong(expected, kWaits)) return nullptr;
@@ -133,8 +133,8 @@ class Lounge {
     return std::move(*given);
   }
 
-  // For how long: within a program XLA needs its threads for what comes next; after
-  // the last product of one hardly.
+  // For how long: within a program XLA soon needs its threads for other work, after the
+  // last product of a program it hardly does.
   static constexpr Time kWithin{50}, kBetween{500};
 
  private:
@@ -145,8 +145,8 @@ class Lounge {
 
 inline Lounge lounge;
 
-// Whether this thread is one of XLA's own, by its name. If those change, helpers wait
-// where nobody needs them to.
+// Whether this thread is one of XLA's own, by its name. If XLA renames them, helpers
+// wait in vain, and nothing else changes.
 inline bool is_of_xla() {
   static thread_local const bool is = [] {
 #if defined(__linux__)
@@ -160,16 +160,16 @@ inline bool is_of_xla() {
   return is;
 }
 
-// A product of a program: its weight, and a number that runs of programs differ by.
+// A product of a program: its weight, and a number that is different in each run.
 struct Site {
   const void* weight;
   int64_t run;
 };
 
-// Whether no other product of its program followed this one when it came before. On a
-// thread that is not one of XLA's own a program's products follow each other.
+// Whether this product was the last of its program when it ran before. On a thread that
+// is not one of XLA's own, the products of a program follow each other.
 inline bool ends_program(const Site& site) {
-  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // spreads addresses out
+  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // a hash of addresses
   thread_local Site before = {nullptr, 0};
   thread_local const void* last[64] = {};
   const auto place = [](const Site& s) -> const void*& {
@@ -190,8 +190,8 @@ inline bool ends_program(const Site& site) {
 // Runs both rounds on this thread and up to `helpers` threads of a pool. Returns
 // whether all tasks had the memory they needed.
 //
-// XLA computes short programs on the thread that calls them, and there the next call
-// comes soon: the helper waits for it. Others keep their pool busy themselves.
+// XLA computes short programs on the thread that calls them. There the next call comes
+// soon, and the helper waits for it. Other programs keep their pool busy themselves.
 template <typename Pool>
 bool run(Pool& pool, const Site& site, int64_t helpers, Region::Task task,
          const void* context, int64_t first, int64_t second) {
@@ -214,8 +214,8 @@ bool run(Pool& pool, const Site& site, int64_t helpers, Region::Task task,
   return !region->failed();
 }
 
-// Memory that a thread keeps and reuses; what it held is lost when it grows. Of much
-// memory, only so much is kept as is used.
+// Memory that a thread keeps and reuses; its contents are lost when it grows. If it is
+// much more than a call needs, it shrinks.
 class Room {
  public:
   Room() = default;
@@ -225,7 +225,7 @@ class Room {
 
   char* of(int64_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
-    size_ = 0;  // Never more than was asked for: what is past it, is found.
+    size_ = 0;  // Never more than was asked for, so that overruns are found.
     const int64_t wanted = bytes;
 #else
     const int64_t wanted = bytes + bytes / 4 + 4096;

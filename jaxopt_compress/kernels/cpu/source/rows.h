@@ -45,8 +45,8 @@ inline bool finite(float x) { return x - x == 0.0f; }
 
 constexpr float kTiny = 1.17549435e-38f;
 
-// What a range is made from: the largest magnitude, NaN or infinity where there is
-// one, and the ends, zero among them, where codes have zero points.
+// What a range is made from: the largest magnitude, which is NaN or infinity if there
+// is one; and, if codes have zero points, the least and the largest number or zero.
 struct Extent {
   float most = 0.0f, low = 0.0f, high = 0.0f;
 };
@@ -67,10 +67,10 @@ inline void extend(const Job& job, const float* x, int64_t n, Extent& extent) {
 
 struct Range {
   float scale, zero;
-  bool bad;  // there is NaN or infinity: so it is in all products
+  bool bad;  // there is a NaN or an infinity, so all products are NaN
 };
 
-// As jaxopt_compress/quantization/scales.py has it.
+// The same as jaxopt_compress/quantization/scales.py computes.
 inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   const float m = extent.most;
   if (job.act == Act::kStatic) {
@@ -166,7 +166,7 @@ inline void codes_of(const Job& job, const Range& range, const float* x,
   }
 }
 
-// Entries of rows that are placed at once, so that the lines they go to stay near.
+// Entries of rows that are placed at once, so that the lines they go to stay in cache.
 constexpr int64_t kPlaced = 512;
 
 // Entries from to from + n of a row of codes, to where a tile has entry `to` on.
@@ -180,12 +180,12 @@ inline void place(const Tiles& t, const int8_t* row, int64_t from, int64_t n,
     if (i < n) std::memcpy(out + i * t.size, row + from + i, n - i);
     return;
   }
-  // Its chunks, the first from where it is left off.
+  // Chunk by chunk; the first may already be filled in part.
   int64_t inside = to % chunk;
   int8_t* out = codes + (to - inside) * t.size + slot * chunk;
   for (int64_t i = 0; i < n; inside = 0, out += chunk * t.size) {
     const int64_t run = n - i < chunk - inside ? n - i : chunk - inside;
-    if (run == 64) {  // the largest chunk, whole: of known length, a single move
+    if (run == 64) {  // the largest chunk: its length is known, so it is one move
       std::memcpy(out, row + from + i, 64);
     } else {
       std::memcpy(out + inside, row + from + i, run);
@@ -194,8 +194,8 @@ inline void place(const Tiles& t, const int8_t* row, int64_t from, int64_t n,
   }
 }
 
-// Writes rows of codes into a tile, group by group, and adds up each group. Nothing
-// is written where groups end before their last unit does.
+// Writes rows of codes into a tile, group by group, and adds up each group. If a group
+// ends before its last unit does, the rest of that unit is not written.
 inline void place_rows(const Job& job, const Tiles& t, const int8_t* const* rows,
                        int64_t count, int8_t* codes, int32_t* sums) {
   const int64_t width = job.group_steps() * kSteps;
@@ -236,7 +236,7 @@ void prepare(const Job& job, const Tiles& t, const Item& item, int64_t tile,
   int8_t* made = reinterpret_cast<int8_t*>(room + job.k + 64);
   const int8_t* slots[kMostRows];
   const int64_t rows = rows_in(job, t, tile);
-  // Rows past the last, and the ends of groups.
+  // Rows past the last and the ends of groups are zeros.
   if (rows * job.digits < t.size || t.chunks * t.chunk != job.k) {
     std::memset(codes, 0, t.codes());
     std::memset(sums, 0, sizeof(int32_t) * job.groups * t.size);

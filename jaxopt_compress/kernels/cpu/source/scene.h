@@ -1,4 +1,4 @@
-// What the handlers of convolutions share: the scene of their operands.
+// What the handlers of convolutions share: images, windows, and what becomes of them.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ using Geometry = ffi::Span<const int64_t>;
 
 // Fills in a scene from the shape [*lead, images, height, width, channels] of x and
 // the numbers (y, x) of taps, strides, spreads, dilations, and of padding below and
-// above. False where they are no convolution, or one too large to count.
+// above. False if they make no convolution, or one whose sizes would overflow.
 inline bool scene_of(Dims x, Geometry numbers, Scene* s) {
   if (x.size() < 4 || numbers.size() != 12) return false;
   constexpr int64_t kMost = int64_t{1} << 31;
@@ -47,7 +47,7 @@ inline bool out_fits(const Operands& p, const Scene& s, int64_t features) {
   return p.out.is({s.images, s.y.out(), s.x.out(), features});
 }
 
-// Bytes that a stack of images becomes.
+// Bytes of the codes of a stack of images, and of what goes with them.
 inline int64_t stack_bytes(const Scene& s) {
   return rounded(s.bytes()) + rounded(s.sums() * 4) + 2 * rounded(s.images * 4);
 }

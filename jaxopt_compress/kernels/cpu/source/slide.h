@@ -1,12 +1,12 @@
-// Windows as they lie in the codes of images, multiplied without being copied.
+// Multiplies windows where they lie in the codes of images, without copying them:
 //
 //   sums[x, n] = sum over pieces of w[k, n] codes[x * step + k's place]
 //
-// of some windows side by side. Plain loops over registers of `V`, after panel.h.
+// for some windows side by side. Plain loops over registers of `V`, after panel.h.
 //
 // Included inside the unnamed namespace of a path.
 
-// Accumulators of a panel that is half empty serve twice the rows.
+// A panel that is half empty needs half the accumulators, so it takes twice the rows.
 template <int kCols>
 constexpr int most_windows() {
   constexpr int most = V::kMost * kRegs / kCols;
@@ -56,8 +56,8 @@ inline void clear(typename V::I (&acc)[kRows][kCols]) {
   }
 }
 
-// Float results of one group and digit: as `add_group` and `store_row` make them, from
-// registers.
+// Float results with one group of rows and one digit: what `add_group` and `store_row`
+// compute, without leaving registers.
 template <int kCols, int kRows>
 void windows_at_once(const Job& job, const Scene& s, const Item& item,
                      int64_t panel, const uint8_t* w, const PanelScales& scales,
@@ -85,7 +85,7 @@ void windows_at_once(const Job& job, const Scene& s, const Item& item,
   if (job.finishes()) finish_rows(job, item, panel, line.row, kRows);
 }
 
-// Any results.
+// Results of any kind.
 template <int kCols, int kRows>
 void windows(const Job& job, const Scene& s, const Item& item, int64_t panel,
              const uint8_t* w, const PanelScales& scales, const Line& line) {
@@ -150,7 +150,7 @@ Windows windows_of(int rows, bool straight) {
   }
 }
 
-// A panel of whole steps, the channels of each tap beginning a step of their own.
+// Rewrites a panel so that the channels of each tap begin a step of their own.
 inline void begin_steps(const Scene& s, const uint8_t* w, uint8_t* out) {
   for (int64_t tap = 0; tap < s.taps(); ++tap) {
     for (int64_t i = 0; i < s.pitch; i += kSteps) {
@@ -197,7 +197,7 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
     constexpr int kHalf = kRegs / 2;
     const bool half = columns_of(job, p) <= kHalf * V::kLanes;
     const int most = half ? most_windows<kHalf>() : most_windows<kRegs>();
-    // Of about one size: 15 windows as 8 and 7, not as 14 and 1.
+    // Runs are of about the same size: 15 windows are 8 and 7, not 14 and 1.
     const int64_t count = (out_x + most - 1) / most;
     const int64_t even = (out_x + count - 1) / count;
     for (int64_t i = first; i < last; ++i) {

@@ -12,7 +12,7 @@
 
 constexpr int kEntries = kSteps * kColumns;  // of a unit
 constexpr int kMaskBytes = kEntries / 8;
-constexpr int kLine = 64;  // what offsets count
+constexpr int kLine = 64;  // bytes; offsets count in lines
 
 inline uint64_t word_at(const uint8_t* p) {
   uint64_t x;
@@ -20,8 +20,8 @@ inline uint64_t word_at(const uint8_t* p) {
   return x;
 }
 
-// Where the units that are left begin. Whatever masks say, nothing is read past
-// the end: a stream ends with fill as long as a unit, and both pointers stop there.
+// Where the next unit begins. Whatever masks say, nothing is read past the end of the
+// stream: it ends with padding as long as a unit, and both pointers stop there.
 struct Run {
   const uint8_t* there;  // null: all are
   const uint8_t* masks;
@@ -32,7 +32,7 @@ struct Run {
   bool has(int64_t unit) const {
     return there == nullptr || (there[unit / 8] >> (unit % 8) & 1);
   }
-  // The values of half the entries of a unit, four lines where they are floats.
+  // Half a unit's values, which are four lines if they are floats.
   void prefetch() const {
     V::prefetch(values + 2048);
     V::prefetch(values + 2048 + 128);
@@ -66,7 +66,7 @@ inline Run run_of(const Job& job, const Item& item, int64_t panel) {
   return run;
 }
 
-// ------------------------------------------------------- units without gaps again
+// ------------------------------------------------- units with their zeros put back
 
 // Entries of a unit, `empty` where there is none. Returns the bytes of its values.
 template <typename T>
@@ -113,8 +113,8 @@ void spread_codes(Run& run, int64_t first, int64_t end, uint8_t* out) {
 }
 
 // Calls each(row, h, floats of sixteen columns) for a unit. Returns the bytes of its
-// values. Where those of a row begin is counted from the word, not from the row
-// before: counts of 16 bits would also wait for what was last in their register.
+// values. Where the values of a row begin is counted from the beginning of the word, not
+// from the row before: counts of 16 bits would depend on their register's last content.
 template <typename T, typename W, typename Each>
 inline int64_t each_sixteen(const uint8_t* masks, const uint8_t* values,
                             const Each& each) {
@@ -178,10 +178,10 @@ inline void spread_rows_any(const Job& job, Run& run, int64_t first, int64_t end
                                : spread_rows<float, V>(run, first, end, out);
 }
 
-// ---------------------------------------------------- few rows: never into memory
+// --------------------------------------- few rows: units expanded in registers only
 
-// From a row of floats to the next: whole units, zeros where the matrix has ended.
-// An odd number of lines: rows at a power of two would share places in a cache.
+// Floats from one row to the next: whole units, with zeros past the end of the matrix.
+// The number of lines is odd, as rows a power of two apart would evict each other.
 inline int64_t float_stride(const Job& job) {
   return ((job.k + 15) / 16 | 1) * 16;
 }
@@ -207,8 +207,8 @@ inline void each_unit(Run& run, int64_t first, int64_t end, const Each& each) {
   }
 }
 
-// acc[r][c] += codes of rows times units `first` to `end`; x begins at unit 0. Where
-// units are skipped, of_x[r] += 128 times the codes that were met, in every lane.
+// acc[r][c] += codes of rows times units `first` to `end`; x begins at unit 0. If units
+// are skipped, of_x[r] += 128 times the codes of x that were not, in every lane.
 template <typename W, bool kSkips, int kRows>
 inline void sparse_product(Run& run, int64_t first, int64_t end, const int8_t* x,
                            typename W::I (&acc)[kRows][kRegs],
@@ -249,7 +249,7 @@ void sparse_codes(const Job& job, const Tiles& t, const Item& item, int64_t pane
     sparse_product<W, kSkips, kRows>(run, first, first + job.units_of(g), codes,
                                     acc, met);
     for (int r = 0; r < kRows; ++r) {
-      // As if the units that were skipped had been met: their codes are 128.
+      // Make up for units that were skipped: their codes are 128.
       int32_t skipped = 0;
       if constexpr (kSkips) {
         alignas(64) int32_t lanes[16];
@@ -312,8 +312,8 @@ void sparse_floats(const Job& job, const Tiles& t, const Item& item,
   }
 }
 
-// Rows that units are spread out in registers for: of codes more than of floats, but
-// not where units are skipped, which takes registers as well.
+// Up to so many rows, units are expanded in registers. Codes allow for more rows than
+// floats, but not if units are skipped, which takes registers as well.
 constexpr int kFewSparse = 8, kFewCodes = 12;
 
 using SparseFew = void (*)(const Job&, const Tiles&, const Item&, int64_t,
@@ -341,9 +341,9 @@ inline int few_sparse(const Job& job) {
   return job.skips || job.in_floats() ? kFewSparse : kFewCodes;
 }
 
-// Of tiles first to last. Null where the units have to be spread out in memory: there
-// are many rows, no instructions for it, or numbers that are not finite, whose products
-// with zeros that were skipped are missed.
+// The function for tiles `first` to `last`. Null if units must be expanded in memory:
+// because there are many rows, or no instructions for it, or because x has numbers that
+// are not finite, whose products with zeros count although those are skipped.
 template <typename W = V>
 SparseFew sparse_few_for(const Job& job, const Tiles& t, const Item& item,
                          int64_t first, int64_t last) {

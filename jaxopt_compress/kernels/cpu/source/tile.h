@@ -7,15 +7,15 @@
 
 static_assert(V::kMost >= 3, "a row of x is up to three of codes");
 
-// In tiles of up to so many rows narrow codes are spread out in registers; for
-// more they are spread out once into memory.
+// For tiles of up to so many rows narrow codes are expanded in registers; for more they
+// are expanded once, into memory.
 constexpr int kFew = V::kMost < 4 ? V::kMost : 4;
-// Rows and panels of float weights that are spread out at once, and the tiles that
-// then meet them: in a second-level cache.
+// Rows and panels of float weights that are expanded at once, and tiles that are then
+// multiplied by them: as many as a second-level cache holds.
 constexpr int64_t kFloatRows = 128, kFloatPanels = 4, kFloatTiles = 48;
 
-// A sum takes several cycles to be added to: of few rows a column has several sums, for
-// units that follow each other.
+// Adding to a sum takes several cycles. With few rows each column has several sums, to
+// which successive units are added in turn, so that no addition waits for the last.
 template <int kBits, int kRows>
 constexpr int kSums = kBits == 8 && kRows * kRegs <= 4 ? 8 / (kRows * kRegs) : 1;
 
@@ -73,7 +73,7 @@ void few_rows(const Job& job, const Tiles& t, const Item& item, int64_t panel,
         for (int c = 0; c < kRegs; ++c) all[s][r][c] = start;
       }
     }
-    // Codes that were spread out already have eight bits.
+    // Codes that were expanded already have eight bits.
     const int64_t spread_units = units * job.format.rows / kSteps;
     product<kBits, kTable, kRows>(w, kBits == 8 ? spread_units : units, codes,
                                   table, all);
@@ -231,8 +231,8 @@ FloatRows float_rows_of(int rows) {
   }
 }
 
-// Multiplies some panels by tiles whose rows are kept as floats: k entries of each lie
-// where codes would. `room` has kFloatRows rows and the results of each.
+// Multiplies some panels by tiles whose rows are kept as floats, which lie where codes
+// would. `room` holds kFloatRows rows of each panel, and then the results.
 inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
                             int64_t panel, int panels, int64_t first,
                             int64_t last, const PanelScales* scales,
@@ -260,7 +260,7 @@ inline void multiply_floats(const Job& job, const Tiles& t, const Item& item,
           spread_floats(job, w, scales[p], g, u, units, wide);
         }
       }
-      // Entries of x at these units: the last unit of a group may be short.
+      // The entries of x for these units: the last unit of a group may be short.
       const int64_t into = (u - begin) * job.format.rows;
       const int64_t at = g * job.group + into;
       int64_t n = units * job.format.rows;
@@ -301,7 +301,7 @@ Tiles tiles(const Job& job) {
   if (all < used) {
     size = used = static_cast<int>(all);
   } else {
-    // Tiles of about one size: 15 rows as 8 and 7, not as 14 and 1.
+    // Tiles are of about the same size: 15 rows are 8 and 7, not 14 and 1.
     const int64_t count = (all + used - 1) / used;
     const int64_t even = (job.rows + count - 1) / count * job.digits;
     used = size = static_cast<int>(even);
@@ -313,7 +313,7 @@ Tiles tiles(const Job& job) {
   return t;
 }
 
-// Whether panels are spread out into memory first.
+// Whether panels are expanded into memory first.
 bool spreads_out(const Job& job, const Tiles& t) {
   return job.sparse ? t.size > few_sparse(job) || !V::kExpandsNarrow
                     : job.format.bits < 8 && t.size > kFew;
@@ -335,7 +335,7 @@ int64_t workspace(const Job& job, const Tiles& t) {
 void prepare_rows(const Job& job, const Tiles& t, const Item& item,
                   int64_t tile, char* workspace) {
   if (!job.in_floats()) return prepare(job, t, item, tile, workspace);
-  // As floats, in the same place.
+  // Rows stay floats, where their codes would be.
   const int64_t rows = rows_in(job, t, tile);
   float& scale = item.scales[tile * t.size];  // not finite if a row is not
   scale = 0.0f;
