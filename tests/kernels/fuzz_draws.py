@@ -105,19 +105,27 @@ class Draws:
     """Scales and what goes with them: [..., *inner], where inner ends in (groups, n)."""
     rng = self.rng
     *outer, _, n = inner
-    maybe = lambda p: p if rng.random() < 0.6 else None
     types = ['float32', jnp.bfloat16, jnp.float8_e8m0fnu]
     scale = rng.uniform(0.5, 1.5, (*self.some(), *inner))
     zero = rng.integers(-3, 4, (*self.some(), *inner))
-    one = lambda: self.numbers((*self.some(), *outer, 1, n))
-    given = lambda value: np.full((*self.some(), 1, 1), value, np.float32)
+
+    def maybe(p):
+      return p if rng.random() < 0.6 else None
+
+    def of_each_column():
+      return self.numbers((*self.some(), *outer, 1, n))
+
+    def given(value):
+      return np.full((*self.some(), 1, 1), value, np.float32)
+
     p = dict.fromkeys(
       ('scale', 'zero', 'totals', 'bias', 'act_scale', 'act_zero')
     )
     if how.act is not Act.CODES:
       p['scale'] = scale.astype(types[rng.integers(3)])
       p['zero'] = maybe(zero.astype(rng.choice(['float32', 'int8'])))
-      p['totals'], p['bias'] = one() * 50, maybe(one())
+      p['totals'] = of_each_column() * 50
+      p['bias'] = maybe(of_each_column())
     if how.act is Act.STATIC:
       p['act_scale'] = given(how.scale)
       p['act_zero'] = None if how.zero is None else given(how.zero)
@@ -177,9 +185,10 @@ def finish_of(draws, how, shape, out) -> oracle.Finish:
 
 def on_paths(call, operands, known):
   """Results of a call on each path: {path: array}."""
-  run = lambda operands, known: [
-    call(*operands, **known, path=p) for p in native.paths()
-  ]
+
+  def run(operands, known):
+    return [call(*operands, **known, path=p) for p in native.paths()]
+
   results = jax.jit(run)(operands, known)
   return dict(zip(native.paths(), map(np.asarray, results)))
 

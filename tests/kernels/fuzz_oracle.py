@@ -83,7 +83,10 @@ def panels(codes: np.ndarray, name: str, group: int) -> np.ndarray:
   """[k, n] uint8 codes as the kernels read them: [panels, units, bytes]."""
   how = layout.CODES[name]
   k, n = codes.shape
-  fill = lambda x: np.pad(x, [(0, -len(x) % how.rows), (0, -n % 32)])
+
+  def fill(x):
+    return np.pad(x, [(0, -len(x) % how.rows), (0, -n % 32)])
+
   x = np.concatenate([fill(codes[g : g + group]) for g in range(0, k, group)])
   # [units, j, i, panels, h, l] to [j, panels, units, h, l, i]
   x = x.reshape(-1, how.rows // 4, 4, x.shape[1] // 32, 2, 16)
@@ -116,7 +119,10 @@ def rounded(x: np.ndarray, how: Rounding, fused: bool = False) -> Rows:
       instruction: on a tie it may be the next.
   """
   f32 = np.float32
-  column = lambda value: np.full((len(x), 1), value, np.float64)
+
+  def column(value):
+    return np.full((len(x), 1), value, np.float64)
+
   wide = np.asarray(x, f32)
   if how.act is Act.CODES:
     return Rows(np.float64(x), column(1), column(0), column(0))

@@ -27,7 +27,10 @@ def draw_codes(rng, name: str, bits: int, shape) -> np.ndarray:
 
 def weight(codes, name, scale, zero, group) -> np.ndarray:
   """(number - zero) * scale: [k, n] from [k, n] and [groups, n]."""
-  rows = lambda p: np.repeat(np.float64(p), group, axis=0)[: len(codes)]
+
+  def rows(p):
+    return np.repeat(np.float64(p), group, axis=0)[: len(codes)]
+
   w = numbers(codes, name)
   return (w if zero is None else w - rows(zero)) * rows(scale)
 

@@ -44,17 +44,24 @@ class SparseLayoutTest(parameterized.TestCase):
 
   def test_chosen_by_bytes(self):
     rng = np.random.default_rng(0)
-    how = lambda dtype, kept: sparse_layout.to_streams(
-      sparse_cases.weight(rng, dtype, kept, (512, 512)), 512
-    )
-    bytes_of = lambda streams: streams[0].size / 512**2
-    self.assertEqual(how('int8', '2:4')[2], ('int8', False, 64))
-    self.assertEqual(how('float32', '1:4')[2], ('float32', False, 32))
-    self.assertEqual(how('int8', 'half')[2], ('int8', False, 0))
-    self.assertTrue(how('int8', 'rows')[2].skips)
-    self.assertTrue(how('int8', 'hundredth')[2].skips)
-    self.assertAlmostEqual(bytes_of(how('int8', '2:4')), 5 / 8, delta=0.01)
-    self.assertAlmostEqual(bytes_of(how('float32', 'half')), 2.125, delta=0.02)
+
+    def streams(dtype, kept):
+      w = sparse_cases.weight(rng, dtype, kept, (512, 512))
+      return sparse_layout.to_streams(w, 512)
+
+    def how(dtype, kept):
+      return streams(dtype, kept)[2]
+
+    def bytes_of(dtype, kept):
+      return streams(dtype, kept)[0].size / 512**2
+
+    self.assertEqual(how('int8', '2:4'), ('int8', False, 64))
+    self.assertEqual(how('float32', '1:4'), ('float32', False, 32))
+    self.assertEqual(how('int8', 'half'), ('int8', False, 0))
+    self.assertTrue(how('int8', 'rows').skips)
+    self.assertTrue(how('int8', 'hundredth').skips)
+    self.assertAlmostEqual(bytes_of('int8', '2:4'), 5 / 8, delta=0.01)
+    self.assertAlmostEqual(bytes_of('float32', 'half'), 2.125, delta=0.02)
 
   def test_refuses(self):
     with self.assertRaisesRegex(ValueError, 'traced array'):

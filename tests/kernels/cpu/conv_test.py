@@ -117,7 +117,10 @@ class Case:
   ):
     geometry = dict(self.options)
     groups = geometry.pop('feature_groups', 1)
-    mine = lambda p: p if p is None or groups > 1 else p[0]
+
+    def mine(p):
+      return p if p is None or groups > 1 else p[0]
+
     if 'totals' in rounding:
       rounding['totals'] = mine(rounding['totals'])
     return np.asarray(

@@ -1,5 +1,6 @@
 """Convolutions of random sizes on every instruction path, as `fuzz_test` has products."""
 
+import functools
 import math
 
 from absl.testing import absltest
@@ -83,21 +84,15 @@ class FuzzConvTest(absltest.TestCase):
     w = fuzz_draws.stacked(lambda c: oracle.panels(c, name, group), codes, 2)
     out = fuzz_draws.result_of(draws, how)
     windows = conv.Windows(window, **geometry)
-
-    def call(x, w, scale, **known):
-      return conv.conv(
-        x,
-        w,
-        scale,
-        windows=windows,
-        format=name,
-        n=n,
-        group=group,
-        feature_groups=features,
-        out_dtype=out,
-        **known,
-      )
-
+    call = functools.partial(
+      conv.conv,
+      windows=windows,
+      format=name,
+      n=n,
+      group=group,
+      feature_groups=features,
+      out_dtype=out,
+    )
     shape = (images, *windows.count(*sizes), features * n)
     finish = fuzz_draws.finish_of(draws, how, shape, out)
     known = fuzz_draws.records(how, finish, p)
@@ -150,14 +145,11 @@ class FuzzConvTest(absltest.TestCase):
     p = draws.of_columns(how, (1, n))
     p['totals'] = None
     out = fuzz_draws.result_of(draws, how)
-    call = lambda x, w, scale, **known: conv.depthwise(
-      x,
-      w,
-      scale,
+    call = functools.partial(
+      conv.depthwise,
       windows=conv.Windows(window, **geometry),
       n=n,
       out_dtype=out,
-      **known,
     )
     known = fuzz_draws.records(how, oracle.Finish(), p)
     got = fuzz_draws.on_paths(
@@ -240,7 +232,10 @@ def rows_of(x, how, fused, window, geometry):
     rows.codes.reshape(x.shape), rows.zero, window, **geometry
   )
   shape = codes.shape[:3]
-  each = lambda p: np.repeat(p, shape[1] * shape[2], axis=0)
+
+  def each(p):
+    return np.repeat(p, shape[1] * shape[2], axis=0)
+
   return (
     oracle.Rows(
       codes.reshape(-1, *codes.shape[3:]),

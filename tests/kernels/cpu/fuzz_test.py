@@ -5,6 +5,8 @@ Integers are equal to numpy's, numbers within the roundings of float32. Under
 are arrays of exactly their sizes.
 """
 
+import functools
+
 from absl.testing import absltest
 import fuzz_draws
 import fuzz_oracle as oracle
@@ -85,16 +87,13 @@ class FuzzTest(absltest.TestCase):
     p = draws.of_columns(how, (-(-k // group), n))
     w = fuzz_draws.stacked(lambda c: oracle.panels(c, name, group), codes, 2)
     out = fuzz_draws.result_of(draws, how)
-    call = lambda x, w, scale, **known: native.matmul(
-      x,
-      w,
-      scale,
+    call = functools.partial(
+      native.matmul,
       format=name,
       k=k,
       n=n,
       group=group,
       out_dtype=out,
-      **known,
     )
     finish = fuzz_draws.finish_of(draws, how, (m, n), out)
     got = fuzz_draws.on_paths(
@@ -153,17 +152,13 @@ class FuzzTest(absltest.TestCase):
     if floats:
       p.update(scale=None, zero=None, totals=None)
     out = fuzz_draws.result_of(draws, how)
-    call = lambda x, stream, offsets, scale, **known: native.sparse_matmul(
-      x,
-      stream,
-      offsets,
-      scale,
+    call = functools.partial(
+      native.sparse_matmul,
       how=of,
       k=k,
       n=n,
       group=group,
       out_dtype=out,
-      **known,
     )
     finish = fuzz_draws.finish_of(draws, how, (m, n), out)
     known = fuzz_draws.records(how, finish, p)

@@ -104,17 +104,17 @@ class MatmulTest(parameterized.TestCase):
   def test_rounded_operand(self, name, path):
     shape = SHAPES[len(name) % len(SHAPES)]
     # A code half way between two may fall to either: by one step of one entry.
-    step = lambda case: np.abs(case.w).max() * np.abs(case.x).max() / 127
     case = Case(name, shape, zero=np.int8)
+    step = np.abs(case.w).max() * np.abs(case.x).max() / 127
     y = case.run(Act.DYNAMIC, path)
     off = np.abs(y - oracle.dynamic(case.x) @ case.w)
-    self.assertLess(off.max(), 1.1 * step(case))
-    self.assertLess(np.mean(off), 0.02 * step(case))
+    self.assertLess(off.max(), 1.1 * step)
+    self.assertLess(np.mean(off), 0.02 * step)
     totals = jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32)
     y = case.run(Act.DYNAMIC, path, symmetric=False, totals=totals)
     off = np.abs(y - oracle.dynamic_asymmetric(case.x) @ case.w)
-    self.assertLess(off.max(), 1.1 * step(case))
-    self.assertLess(np.mean(off), 0.02 * step(case))
+    self.assertLess(off.max(), 1.1 * step)
+    self.assertLess(np.mean(off), 0.02 * step)
 
   @parameterized.parameters(*[(path,) for path in EACH])
   def test_codes_are_multiplied_exactly(self, path):
@@ -217,9 +217,9 @@ class MatmulTest(parameterized.TestCase):
 class TransformTest(parameterized.TestCase):
   def test_vmap_shares_or_stacks_the_weight(self):
     cases = [Case('int4', (3, 64, 40, 32), seed=i) for i in range(4)]
-    stack = lambda name: jnp.stack(
-      [jnp.asarray(getattr(c, name)) for c in cases]
-    )
+
+    def stack(name):
+      return jnp.stack([jnp.asarray(getattr(c, name)) for c in cases])
 
     def run(x, payload, scale):
       return native.matmul(

@@ -23,6 +23,25 @@ def _on_paths(call):
   }
 
 
+def _rounded(x, act, symmetric, given):
+  """What the codes of float32 rows stand for; `given` is a static (scale, zero)."""
+  if act == 'FLOAT':
+    return x
+  if given is not None:
+    s, z = given
+  elif symmetric:
+    s, z = np.abs(x).max(-1, keepdims=True) * np.float32(1 / 127.5), 0
+  else:
+    high = x.max(-1, keepdims=True).clip(0)
+    low = x.min(-1, keepdims=True).clip(None, 0)
+    s = (high - low) * np.float32(0.5) * np.float32(1 / 127.5)
+    z = -0.5 - (high + low) * np.float32(0.5) * (np.float32(1) / s)
+    z = np.clip(np.rint(z), -128, 127)
+  # Ties fall as they do in the library.
+  codes = np.clip(np.rint(x * (np.float32(1) / s)) + z, -128, 127)
+  return s * (codes - z)
+
+
 @unittest.skipUnless(native.available(), 'the library was not built')
 class SparseMatmulTest(parameterized.TestCase):
   @parameterized.parameters(*sparse_cases.cases())
@@ -118,23 +137,8 @@ class SparseMatmulTest(parameterized.TestCase):
       )
       return _on_paths(call)
 
-    x32 = x.astype(np.float32)
-    if act == 'FLOAT':
-      rounded = x32
-    else:
-      if act == 'STATIC':
-        s, z = act_scale, act_zero
-      elif symmetric:
-        s, z = np.abs(x32).max(-1, keepdims=True) * np.float32(1 / 127.5), 0
-      else:
-        high = x32.max(-1, keepdims=True).clip(0)
-        low = x32.min(-1, keepdims=True).clip(None, 0)
-        s = (high - low) * np.float32(0.5) * np.float32(1 / 127.5)
-        z = -0.5 - (high + low) * np.float32(0.5) * (np.float32(1) / s)
-        z = np.clip(np.rint(z), -128, 127)
-      # Ties fall as they do in the library.
-      codes = np.clip(np.rint(x32 * (np.float32(1) / s)) + z, -128, 127)
-      rounded = s * (codes - z)
+    given = (act_scale, act_zero) if act == 'STATIC' else None
+    rounded = _rounded(x.astype(np.float32), act, symmetric, given)
     expected = rounded.astype(np.float64) @ real + bias
     # Bfloat16 x is kept to 2^-15 of the largest.
     bound = 1e-4 if x_type == 'bfloat16' else 1e-5
@@ -198,9 +202,12 @@ class SparseMatmulTest(parameterized.TestCase):
     )
     x = rng.integers(-9, 10, (4, m, k)).astype(np.float32)
     stream, offsets, how = sparse_layout.to_streams(w, k)
-    call = lambda x, stream, offsets: native.sparse_matmul(
-      x, stream, offsets, None, how=how, k=k, n=n, group=k
-    )
+
+    def call(x, stream, offsets):
+      return native.sparse_matmul(
+        x, stream, offsets, None, how=how, k=k, n=n, group=k
+      )
+
     mesh = jax.make_mesh((4,), ('i',), axis_types=(jax.sharding.AxisType.Auto,))
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=P('i'))
 
@@ -224,13 +231,13 @@ class SparseMatmulTest(parameterized.TestCase):
     k, n = 12, 40
     w = sparse_cases.weight(np.random.default_rng(0), 'float32', 'half', (k, n))
     stream, offsets, how = sparse_layout.to_streams(w, k)
-    call = lambda stream, offsets, m=1, **other: native.sparse_matmul(
-      jnp.zeros((m, k)),
-      stream,
-      offsets,
-      None,
-      **dict(dict(how=how, k=k, n=n, group=k), **other),
-    )
+
+    def call(stream, offsets, m=1, how=how, **other):
+      x = jnp.zeros((m, k))
+      return native.sparse_matmul(
+        x, stream, offsets, None, how=how, k=k, n=n, group=k, **other
+      )
+
     self.assertEqual(call(stream, offsets, m=0).shape, (0, n))
     with self.assertRaisesRegex(Exception, 'offsets do not fit'):
       call(stream, offsets * 0)
