@@ -106,7 +106,7 @@ class EpilogueTest(parameterized.TestCase):
     q, p = _packed(f, params, X, scheme)
     run = jax.jit(jc.lift(f, strict=True))
     self.assertLess(_distance(run(p, X), run(q, X)), 2e-5)
-    self.assertEqual(run.lower(p, X).as_text().count('tanh'), 0)
+    self.assertNotIn('stablehlo.tanh', run.lower(p, X).as_text())
     grad = lambda p: jax.grad(
       lambda c, x: jnp.sum(jc.lift(f)({**p, 'c': c}, x) ** 2), argnums=(0, 1)
     )(C, X)
