@@ -86,7 +86,7 @@ def as_function(eqn) -> Callable[[jax.Array], jax.Array]:
 
 def only_body(eqn) -> Any | None:
   """The one body of a call, of which the call returns all results."""
-  found = jaxprs.bodies(eqn)
+  found = jaxprs.inside(eqn)
   return found[0] if len(found) == 1 and not found[0].constvars else None
 
 
@@ -119,7 +119,7 @@ def _write(eqns, wanted, words, lines, enter) -> bool:
       if not _write(body.eqns, wanted, inside, lines, enter):
         return False
       results = [_word(v, inside) for v, _ in outs]
-    elif jaxprs.bodies(eqn):
+    elif jaxprs.inside(eqn):
       return False
     elif (value := _constant(eqn, operands)) is not None:
       results = [value]

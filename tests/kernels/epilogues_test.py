@@ -124,7 +124,7 @@ def _chains(jaxpr):
   """The epilogues of a program, in every body of it."""
   found = list(epilogues.find(jaxpr).values())
   for eqn in jaxpr.eqns:
-    for body in jaxprs.bodies(eqn):
+    for body in jaxprs.inside(eqn):
       found += _chains(body)
   return found
 
