@@ -22,11 +22,9 @@ class Dense:
 
   Attributes:
     reason: why, in a few words, for `explain`.
-    detail: anything that the analysis which installed the rule wants back.
   """
 
   reason: str
-  detail: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,6 @@ class Met:
     native: whether it ran on the compressed form.
     reason: why it did not, or ''.
     source: file, line and function of the model.
-    detail: what the rule that declined passed on.
   """
 
   path: str
@@ -73,7 +70,6 @@ class Met:
   native: bool
   reason: str
   source: str
-  detail: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +216,11 @@ class Context:
 
     return both
 
-  def note(self, eqn, name, native, reason='', detail=None) -> None:
+  def note(self, eqn, name, native, reason='') -> None:
     """Records that the leaf of a name met an equation."""
     if self.record is not None:
       primitive, source = eqn.primitive.name, self._source(eqn)
-      self.record(Met(name, primitive, native, reason, source, detail))
+      self.record(Met(name, primitive, native, reason, source))
 
   def _source(self, eqn) -> str:
     # Bodies of JAX's own jitted functions have no line of the user's; the call

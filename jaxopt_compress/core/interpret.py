@@ -295,7 +295,7 @@ def _first_order(ctx, eqn, operands):
     _check(eqn, outs)
     return [(y, name if array.is_compressed(y) else None) for y in outs]
   for i, why in declined.items():
-    ctx.note(eqn, operands[i][1], False, why.reason, why.detail)
+    ctx.note(eqn, operands[i][1], False, why.reason)
   return _materialized(eqn, values)
 
 

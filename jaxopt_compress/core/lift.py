@@ -198,18 +198,13 @@ def explain(fun: Callable) -> Callable[..., list[Met]]:
   def explained(*args, **kwargs):
     met = []
     ctx = context(record=met.append, inline=True)
-    analyse(ctx, fun, args, kwargs)
+    values, refill = array.arrays_apart((args, kwargs), _is_abstract_array)
+
+    def of_arrays(values):
+      args, kwargs = refill(values)
+      return array.materialize(run(ctx, fun, args, kwargs))
+
+    jax.eval_shape(of_arrays, values)
     return list(dict.fromkeys(met))
 
   return explained
-
-
-def analyse(ctx, fun, args, kwargs, prepare=lambda args: args) -> None:
-  """Runs `fun` abstractly under `ctx`, for what `ctx` records."""
-  values, refill = array.arrays_apart((args, kwargs), _is_abstract_array)
-
-  def of_arrays(values):
-    args, kwargs = refill(values)
-    return array.materialize(run(ctx, fun, prepare(args), kwargs))
-
-  jax.eval_shape(of_arrays, values)
