@@ -2,10 +2,11 @@
 
     what is known of a result = rule(what is known of the operands)
 
-A question brings an `Algebra`: what a value is of which nothing is known, and a table
-of rules. `evaluate` goes through the program and enters every program inside (`walk`);
-it asks the algebra only for what depends on the question. An equation without a rule
-gives values of which nothing is known: an answer may be missed, never invented.
+A question brings an `Algebra`: what a value is of which nothing is known, and a
+table of rules. `evaluate` goes through the program and enters every program inside
+(`walk`); it asks the algebra only for what depends on the question. An equation
+without a rule gives values of which nothing is known: an answer may be missed, never
+invented.
 
   >>> import jax.numpy as jnp
   >>> class Depth(Algebra):  # how many products lie behind a value
@@ -72,9 +73,9 @@ class Algebra:
     """Meets what chooses a branch, or whether a loop goes on."""
 
   def carry(self, x, aval) -> Any:
-    """What a loop that changes a value starts its turns with, of first value x.
+    """What any turn of a loop gets where it changes a value that was x at first.
 
-    Asked where a loop is walked once for all its turns.
+    Asked where one turn stands for all.
     """
     return self.plain(aval)
 
@@ -151,31 +152,36 @@ def _through_scan(algebra, at, inside, inputs):
   consts = inputs[: inside.num_consts]
   whole = inside.num_consts + inside.num_carry
   carry, xs = inputs[inside.num_consts : whole], inputs[whole:]
-  avals = _avals(walk.opened(inside.body)[0].invars[whole:])
-  after = _avals(at.eqn.outvars[inside.num_carry :])
+  parts = _avals(walk.opened(inside.body)[0].invars[whole:])
 
   def run(carry, turn):
-    here = [algebra.layer(x, turn, a) for x, a in zip(xs, avals, strict=True)]
+    here = [algebra.layer(x, turn, a) for x, a in zip(xs, parts, strict=True)]
     outs = evaluate(algebra, inside.body, [*consts, *carry, *here], at, turn)
     return outs[: inside.num_carry], outs[inside.num_carry :]
 
-  if not algebra.unroll:
-    carry, ys = _once(
-      algebra, inside, len(consts), carry, lambda c: run(c, None)
-    )
-    turns = [ys]
+  if algebra.unroll:
+    carry, turns = _turn_by_turn(inside, carry, run)
   else:
-    turns = []
-    order = range(inside.times)
-    for i in reversed(order) if inside.reverse else order:
-      carry, ys = run(carry, i)
-      turns.append(ys)
-    if inside.reverse:
-      turns.reverse()
-  stacked = [
-    algebra.stack([ys[j] for ys in turns], aval) for j, aval in enumerate(after)
+    variables = _carried(inside.body, len(consts), len(carry))
+    carry, ys = _once(algebra, variables, carry, lambda c: run(c, None))
+    turns = [ys]
+  stacked = _avals(at.eqn.outvars[inside.num_carry :])
+  ys = [
+    algebra.stack([ys[j] for ys in turns], aval)
+    for j, aval in enumerate(stacked)
   ]
-  return [*carry, *stacked]
+  return [*carry, *ys]
+
+
+def _turn_by_turn(scan, carry, run):
+  """(last carry, results of each turn), in the order of the first axis."""
+  turns = []
+  order = range(scan.times)
+  for i in reversed(order) if scan.reverse else order:
+    carry, ys = run(carry, i)
+    turns.append(ys)
+  # A reversed scan writes what it computes first to the end.
+  return carry, turns[::-1] if scan.reverse else turns
 
 
 def _through_while(algebra, at, inside, inputs):
@@ -189,22 +195,30 @@ def _through_while(algebra, at, inside, inputs):
     algebra.decide(goes_on)
     return outs, ()
 
-  return _once(algebra, inside, len(consts), carry, run)[0]
+  variables = _carried(inside.body, len(consts), len(carry))
+  return _once(algebra, variables, carry, run)[0]
 
 
-def _once(algebra, inside, num_consts, carry, run):
-  """A loop whose turns one stands for: (last carry, results of a turn)."""
-  jaxpr, _ = walk.opened(inside.body)
-  variables = jaxpr.invars[num_consts : num_consts + len(carry)]
-  kept = [a is b for a, b in zip(variables, jaxpr.outvars, strict=False)]
+def _carried(body, num_consts, num_carry) -> list[tuple]:
+  """(type, whether it stays as it is) of each value that a loop carries."""
+  jaxpr, _ = walk.opened(body)
+  before = jaxpr.invars[num_consts : num_consts + num_carry]
+  after = jaxpr.outvars[:num_carry]
+  return [(a.aval, a is b) for a, b in zip(before, after, strict=True)]
+
+
+def _once(algebra, variables, carry, run):
+  """A loop of which one turn stands for all: (last carry, results of a turn)."""
+  # What the body returns as it came is a constant: all turns get its first value.
+  # Of the rest a turn may get the first value or what another turn made of it.
   start = [
-    x if keeps else algebra.carry(x, v.aval)
-    for x, keeps, v in zip(carry, kept, variables, strict=True)
+    x if stays else algebra.carry(x, aval)
+    for x, (aval, stays) in zip(carry, variables, strict=True)
   ]
   ends, ys = run(start)
   ends = [
-    x if keeps else algebra.join([x, end], v.aval)
-    for x, end, keeps, v in zip(start, ends, kept, variables, strict=True)
+    x if stays else algebra.join([x, end], aval)
+    for x, end, (aval, stays) in zip(start, ends, variables, strict=True)
   ]
   return ends, ys
 

@@ -2,8 +2,8 @@
 
     a + b       both carry the same factor, and so does the sum
     x W         W takes up what the result carries over what x carries
-    max(x, 0)   commutes with a positive factor
-    exp(x)      allows none: it is not in the table
+    max(x, 0)   lets a positive factor pass
+    exp(x)      lets none pass: it is not in the table
 
 A rule is `(asked, at, inputs) -> values`, or None where no factor may pass: `asked` is
 the `factors.Factors` that collects, `at` the equation. The table is at the end.

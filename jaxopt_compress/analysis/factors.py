@@ -1,20 +1,20 @@
 """Which factor every value of a program carries, were its weights rescaled.
 
-    y = relu(x W + b)      W -> W / s, b -> b / s      y carries 1 / s
+    relu(x (s W) + s b) = s relu(x W + b): what was y carries the factor s > 0
 
 The walk of `algebra` goes through a program with, in place of each value, the
-*factor* of every one of its entries. A factor is an unknown, by number; unknown 0
-is the factor one. Each output channel of each weight starts a new unknown. It goes
-along through whatever commutes with a positive factor (relu, max, sums, pooling,
-reshapes, attention's average of values), and is taken out again where a weight
-contracts that channel. On the way the walk collects
+*factor* that each of its entries carries: an unknown, by number. Unknown 0 is the
+factor one. Each output channel of each weight starts a new unknown. It passes
+through whatever commutes with a positive factor (relu, max, sums, pooling, reshapes,
+attention's average of values), and ends where a weight contracts that channel: the
+weight is divided by it. On the way the walk collects
 
   same, inverse   pairs of unknowns that must be equal, or multiply to one:
                   what is added must carry the same factor;
   taken           every place where a parameter takes factors up.
 
-`freedoms` solves for the unknowns. An operation that is not in the table of `factor_rules`
-allows no factor: a freedom may be missed, never invented.
+`freedoms` solves for the unknowns. An operation that is not in the table of
+`factor_rules` allows no factor: a freedom may be missed, never invented.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,8 @@ class Value:
   """What is known of a value of the program.
 
   Attributes:
-    factors: int32 of its rank, the unknown of each entry; size 1 on axes along which all carry one factor.
+    factors: int32 of its rank, the unknown of each entry; size 1 on axes along which
+      all carry one factor.
     shape: of the value.
     zero: whether it is zero, and so carries any factor.
     path, index: of the parameter that it is homogeneous in, entry by entry; size 1

@@ -1,4 +1,4 @@
-"""How a program is read: its equations, the programs inside them, and where each is.
+"""How a program is read: equations, the programs inside them, where each is.
 
 A program is a jaxpr, a list of equations, some of which have programs inside: jit,
 remat, scan, cond, while, custom derivatives, shard_map. `enter(eqn)` gives these as
@@ -163,7 +163,7 @@ def enter(eqn) -> Inside | None:
 
 
 def unnamed_bodies(eqn) -> Iterator[Any]:
-  """The programs among the parameters of a primitive that `enter` does not know."""
+  """The programs that a primitive has which `enter` does not know."""
   for key, param in eqn.params.items():
     if key == 'transpose':  # of linear_call: run by the gradient, not here
       continue

@@ -168,5 +168,60 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual(asked.met, [])
 
 
+class FromWeights(algebra.Algebra):
+  """Whether a value follows from weights and constants alone."""
+
+  def plain(self, aval):
+    return False
+
+  def constant(self, x):
+    return True
+
+  def unknown(self, at, inputs):
+    return [all(inputs)] * len(at.eqn.outvars)
+
+  def layer(self, x, turn, aval):
+    return x
+
+  def stack(self, ys, aval):
+    return all(ys)
+
+  def cut(self, x, spec, aval):
+    return x
+
+  def assemble(self, y, spec, aval):
+    return y
+
+
+class ConservativeTest(parameterized.TestCase):
+  """What a question does not say is not known, and never taken for known."""
+
+  @parameterized.named_parameters(
+    dict(
+      testcase_name='of weights', f=lambda w, x: jnp.sin(w) + 1, want=[True]
+    ),
+    dict(testcase_name='of data', f=lambda w, x: w + x[0, 0], want=[False]),
+    dict(
+      testcase_name='results of a scan, but not its carry',
+      f=lambda w, x: lax.scan(lambda c, v: (c * v[0, 0], v * 2), 0.0, w[None]),
+      want=[False, True],
+    ),
+    dict(
+      testcase_name='a cond, which data may decide',
+      f=lambda w, x: lax.cond(x[0, 0] > 0, lambda: w, lambda: -w),
+      want=[False],
+    ),
+    dict(
+      testcase_name='on devices',
+      f=lambda w, x: _sharded(lambda w, x: jnp.tile(w[:2], (1, 2)))(w, x),
+      want=[True],
+    ),
+  )
+  def test_follows_from_weights(self, f, want):
+    closed = jax.make_jaxpr(f)(W, X)
+    got = algebra.evaluate(FromWeights(), closed, [True, False])
+    self.assertEqual(got, want)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,4 +1,4 @@
-"""Every program inside a program is entered, and every equation knows its place."""
+"""Programs inside programs are entered, and every equation knows its place."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
