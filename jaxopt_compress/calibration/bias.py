@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.analysis import observe
-from jaxopt_compress.analysis import statistics  # noqa: F401  (of the example)
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
@@ -43,6 +42,7 @@ def correct_bias(
     ValueError: a path that is not there, a weight that saw no data, or a bias
       that is compressed or does not have one entry for each output.
 
+  >>> from jaxopt_compress.analysis import statistics
   >>> w, b = jnp.array([[0.3], [0.9]]), jnp.zeros((1, 1))
   >>> f = lambda p, x: x @ p['w'] + p['b']
   >>> params, x = {'w': w, 'b': b}, jnp.ones((4, 2))
@@ -69,10 +69,10 @@ def correct_bias(
       )
     shifts[bias] = shifts.get(bias, 0) + shift.reshape(want)
 
-  def one(path, x):
+  def corrected(path, x):
     return x if path not in shifts else (x - shifts[path]).astype(x.dtype)
 
-  return rules_lib.map_named(one, qparams)
+  return rules_lib.map_named(corrected, qparams)
 
 
 def _value(x) -> jax.Array:
@@ -83,15 +83,20 @@ def _mean_output(path, w, seen, uses):
   """w^T E[x]: [stacked..., free...]."""
   axes = uses_lib.axes(path, w, uses)
   shape = w.shape
-  of = lambda which: [shape[a] for a in which]
+
+  def sizes(axes):
+    return [shape[a] for a in axes]
+
+  # The mean of the inputs has one flat axis for all that is contracted, so the
+  # weight becomes a stack of matrices for the product, and is split again after.
   order = (*axes.stacked, *axes.contracted, *axes.free)
   w = jnp.transpose(w, [w.ndim + a for a in order])
-  k = math.prod(of(axes.contracted))
-  w = w.reshape(*of(axes.stacked), k, math.prod(of(axes.free)))
+  k = math.prod(sizes(axes.contracted))
+  w = w.reshape(*sizes(axes.stacked), k, math.prod(sizes(axes.free)))
   count = seen.count.reshape(seen.count.shape + (1,))
   mean = seen.state / count
   y = jnp.einsum('...kf,...k->...f', w, mean)
-  return y.reshape(*of(axes.stacked), *of(axes.free))
+  return y.reshape(*sizes(axes.stacked), *sizes(axes.free))
 
 
 def _check(biases, leaves, compressed, stats):

@@ -63,7 +63,10 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
   def at(s, exponent):
     shift = jnp.minimum(exponent - s.exponent, 31)
     index = (jnp.arange(bins) - bins // 2) >> shift
-    move = lambda n: jnp.zeros_like(n).at[index + bins // 2].add(n)
+
+    def move(n):
+      return jnp.zeros_like(n).at[index + bins // 2].add(n)
+
     return Histogram(move(s.counts), move(s.carried), exponent, s.bad)
 
   def merge(a, b):

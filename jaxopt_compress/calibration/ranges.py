@@ -22,6 +22,7 @@ import numpy as np
 from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.calibration import histograms
+from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.quantization import ranges
 from jaxopt_compress.quantization import spec as spec_lib
@@ -59,7 +60,10 @@ def moving_average(decay: float = 0.99) -> statistics.Statistic:
   def add(s, x, mask):
     low, high = ends.add(ends.init(0), x, mask)
     some = jnp.any(mask)
-    keep = lambda x: jnp.where(some, x, 0)
+
+    def keep(x):
+      return jnp.where(some, x, 0)
+
     batch = Average(
       keep(low), keep(high), keep(1.0), jnp.where(some, decay, 1.0)
     )
@@ -178,7 +182,7 @@ def calibrate(
       data, or values that are not finite.
   """
   if isinstance(method, str):
-    spec_lib.one_of('method', method, tuple(METHODS))
+    choices.one_of('method', method, tuple(METHODS))
     method = METHODS[method]()
   chosen = ranges.static_leaves(rules, params)
   if not chosen:

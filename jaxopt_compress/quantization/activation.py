@@ -30,7 +30,7 @@ def quantize(
     summed: the axes that the product sums over.
     grouped: the one of them along which groups run.
   """
-  if x.size == 0:  # No range: of any kind.
+  if x.size == 0:  # No range of any kind.
     act = spec_lib.Spec(act.format, 'token')
   everything = tuple((i - x.ndim, 0) for i in range(x.ndim))
   blocks = {
@@ -93,12 +93,16 @@ def other_operand(
     return quantize(
       x, leaf.act, d.contracting[1 - side], _grouped(leaf, d, side)
     )
-  place = lambda p: None if p is None else _by_batch(p, x.ndim, d, side)
+
+  def place(p):
+    return None if p is None else _by_batch(p, x.ndim, d, side)
+
   return with_range(x, leaf.act, place(leaf.act_scale), place(leaf.act_zero))
 
 
 def _grouped(leaf, d, side) -> int:
   """The axis of the other operand that meets the grouped one of the weight."""
+  # Groups of the weight decide; without any, the longest axis has the groups.
   w = leaf.weight
   blocked = {w.ndim + a for a, _ in w.blocks}
   pairs = sorted(
@@ -110,6 +114,8 @@ def _grouped(leaf, d, side) -> int:
 
 def _by_batch(p, ndim, d, side):
   """A range of each stacked weight, where the other operand has that axis."""
+  # Batch axes pair by their position in `d`, not by their place in either operand:
+  # the range is transposed to the other operand's order before sizes are filled in.
   shape = [1] * ndim
   for mine, other in zip(d.batch[side], d.batch[1 - side], strict=True):
     shape[other] = p.shape[mine]

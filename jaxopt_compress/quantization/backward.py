@@ -55,6 +55,7 @@ def product(
     return linear, operands[kept]
 
   def backward(operands, g):
+    # JAX wants gradients of integers (sizes of groups, say) in float0.
     grads = [
       None if jnp.issubdtype(x.dtype, jnp.floating) else _zero(x)
       for x in operands
@@ -79,6 +80,7 @@ def _on_codes(f, a, b, stored: spec_lib.Spec, act: spec_lib.Spec):
   contracted = uses_lib.axes('', a, uses).contracted
   key = None
   if stored.rounding == 'stochastic':
+    # A key that follows from the values, so that no state is carried.
     bits = lax.bitcast_convert_type(jnp.sum(a.astype(jnp.float32)), jnp.uint32)
     key = jax.random.fold_in(jax.random.key(1), bits)
   blocks = tuple((axis, 0) for axis in contracted)

@@ -23,6 +23,8 @@ def split(x: jax.Array, blocks: Blocks) -> tuple[jax.Array, tuple[int, ...]]:
     [..., ceil(n / size), size, ...], filled up with zeros, and the positions of
     the new axes.
   """
+  # An axis of n entries becomes two, (block, entry of it). Filling is zeros: sums and
+  # largest magnitudes do not see them, and `mean` counts them out.
   sizes = {x.ndim + a: min(n or x.shape[a], x.shape[a]) for a, n in blocks}
   padding = [
     (0, -n % sizes[i] if i in sizes else 0) for i, n in enumerate(x.shape)
@@ -58,6 +60,7 @@ def expand(part: jax.Array, blocks: Blocks, shape) -> jax.Array:
   """
   for axis, size in blocks:
     if size and part.shape[axis] > 1:
+      # The last block may be shorter, so what is repeated too often is cut off.
       part = jnp.repeat(part, size, axis=axis)
       part = lax.slice_in_dim(part, 0, shape[axis], axis=axis)
   return part

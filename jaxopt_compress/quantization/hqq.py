@@ -44,7 +44,10 @@ def zero_points(
   Returns:
     float32 zero points, the shape of `zero`, not rounded.
   """
-  spread = lambda p: blocks_lib.expand(p, blocks, x.shape)
+
+  def spread(p):
+    return blocks_lib.expand(p, blocks, x.shape)
+
   s = spread(scale)
   scaled = x / s
 

@@ -99,7 +99,10 @@ class Ranged(array.CompressedArray):
 
   def materialize(self):
     x = array.materialize(self.value)
-    spread = lambda p: blocks_lib.expand(p, self.blocks, x.shape)
+
+    def spread(p):
+      return blocks_lib.expand(p, self.blocks, x.shape)
+
     zero = None if self.zero is None else spread(self.zero)
     entries = x.size // self.scale.size
     return surrogate(

@@ -45,7 +45,8 @@ def pack(codes: jax.Array, bits: int, axis: int) -> jax.Array:
   for j in range(num_bytes):
     byte = jnp.zeros_like(pieces[0])
     for k in range(per_unit):
-      shift = bits * k - 8 * j  # of code k in byte j
+      # Where code k begins in byte j; below zero, it began in the byte before.
+      shift = bits * k - 8 * j
       if -bits < shift < 8:
         byte |= pieces[k] << shift if shift >= 0 else pieces[k] >> -shift
     packed.append(byte)
@@ -69,6 +70,7 @@ def unpack(payload: jax.Array, bits: int, axis: int, tail: int) -> jax.Array:
   codes = []
   for k in range(per_unit):
     j, shift = divmod(bits * k, 8)
+    # A code that a byte's end cuts has its upper bits lowest in the next byte.
     code = pieces[j] >> shift
     if shift + bits > 8:
       code |= pieces[j + 1] << (8 - shift)

@@ -123,7 +123,10 @@ class QArray(array.CompressedArray):
 
   def materialize(self):
     x = self.numbers.astype(jnp.float32)
-    spread = lambda p: blocks_lib.expand(p, self.blocks, self.shape)
+
+    def spread(p):
+      return blocks_lib.expand(p, self.blocks, self.shape)
+
     if self.zero is not None:
       x = x - spread(self.zero.astype(jnp.float32))
     return (x * spread(self.scale_hat)).astype(self.dtype)
@@ -131,14 +134,17 @@ class QArray(array.CompressedArray):
   def parts(self) -> dict[str, Part]:
     """Its arrays by field, with their units."""
     unit = packing.unit(self.numbers_format.bits)
-    one = lambda blocks: {a: (n, 1) for a, n in blocks}
+
+    def one_a_block(blocks):
+      return {a: (n, 1) for a, n in blocks}
+
     found = {
       'qvalue': Part(self.qvalue, {self.packed: unit}, packed=True)
       if self.packed
       else Part(self.qvalue, {}),
-      'scale': Part(self.scale, one(self.blocks)),
-      'zero': Part(self.zero, one(self.blocks)),
-      'global_scale': Part(self.global_scale, one(self.global_blocks)),
+      'scale': Part(self.scale, one_a_block(self.blocks)),
+      'zero': Part(self.zero, one_a_block(self.blocks)),
+      'global_scale': Part(self.global_scale, one_a_block(self.global_blocks)),
       'global_offset': Part(self.global_offset, {}),
     }
     return {k: p for k, p in found.items() if p.array is not None}
@@ -146,9 +152,10 @@ class QArray(array.CompressedArray):
   def with_parts(self, parts: dict[str, Part]) -> 'QArray':
     """The leaf with other arrays, whose units say what is packed and grouped."""
     packed = next(iter(parts['qvalue'].units), 0)
-    sizes = lambda name: tuple(
-      sorted((a, n) for a, (n, _) in parts[name].units.items())
-    )
+
+    def sizes(name):
+      return tuple(sorted((a, n) for a, (n, _) in parts[name].units.items()))
+
     return dataclasses.replace(
       self,
       **{name: part.array for name, part in parts.items()},
@@ -160,6 +167,8 @@ class QArray(array.CompressedArray):
 
   def can_cut(self, axis, size):
     for part in self.parts().values():
+      # A cut between codes of one byte, or inside of a group, has no bytes or scale
+      # of its own.
       entries, _ = part.units.get(axis, (1, 1))
       if entries > 1 and (part.packed or part.array.shape[axis] > 1):
         if size == 1 or size % entries:
@@ -272,6 +281,9 @@ def quantize_array(
   dtype, x = jnp.dtype(x.dtype), x.astype(jnp.float32)
   reach, center = ranges or scales_lib.reach_and_center(x, spec, blocks)
 
+  def nearest(v):
+    return spec.numbers.numbers(spec.numbers.round(v)).astype(jnp.float32)
+
   def rounded(shrink, packed=0, noise=None):
     s = scales_lib.stored(reach, spec, blocks, x.shape, stacked, shrink)
     zero = None
@@ -281,8 +293,6 @@ def quantize_array(
       scale_hat = scales_lib.read(s, inner)
       zero = scales_lib.zero_point(middle, scale_hat, spec)
       if spec.range == 'hqq':
-        fmt = spec.numbers
-        nearest = lambda v: fmt.numbers(fmt.round(v)).astype(jnp.float32)
         start = zero.astype(jnp.float32)
         zero = hqq.zero_points(x, scale_hat, start, nearest, blocks)
     return with_scales(x, dtype, spec, blocks, packed, s, zero, noise)
@@ -320,7 +330,8 @@ def with_scales(x, dtype, spec, blocks, packed, s, zero=None, noise=None):
   spread = functools.partial(blocks_lib.expand, blocks=inner, shape=x.shape)
   scaled = x * spread(1 / scales_lib.read(s, inner))
   if zero is not None:
-    # Rounded first, so that where integers fall does not depend on the sum.
+    # Rounded before the zero point is added: a sum of floats would round again, and
+    # put some numbers on the other side of a tie.
     integer = jnp.issubdtype(zero.dtype, jnp.integer)
     scaled = jnp.round(scaled) if integer and noise is None else scaled
     scaled = scaled + spread(zero.astype(jnp.float32))
@@ -329,6 +340,7 @@ def with_scales(x, dtype, spec, blocks, packed, s, zero=None, noise=None):
   if fmt.native:
     packed = 0
   if packed:
+    # Codes of bits that do not divide a byte share runs of bytes, filled at the end.
     tail = -x.shape[packed] % packing.unit(fmt.bits)[0]
     codes = packing.pack(codes, fmt.bits, packed)
   return QArray(

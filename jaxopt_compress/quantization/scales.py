@@ -145,6 +145,7 @@ def read(s: Scales, blocks: blocks_lib.Blocks) -> jax.Array:
   scale = s.scale.astype(jnp.float32)
   if s.global_scale is None:
     return scale
+  # Global blocks count entries of the array; divided by the size of a block, scales.
   sizes = dict(blocks)
   in_scales = tuple((a, n // sizes.get(a, 1)) for a, n in s.global_blocks)
   scale = scale * blocks_lib.expand(s.global_scale, in_scales, scale.shape)
@@ -181,6 +182,8 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
     even = getattr(fmt, 'mantissa', integer)
     mantissa = even if rule == 'even' or fmt.name == 'e2m3' else 1
     bits = bits + (1 << (22 - mantissa))
+  # The exponent field of a float32 is floor(log2) + 127: exact, where a logarithm
+  # rounds. What was added above carries into it.
   exponent = (bits >> 23) - 127 - emax
   exponent = jnp.clip(exponent, -126, 127)
   code = jnp.where(jnp.isfinite(reach), exponent + 127, 255).astype(jnp.uint8)

@@ -1,9 +1,9 @@
 """What numbers become: one description for training, conversion and activations."""
 
 import dataclasses
-import difflib
 import re
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.quantization import formats
 
 GRANULARITIES = ('tensor', 'channel', 'token', 'group', 'block')
@@ -52,13 +52,13 @@ class Spec:
   learn: str = ''
 
   def __post_init__(self):
-    one_of('format', self.format, tuple(formats.FORMATS))
-    one_of('granularity', self.granularity, GRANULARITIES)
-    one_of('scale', self.scale, SCALES)
-    one_of('rule', self.rule, RULES)
-    one_of('range', self.range, ('absmax', 'mse', 'hqq'))
-    one_of('rounding', self.rounding, ('nearest', 'stochastic'))
-    one_of('learn', self.learn, ('', 'lsq', 'pact', 'ema'))
+    choices.one_of('format', self.format, tuple(formats.FORMATS))
+    choices.one_of('granularity', self.granularity, GRANULARITIES)
+    choices.one_of('scale', self.scale, SCALES)
+    choices.one_of('rule', self.rule, RULES)
+    choices.one_of('range', self.range, ('absmax', 'mse', 'hqq'))
+    choices.one_of('rounding', self.rounding, ('nearest', 'stochastic'))
+    choices.one_of('learn', self.learn, ('', 'lsq', 'pact', 'ema'))
     sizes = self.group if isinstance(self.group, tuple) else (self.group,)
     grouped = self.granularity in ('group', 'block')
     if grouped != all(s > 0 for s in sizes) or any(s < 0 for s in sizes):
@@ -109,8 +109,8 @@ class Spec:
         self.granularity, self.granularity
       ),
     ]
-    for name, choices in _WORDS.items():
-      word = next(w for w, v in choices.items() if v == getattr(self, name))
+    for name, values in _WORDS.items():
+      word = next(w for w, v in values.items() if v == getattr(self, name))
       words.append(word)
     return ' '.join(w for w in words if w)
 
@@ -157,8 +157,8 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
   options = {'format': first, 'granularity': granularity}
   meaning = {
     word: (name, value)
-    for name, choices in _WORDS.items()
-    for word, value in choices.items()
+    for name, values in _WORDS.items()
+    for word, value in values.items()
     if word
   }
   meaning |= {w: ('granularity', w) for w in ('tensor', 'channel', 'token')}
@@ -169,14 +169,7 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
       sizes = (int(match[1]), int(match[2]))
       options |= {'granularity': 'block', 'group': sizes}
     else:
-      one_of(f'a word of {words!r}', word, (*meaning, 'g<size>'))
+      choices.one_of(f'a word of {words!r}', word, (*meaning, 'g<size>'))
       name, value = meaning[word]
       options[name] = value
   return Spec(**options)
-
-
-def one_of(what, value, choices):
-  if value not in choices:
-    close = difflib.get_close_matches(str(value), map(str, choices), n=1)
-    guess = f' Did you mean {close[0]!r}?' if close else ''
-    raise ValueError(f'{what} is {value!r}; choose one of {choices}.{guess}')

@@ -20,5 +20,5 @@ def as_if(dense, out, *args):
 
 
 @as_if.defjvp
-def _(dense, primals, tangents):
+def as_if_jvp(dense, primals, tangents):
   return primals[0], jax.jvp(dense, primals[1:], tangents[1:])[1]
