@@ -51,15 +51,17 @@ def _leaves(params):
   return report.table.render(['leaf', 'shape', 'format'], rows)
 
 
-def trace(b: stages.Built, batch: Any, teacher: stages.Built | None) -> None:
+def trace(
+  built: stages.Built, batch: Any, teacher: stages.Built | None
+) -> None:
   """Traces one training step on shapes alone, and raises what is wrong with it."""
-  if b.step is None:
+  if built.step is None:
     return
   frozen = ()
   if teacher is not None:
     frozen = ((teacher.final['params'], teacher.final['variables']),)
 
   def step(state, batch, *frozen):
-    return b.step(state, batch, parallel.step.Replicas(), *frozen)
+    return built.step(state, batch, parallel.step.Replicas(), *frozen)
 
-  jax.eval_shape(step, b.template, batch, *frozen)
+  jax.eval_shape(step, built.template, batch, *frozen)

@@ -138,11 +138,11 @@ def _teacher_of(stage, plan, models):
   return models[plan.stage(name).model] if name else None
 
 
-def _initial(job, b, finished):
+def _initial(job, built, finished):
   """The state that a stage starts from."""
-  stage = b.stage
+  stage = built.stage
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
-  params, variables = b.model.init(seed)
+  params, variables = built.model.init(seed)
   if stage.init:
     source = mesh_lib.local(finished[stage.init])
     source_params = array.materialize(source['params'])
@@ -150,20 +150,20 @@ def _initial(job, b, finished):
       params, variables = source_params, source['variables']
     else:
       params = distillation.grow.warm_start(params, source_params)
-  ranges = b.ranges
+  ranges = built.ranges
   if ranges:
-    ranges = _calibrated(job, b, params, variables)
-  state = jax.jit(b.create)(params, variables, jax.random.key(seed), ranges)
+    ranges = _calibrated(job, built, params, variables)
+  state = jax.jit(built.create)(params, variables, jax.random.key(seed), ranges)
   return mesh_lib.replicate(state, job.mesh)
 
 
-def _calibrated(job, b, params, variables):
+def _calibrated(job, built, params, variables):
   """Ranges of static activations, from training data as it is."""
-  stage, quantize = b.stage, b.stage.quantize
+  stage, quantize = built.stage, built.stage.quantize
   batches = job.data.batches(dataclasses.replace(stage, augment=False))
   some = range(quantize.calibrate_batches)
   inputs = [batches[i][job.plan.data.input] for i in some]
-  ranges = stages_lib.calibrate(b, params, variables, inputs)
+  ranges = stages_lib.calibrate(built, params, variables, inputs)
   metrics_lib.log(
     f'[{stage.name}] {len(ranges)} ranges of activations ({quantize.calibrate}) from'
     f' {len(inputs) * stage.batch_size} training examples.'
@@ -171,12 +171,12 @@ def _calibrated(job, b, params, variables):
   return ranges
 
 
-def _train(job, b, state, finished, watch):
+def _train(job, built, state, finished, watch):
   """Takes a stage from its last checkpoint, or `state`, to its last step."""
-  stage, options, metrics = b.stage, job.plan.run, job.metrics
-  if b.step is None:
+  stage, options, metrics = built.stage, job.plan.run, job.metrics
+  if built.step is None:
     return state
-  step_fn = step_lib.data_parallel(b.step, options.mode, job.mesh)
+  step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
   batches = job.data.batches(stage)
   teacher = ()
   if stage.distil.teacher:
@@ -191,7 +191,7 @@ def _train(job, b, state, finished, watch):
     # -- Resume -------------------------------------------------------------------
     begin = 0
     if restored := saver.restore(
-      stages_lib.with_sharding(b.template, job.mesh)
+      stages_lib.with_sharding(built.template, job.mesh)
     ):
       begin, state = restored
       metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
@@ -258,15 +258,15 @@ def _diverged(stage, what, step, saver):
   )
 
 
-def _finish(job, b, state):
+def _finish(job, built, state):
   """Evaluates a stage and puts what it leaves behind under its final name."""
-  name, config = b.stage.name, job.plan.fingerprint(b.stage)
+  name, config = built.stage.name, job.plan.fingerprint(built.stage)
   final = jax.jit(
-    lambda s: stages_lib.finish(s, b.stage, b.model, b.compression)
+    lambda s: stages_lib.finish(s, built.stage, built.model, built.compression)
   )(state)
   local = mesh_lib.local(final)
   found = evaluate.evaluate(
-    b.model.forward,
+    built.model.forward,
     local['params'],
     local['variables'],
     job.data.test,
@@ -275,7 +275,7 @@ def _finish(job, b, state):
   )
   quality = {'loss': found.loss, 'accuracy': found.accuracy}
   job.metrics.begin(f'{name}/test', -1)
-  job.metrics.write(f'{name}/test', b.stage.steps, quality)
+  job.metrics.write(f'{name}/test', built.stage.steps, quality)
   metrics_lib.log(
     f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
   )
@@ -295,16 +295,16 @@ def _finish(job, b, state):
   _together(f'{name} whole')
 
 
-def _finished(job, b):
+def _finished(job, built):
   """What a finished stage left behind, or None."""
-  directory = job.stage(b.stage.name)
+  directory = job.stage(built.stage.name)
   if not (directory / 'result.json').exists():
     return None
   try:
     return checkpoint.restore(
       directory / 'tree',
-      stages_lib.with_sharding(b.final, job.mesh),
-      job.plan.fingerprint(b.stage),
+      stages_lib.with_sharding(built.final, job.mesh),
+      job.plan.fingerprint(built.stage),
     )
   except checkpoint.CorruptCheckpoint as e:
     raise ValueError(

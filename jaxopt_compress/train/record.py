@@ -57,9 +57,9 @@ def record(
   return report
 
 
-def _row(job, b, final, measured) -> report_lib.StageRecord:
+def _row(job, built, final, measured) -> report_lib.StageRecord:
   """One row of the first table."""
-  name = b.stage.name
+  name = built.stage.name
   found = measured.answers[name]
   args = final['params'], final['variables'], measure.repeated(job, 1)
   return report_lib.stage(
@@ -70,17 +70,17 @@ def _row(job, b, final, measured) -> report_lib.StageRecord:
     kl=found.kl,
     bytes_memory=array.nbytes(stages_lib.stored(final)),
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
-    flops=flops_lib.flops(lift.lift(_inference(b.model.apply)))(*args),
+    flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],
   )
 
 
-def _leaves(job, b, final, measured) -> list[report_lib.LeafRecord]:
+def _leaves(job, built, final, measured) -> list[report_lib.LeafRecord]:
   """What became of every leaf of a stage, and in which form it runs."""
   # What runs is the deployed form; what is counted and compared is the stored one.
   x = measure.repeated(job, 1)
-  explained = lift.explain(_inference(b.model.apply))(
-    measured.deployed[b.stage.name], final['variables'], x
+  explained = lift.explain(_inference(built.model.apply))(
+    measured.deployed[built.stage.name], final['variables'], x
   )
   return report_lib.coverage(final['params'], final['plain'], explained)
 

@@ -131,12 +131,12 @@ def _placeholders(stage, model):
 
 
 def calibrate(
-  b: Built, params: Any, variables: Any, batches: Sequence[Any]
+  built: Built, params: Any, variables: Any, batches: Sequence[Any]
 ) -> dict[str, Any]:
-  """Ranges of the static activations of a stage, in the shapes of `b.ranges`.
+  """Ranges of the static activations of a stage, in the shapes of `built.ranges`.
 
   Args:
-    b: the stage.
+    built: the stage.
     params, variables: that it starts from.
     batches: inputs.
 
@@ -145,20 +145,20 @@ def calibrate(
   """
 
   def output(params, x):
-    return b.model.apply(params, variables, x)[0]
+    return built.model.apply(params, variables, x)[0]
 
-  quantize = b.stage.quantize
+  quantize = built.stage.quantize
   rules = words.quantize_rules(quantize)
-  if b.stage.prune.rules and not b.stage.steps:
-    params = array.materialize(pruned(params, b.stage, b.model.uses))
+  if built.stage.prune.rules and not built.stage.steps:
+    params = array.materialize(pruned(params, built.stage, built.model.uses))
   try:
     found = ranges_lib.calibrate(
-      output, params, rules, batches, b.model.uses, quantize.calibrate
+      output, params, rules, batches, built.model.uses, quantize.calibrate
     )
   except ValueError as e:
-    raise ValueError(f'Stage {b.stage.name!r}: {e}') from e
+    raise ValueError(f'Stage {built.stage.name!r}: {e}') from e
   return jax.tree.map(
-    lambda x, like: jnp.broadcast_to(x, like.shape), found, b.ranges
+    lambda x, like: jnp.broadcast_to(x, like.shape), found, built.ranges
   )
 
 

@@ -39,12 +39,12 @@ except ImportError:
 _REPEATS = flags.DEFINE_integer('repeats', 31, 'Runs of each, interleaved.')
 _GIB = flags.DEFINE_float('gib', 1.0, 'Size of the tree that is quantised.')
 _MODELS = flags.DEFINE_list('models', ['mlp', 'vit'], 'Which networks.')
-_ONE = flags.DEFINE_string('one', '', 'Only quantise a tree, to this scheme.')
+_ONE = flags.DEFINE_string('one', '', 'Quantise a tree to this scheme, only.')
 _CLOCK = flags.DEFINE_enum(
   'clock',
   'wall',
   ['wall', 'processor'],
-  'What is compared: time, or that of all cores, which a busy machine changes less.',
+  'Compare time, or the time of all cores, which a busy machine changes less.',
 )
 _CHECK = flags.DEFINE_bool('check', False, 'Fail where a bar is missed.')
 

@@ -2,24 +2,27 @@
 
     python -m launch.bench.kernels --rivals=/path/to/python
 
-Prints one table for each number of rows m and each weight [k, n]; with --mlp that of an
-MLP, with --end_to_end that of whole models; then which bars are met. All that is
+Prints one table for each number of rows m and each weight [k, n]; with --mlp also that
+of an MLP, with --end_to_end those of whole models; then which bars are met. Whatever is
 compared was measured in the same run, in turns on the same cores.
 
-- `ms` is a call from Python, the median over turns and its quartiles; `inside`, for a
-  few rows, one product of a program of many, as a call may cost more than the product.
-- `x float32` is over XLA's float32, both inside; medians of ratios of the same turn.
+- `ms` is the time of a call from Python: the median over turns, and the quartiles.
+- `inside`, of a few rows only, is the time of one product in a program of many: a call
+  may take longer than its product.
+- `x float32` is the speed over XLA's float32, both inside a program: the median of the
+  ratios within a turn.
 - `rate` counts 2 m k n operations, or the bytes of the weight, whichever is closer to
-  its ceiling; `share` is of that ceiling: two threads that read memory (a buffer of
-  --stream_mib; one that fits a second-level cache is read faster), that multiply bytes
-  with AVX512-VNNI or, on the automatic path, AMX.
+  its ceiling, and `share` is its share of that ceiling. Ceilings are what two threads
+  reach that read memory (a buffer of --stream_mib MiB; one that fits a second-level
+  cache is read faster), or that multiply bytes with AVX512-VNNI or, on the automatic
+  path, with AMX.
 - `error` is |y - exact| / |exact|; WRONG where an entry leaves its bound.
-- `best rival` is the fastest that computes the same, after how many times faster ours
-  is: both called from Python, and, in brackets, ours inside a program. Rivals live in
-  the interpreter of --rivals, which has torch, onnxruntime, ai-edge-litert or qwix.
-  Those that meet the path avx512-vnni run in processes that may not use AMX.
+- `best rival` is the fastest that computes the same, and how many times faster ours is:
+  called from Python, and, in brackets, inside a program. Rivals live in the interpreter
+  of --rivals, which has torch, onnxruntime, ai-edge-litert or qwix. Those that meet the
+  path avx512-vnni run in processes that may not use AMX.
 
-Nobody else should use the cores meanwhile.
+Leave the cores alone meanwhile.
 """
 
 import os
@@ -53,15 +56,17 @@ _LIBRARIES = flags.DEFINE_list(
   'Which of them; torchao as well, which compiles for minutes.',
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
-_TURN_MS = flags.DEFINE_float('turn_ms', 20.0, 'What a turn lasts at least.')
+_TURN_MS = flags.DEFINE_float('turn_ms', 20.0, 'The least time of a turn.')
 _CORES = flags.DEFINE_list('cores', [], 'Which to use; the first two if empty.')
-_STREAM_MIB = flags.DEFINE_integer('stream_mib', 64, 'Of the read ceiling.')
+_STREAM_MIB = flags.DEFINE_integer(
+  'stream_mib', 64, 'The buffer that the ceiling of reading is measured with.'
+)
 _MLP = flags.DEFINE_bool('mlp', False, 'An MLP 768-3072-768 as well.')
 _END_TO_END = flags.DEFINE_bool('end_to_end', False, 'Whole models as well.')
 _CONTEXT = flags.DEFINE_integer(
-  'context', 128, 'Of the decoder: the size of its cache, half full.'
+  'context', 128, 'Tokens that the cache of the decoder holds; it is half full.'
 )
-_TINY = flags.DEFINE_bool('tiny', False, 'Whole models as small as they get.')
+_TINY = flags.DEFINE_bool('tiny', False, 'Whole models, as small as possible.')
 
 
 class Bars:

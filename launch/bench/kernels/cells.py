@@ -54,7 +54,7 @@ OURS = {
   '2:4 int8': Ours(jc.W8A8, 'int8', jc.Sparsity(kind='n_m', n=2, m=4)),
   '50% int8': Ours(jc.W8A8, 'int8', jc.Sparsity(0.5)),
 }
-# Up to so many rows a product may be shorter than its call. Of more rows a program of
+# With so few rows a product may take less time than its call. With more, a program of
 # many products would mostly copy operands and results.
 _SHORT = 8
 _UNROUNDED = ('float32', 'int4 A16', 'MXFP4 A16', 'NF4')
@@ -67,8 +67,8 @@ class Row(NamedTuple):
     name, path: who; of a rival AUTO, or the path that it is confined to.
     kind: what it computes.
     seconds: [rounds] of a call from Python.
-    looped: [rounds] of a product inside a program of many; of a call for other
-      than a few rows.
+    looped: [rounds] of a product inside a program of many; for many rows, of a
+      call.
     nbytes: of its weight; 0 for a rival.
     error: |y - exact| / |exact|.
     right: whether every entry is within its bound; True for a rival.

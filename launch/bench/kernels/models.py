@@ -25,10 +25,10 @@ from jaxopt_compress import models
 from launch.bench.kernels import cells
 from launch.bench.kernels import turns
 
-_FASTER = 3.0  # products that the limit is of
-_DISTANCE = (
-  0.03  # of results from those in XLA: rounded codes may fall elsewhere
-)
+# The limit is that of products which are so many times faster.
+_FASTER = 3.0
+# Largest distance from XLA's results: what is rounded may round the other way.
+_DISTANCE = 0.03
 
 
 def _rules(scheme):
@@ -50,13 +50,14 @@ class Skipped(jc.CompressedArray):
 
 
 def _skip(product):
-  """Registers what stands in for a product."""
+  """Registers what stands in for a product of `Skipped` weights."""
 
   @jc.rule(product, Skipped)
   def constant(*operands, **params):
     side = int(isinstance(operands[1], Skipped))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
     like = jax.eval_shape(lambda *a: product.bind(*a, **params), *shapes)
+    # Without barriers XLA would compute one number of x, and nothing of its rest.
     x = lax.optimization_barrier(operands[1 - side])
     y = jnp.broadcast_to(x[(0,) * x.ndim], like.shape).astype(like.dtype)
     return lax.optimization_barrier(y)
@@ -92,7 +93,7 @@ class Model(NamedTuple):
 
 
 def _going_on(apply, params, x):
-  """A call of what comes after the last, in the same memory; returns y."""
+  """A call that goes on from the one before, in the same memory; returns y."""
   f = jax.jit(jc.lift(apply), donate_argnums=1)
   x = jax.tree.map(jnp.copy, x)
 
@@ -140,17 +141,17 @@ def run(paths, bars, *, tiny: bool, context: int, rounds: int, budget: float):
   Args:
     paths: instruction paths of ours.
     bars: told of what is claimed.
-    tiny: models as small as they get.
+    tiny: models as small as possible.
     context: tokens that the decoder's cache holds; it is half full. What a step
       attends to grows with it.
     rounds, budget: as for `turns.interleave`.
   """
   print('\nWhole models')
   for name, model in _models(tiny, context).items():
-    _one(name, model, paths, bars, rounds, budget)
+    _measure(name, model, paths, bars, rounds, budget)
 
 
-def _one(name, model, paths, bars, rounds, budget):
+def _measure(name, model, paths, bars, rounds, budget):
   apply, params, x = model.program()
   uses = jc.uses(apply)(params, x)
   skipped = jc.map_named(

@@ -141,9 +141,9 @@ def interleave(
   Args:
     contestants: who takes part.
     rounds: turns of each.
-    budget: seconds that a turn lasts, or the one call if that is longer; a third as
-      long is warmed up before. Whoever needs a hundred times more has one turn,
-      which stands for all.
+    budget: seconds of a turn; one call, if that takes longer. A third of it is spent
+      on warming up before each turn. Whoever needs a hundred times as long for one
+      call has one turn, which stands for all.
   """
   calls, took = {}, {}
   pids = {who.pid for who in contestants.values()}
