@@ -92,7 +92,7 @@ MISSING = (
   'the CPU kernels were not built when jaxopt_compress was installed; they need'
   ' GCC 11, Clang 12 or newer, and `pip install -v` says what was missing'
 )
-# As many products of codes fit into a sum of 32 bits.
+# So many products of codes fit into a sum of 32 bits.
 MOST_ROWS = 2**17 - 1
 
 
@@ -116,15 +116,15 @@ class Rounding:
   """How x, the other operand of a product, becomes codes.
 
   Attributes:
-    scale, zero: [..., 1, 1] float32, the range of Act.STATIC; None for the others,
-      and a `zero` of None is 0.
-    totals: [..., 1, n] float32, the sums of the columns of the weight; needed where
+    scale, zero: [..., 1, 1] float32, the range of Act.STATIC. A `zero` of None is 0.
+    totals: [..., 1, n] float32, the sums of the columns of the weight; needed if
       codes of x have zero points. `cpu.conv.depthwise` computes them itself.
-    act: CODES takes x as int8 codes. DYNAMIC measures the range of each row, of an
-      image in a convolution. FLOAT keeps x to 2^-23 of the largest entry of its
-      row, 2^-15 where x is bfloat16. A row with a NaN or an infinity gives NaN.
-    bound, low, high: the largest number that codes stand for, in steps, and the
-      smallest and largest code.
+    act: CODES: x has int8 codes already. DYNAMIC: the range of each row is measured
+      (of each image in a convolution). STATIC: the range is given. FLOAT: x is kept
+      to 2^-23 of the largest entry of its row, to 2^-15 if it is bfloat16. A row
+      with a NaN or an infinity gives NaN.
+    bound: the largest number of a row is so many steps.
+    low, high: the smallest and the largest code.
     symmetric: whether codes have no zero point.
   """
 
@@ -151,15 +151,17 @@ class Rounding:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finish:
-  """What is done with results, in this order. Not with those of codes.
+  """What is done with results: bias, curve, other, floor, in this order.
+
+  Results of Act.CODES are sums of codes and stay what they are.
 
   Attributes:
-    bias: [..., 1, n] float32, added.
-    other: of the shape and dtype of the result, added after `curve`.
-    curve: name of a function that results go through, in `source/curves.h`; ''
-      for none.
-    times: whether `other` is a factor instead.
-    floor: the least that a result may be, in the end: 0 for relu.
+    bias: [..., 1, n] float32, added to results.
+    other: of the shape and dtype of the result; added, or a factor.
+    curve: name of the function that results go through, one of
+      `source/curves.h`; '' for none.
+    times: whether `other` is a factor.
+    floor: the least that a result may be: 0 for relu.
   """
 
   bias: jax.Array | None = None
@@ -314,7 +316,7 @@ def call(
   if not available():
     raise RuntimeError(f'No kernel: {MISSING}.')
   of_columns = scales[0][1]  # axes that numbers for columns have
-  # In the order of `Operands` in `source/call.h`.
+  # The order is that of `Operands` in `source/operands.h`.
   others = [
     *scales,
     (rounding.totals, of_columns),
@@ -326,7 +328,8 @@ def call(
   lead = max(a.ndim - own for a, own in operands)
   arrays = [_filled_up(a, lead + own) for a, own in operands]
   stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in arrays))
-  # Only those that are there are passed, with a bit for each that is.
+  # Missing operands are not passed: XLA takes time for each. Bit i of `given` says
+  # whether the i-th is there.
   given = sum(1 << i for i, (a, _) in enumerate(others) if a is not None)
   arrays += [_filled_up(a, lead + own) for a, own in others if a is not None]
   arrays = _alike(arrays)
@@ -350,17 +353,17 @@ def _filled_up(a, ndim):
 
 
 def _alike(operands):
-  """The same, all varying over the same mesh axes inside a `shard_map`."""
+  """Operands that all vary over the same mesh axes inside a `shard_map`."""
   axes = frozenset().union(*(jaxprs.varying(jax.typeof(a)) for a in operands))
   return [jaxprs.vary(a, axes) for a in operands]
 
 
 def _result(shape, dtype, like):
-  """What a call returns, varying as `like` does."""
+  """Shape and dtype of a result, which varies over the mesh axes that `like` does."""
   of = jax.typeof(like)
   if not jaxprs.varying(of):
     return jax.ShapeDtypeStruct(shape, dtype)
-  # What varies has to say over which mesh.
+  # JAX wants to know over which mesh a value varies.
   whole = jax.sharding.PartitionSpec(*(None for _ in shape))
   return jax.ShapeDtypeStruct(
     shape,

@@ -117,6 +117,13 @@ class DepthwiseTest(parameterized.TestCase):
     self.assertTrue(np.isnan(y[0]).all())
     self.assertTrue(np.isfinite(y[1]).all())
 
+  def test_what_follows_is_a_bias_and_a_floor(self):
+    case = APART['seven']
+    x, _, quads, _ = _apart(case)
+    scale = np.ones((1, 7), np.float32)
+    with self.assertRaisesRegex(Exception, 'only a bias and a floor'):
+      _depthwise(x, quads, scale, case, finish=native.Finish(curve='gelu'))
+
 
 def _apart(case):
   shape, window, repeats, options = case

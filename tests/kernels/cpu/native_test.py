@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kernel_oracle as oracle
 import numpy as np
 
+from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels.cpu import native
 
@@ -270,6 +271,21 @@ class TransformTest(parameterized.TestCase):
       case.run(Act.FLOAT, x=np.ones((3, 63), np.float32))
     with self.assertRaisesRegex(Exception, 'no instruction path'):
       case.run(Act.FLOAT, path='avx-9000')
+
+  def test_results_that_cannot_be_finished(self):
+    case = Case('int8', (3, 64, 40, 64))
+    with self.assertRaisesRegex(Exception, 'no curve softplus'):
+      case.run(Act.FLOAT, finish=native.Finish(curve='softplus'))
+    half = native.Finish(other=jnp.zeros((3, 40), jnp.bfloat16))
+    with self.assertRaisesRegex(Exception, 'does not fit the type'):
+      case.run(Act.FLOAT, finish=half)
+
+  @parameterized.parameters(*epilogues.CURVES)
+  def test_the_library_has_every_curve(self, name):
+    case = Case('int8', (3, 64, 40, 64))
+    y = case.run(Act.FLOAT, finish=native.Finish(curve=name))
+    want = epilogues.CURVES[name](case.run(Act.FLOAT))
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
   def test_without_the_library(self):
     case = Case('int4', (3, 64, 40, 32))
