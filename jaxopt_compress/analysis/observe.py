@@ -14,32 +14,17 @@ import dataclasses
 import functools
 import re
 from typing import Any
-from typing import NamedTuple
 
-import jax
 from jax import lax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import probes
 from jaxopt_compress.analysis import rows as rows_lib
+from jaxopt_compress.analysis import watch
 from jaxopt_compress.core import array
 from jaxopt_compress.core import context
-from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
-
-
-class Observed(NamedTuple):
-  """A statistic of one weight, and how many rows it saw.
-
-  Leading axes of both are those along which there is one weight after the other:
-  layers of a scan, outermost first, then experts. A row counts once for each time
-  it meets the weight; in a grouped convolution, once for each group.
-  """
-
-  count: jax.Array
-  state: Any
 
 
 def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
@@ -68,6 +53,7 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
       statistics cannot be those of one leaf: with a part of what it contracts,
       with other axes contracted, or as the image of a convolution.
 
+  >>> import jax.numpy as jnp
   >>> from jaxopt_compress.analysis import statistics
   >>> f = lambda p, x: x @ p['w']
   >>> params, x = {'w': jnp.ones((2, 3))}, jnp.array([[1., -5.], [2., 0.]])
@@ -81,7 +67,7 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
     met = []
     # `lift` names an argument that is itself a leaf by its number.
     watched = {
-      path or '0': _Watch(path or '0', s) for path, s in chosen.items()
+      path or '0': watch.Watch(path or '0', s) for path, s in chosen.items()
     }
     ctx = lift.context(
       rule_for=None,
@@ -94,11 +80,11 @@ def observe(fun: Callable, statistics: Any) -> Callable[..., tuple[Any, dict]]:
       placed=probes.placed,
     )
     ctx.rule_for = functools.partial(_rule_for, ctx, watched)
-    watching = rules_lib.map_named(
+    probed = rules_lib.map_named(
       lambda path, x: probes.probe(x, path or '0') if path in chosen else x,
       params,
     )
-    out = lift.run(ctx, fun, (watching, *args), kwargs)
+    out = lift.run(ctx, fun, (probed, *args), kwargs)
     missing = [path for path in chosen if (path or '0') not in ctx.found]
     if missing:
       raise ValueError(_unseen(missing, met))
@@ -133,7 +119,9 @@ def merge_stats(statistics: Any, a: dict, b: dict) -> dict:
       ' one of them. Merge statistics of one function and one set of rules.'
     )
   of = _statistic_of(statistics)
-  return {path: _Watch(path, of(path)).merge(a[path], b[path]) for path in a}
+  return {
+    path: watch.Watch(path, of(path)).merge(a[path], b[path]) for path in a
+  }
 
 
 def _statistic_of(statistics):
@@ -154,7 +142,7 @@ def reduce_stats(statistics: Any, stats: dict, axes: Any) -> dict:
   axes = (axes,) if isinstance(axes, str) else tuple(axes)
   of = _statistic_of(statistics)
   return {
-    path: _Watch(path, of(path)).all_reduce(seen, axes, True)
+    path: watch.Watch(path, of(path)).all_reduce(seen, axes, True)
     for path, seen in stats.items()
   }
 
@@ -198,72 +186,6 @@ def _unseen(missing, met) -> str:
   )
 
 
-@dataclasses.dataclass
-class _Watch:
-  """How what one leaf meets is put together, and what is learned on the way.
-
-  Attributes:
-    name: of the leaf.
-    statistic: of what it meets.
-    k: how many entries it contracts.
-    joined: mesh axes along which data was joined, so that devices have the same.
-    layers: mesh axes that cut the leaf along an axis that is gone at the product.
-  """
-
-  name: str
-  statistic: Any
-  k: int = 0
-  joined: tuple[str, ...] = ()
-  layers: tuple[str, ...] = ()
-
-  def merge(self, a, b):
-    """Merges states, one by one along the leading axes."""
-    shapes = [[s.shape for s in jax.tree.leaves(seen)] for seen in (a, b)]
-    if shapes[0] != shapes[1]:
-      raise ValueError(
-        f'{self.name} has uses whose statistics cannot be merged: arrays of'
-        f' shapes {shapes[0]} and {shapes[1]}. It is contracted along other axes,'
-        ' or stacked in one and not in the other. Leave it out with'
-        f' (r"{re.escape(self.name)}", None), or observe a function without one.'
-      )
-    merge = _over_stack(a.count.ndim, self.statistic.merge)
-    return Observed(a.count + b.count, merge(a.state, b.state))
-
-  def empty(self, like):
-    """The state of no rows, of the shapes of `like`."""
-    none = Observed(jnp.zeros(()), self.statistic.init(self.k))
-    return jax.tree.map(
-      lambda x, s: jaxprs.vary(jnp.broadcast_to(x, s.shape), jaxprs.varying(s)),
-      none,
-      like,
-    )
-
-  def all_reduce(self, seen, axes, known):
-    if self.layers:
-      if not seen.count.ndim:
-        raise ValueError(
-          f'{self.name} is cut along {self.layers} by a shard_map, and indexed'
-          ' there, not scanned: which layers were met is not known. Observe this'
-          ' function without the shard_map.'
-        )
-      seen = jax.tree.map(lambda s: rows_lib.joined(s, self.layers, 0), seen)
-    gone = {*self.layers, *(() if known else self.joined)}
-    self.joined = ()  # the next `shard_map` cuts as it likes
-    axes = tuple(a for a in axes if a not in gone)
-    if not axes:
-      return seen
-    reduce = _over_stack(
-      seen.count.ndim, lambda s: self.statistic.all_reduce(s, axes)
-    )
-    return Observed(lax.psum(seen.count, axes), reduce(seen.state))
-
-
-def _over_stack(depth, f):
-  for _ in range(depth):
-    f = jax.vmap(f)
-  return f
-
-
 # ------------------------------------------------------------------- products
 
 
@@ -282,10 +204,12 @@ def _meet(ctx, watched, primitive, /, *operands, **params):
   move = probes.move_for(primitive)
   out = lift.Dense('observed')
   if rows is not None:
-    watch = watched[probe.path]
+    watching = watched[probe.path]
     before, after = map(_stopped, (before, after))
-    found = rows(probe, side, [*before, probe, *after], params, watch.statistic)
-    ctx.give({probe.path: _seen(watch, probe, found)})
+    found = rows(
+      probe, side, [*before, probe, *after], params, watching.statistic
+    )
+    ctx.give({probe.path: watching.see(probe, found)})
   elif move is not None:
     dense = dataclasses.replace(probe, value=probe.materialize())
     out = move(*before, dense, *after, **params)
@@ -316,42 +240,3 @@ def _watched(out, own):
   if isinstance(own, (list, tuple)):
     return [_watched(*pair) for pair in zip(out, own, strict=True)]
   return dataclasses.replace(out, value=own)
-
-
-def _seen(watch, probe, met) -> Observed:
-  """The state of the rows that a probe met, that of the whole leaf."""
-
-  def seen_by_one(x, mask):
-    added = watch.statistic.add(watch.statistic.init(met.k), x, mask)
-    return Observed(jnp.sum(mask, dtype=jnp.float32), added)
-
-  seen_by_each = _over_stack(met.x.ndim - 2, seen_by_one)
-  seen = seen_by_each(met.x.astype(jnp.float32), met.mask)
-  cut = dict(probe.cut)
-  # Experts that lie on other devices are put beside those here, and what several
-  # devices then know alike is not to be summed over them again.
-  for i, dim in enumerate(met.stack):
-    names = cut.get(probe.pieces[dim][0][0])
-    if names:
-      seen = jax.tree.map(
-        lambda s, i=i, n=names: rows_lib.joined(s, n, i), seen
-      )
-  for dim in (*met.contracted, *met.stack):
-    for axis, _ in probe.pieces[dim]:
-      watch.joined += cut.get(axis, ())
-  watch.k = met.k
-  watch.layers = _cut_layers(watch, probe)
-  return seen
-
-
-def _cut_layers(watch, probe) -> tuple[str, ...]:
-  """The mesh axes that cut the leaf along an axis that a scan has taken since."""
-  present = {axis for pieces in probe.pieces for axis, _ in pieces}
-  gone = {axis: names for axis, names in probe.cut if axis not in present}
-  if gone and set(gone) != {-probe.origin}:
-    raise ValueError(
-      f'{watch.name} is cut along its axes {sorted(gone)} by a shard_map and'
-      ' sliced there. Only its first axis, scanned, can be put together again:'
-      ' observe this function without the shard_map.'
-    )
-  return gone.get(-probe.origin, ())

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.analysis import watch
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
@@ -22,7 +23,7 @@ from jaxopt_compress.core import rules as rules_lib
 def correct_bias(
   params: Any,
   qparams: Any,
-  stats: Mapping[str, observe.Observed],
+  stats: Mapping[str, watch.Observed],
   biases: Mapping[str, str],
   uses: dict,
 ) -> Any:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.analysis import watch
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.quantization import scales
 from jaxopt_compress.quantization import schemes
@@ -94,7 +94,7 @@ def ends_of(
 
 
 def follow(
-  ends: tuple[jax.Array, jax.Array], seen: observe_lib.Observed, decay: float
+  ends: tuple[jax.Array, jax.Array], seen: watch.Observed, decay: float
 ) -> tuple[jax.Array, jax.Array]:
   """Ranges a step later: x <- decay x + (1 - decay) of what the step met.
 
