@@ -12,7 +12,7 @@ from setuptools.command import build_ext
 
 _SOURCE = pathlib.Path('jaxopt_compress/kernels/cpu/source')
 _AVX512 = [f'-mavx512{f}' for f in ('f', 'bw', 'vl', 'dq', 'vnni')] + ['-mfma']
-# What each instruction path is compiled for; the others for any machine.
+# Compiler flags of each instruction path; other sources are for any machine.
 _FLAGS = {
   'x86_64': {
     'amx': [*_AVX512, '-mavx512vbmi2', '-mamx-tile', '-mamx-int8'],
@@ -61,7 +61,7 @@ class BuildKernels(build_ext.build_ext):
       self.compiler.link_shared_object(
         objects, str(path), target_lang='c++', libraries=['pthread']
       )
-    except Exception as e:  # Whatever it was, the library works without.
+    except Exception as e:  # Whatever failed, the package works without.
       print(
         f'jaxopt_compress: the CPU kernels were NOT built ({e}). Everything works,'
         ' compressed models slower than they could be on CPUs.'
@@ -75,7 +75,7 @@ _KERNELS = setuptools.Extension(
   extra_compile_args=[
     '-std=c++17',
     '-O3',
-    '-g0',  # Python's own flags ask for debugging information: a third of the time.
+    '-g0',  # Python's own flags ask for debug information: a third of the time.
     '-fno-math-errno',
     '-fno-trapping-math',
     '-ffp-contract=fast',

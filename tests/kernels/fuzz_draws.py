@@ -63,6 +63,15 @@ def roundings(draw, acts=tuple(Act)):
   )
 
 
+def that_go_together(name, how, group, k, seed):
+  """(format, rounding, rows of a group) as drawn, or the nearest that kernels have."""
+  if name == 'nf4':
+    how = how._replace(act=Act.FLOAT)
+  if how.act is Act.CODES:
+    return WHOLE[seed % len(WHOLE)], how, k
+  return name, how, min(group, k)
+
+
 class Draws:
   """What is drawn of operands of a stack, by a seed."""
 

@@ -69,12 +69,7 @@ class FuzzConvTest(absltest.TestCase):
     **geometry,
   ):
     k = math.prod(window) * own
-    if name == 'nf4':
-      how = how._replace(act=Act.FLOAT)
-    if how.act is Act.CODES:
-      name = fuzz_draws.WHOLE[seed % len(fuzz_draws.WHOLE)]
-      group = k
-    group = min(group, k)
+    name, how, group = fuzz_draws.that_go_together(name, how, group, k, seed)
     draws = fuzz_draws.Draws(seed, lead)
     outer = (features,) if features > 1 else ()
     codes = draws.codes(name, (*draws.some(), *outer, k, n), extremes)

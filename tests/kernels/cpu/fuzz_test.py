@@ -75,12 +75,7 @@ class FuzzTest(absltest.TestCase):
   def test_matmul(
     self, seed, lead, m, k, n, group, x_type, extremes, bad, name, how
   ):
-    if name == 'nf4':
-      how = how._replace(act=Act.FLOAT)
-    if how.act is Act.CODES:
-      name = fuzz_draws.WHOLE[seed % len(fuzz_draws.WHOLE)]
-      group = k
-    group = min(group, k)
+    name, how, group = fuzz_draws.that_go_together(name, how, group, k, seed)
     draws = fuzz_draws.Draws(seed, lead)
     codes = draws.codes(name, (*draws.some(), k, n), extremes)
     x = draws.x(how, (*draws.lead, m, k), x_type, extremes, bad)
