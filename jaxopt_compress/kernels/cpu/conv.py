@@ -49,6 +49,7 @@ class Windows:
 
   def attribute(self) -> np.ndarray:
     """What C++ decodes: `scene_of` in `source/scene.h`."""
+    # Padding is (below, above) for each axis here, and an axis for each end there.
     low, high = zip(*self.padding, strict=True)
     return np.array(
       (
@@ -66,6 +67,7 @@ class Windows:
     """How many windows an image has along height and width."""
     size = []
     for axis, entries in enumerate((height, width)):
+      # A dilated image has zeros between its entries, but none after the last.
       inside = max((entries - 1) * self.lhs_dilation[axis] + 1, 0)
       padded = inside + sum(self.padding[axis])
       reach = (self.taps[axis] - 1) * self.rhs_dilation[axis] + 1
@@ -122,6 +124,7 @@ def conv(
   Raises:
     RuntimeError: the library was not built.
   """
+  # C++ always has an axis of groups of features, so that of one group is added.
   _check_zeros(rounding)
   parts = dict(scale=scale, zero=zero, totals=rounding.totals, bias=finish.bias)
   parts = {
