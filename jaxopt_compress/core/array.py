@@ -7,6 +7,7 @@ same result (`core/lift.py`), or a way to make such leaves.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -64,10 +65,7 @@ class CompressedArray:
 
   @property
   def size(self) -> int:
-    size = 1
-    for n in self.shape:
-      size *= n
-    return size
+    return math.prod(self.shape)
 
   def materialize(self) -> jax.Array:
     """The array that this leaf stands for: `shape`, `dtype`."""
@@ -192,15 +190,7 @@ def _leaf_nbytes(x) -> int:
     return 0
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.eval_shape(jax.random.key_data, x)
-  size = 1
-  for n in x.shape:
-    size *= n
-  return size * jnp.dtype(x.dtype).itemsize
-
-
-def abstract(leaf: CompressedArray) -> jax.ShapeDtypeStruct:
-  """The shape and dtype that `leaf` stands for."""
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
 
 
 def children(leaf: CompressedArray) -> list[Any]:

@@ -88,6 +88,7 @@ def _is_written(x) -> bool:
 
 def _alike(a, b) -> bool:
   """Whether two leaves have the same fields and arrays of the same shapes."""
+  # Structures hold the static fields of leaves, and no shapes.
   shapes = [[c.shape for c in jax.tree.leaves(x)] for x in (a, b)]
   return jax.tree.structure(a) == jax.tree.structure(b) and (
     shapes[0] == shapes[1]
@@ -145,6 +146,7 @@ def written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
   while places:
 
     def turn(*args, places=tuple(places)):
+      # As in a scan, of what it cuts the body sees one slice.
       cut = jax.tree.map(lambda p: p[0], args[n_whole:] if n_whole else ())
       run = dense(ctx.quiet(), jaxpr, names, places)
       return run(*args[:n_whole], *cut)
@@ -183,6 +185,7 @@ def carried(values, written):
   Returns the carry, a dict of the others by position, and the function that
   puts the leaves back.
   """
+  # By position, so that what is left out moves no other value.
   state = {
     i: x
     for i, x in enumerate(values)
@@ -191,15 +194,11 @@ def carried(values, written):
   return state, lambda state: [state.get(i, x) for i, x in enumerate(values)]
 
 
-def state_of(outs, like):
-  """What of a body's results is the carry, of the positions that `like` has."""
-  return {i: outs[i] for i in like}
-
-
 def sliceable(x, length) -> bool:
   """Whether a scan of a length can cut a value along its first axis."""
   if not array.is_compressed(x):
     return True
+  # A scan cuts the parts of a leaf, each along its own first axis.
   stacked = all(c.shape[:1] == (length,) for c in array.children(x))
   return stacked and x.can_cut(-x.ndim, 1)
 
@@ -209,6 +208,7 @@ def sliceable(x, length) -> bool:
 
 def over(monoid, stacked):
   """The findings of all turns of a loop as one."""
+  # A scan stacks what each turn returns along a new first axis.
   first = jax.tree.map(lambda x: x[0], stacked)
   rest = jax.tree.map(lambda x: x[1:], stacked)
   return lax.scan(lambda a, b: (monoid.merge(a, b), None), first, rest)[0]

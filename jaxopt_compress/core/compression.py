@@ -42,7 +42,6 @@ class Info(NamedTuple):
 
 
 def _observes_nothing(params):
-  del params
   return {}
 
 
@@ -101,13 +100,13 @@ def chain(*compressions: Compression) -> Compression:
 def _once(wanted):
   """All that is wanted, where no two want something of the same leaf."""
   found = {}
-  for one in wanted:
-    if both := found.keys() & one.keys():
+  for statistics in wanted:
+    if both := found.keys() & statistics.keys():
       raise ValueError(
         f'Two compressions want statistics of {min(both)}, and a leaf is observed'
         ' once. Let one of them leave it alone.'
       )
-    found |= one
+    found |= statistics
   return found
 
 
@@ -117,34 +116,33 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
   A compression sees its share of the tree as `{path: leaf}`, so that its own
   rules, if it has any, match the same paths. `None` leaves leaves alone.
   """
-  used = [i for i, (_, c) in enumerate(rules) if c is not None]
+
+  def shares(tree):
+    """(name of its state, compression, its leaves) of each rule that has one."""
+    leaves = rules_lib.split(rules, tree)
+    parts = enumerate(zip(rules, leaves, strict=True))
+    return [(str(i), c, mine) for i, ((_, c), mine) in parts if c is not None]
 
   def init(params):
-    parts = rules_lib.split(rules, params)
-    return {str(i): rules[i][1].init(parts[i]) for i in used}
+    return {name: c.init(leaves) for name, c, leaves in shares(params)}
 
   def apply(params, state):
-    parts = rules_lib.split(rules, params)
     changed = {}
-    for i in used:
-      changed.update(rules[i][1].apply(parts[i], state[str(i)]))
+    for name, c, leaves in shares(params):
+      changed |= c.apply(leaves, state[name])
     return rules_lib.map_named(lambda path, x: changed.get(path, x), params)
 
   def update(state, params, info):
-    parts = rules_lib.split(rules, params)
-    grads = [None] * len(parts)
-    if info.grads is not None:
-      grads = rules_lib.split(rules, info.grads)
+    # Gradients have the structure of the parameters, so the rules split them alike.
+    grads = {} if info.grads is None else shares(info.grads)
+    grads = {name: mine for name, _, mine in grads}
     return {
-      str(i): rules[i][1].update(
-        state[str(i)], parts[i], info._replace(grads=grads[i])
-      )
-      for i in used
+      name: c.update(state[name], leaves, info._replace(grads=grads.get(name)))
+      for name, c, leaves in shares(params)
     }
 
   def observes(params):
-    parts = rules_lib.split(rules, params)
-    return _once([rules[i][1].observes(parts[i]) for i in used])
+    return _once([c.observes(leaves) for _, c, leaves in shares(params)])
 
   return Compression(init, apply, update, observes)
 

@@ -48,10 +48,6 @@ class Claim:
   reads: tuple[Any, ...]
   run: Callable[[list[Any], Callable[[Any], Any]], Any]
 
-  @property
-  def last(self) -> int:
-    return self.indices[-1]
-
 
 @dataclasses.dataclass(frozen=True)
 class Met:
@@ -90,12 +86,10 @@ class Monoid:
 
 
 def _claims_nothing(leaf_type):
-  del leaf_type
   return None
 
 
 def _as_it_is(leaf, spec):
-  del spec
   return leaf
 
 

@@ -86,7 +86,9 @@ class _Evaluation:
         self.waiting.append(eqn)
       elif meets and self._is_claimed(i):
         claim = self.claims[i]
-        self.held |= dict.fromkeys(claim.indices) | {claim.last: (i, claim)}
+        self.held |= dict.fromkeys(claim.indices) | {
+          claim.indices[-1]: (i, claim)
+        }
       else:
         self._run_waiting(i)
         self._treat(eqn)
@@ -111,6 +113,7 @@ class _Evaluation:
       for v in eqn.invars
       if jaxprs.is_var(v) and v not in inside
     }
+    # What nothing reads later is no result: XLA would have to keep it.
     wanted = [v for v in made if self.last_use.get(v, -1) >= position]
     outs = jaxprs.run_together(eqns, needed, wanted)
     self.env.update(zip(wanted, ((out, None) for out in outs), strict=True))
@@ -142,10 +145,11 @@ class _Evaluation:
         if taken.isdisjoint((i, *claim.indices)):
           taken.update((i, *claim.indices))
           claims[i] = claim
+    # A rule reads when its last equation is due, or else the equations run then.
     for i, claim in claims.items():
       each = [v for j in (i, *claim.indices) for v in eqns[j].invars]
       for v in filter(jaxprs.is_var, [*claim.reads, *each]):
-        self.last_use[v] = max(self.last_use.get(v, i), claim.last)
+        self.last_use[v] = max(self.last_use.get(v, i), claim.indices[-1])
     return claims
 
   def _is_claimed(self, i) -> bool:
@@ -168,7 +172,7 @@ class _Evaluation:
     self._run_waiting(i)
     first, claim = held
     result = self._claimed(claim)
-    last = self.jaxpr.eqns[claim.last]
+    last = self.jaxpr.eqns[claim.indices[-1]]
     if result is NotImplemented or isinstance(result, context.Dense):
       self._one_by_one((first, *claim.indices))
     else:
@@ -216,6 +220,7 @@ def _last_use(jaxpr, before) -> dict[Any, int]:
     for v in eqn.invars:
       if jaxprs.is_var(v):
         last[v] = last[before.get(v, v)] = i
+  # Results are read behind the last equation.
   for v in jaxpr.outvars:
     if jaxprs.is_var(v):
       last[v] = len(jaxpr.eqns)
@@ -275,6 +280,7 @@ def _first_order(ctx, eqn, operands):
     if rule is None:
       declined[i] = context.Dense(f'{type(x).__name__} has no rule for it')
       continue
+    # The other operands are dense, but for those that the rule takes as leaves.
     stay = [
       j == i or (getattr(rule, 'together', False) and type(y) is type(x))
       for j, y in enumerate(values)

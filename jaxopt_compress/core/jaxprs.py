@@ -100,9 +100,9 @@ def run_dense(eqn, values: Sequence[Any]) -> list[Any]:
   for v, x in zip(eqn.invars, values, strict=True):
     if is_var(v) and v not in env:
       env[v] = vary(x, varying(v.aval))
-  wanted = [v for v in eqn.outvars if not _is_dropped(v)]
-  outs = iter(run_together([eqn], env, wanted))
-  return [None if _is_dropped(v) else next(outs) for v in eqn.outvars]
+  wanted = [v for v in eqn.outvars if not isinstance(v, core.DropVar)]
+  made = dict(zip(wanted, run_together([eqn], env, wanted), strict=True))
+  return [made.get(v) for v in eqn.outvars]
 
 
 def varying(aval) -> frozenset[str]:
@@ -115,7 +115,3 @@ def vary(x, axes):
   """Casts an array to vary along mesh axes where it does not yet."""
   missing = tuple(sorted(axes - varying(jax.typeof(x)))) if axes else ()
   return lax.pcast(x, missing, to='varying') if missing else x
-
-
-def _is_dropped(v) -> bool:
-  return isinstance(v, core.DropVar)

@@ -120,6 +120,7 @@ def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
   @functools.wraps(fun)
   def lifted(*args, **kwargs):
     leaves = jax.tree.leaves((args, kwargs), is_leaf=array.is_compressed)
+    # Plain arrays get `fun` itself: it costs what it costs without us.
     if not any(map(array.is_compressed, leaves)):
       return fun(*args, **kwargs)
     ctx = context(record=_refuse if strict else None, inline=strict)
@@ -146,6 +147,7 @@ def run(ctx: Context, fun: Callable, args, kwargs) -> Any:
   values, refill = array.arrays_apart(
     (args, kwargs), _is_array, array.is_compressed
   )
+  # Both walk the tree in its order, so names and values go together.
   named = rules_lib.named_leaves((args, kwargs))
   names = [_within_argument(path) for path, x in named if _is_array(x)]
 
@@ -170,14 +172,10 @@ def _is_abstract_array(x) -> bool:
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
-  if any(_varies(jax.typeof(c)) for c in array.children(x)):
+  # In a shard_map the type of an array also says where it differs.
+  if any(jaxprs.varying(jax.typeof(c)) for c in array.children(x)):
     return jax.eval_shape(x.materialize)
-  return array.abstract(x)
-
-
-def _varies(aval) -> bool:
-  """Whether a value differs between the devices of a `shard_map`."""
-  return bool(aval.manual_axis_type.varying)
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _within_argument(path: str) -> str:

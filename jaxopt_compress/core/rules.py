@@ -51,6 +51,7 @@ def named_leaves(
     siblings[keys[:-1]] = siblings.get(keys[:-1], 0) + 1
   named = []
   for keys, leaf in flat:
+    # A field `value` with others beside it is no Variable's, and keeps its name.
     if _is_value_of_variable(keys) and siblings[keys[:-1]] == 1:
       keys = keys[:-1]
     named.append(('/'.join(_key_name(k) for k in keys), leaf))
@@ -113,7 +114,8 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
       ' a last (r".*", None) to leave all the rest.'
     )
   for i, (pattern, value) in enumerate(compiled):
-    if hits[i] or _covers_the_rest(pattern, value):
+    covers_the_rest = pattern.pattern == '.*' and value is None
+    if hits[i] or covers_the_rest:
       continue
     taken = [p for p in paths if pattern.fullmatch(p)]
     if taken:
@@ -178,10 +180,6 @@ def compiled_rules(rules: Rules) -> list[tuple[re.Pattern, Any]]:
   return compiled
 
 
-def _covers_the_rest(pattern, value) -> bool:
-  return pattern.pattern == '.*' and value is None
-
-
 def _listed(paths, most=8) -> str:
   shown = ', '.join(paths[:most])
   more = len(paths) - most
@@ -189,6 +187,7 @@ def _listed(paths, most=8) -> str:
 
 
 def _guess(pattern, paths) -> str:
+  # What the pattern would be as a path: its escapes without the backslash.
   literal = re.sub(r'\\(.)', r'\1', pattern.pattern)
   words = sorted({word for path in paths for word in path.split('/')})
   for part in re.findall(r'\w+', literal):

@@ -24,6 +24,12 @@ def _cuts(entry, mesh) -> int:
   return math.prod(mesh.shape[a] for a in axes)
 
 
+def _local_shape(shape, spec, mesh) -> tuple[int, ...]:
+  """The shape of what one device holds of an array."""
+  entries = list(spec) + [None] * (len(shape) - len(spec))
+  return tuple(n // _cuts(e, mesh) for n, e in zip(shape, entries, strict=True))
+
+
 def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
   """The spec of one part, or None where it cannot be cut evenly."""
   if len(shape) < leaf_ndim:
@@ -32,6 +38,7 @@ def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
   out = []
   for n, entry in zip(shape, entries, strict=True):
     cuts = _cuts(entry, mesh)
+    # A part of size one is shared by all that the axis is cut into.
     if n == 1 and cuts > 1:
       entry = None
     elif n % cuts:
@@ -55,13 +62,13 @@ def leaf_specs(
   specs = [part_spec(p.shape, leaf.ndim, spec, mesh) for p in parts]
   if any(s is None for s in specs):
     return None
-  local = []
-  for p, s in zip(parts, specs, strict=True):
-    entries = list(s) + [None] * (len(p.shape) - len(s))
-    cut = [n // _cuts(e, mesh) for n, e in zip(p.shape, entries, strict=True)]
-    local.append(jax.ShapeDtypeStruct(tuple(cut), p.dtype))
+  local = [
+    jax.ShapeDtypeStruct(_local_shape(p.shape, s, mesh), p.dtype)
+    for p, s in zip(parts, specs, strict=True)
+  ]
   # Packing and groups may not survive the cut: ask the leaf itself.
   sizes = zip(leaf.shape, local_shape, strict=True)
+  # Axes count from the end, as the leaf's own fields do.
   cut = [(i - leaf.ndim, n) for i, (m, n) in enumerate(sizes) if m != n]
   if not all(leaf.can_cut(axis, n) for axis, n in cut):
     return None
@@ -86,11 +93,7 @@ def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
   def place(x, spec):
     if not array.is_compressed(x):
       return jax.device_put(x, NamedSharding(mesh, spec))
-    entries = list(spec) + [None] * (x.ndim - len(spec))
-    local = tuple(
-      n // _cuts(e, mesh) for n, e in zip(x.shape, entries, strict=True)
-    )
-    parts = leaf_specs(x, spec, mesh, local)
+    parts = leaf_specs(x, spec, mesh, _local_shape(x.shape, spec, mesh))
     if parts is None:
       raise ValueError(
         f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
@@ -103,6 +106,6 @@ def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
     )
 
   if isinstance(specs, PartitionSpec):
-    one = specs
-    specs = jax.tree.map(lambda x: one, tree, is_leaf=array.is_compressed)
+    of_all = specs
+    specs = jax.tree.map(lambda x: of_all, tree, is_leaf=array.is_compressed)
   return jax.tree.map(place, tree, specs, is_leaf=array.is_compressed)

@@ -100,13 +100,14 @@ def _scan(ctx, eqn, operands):
   if ctx.handler_at is None and not any(map(array.is_compressed, args)):
     return [(x, None) for x in jaxprs.run_dense(eqn, args)]
   consts, carry, xs = _split(args, n_consts, n_carry)
+  # Results of each turn may be leaves: a scan stacks their parts.
   results = {*written, *range(n_carry, len(eqn.outvars))}
   run = bodies.apart(ctx, closed, names, results)
   init, rebuild = bodies.carried(carry, written)
 
   def body(state, xs):
     outs, found = run(*consts, *rebuild(state), *xs)
-    return bodies.state_of(outs, init), (outs[n_carry:], found)
+    return {i: outs[i] for i in init}, (outs[n_carry:], found)
 
   state, (ys, found) = lax.scan(
     body,
@@ -162,8 +163,9 @@ def _while(ctx, eqn, operands):
     state, found = carried
     outs, more = step(*body_args, *rebuild(state))
     merged = {n: ctx.monoids[n].merge(found[n], more[n]) for n in more}
-    return bodies.state_of(outs, init), merged
+    return {i: outs[i] for i in init}, merged
 
+  # The carry needs a first value, also of what the first turn finds.
   _, shapes = jax.eval_shape(lambda s: step(*body_args, *rebuild(s)), init)
   state, found = lax.while_loop(
     lambda carried: test(*cond_args, *rebuild(carried[0]))[0][0],
@@ -187,6 +189,7 @@ def _cond(ctx, eqn, operands):
   branches = [
     bodies.apart(ctx, b, names, written) for b in eqn.params['branches']
   ]
+  # All branches must return the same tree.
   branches = bodies.complete(ctx, branches, args)
   (index, _) = bodies.drop(ctx, eqn, index, 'it chooses the branch')
   platforms = eqn.params.get('branches_platforms')
@@ -280,6 +283,7 @@ def _shard_map(ctx, eqn, operands):
     body,
     mesh=p['mesh'],
     in_specs=tuple(specs),
+    # What was found is the same everywhere once it is reduced.
     out_specs=(list(p['out_specs']), jax.P()),
     check_vma=checked,
     **kwargs,

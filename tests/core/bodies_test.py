@@ -81,7 +81,6 @@ class CarriedTest(parameterized.TestCase):
     state, rebuild = bodies.carried([W, 1.0, log, 2.0], {2})
     self.assertEqual(list(state), [1, 2, 3])
     self.assertEqual(rebuild({1: 'a', 2: 'b', 3: 'c'}), [W, 'a', 'b', 'c'])
-    self.assertEqual(bodies.state_of('wxyz', state), {1: 'x', 2: 'y', 3: 'z'})
 
   @parameterized.parameters(
     (STACK, 3, True),
