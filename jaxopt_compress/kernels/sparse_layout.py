@@ -28,6 +28,7 @@ zeros where a unit has fewer: the kernel then knows where they are without count
 at the density d. A group of rows that share scales begins with a unit of its own.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -107,50 +108,71 @@ def to_streams(
     )
   *lead, k, n = w.shape
   entries = _to_entries(w.reshape(-1, k, n), group)
+  kept, there, how = _chosen(entries, skips, constant)
+  # Codes of int8 are 128 above their numbers: the highest bit is flipped.
+  values = (entries.view(np.uint8) ^ 128) if how.type == 'int8' else entries
+  runs = [
+    [_run(*panel, how) for panel in zip(*matrix)]
+    for matrix in zip(values, kept, there)
+  ]
+  stream, offsets = _joined(runs, entries.shape[1], how)
+  if stream is None:
+    raise ValueError(
+      f'A matrix {k} x {n} takes more than 2^31 bytes without its zeros, and a'
+      ' stream has to stay below that. Split it.'
+    )
+  return (
+    stream.reshape(*lead, stream.shape[-1]),
+    offsets.reshape(*lead, offsets.shape[-1]),
+    how,
+  )
+
+
+def _chosen(entries, skips, constant):
+  """(which entries are kept, which units are there, what is static).
+
+  Args:
+    entries: [matrices, panels, units, 128].
+    skips, constant: as for `to_streams`.
+  """
   kept = entries != 0
   counts = kept.sum(-1)  # [matrices, panels, units]
-  size = w.dtype.itemsize
-  units = counts.shape[-1]
   there = counts > 0
-  saved = (~there).sum() * _MASK - counts[..., 0].size * _bits_bytes(units)
   if skips is None:
-    skips = bool(saved > 0)
+    # A unit that is left out saves its mask; all units then need a bit each.
+    bits = counts[..., 0].size * _bits_bytes(counts.shape[-1])
+    skips = bool((~there).sum() * _MASK > bits)
   if not skips:
     there = np.ones_like(there)
   most = int(counts.max(initial=0))
   total, filled = int(counts.sum()), int(there.sum()) * most
   if constant is None:
-    constant = (filled - total) * size * 100 <= total * size
+    constant = (filled - total) * 100 <= total
   if constant:
     kept = _filled(kept, there, most)
-  how = Sparse(w.dtype.name, skips, most if constant else 0)
+  how = Sparse(entries.dtype.name, skips, most if constant else 0)
+  return kept, there, how
 
-  values = (entries.view(np.uint8) ^ 128) if how.type == 'int8' else entries
-  streams = [
-    [_run(*panel, how) for panel in zip(*matrix)]
-    for matrix in zip(values, kept, there)
-  ]
-  panels = entries.shape[1]
-  lines = [[len(run) // _LINE for run in runs] for runs in streams]
-  lines = np.asarray(lines, np.int64).reshape(len(streams), panels)
+
+def _joined(runs, panels, how):
+  """(streams [matrices, bytes], offsets [matrices, panels + 1]) of runs of bytes.
+
+  (None, None) where a stream is too long.
+  """
+  lines = [[len(run) // _LINE for run in matrix] for matrix in runs]
+  lines = np.asarray(lines, np.int64).reshape(len(runs), panels)
   ends = np.cumsum(lines, axis=1)
   longest = int(ends[:, -1].max(initial=0)) if panels else 0
-  length = longest * _LINE + _ENTRIES * size
+  # Kernels may read as far ahead as the entries of a unit are long.
+  length = longest * _LINE + _ENTRIES * how.size
   if length >= 2**31:
-    raise ValueError(
-      f'A matrix {k} x {n} takes {length} bytes without its zeros. Split it: a'
-      ' stream has to stay below 2^31.'
-    )
-  stream = np.zeros((len(streams), length), np.uint8)
-  for to, runs in zip(stream, streams):
-    run = np.concatenate(runs) if runs else np.zeros(0, np.uint8)
+    return None, None
+  stream = np.zeros((len(runs), length), np.uint8)
+  for to, matrix in zip(stream, runs):
+    run = np.concatenate(matrix) if matrix else np.zeros(0, np.uint8)
     to[: len(run)] = run
   offsets = np.concatenate([np.zeros_like(ends, shape=(len(ends), 1)), ends], 1)
-  return (
-    stream.reshape(*lead, length),
-    offsets.astype(np.int32).reshape(*lead, panels + 1),
-    how,
-  )
+  return stream, offsets.astype(np.int32)
 
 
 def from_streams(
@@ -166,7 +188,7 @@ def from_streams(
   panels = offsets.shape[-1] - 1
   units = layout.num_units(k, min(group, k), _ROWS)
   starts = offsets[..., :-1].reshape(-1, panels).astype(jnp.int32) * _LINE
-  panel = lambda s, at: _read_run(s, at, how, units)
+  panel = functools.partial(_read_run, how=how, units=units)
   matrix = jax.vmap(jax.vmap(panel, (None, 0)))
   entries = matrix(jnp.asarray(stream).reshape(-1, length), starts)
   return _from_entries(entries, group, k, n).reshape(*lead, k, n)
@@ -198,13 +220,19 @@ def _filled(kept, there, most):
 
 def _read_run(stream, start, how, units):
   """[units, 128] entries of the run at `start`."""
-  at = lambda offset: stream.at[offset].get(mode='fill', fill_value=0)
+
+  def at(offset):
+    return stream.at[offset].get(mode='fill', fill_value=0)
+
+  # First the bits of the units that are there, then their masks, then the values.
   masks = start
   there = jnp.ones((units,), bool)
   if how.skips:
     masks += _bits_bytes(units)
     unit = jnp.arange(units)
     there = (at(start + unit // 8) >> (unit % 8).astype(jnp.uint8)) & 1 > 0
+  # The mask of a unit comes after those of the units before it that are there; the
+  # place of a value is the number of kept entries before it.
   order = jnp.cumsum(there) - there
   values = masks + jnp.sum(there) * _MASK
   byte = at((masks + order * _MASK)[:, None] + jnp.arange(_MASK)[None])
@@ -229,8 +257,11 @@ def _to_entries(w, group):
   parts = [w[:, g * group : (g + 1) * group] for g in range(whole)]
   if whole * group < k:
     parts.append(w[:, whole * group :])
-  fill = lambda a: np.pad(a, [(0, 0), (0, -a.shape[1] % _ROWS), (0, 0)])
-  w = np.concatenate([fill(a) for a in parts] or [w], axis=1)
+  # A group begins with a unit of its own: each is filled up to whole units.
+  filled = [
+    np.pad(a, [(0, 0), (0, -a.shape[1] % _ROWS), (0, 0)]) for a in parts
+  ]
+  w = np.concatenate(filled or [w], axis=1)
   r = _ROWS // w.dtype.itemsize
   # [m, units, j, i, panels, h, l] to [m, panels, units, j, h, l, i]
   w = w.reshape(m, w.shape[1] // _ROWS, _ROWS // r, r, -1, 2, 16)

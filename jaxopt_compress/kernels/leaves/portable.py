@@ -32,9 +32,10 @@ def materialize(leaf) -> jax.Array:
   """[stack..., *matrix.shape]: the array that a leaf stands for."""
   plan = leaf.plan
   x, scale, zero = leaf.matrices()
-  by_row = lambda p: matrix_lib.by_row(
-    p.astype(jnp.float32), plan.group, plan.matrix.k
-  )
+
+  def by_row(p):
+    return matrix_lib.by_row(p.astype(jnp.float32), plan.group, plan.matrix.k)
+
   x = x.astype(jnp.float32)
   if zero is not None:
     x = x - by_row(zero)

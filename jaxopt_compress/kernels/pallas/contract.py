@@ -134,23 +134,19 @@ def contract(
   x = operands[0]
   m = x.array.shape[-2]
   n = next(o.array.shape[-1] for o in operands if not o.by_row)
-  by_row, by_column = (
-    sum(o.bytes for o in operands if o.by_row is b) for b in (True, False)
-  )
-  size = x.array.dtype.itemsize
-  t = tiles or tiles_lib.choose(
-    m, n, bundles, by_row, by_column, size, x.per, platform
-  )
+  t = tiles or _tiles(operands, m, n, bundles, platform)
   tiles_lib.check(t, m if not x.piece else t.rows, n)
   splits = -(-bundles // t.steps)
   addressable(operands, platform)
   apart = platform == 'gpu' and splits > 1
   in_vmem = platform == 'tpu' and splits > 1
+  everything = [*operands, *fixed]
   out_spec = pl.BlockSpec((t.rows, t.columns), lambda i, j, s: (i, j))
-  out_shape = jax.ShapeDtypeStruct((m, n), acc if apart else out)
-  if apart:
-    place = lambda i, j, s: (s, i, j)
-    out_spec = pl.BlockSpec((None, t.rows, t.columns), place)
+  out_shape = jax.ShapeDtypeStruct((m, n), out)
+  if apart:  # each part of k has a sum of its own
+    out_spec = pl.BlockSpec(
+      (None, t.rows, t.columns), lambda i, j, s: (s, i, j)
+    )
     out_shape = jax.ShapeDtypeStruct((splits, m, n), acc)
   body = functools.partial(
     _body,
@@ -166,19 +162,31 @@ def contract(
   result = pl.pallas_call(
     body,
     grid=(-(-m // t.rows), n // t.columns, splits),
-    in_specs=[o.spec(t) for o in (*operands, *fixed)],
+    in_specs=[o.spec(t) for o in everything],
     out_specs=out_spec,
     out_shape=out_shape,
     scratch_shapes=vmem,
     compiler_params=params(platform, t),
     interpret=interpret,
     name=name,
-  )(*(o.array for o in (*operands, *fixed)))
+  )(*(o.array for o in everything))
   if not apart:
     return result
   total = jnp.sum(result, axis=0, dtype=acc)
   whole = (o.array[:m] if o.by_row else o.array for o in fixed)
   return finish(total, *whole).astype(out)
+
+
+def _tiles(operands, m, n, bundles, platform):
+  """Blocks by what the rows and columns of the operands take."""
+  by_row, by_column = (
+    sum(o.bytes for o in operands if o.by_row is b) for b in (True, False)
+  )
+  x = operands[0]
+  size = x.array.dtype.itemsize
+  return tiles_lib.choose(
+    m, n, bundles, by_row, by_column, size, x.per, platform
+  )
 
 
 def _body(*refs, term, finish, operands, fixed, bundles, acc, t):
@@ -217,15 +225,15 @@ def _body(*refs, term, finish, operands, fixed, bundles, acc, t):
   (sum_ref,) = vmem
 
   @pl.when(s == 0)
-  def _():
+  def begin():
     sum_ref[...] = total
 
   @pl.when(s > 0)
-  def _():
+  def add():
     sum_ref[...] += total
 
   @pl.when(s == pl.num_programs(2) - 1)
-  def _():
+  def end():
     write(sum_ref[...])
 
 

@@ -114,19 +114,7 @@ def matmul(
   platform = tiles_lib.on(platform, interpret)
   (m, k), dtype = x.shape, x.dtype
   c = layout.cut(k)
-  expected = (c.count, c.piece, -(-n // 128) * 128)
-  if weight.codes.shape != expected:
-    raise ValueError(
-      f'codes are {list(weight.codes.shape)}; x {[m, k]} with {n} columns meets'
-      f' {list(expected)}. Make them with dynamic.lay_out.'
-    )
-  if bias is not None and bias.shape != (n,):
-    raise ValueError(f'bias is {list(bias.shape)}; expected {[n]}.')
-  if k > _MOST_K:
-    raise ValueError(
-      f'k = {k}: int32 sums of products of int8 hold up to k = {_MOST_K}. Cut k in'
-      ' parts and add their results.'
-    )
+  _check(x, weight, bias, c, n)
   shift = jnp.zeros((1, n)) if bias is None else bias.reshape(1, n)
   if 0 in (m, k, n):
     return jnp.broadcast_to(shift.astype(dtype), (m, n))
@@ -139,16 +127,12 @@ def matmul(
   if fused is None:
     fused = platform == 'tpu' and m <= _FUSED_ROWS
   of_x = x if fused else _codes(x, 1 / scale)
-  fill = -m % rows
-  each_row = lambda a: contract_lib.Operand(
-    jnp.pad(a, ((0, fill), (0, 0)), constant_values=1.0), True
-  )
   operands = [
     contract_lib.rows(of_x, c, c.count, 1, rows, platform),
     contract_lib.Operand(weight.codes, False, 1),
   ]
-  operands += [each_row(1 / scale)] if fused else []
-  fixed = [each_row(scale), contract_lib.Operand(weight.scale, False)]
+  operands += [_of_rows(1 / scale, rows)] if fused else []
+  fixed = [_of_rows(scale, rows), contract_lib.Operand(weight.scale, False)]
   if bias is not None:
     fixed.append(contract_lib.Operand(layout.columns(shift), False))
 
@@ -170,6 +154,31 @@ def matmul(
     name='w8a8',
   )
   return y[:m, :n].astype(dtype)
+
+
+def _check(x, weight, bias, c, n):
+  """Raises ValueError for operands that do not fit one another."""
+  m, k = x.shape
+  expected = (c.count, c.piece, -(-n // 128) * 128)
+  if weight.codes.shape != expected:
+    raise ValueError(
+      f'codes are {list(weight.codes.shape)}; x {[m, k]} with {n} columns meets'
+      f' {list(expected)}. Make them with dynamic.lay_out.'
+    )
+  if bias is not None and bias.shape != (n,):
+    raise ValueError(f'bias is {list(bias.shape)}; expected {[n]}.')
+  if k > _MOST_K:
+    raise ValueError(
+      f'k = {k}: int32 sums of products of int8 hold up to k = {_MOST_K}. Cut k in'
+      ' parts and add their results.'
+    )
+
+
+def _of_rows(a, rows):
+  """[m, 1] as an operand, filled up to whole blocks with ones: they may be divided by."""
+  fill = -a.shape[0] % rows
+  padded = jnp.pad(a, ((0, fill), (0, 0)), constant_values=1.0)
+  return contract_lib.Operand(padded, True)
 
 
 def _scaled(total, scale_x, scale_w, shift=None):

@@ -62,10 +62,11 @@ def lay_out(
   if zero is not None and jnp.issubdtype(zero.dtype, jnp.integer):
     zero = zero.astype(jnp.bfloat16)  # Exact up to 256.
   pieces = layout.columns(layout.rows(codes, c))
-  spread = lambda a: None if a is None else _spread(a, c, bits, group)
   if bits == 4:
     pieces = layout.nibbles(pieces)
-  return Weight(pieces, spread(scale), spread(zero))
+  how = c, bits, group
+  zero = None if zero is None else _spread(zero, *how)
+  return Weight(pieces, _spread(scale, *how), zero)
 
 
 def restore(
@@ -79,8 +80,10 @@ def restore(
   codes = layout.whole(pieces, c)[:, :n]
   each = 1 if group is None else c.per_group
   count = 1 if group is None else c.count
-  back = lambda a: None if a is None else a[:count:each, 0, :n]
-  return codes, back(weight.scale), back(weight.zero)
+  # Every piece of a group has the group's row: the first of them is kept.
+  first = (slice(0, count, each), 0, slice(0, n))
+  zero = None if weight.zero is None else weight.zero[first]
+  return codes, weight.scale[first], zero
 
 
 def matmul(
@@ -151,9 +154,7 @@ def matmul(
   precision = contract_lib.float32_on(platform, interpret)
   y = contract_lib.contract(
     _term(bits, whole, weight.zero is not None, precision),
-    lambda total, *scale: (
-      total * scale[0].astype(jnp.float32) if scale else total
-    ),
+    _scaled,
     operands,
     fixed,
     bundles=bundles,
@@ -165,6 +166,11 @@ def matmul(
     name=f'w{bits}a16',
   )
   return y[:m, :n].astype(dtype)
+
+
+def _scaled(total, scale=None):
+  """Sums with the one scale of each column; scales of groups are in them already."""
+  return total if scale is None else total * scale.astype(jnp.float32)
 
 
 def _term(bits, whole, shifted, precision):
