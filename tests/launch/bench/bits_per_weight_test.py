@@ -18,7 +18,7 @@ from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import schemes
 from jaxopt_compress.train import checkpoint
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[3]
 
 
 def _run(code):

@@ -8,7 +8,7 @@ import sys
 
 from absl.testing import absltest
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[3]
 
 
 class BenchLiftTest(absltest.TestCase):
