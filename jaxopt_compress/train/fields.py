@@ -29,10 +29,10 @@ def record(cls: type, prefix: str = '', **names: str) -> Any:
     prefix: in a config, before the name of each field.
     **names: `field='key'`, whole names of fields that have none of that form.
   """
-  written = {
-    f.name: names.get(f.name, prefix + f.name) for f in dataclasses.fields(cls)
-  }
-  return dataclasses.field(default=cls(), metadata={_WRITTEN: written})
+  own = [f.name for f in dataclasses.fields(cls)]
+  assert set(names) <= set(own), f'{cls.__name__} has only {own}'
+  keys = {name: names.get(name, prefix + name) for name in own}
+  return dataclasses.field(default=cls(), metadata={_WRITTEN: keys})
 
 
 def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
@@ -75,10 +75,12 @@ def defaults_of(cls: type) -> dict[str, Any]:
   """{key: its default, or `dataclasses.MISSING`} of all that a config may say."""
   found = {}
   for field in dataclasses.fields(cls):
+    part = {field.name: field.default}
     if names := field.metadata.get(_WRITTEN):
-      found |= {key: getattr(field.default, n) for n, key in names.items()}
-    else:
-      found[field.name] = field.default
+      part = {key: getattr(field.default, n) for n, key in names.items()}
+    # Two records must not be set by one key.
+    assert not found.keys() & part.keys(), f'{found.keys() & part.keys()} twice'
+    found |= part
   return found
 
 

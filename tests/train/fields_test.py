@@ -57,6 +57,17 @@ class FieldsTest(parameterized.TestCase):
       },
     )
 
+  def test_two_records_cannot_share_a_key(self):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Kitchen:
+      left: Oven = fields.record(Oven)
+      right: Oven = fields.record(Oven, name='other')
+
+    with pytest.raises(AssertionError, match='heat'):
+      fields.defaults_of(Kitchen)
+    with pytest.raises(AssertionError, match='Oven has only'):
+      fields.record(Oven, colour='oven_colour')
+
   @parameterized.named_parameters(
     ('key', {'flour': 'rye', 'loavs': 2}, "c has no 'loavs'. Did you mean 'lo"),
     (
