@@ -5,6 +5,11 @@ transposed on the way, a branch, and a batch of experts. Each program holds all
 formats at once, one leaf each, and two transforms where one fits in the other; a
 failure names its rows.
 
+Not everything meets everything, for compiling is what takes the time. In bfloat16 a
+format meets each granularity with a zero point or without, and the transforms that
+round: vmap, scan and shard_map move axes and never look at a dtype. Gradients are
+taken without the branch, whose gradient `contract_test` asks of each type of leaf.
+
 Rows with activations, 'int8 asym, int8 token asym', are compared with the model
 whose products round what meets the weight: with what they mean, not with what they
 approximate.
@@ -89,10 +94,13 @@ ROWS = {
 }
 
 
-def model(w, x):
+def model(w, x, branch=True):
   def layer(h, w):
     w = w.reshape(10, 2, 5).reshape(10, 10)
-    h = lax.cond(h[0, 0] > 9, lambda: h, lambda: h @ w.T)
+    if branch:
+      h = lax.cond(h[0, 0] > 9, lambda: h, lambda: h @ w.T)
+    else:
+      h = h @ w.T
     return lax.logistic(h), None
 
   h, _ = lax.scan(jax.checkpoint(layer), x, w)
@@ -123,6 +131,7 @@ def _leaves(how, dtype):
   return make(ws)
 
 
+@functools.cache  # one function, so that jit knows it again
 def _grad(f):
   def loss(w, x):
     return sum(jnp.square(y.astype(jnp.float32)).mean() for y in f(w, x))
@@ -157,6 +166,16 @@ TRANSFORMS = {
   'vmap in vmap of weights': (4, _vmaps),
   'scan in shard_map': (8, _scan_in_shard_map),
 }
+IN_BFLOAT16 = ('jit', 'grad')
+
+
+def _rows_of(how, dtype):
+  """All, or in bfloat16 every other: in turns with a zero point and without."""
+  if dtype == 'float32' or how not in WEIGHTS:
+    return ROWS[how]
+  first = list(WEIGHTS).index(how)
+  pairs = zip(ROWS[how][::2], ROWS[how][1::2], strict=True)
+  return [pair[(first + i) % 2] for i, pair in enumerate(pairs)]
 
 
 def _rows(f):
@@ -177,15 +196,16 @@ def _rows(f):
 
 @functools.cache
 def _got(how, dtype, transform):
-  q, _ = _leaves(how, jnp.dtype(dtype))
+  q = {row: _leaves(how, dtype)[0][row] for row in _rows_of(how, dtype)}
   _, run = TRANSFORMS[transform]
-  return jax.jit(_rows(run(jc.lift(model))))(q, jnp.asarray(X, dtype))
+  f = functools.partial(model, branch=transform != 'grad')
+  return jax.jit(_rows(run(jc.lift(f))))(q, jnp.asarray(X, dtype))
 
 
 @functools.cache
 def _want(how, dtype, batches, grad):
   """What the rows mean, of so many batches: an activation's range is of one."""
-  _, dense = _leaves(how, jnp.dtype(dtype))
+  dense = {row: _leaves(how, dtype)[1][row] for row in _rows_of(how, dtype)}
   if how not in WEIGHTS:
     return {r: _want_rounded(r, how, dtype, batches, grad) for r in dense}
   one = _grad(meant) if grad else meant
@@ -200,7 +220,7 @@ def _want_rounded(row, how, dtype, batches, grad):
     return _want(how, dtype, 1, grad)[row]  # tokens do not see each other
   f = functools.partial(meant, rounded=functools.partial(_rounded, act=act))
   f = _grad(f) if grad else f
-  w = _leaves(how, jnp.dtype(dtype))[1][row]
+  w = _leaves(how, dtype)[1][row]
   ys = [f(w, x) for x in jnp.split(jnp.asarray(X, dtype), batches)]
   return jax.tree.map(lambda *y: jnp.concatenate(y), *ys)
 
@@ -238,17 +258,20 @@ class FormatsTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (f'{how}, {dtype}, {transform}', how, dtype, transform)
     for how in ROWS
-    for dtype in ('float32', 'bfloat16')
-    for transform in TRANSFORMS
+    for dtype, transforms in (
+      ('float32', TRANSFORMS),
+      ('bfloat16', IN_BFLOAT16),
+    )
+    for transform in transforms
   )
   def test_law(self, how, dtype, transform):
     got = _got(how, dtype, transform)
     batches = 1 if how in WEIGHTS else TRANSFORMS[transform][0]
     want = _want(how, dtype, batches, transform == 'grad')
-    self.assertCountEqual(got, ROWS[how])
+    self.assertCountEqual(got, _rows_of(how, dtype))
     tolerance = 3e-5 if dtype == 'float32' else 4e-2
     failed = {}
-    for row in ROWS[how]:
+    for row in got:
       apart = _apart(got[row], want[row])
       # One code in a hundred falls to the other side after other roundings to
       # bfloat16; of most tokens none does.
@@ -260,7 +283,7 @@ class FormatsTest(parameterized.TestCase):
 
   @parameterized.product(how=tuple(ROWS), dtype=('float32', 'bfloat16'))
   def test_leaves_keep_their_type(self, how, dtype):
-    q, dense = _leaves(how, jnp.dtype(dtype))
+    q, dense = _leaves(how, dtype)
     for row, leaf in q.items():
       self.assertEqual((leaf.shape, leaf.dtype), (W.shape, jnp.dtype(dtype)))
       self.assertEqual(dense[row].shape, W.shape)

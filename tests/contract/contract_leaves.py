@@ -1,0 +1,108 @@
+"""The leaves of the contract: `LEAVES[name] -> Leaf(compress, rounds)`.
+
+A new leaf type adds a row, and must then pass all of contract_test.
+"""
+
+import re
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+from jaxopt_compress.pruning import masked
+
+
+class Leaf(NamedTuple):
+  """How a row makes its leaves, and how far it may be from the law.
+
+  `rounds` is the relative error, over the largest output, that rounding the other
+  operand may add: leaves that round activations carry their bound here.
+  """
+
+  compress: Any  # (params, uses) -> params with leaves
+  rounds: float = 0.0
+
+
+def _weights(params, uses):
+  return [path for path, _ in jc.named_leaves(params) if is_weight(uses[path])]
+
+
+def is_weight(used):
+  return any(u.contracted for u in used)
+
+
+def _rules(params, uses, value):
+  rules = [(re.escape(p), value) for p in _weights(params, uses)]
+  return [*rules, (r'.*', None)]
+
+
+def _stored(scheme):
+  return lambda params, uses: jc.quantize(
+    params, _rules(params, uses, scheme), uses
+  )
+
+
+def _trained(scheme):
+  def compress(params, uses):
+    comp = jc.fake_quantize(_rules(params, uses, scheme), uses)
+    return comp.apply(params, comp.init(params))
+
+  return compress
+
+
+def _mask(params, uses):
+  chosen = set(_weights(params, uses))
+
+  def with_mask(path, x):
+    if path not in chosen:
+      return x
+    return masked.Masked(x, jnp.abs(x) > jnp.median(jnp.abs(x)))
+
+  return jc.map_named(with_mask, params)
+
+
+def _adapted(scheme):
+  """A frozen base beside adapters that have learned something."""
+
+  def compress(params, uses):
+    base = _stored(scheme)(params, uses)
+    key = jax.random.key(5)
+    adapters = jc.add_lora(base, _rules(params, uses, 2), uses, key=key)
+    learned = jax.tree.map(
+      lambda p: 0.1 * jax.random.normal(key, p.shape, p.dtype), adapters
+    )
+    return jc.with_lora(base, learned, uses)
+
+  return compress
+
+
+def _packed(scheme):
+  return lambda params, uses: jc.pack(
+    _stored(scheme)(params, uses), uses, target='cpu'
+  )
+
+
+_INT4_G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
+
+LEAVES = {
+  'int8': Leaf(_stored(jc.W8A16)),
+  'int4 g4': Leaf(_stored(_INT4_G4)),
+  'int4 g4 asym': Leaf(_stored('int4 g4 asym')),
+  'nvfp4': Leaf(_stored('e2m1 g4 nv')),
+  'nf4 dq': Leaf(_stored('nf4 g4 dq')),
+  'int8 x int8': Leaf(_stored(jc.W8A8), rounds=0.05),
+  'int8 x int8, both asym': Leaf(
+    _stored('int8 asym, int8 token asym'), rounds=0.05
+  ),
+  'fake int8 x int8': Leaf(_trained(jc.W8A8), rounds=0.05),
+  'fake int4 of learned steps': Leaf(_trained('int4 asym lsq')),
+  'packed int8': Leaf(_packed('int8')),
+  'packed int4 asym x int8': Leaf(_packed('int4 asym, int8'), rounds=0.05),
+  'adapters of nf4 dq': Leaf(_adapted('nf4 g4 dq')),
+  'mask': Leaf(_mask),
+  'fake int4 of a mask': Leaf(
+    lambda params, uses: _trained(_INT4_G4)(_mask(params, uses), uses)
+  ),
+}
