@@ -114,6 +114,7 @@ def _gather(x, *, axis_name, all_gather_dimension, **params):
   if pieces is None:
     return lift.Dense('a gather of another form')
   names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+  # Of several pieces the first was cut; the leaf is whole along it from here on.
   joined = pieces[0][all_gather_dimension][0][0], names
   cut = tuple(c for c in x.cut if c != joined)
   return dataclasses.replace(x, value=value, axes=tuple(pieces[0]), cut=cut)

@@ -160,36 +160,41 @@ class _Uses(algebra.Algebra):
     }
 
   def apply(self, at, inputs):
-    if at.eqn.primitive.name in (*self.rules, *moved.UNCHANGED):
+    if at.eqn.primitive.name in self.rules:
       return super().apply(at, inputs)
     outs = [{} for _ in at.eqn.outvars]
     for path in dict.fromkeys(path for x in inputs for path in x):
       operands = {i: x[path] for i, x in enumerate(inputs) if path in x}
-      self._follow(path, at, operands, outs)
+      if not self._moves(path, at, operands, outs):
+        self._ends(path, at, operands)
     return outs
 
-  def _follow(self, path, at, operands, outs):
-    """Takes a leaf along to the results, or notes where it has come."""
+  def _moves(self, path, at, operands, outs) -> bool:
+    """Takes a leaf along to the results, if its entries are only moved."""
     for i, pieces in operands.items():
       move = moved.of(at.eqn, i)
-      axes = None if move is None else move.axes(pieces)
-      if axes is not None:
-        for out, pieces in zip(outs, axes, strict=True):
-          out[path] = pieces
-        for _ in range(len(operands) - 1):  # the leaf beside itself ends here
+      results = None if move is None else move.axes(pieces)
+      if results is not None:
+        for out, result in zip(outs, results, strict=True):
+          out[path] = result
+        # One operand is followed: a leaf joined with itself ends here as well.
+        for _ in range(len(operands) - 1):
           self._note(path, at, (), ())
-        return
+        return True
+    return False
+
+  def _ends(self, path, at, operands):
+    """Notes what a leaf meets in an operation that computes."""
     meet = _MEETINGS.get(at.eqn.primitive.name)
     for i, pieces in operands.items():
       if meet is None:
         self._note(path, at, (), ())
         continue
       contracted, one_by_one, *groups = meet(at.eqn, i, pieces)
-      present = [p for j, p in enumerate(pieces) if j not in one_by_one]
-      gone = set(range(-self.ranks[path], 0)) - {
-        a for p in present for a, _ in p
-      }
-      self._note(path, at, contracted, tuple(sorted(gone)), *groups)
+      # Axes of the leaf that are gone, or along which the product runs one by one.
+      others = [j for j in range(len(pieces)) if j not in one_by_one]
+      stacked = set(range(-self.ranks[path], 0)) - {*_axes_at(pieces, others)}
+      self._note(path, at, contracted, tuple(sorted(stacked)), *groups)
 
   def _note(self, path, at, contracted, stacked, *groups):
     name = at.eqn.primitive.name
@@ -208,6 +213,7 @@ def _enter_and_end(asked, at, inputs):
 
 
 def _axes_at(pieces, dims):
+  """The axes of the leaf that axes of an operand are made of, in their order."""
   return tuple(dict.fromkeys(axis for i in dims for axis, _ in pieces[i]))
 
 
@@ -229,6 +235,7 @@ def _meet_conv(eqn, operand, pieces):
   numbers = eqn.params['dimension_numbers']
   if not operand:
     return tuple(sorted(_axes_at(pieces, numbers.lhs_spec[1:]))), ()
+  # The window before the channels, as a kernel [h, w, in, out] has them.
   _, feature, *window = numbers.rhs_spec
   contracted = _axes_at(pieces, (*window, feature))
   return contracted, (), eqn.params['feature_group_count']
@@ -237,6 +244,7 @@ def _meet_conv(eqn, operand, pieces):
 def _meet_gather(eqn, operand, pieces):
   if operand:
     return (), ()
+  # A row is what comes whole: its axes are not those that the indices choose in.
   started = eqn.params['dimension_numbers'].start_index_map
   sizes = zip(eqn.params['slice_sizes'], eqn.invars[0].aval.shape, strict=True)
   row = [
