@@ -1,9 +1,6 @@
 """The law for packed leaves: what they compute is what they were packed from."""
 
 import functools
-import tempfile
-import unittest
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -14,8 +11,6 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.export import stablehlo
-from jaxopt_compress.kernels.cpu import native
 
 # What is packed, and what it is called then.
 SCHEMES = {
@@ -231,145 +226,6 @@ class LawTest(parameterized.TestCase):
     )
     y, expected = (jax.jit(jc.lift(f))(leaf, x) for leaf in (p, q))
     self.assertLess(_distance(y, expected), 2e-5)
-
-
-class WithoutZerosTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ('int8', 0.5, 'int8 channel, packed without zeros'),
-    ('int8 g32, int8', 0.5, 'int8 g32, int8 activations, packed without zeros'),
-    (
-      'int8, int8 token asym',
-      0.95,
-      'int8 channel, int8 activations, packed without zeros',
-    ),
-    ('int4 g32', 0.5, 'int4 g32, packed'),
-    (None, 0.5, 'float32, packed without zeros'),
-  )
-  def test_law(self, words, zeros, described):
-    w = jax.random.normal(_KEYS[1], (256, 96))
-    w = jnp.where(jax.random.uniform(_KEYS[2], w.shape) < zeros, 0, w)
-    x = jax.random.normal(_KEYS[0], (2, 5, 256))
-    uses = jc.uses(_matmul)({'w': w}, x)
-    q = jc.quantize({'w': w}, [('w', words)], uses)
-    p = pack(q, uses)
-    self.assertEqual(p['w'].describe(), described)
-    self.assertLess(
-      jc.nbytes(p), jc.nbytes(q) * (0.8 if 'zeros' in described else 1.01)
-    )
-    f = jc.lift(_matmul, strict=True)
-    loss = lambda x, q: jnp.mean(f(q, x) ** 2)
-    run = jax.jit(lambda q, x: (f(q, x), jax.grad(loss)(x, q)))
-    for got, expected in zip(run(p, x), run(q, x), strict=True):
-      self.assertLess(_distance(got, expected), 2e-5)
-    dense = jc.materialize(q)['w']
-    for leaf in (p, jc.unpack(p)):
-      self.assertLess(_distance(jc.materialize(leaf)['w'], dense), 1e-6)
-
-  def test_masked_and_scanned(self):
-    def f(p, x):
-      return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p['w'])[0]
-
-    w = jax.random.normal(_KEYS[2], (3, 64, 64)) / 8
-    masked = jc.pruning.masked.Masked(
-      w, jax.random.uniform(_KEYS[3], w.shape) < 0.4
-    )
-    uses = jc.uses(f)({'w': w}, X)
-    p = pack({'w': masked}, uses)
-    y = jax.jit(jc.lift(f, strict=True))(p, X)
-    expected = jax.jit(jc.lift(f))({'w': masked}, X)
-    self.assertLess(_distance(y, expected), 2e-5)
-
-  def test_arrays_that_no_product_is_known_to_read_stay(self):
-    w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.9, 0, W)
-    q = jc.quantize({'a': W, 'w': w}, [('a', 'int8'), ('w', None)])
-    self.assertIsInstance(pack(q)['w'], jax.Array)
-
-  def test_switched_off(self):
-    w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.5, 0, W)
-    q = jc.quantize({'w': w}, [('w', 'int8')])
-    p = pack(q, sparse=False)
-    self.assertEqual(p['w'].describe(), 'int8 channel, packed')
-
-
-class ExportTest(absltest.TestCase):
-  def test_exported_programs_are_portable(self):
-    q, p = _both(_matmul, {'w': W}, X, 'int4 g32, int8')
-    with tempfile.TemporaryDirectory() as folder:
-      manifest = stablehlo.save(folder, jc.lift(_matmul), p, X)
-      self.assertNotIn('packed', str(manifest['leaves']))
-      y = stablehlo.load(folder)(X)
-    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
-
-  @unittest.skipUnless(native.available(), 'calls of the library, not built')
-  def test_jax_refuses_to_export_packed_leaves(self):
-    _, p = _both(_matmul, {'w': W}, X, 'W8A8')
-    with self.assertRaisesRegex(ValueError, 'jaxopt_compress_matmul'):
-      jax.export.export(jax.jit(jc.lift(_matmul)))(p, X)
-
-
-class PackTest(parameterized.TestCase):
-  def test_bytes(self):
-    w = jax.random.normal(_KEYS[0], (256, 64))
-    q = jc.quantize({'w': w}, [('w', 'int4 g128 bfloat16')])
-    self.assertEqual(jc.nbytes(pack(q)), jc.nbytes(q))
-
-  def test_skipped_are_named(self):
-    params = {'a': W, 'b': W}
-    q = jc.quantize(params, [('a', 'W8A8'), ('b', 'FP8_DYNAMIC')])
-    said = []
-    p = pack(q, skipped=lambda path, why: said.append((path, why)))
-    self.assertIsInstance(p['a'], jc.PackedArray)
-    self.assertIsInstance(p['b'], jc.QDotArray)
-    (path, why) = said[0]
-    self.assertEqual(path, 'b')
-    self.assertIn('e4m3 has no kernel', why)
-
-  def test_nothing_to_pack(self):
-    with self.assertRaisesRegex(ValueError, 'Call jc.quantize first'):
-      pack({'w': W})
-    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
-    with self.assertRaisesRegex(ValueError, 'w: e4m3 has no kernel'):
-      pack(q)
-    q = jc.quantize({'w': W}, [('w', 'int8 3x5')])
-    with self.assertRaisesRegex(ValueError, 'a scale for every 3 rows'):
-      pack(q)
-
-  def test_sums_that_32_bits_do_not_hold(self):
-    q = jc.quantize({'w': jnp.ones((140_000, 1))}, [('w', 'int8')])
-    with self.assertRaisesRegex(ValueError, '32 bits do not hold'):
-      pack(q)
-
-  def test_packed_already(self):
-    p = pack(jc.quantize({'w': W}, [('w', 'int8')]))
-    with self.assertRaisesRegex(ValueError, 'w: it is packed already'):
-      pack(p)
-
-  def test_where_it_would_not_pay(self):
-    q = jc.quantize({'w': W}, [('w', 'int8')])
-    with mock.patch.object(native, 'available', lambda: False):
-      with self.assertWarnsRegex(UserWarning, 'Nothing is packed: .*not built'):
-        self.assertIs(jc.pack(q), q)
-      with mock.patch.object(native, 'paths', lambda: ()):
-        with self.assertWarnsRegex(
-          UserWarning, 'Nothing is packed: .*not built'
-        ):
-          self.assertIs(jc.tune(q), q)
-      self.assertIsInstance(pack(q)['w'], jc.PackedArray)
-
-  def test_cast_parts(self):
-    q, p = _both(_matmul, {'w': W}, X, 'int8, int8 token asym')
-    half = jax.tree.map(
-      lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, p
-    )
-    y = jax.jit(jc.lift(_matmul))(half, X)
-    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
-
-  def test_there_and_back(self):
-    q = jc.quantize({'w': W}, [('w', 'int4 g32')])
-    back = jc.unpack(pack(q))
-    self.assertEqual(jc.nbytes(back), jc.nbytes(q))
-    self.assertEqual(back['w'].describe(), q['w'].describe())
-    np.testing.assert_array_equal(back['w'].materialize(), q['w'].materialize())
 
 
 if __name__ == '__main__':

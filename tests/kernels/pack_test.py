@@ -1,0 +1,111 @@
+"""What is packed and what is not, why, and the way back."""
+
+import functools
+import tempfile
+import unittest
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+from jaxopt_compress.export import stablehlo
+from jaxopt_compress.kernels.cpu import native
+
+# On machines without the library, too: the portable path computes the same.
+pack = functools.partial(jc.pack, target='cpu')
+
+_KEYS = [jax.random.key(i) for i in range(8)]
+X = jax.random.normal(_KEYS[0], (2, 5, 64))
+W = jax.random.normal(_KEYS[1], (64, 40))
+
+
+def _distance(y, expected):
+  return float(jnp.abs(y - expected).max() / jnp.abs(expected).max())
+
+
+def _both(f, params, x, words):
+  """(quantised, packed) parameters of f."""
+  uses = jc.uses(f)(params, x)
+  path = next(p for p, leaf in jc.named_leaves(params) if leaf.ndim > 1)
+  q = jc.quantize(params, [(path, words), (r'.*', None)][: len(params)], uses)
+  return q, pack(q, uses)
+
+
+def _matmul(p, x):
+  return x @ p['w']
+
+
+class ExportTest(absltest.TestCase):
+  def test_exported_programs_are_portable(self):
+    q, p = _both(_matmul, {'w': W}, X, 'int4 g32, int8')
+    with tempfile.TemporaryDirectory() as folder:
+      manifest = stablehlo.save(folder, jc.lift(_matmul), p, X)
+      self.assertNotIn('packed', str(manifest['leaves']))
+      y = stablehlo.load(folder)(X)
+    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
+
+  @unittest.skipUnless(native.available(), 'calls of the library, not built')
+  def test_jax_refuses_to_export_packed_leaves(self):
+    _, p = _both(_matmul, {'w': W}, X, 'W8A8')
+    with self.assertRaisesRegex(ValueError, 'jaxopt_compress_matmul'):
+      jax.export.export(jax.jit(jc.lift(_matmul)))(p, X)
+
+
+class PackTest(parameterized.TestCase):
+  def test_skipped_are_named(self):
+    params = {'a': W, 'b': W}
+    q = jc.quantize(params, [('a', 'W8A8'), ('b', 'FP8_DYNAMIC')])
+    said = []
+    p = pack(q, skipped=lambda path, why: said.append((path, why)))
+    self.assertIsInstance(p['a'], jc.PackedArray)
+    self.assertIsInstance(p['b'], jc.QDotArray)
+    (path, why) = said[0]
+    self.assertEqual(path, 'b')
+    self.assertIn('e4m3 has no kernel', why)
+
+  def test_nothing_to_pack(self):
+    with self.assertRaisesRegex(ValueError, 'Call jc.quantize first'):
+      pack({'w': W})
+    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
+    with self.assertRaisesRegex(ValueError, 'w: e4m3 has no kernel'):
+      pack(q)
+    q = jc.quantize({'w': W}, [('w', 'int8 3x5')])
+    with self.assertRaisesRegex(ValueError, 'a scale for every 3 rows'):
+      pack(q)
+
+  def test_sums_that_32_bits_do_not_hold(self):
+    q = jc.quantize({'w': jnp.ones((140_000, 1))}, [('w', 'int8')])
+    with self.assertRaisesRegex(ValueError, '32 bits do not hold'):
+      pack(q)
+
+  def test_packed_already(self):
+    p = pack(jc.quantize({'w': W}, [('w', 'int8')]))
+    with self.assertRaisesRegex(ValueError, 'w: it is packed already'):
+      pack(p)
+
+  def test_where_it_would_not_pay(self):
+    q = jc.quantize({'w': W}, [('w', 'int8')])
+    with mock.patch.object(native, 'available', lambda: False):
+      with self.assertWarnsRegex(UserWarning, 'Nothing is packed: .*not built'):
+        self.assertIs(jc.pack(q), q)
+      with mock.patch.object(native, 'paths', lambda: ()):
+        with self.assertWarnsRegex(
+          UserWarning, 'Nothing is packed: .*not built'
+        ):
+          self.assertIs(jc.tune(q), q)
+      self.assertIsInstance(pack(q)['w'], jc.PackedArray)
+
+  def test_cast_parts(self):
+    q, p = _both(_matmul, {'w': W}, X, 'int8, int8 token asym')
+    half = jax.tree.map(
+      lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, p
+    )
+    y = jax.jit(jc.lift(_matmul))(half, X)
+    self.assertLess(_distance(y, jc.lift(_matmul)(q, X)), 2e-2)
+
+
+if __name__ == '__main__':
+  absltest.main()
