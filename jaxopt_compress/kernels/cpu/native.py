@@ -29,6 +29,9 @@ from jaxopt_compress.core import jaxprs
 from jaxopt_compress.kernels import sparse_layout
 
 _TARGETS = ('matmul', 'sparse_matmul', 'conv', 'depthwise')
+# What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
+# operands or attributes of a call change.
+_INTERFACE = 2
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
@@ -55,13 +58,14 @@ def _library() -> ctypes.CDLL | None:
 def _registered(path):
   """The library at a path, its functions known to XLA."""
   library = ctypes.CDLL(str(path))
+  interface = getattr(library, 'jaxopt_compress_interface', None)
+  if interface is None or interface() != _INTERFACE:
+    raise RuntimeError(
+      f'{path} was built from other sources than these. Reinstall'
+      ' jaxopt_compress (pip install -e .).'
+    )
   for name in _TARGETS:
-    handler = getattr(library, f'jaxopt_compress_{name}', None)
-    if handler is None:
-      raise RuntimeError(
-        f'{path} has no {name}: it was built from older sources. Reinstall'
-        ' jaxopt_compress (pip install -e .).'
-      )
+    handler = getattr(library, f'jaxopt_compress_{name}')
     jax.ffi.register_ffi_target(
       f'jaxopt_compress_{name}', jax.ffi.pycapsule(handler), platform='cpu'
     )

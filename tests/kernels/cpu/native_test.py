@@ -294,5 +294,20 @@ class TransformTest(parameterized.TestCase):
         case.run(Act.FLOAT)
 
 
+class LibraryTest(absltest.TestCase):
+  def test_a_library_of_other_sources_is_refused(self):
+    """Its calls would have other operands: XLA's own error would not say why."""
+    library = mock.Mock(jaxopt_compress_interface=lambda: -1)
+    with mock.patch.object(native.ctypes, 'CDLL', return_value=library):
+      with self.assertRaisesRegex(RuntimeError, 'other sources.*pip install'):
+        native._registered('_kernels.so')
+
+  def test_so_is_one_that_does_not_say(self):
+    library = mock.Mock(spec=[])
+    with mock.patch.object(native.ctypes, 'CDLL', return_value=library):
+      with self.assertRaisesRegex(RuntimeError, 'other sources.*pip install'):
+        native._registered('_kernels.so')
+
+
 if __name__ == '__main__':
   absltest.main()
