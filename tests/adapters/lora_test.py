@@ -1,9 +1,10 @@
-"""Adapters against numpy: products, moves, gradients, memory, merging."""
+"""Adapters: gradients, memory, training, merging."""
 
 import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import adapting
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -13,204 +14,8 @@ import optax
 
 import jaxopt_compress as jc
 from jaxopt_compress import models
-from jaxopt_compress.adapters import lora
 from jaxopt_compress.analysis import uses as uses_lib
-from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
-
-NF4 = jc.Scheme(jc.Spec('nf4', 'group', 4, scale='int8'))
-
-
-def _leaf(shape, contracted, stacked=(), *, base=NF4, rank=2, alpha=3.0):
-  """A LoRA leaf with random factors, and the same array in numpy."""
-  uses = {'w': (uses_lib.Use('dot_general', contracted, stacked, ''),)}
-  keys = jax.random.split(jax.random.key(sum(shape)), 3)
-  params = {'w': jax.random.normal(keys[0], shape)}
-  if base is not None:
-    params = jc.quantize(params, [('w', base)], uses)
-  factors = jc.add_lora(params, [('w', rank)], uses, key=keys[1])
-  factors['w']['b'] = jax.random.normal(keys[2], factors['w']['b'].shape)
-  leaf = jc.with_lora(params, factors, uses, alpha=alpha)['w']
-  dense = np.asarray(jc.materialize(params)['w'])
-  factors = {name: np.asarray(f) for name, f in factors['w'].items()}
-  return leaf, dense + alpha / rank * _matrix(
-    factors, shape, contracted, stacked
-  )
-
-
-def _matrix(factors, shape, contracted, stacked):
-  """a b as an array of that shape: matrices put back axis by axis."""
-  ndim = len(shape)
-  free = [a for a in range(-ndim, 0) if a not in (*contracted, *stacked)]
-  order = [a + ndim for a in (*stacked, *sorted(contracted), *free)]
-  flat = np.einsum('...ir,...ro->...io', factors['a'], factors['b'])
-  return flat.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-
-
-def _close(got, want, tolerance=1e-5):
-  np.testing.assert_allclose(
-    got, want, rtol=0, atol=tolerance * np.abs(want).max()
-  )
-
-
-class ProductTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('matrix', (8, 6), (-2,), (), 'ti,io->to'),
-    ('weight first', (8, 6), (-2,), (), 'ti,io->ot'),
-    ('out, in', (6, 8), (-1,), (), 'ti,oi->to'),
-    ('two batch axes of x', (8, 6), (-2,), (), 'bti,io->bto'),
-    ('heads', (8, 2, 6), (-3,), (), 'bti,ihd->bthd'),
-    ('out of heads', (2, 4, 6), (-3, -2), (), 'bthd,hdo->bto'),
-    ('experts', (3, 8, 6), (-2,), (-3,), 'eti,eio->eto'),
-    ('experts last', (8, 6, 3), (-3,), (-1,), 'tei,ioe->eto'),
-    ('the other way round', (8, 6), (-2,), (), 'to,io->ti'),
-    ('part of what is in', (4, 2, 6), (-3, -2), (), 'ti,iho->tho'),
-    ('axes of one', (8, 1, 6), (-3,), (), 'ti,iho->tho'),
-    ('contracted over one', (1, 8, 6), (-3, -2), (), 'tai,aio->to'),
-  )
-  def test_dot(self, shape, contracted, stacked, equation):
-    leaf, dense = _leaf(shape, contracted, stacked)
-    x_axes, w_axes = re.split(',|->', equation)[:2]
-    sizes = dict(zip(w_axes, shape, strict=True)) | {'t': 5, 'b': 2}
-    x_shape = [sizes[a] for a in x_axes]
-    x = jax.random.normal(jax.random.key(1), x_shape)
-    f = lambda w, x: jnp.einsum(equation, x, w)
-    if equation == 'ti,io->ot':
-      f = lambda w, x: lax.dot_general(w, x, (((0,), (1,)), ((), ())))
-    _close(jc.lift(f, strict=True)(leaf, x), np.einsum(equation, x, dense))
-
-  def test_a_product_over_axes_of_both_factors_is_dense(self):
-    leaf, dense = _leaf((8, 6), (-2,))
-    f = lambda w, x: jnp.einsum('io,io->', w, x)
-    x = jax.random.normal(jax.random.key(1), (8, 6))
-    _close(jc.lift(f)(leaf, x), np.sum(np.asarray(x) * dense))
-    [met] = [m for m in jc.explain(f)(leaf, x) if not m.native]
-    self.assertIn('both of its factors', met.reason)
-
-  @parameterized.named_parameters(
-    ('float', None, 1e-5),
-    ('int8', jc.W8A16, 1e-5),
-    # |x| <= 3.5 is rounded to 127 steps; 8 products of |w| <= 3.
-    ('int8 x int8', jc.W8A8, 0.05),
-    ('bfloat16 in', NF4, 2e-2),
-  )
-  def test_bases(self, base, tolerance):
-    leaf, dense = _leaf((8, 6), (-2,), base=base)
-    x = jax.random.normal(jax.random.key(1), (5, 8))
-    x = x.astype(jnp.bfloat16) if tolerance == 2e-2 else x
-    y = jc.lift(lambda w, x: jnp.matmul(x, w.astype(x.dtype)), strict=True)(
-      leaf, x
-    )
-    self.assertEqual(y.dtype, x.dtype)
-    x = np.asarray(x, np.float32)
-    _close(np.asarray(y, np.float32), x @ dense, tolerance)
-
-  @parameterized.parameters(
-    dict(strides=(1, 1), padding='SAME'),
-    dict(strides=(2, 1), padding='VALID'),
-  )
-  def test_convolution(self, **options):
-    leaf, dense = _leaf((3, 3, 4, 6), (-4, -3, -2))
-    x = jax.random.normal(jax.random.key(1), (2, 7, 8, 4))
-    f = lambda w: lax.conv_general_dilated(
-      x,
-      w,
-      window_strides=options['strides'],
-      padding=options['padding'],
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    _close(jc.lift(f, strict=True)(leaf), f(dense))
-
-  def test_convolution_of_another_layout(self):
-    leaf, dense = _leaf((6, 4, 3), (-2, -1))
-    x = jax.random.normal(jax.random.key(1), (2, 4, 9))
-    f = lambda w: lax.conv_general_dilated(
-      x, w, (1,), 'SAME', dimension_numbers=('NCH', 'OIH', 'NCH')
-    )
-    _close(jc.lift(f, strict=True)(leaf), f(dense))
-
-  def test_a_convolution_in_groups_is_dense(self):
-    leaf, dense = _leaf((3, 2, 4), (-3, -2))
-    x = jax.random.normal(jax.random.key(1), (2, 9, 4))
-    f = lambda w: lax.conv_general_dilated(
-      x,
-      w,
-      (1,),
-      'SAME',
-      dimension_numbers=('NHC', 'HIO', 'NHC'),
-      feature_group_count=2,
-    )
-    _close(jc.lift(f)(leaf), f(dense))
-    [met] = jc.explain(f)(leaf)
-    self.assertIn('in groups', met.reason)
-
-  def test_experts_of_a_ragged_dot(self):
-    leaf, dense = _leaf((3, 8, 6), (-2,), (-3,))
-    x = jax.random.normal(jax.random.key(1), (7, 8))
-    sizes = np.array([2, 4, 1], np.int32)
-    y = jc.lift(lax.ragged_dot, strict=True)(x, leaf, sizes)
-    expert = np.repeat(np.arange(3), sizes)
-    _close(y, np.einsum('ti,tio->to', x, dense[expert]))
-
-  @parameterized.named_parameters(
-    ('width', (12, 8), (-1,), lambda w, i: w[i]),
-    ('rows are in', (12, 8), (-2,), lambda w, i: w[i]),
-    ('second axis', (8, 12), (-2,), lambda w, i: jnp.take(w, i, axis=1)),
-    ('layers', (12, 4, 8), (-2,), lambda w, i: w[i]),
-  )
-  def test_rows(self, shape, contracted, f):
-    leaf, dense = _leaf(shape, contracted)
-    index = np.array([[3, 0], [11, 3], [7, 1]])
-    got = jc.lift(f, strict=True)(leaf, index)
-    np.testing.assert_allclose(got, f(dense, index), rtol=0, atol=1e-5)
-
-  def test_rows_out_of_bounds_are_as_of_the_dense_table(self):
-    leaf, dense = _leaf((12, 8), (-1,))
-    f = lambda w, i: w.at[i].get(mode='fill')
-    index = np.array([3, 12])
-    np.testing.assert_allclose(
-      jc.lift(f)(leaf, index), f(jnp.asarray(dense), index), rtol=0, atol=1e-5
-    )
-
-
-class MoveTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('transpose', lambda w: w.transpose(2, 0, 1), True),
-    ('split in', lambda w: w.reshape(3, 2, 4, 8), True),
-    ('split out', lambda w: w.reshape(3, 8, 4, 2), True),
-    ('merge in and out', lambda w: w.reshape(3, 64), False),
-    ('a layer', lambda w: w[1], True),
-    ('layers', lambda w: w[::2], True),
-    ('part of out', lambda w: w[..., 2:6], True),
-    ('part of in', lambda w: w[:, 4:], True),
-    ('cut groups', lambda w: w[:, 1:], False),
-    ('pieces', lambda w: jnp.split(w, 2, axis=-1)[1], True),
-    ('pieces of in', lambda w: jnp.split(w, 2, axis=-2)[1], True),
-    ('a traced layer', lambda w: w[jnp.int32(2)], True),
-    ('squeeze', lambda w: jnp.squeeze(w[:1], 0), True),
-    ('new axis', lambda w: w[:, None], True),
-    ('backwards', lambda w: w[::-1, :, ::-1], True),
-    ('bfloat16', lambda w: w.astype(jnp.bfloat16), True),
-    ('integers', lambda w: w.astype(jnp.int32), False),
-    ('broadcast', lambda w: jnp.broadcast_to(w, (2, 3, 8, 8)), False),
-  )
-  def test_keeps_its_meaning(self, move, stays):
-    leaf, dense = _leaf((3, 8, 8), (-2,), (-3,))
-    moved = jc.lift(move, keep=True)(leaf)
-    self.assertEqual(isinstance(moved, jc.LoRA), stays)
-    want = move(jnp.asarray(dense))
-    self.assertEqual((moved.shape, moved.dtype), (want.shape, want.dtype))
-    tolerance = 1e-2 if want.dtype == jnp.bfloat16 else 1e-5
-    _close(
-      np.asarray(jc.materialize(moved), np.float32),
-      np.asarray(want, np.float32),
-      tolerance,
-    )
-
-  def test_integers_of_a_dense_base_are_not_a_leaf(self):
-    leaf, dense = _leaf((8, 6), (-2,), base=None)
-    got = jc.lift(lambda w: w.astype(jnp.int32), keep=True)(leaf)
-    np.testing.assert_array_equal(got, dense.astype(np.int32))
 
 
 def _model(**kwargs):
@@ -286,7 +91,7 @@ class ModelTest(parameterized.TestCase):
       *map(jax.tree.leaves, (got(adapters), want(adapters))), strict=True
     ):
       self.assertGreater(np.abs(b).max(), 0)
-      _close(a, b, 1e-4)
+      adapting.close(a, b, 1e-4)
 
   def test_no_gradient_reaches_the_base(self):
     grads = jax.jit(jax.grad(self.loss, argnums=(0, 1), allow_int=True))
@@ -323,7 +128,7 @@ class ModelTest(parameterized.TestCase):
 
   def test_cut_over_devices(self):
     mesh = jax.make_mesh((4,), ('m',), axis_types=(jax.sharding.AxisType.Auto,))
-    leaf, dense = _leaf((16, 4), (-2,))
+    leaf, dense = adapting.leaf((16, 4), (-2,))
     x = jax.random.normal(jax.random.key(1), (3, 16))
     for spec in (P(None, 'm'), P('m', None)):
       contracts = spec == P('m', None)
@@ -338,7 +143,7 @@ class ModelTest(parameterized.TestCase):
         in_specs=(spec, P(None, 'm') if contracts else P()),
         out_specs=P() if contracts else P(None, 'm'),
       )
-      _close(jax.jit(jc.lift(run, strict=True))(leaf, x), x @ dense)
+      adapting.close(jax.jit(jc.lift(run, strict=True))(leaf, x), x @ dense)
       placed = jc.device_put(leaf, mesh, spec)
       cut = {name: getattr(placed, name).sharding.spec for name in 'ab'}
       want = P('m', None, None) if contracts else P(None, 'm', None)
@@ -410,14 +215,14 @@ class AdaptersTest(parameterized.TestCase):
     np.testing.assert_allclose(leaf.materialize(), want * ones, rtol=1e-5)
 
   def test_describes_itself(self):
-    leaf, _ = _leaf((8, 6), (-2,))
+    leaf, _ = adapting.leaf((8, 6), (-2,))
     self.assertEqual(leaf.describe(), 'nf4 g4 dq + rank 2')
     self.assertEqual(
-      _leaf((8, 6), (-2,), base=None)[0].describe(), 'float32 + rank 2'
+      adapting.leaf((8, 6), (-2,), base=None)[0].describe(), 'float32 + rank 2'
     )
 
   def test_bytes(self):
-    leaf, _ = _leaf((8, 6), (-2,), base=jc.W8A16, rank=2)
+    leaf, _ = adapting.leaf((8, 6), (-2,), base=jc.W8A16, rank=2)
     self.assertEqual(jc.nbytes(leaf), 48 + 4 * 6 + 4 * 2 * (8 + 6))
 
   @parameterized.named_parameters(
@@ -444,13 +249,13 @@ class AdaptersTest(parameterized.TestCase):
 class MergeTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    leaf, self.dense = _leaf((8, 6), (-2,))
+    leaf, self.dense = adapting.leaf((8, 6), (-2,))
     self.tree = {'w': leaf, 'bias': jnp.ones(6)}
 
   def test_dense(self):
     merged, errors = jc.merge_lora(self.tree)
     self.assertFalse(jc.is_compressed(merged['w']))
-    _close(merged['w'], self.dense)
+    adapting.close(merged['w'], self.dense)
     self.assertEqual(list(errors), ['w'])
     self.assertEqual(float(errors['w'].rounding), 0)
     base = np.asarray(self.tree['w'].base.materialize())
@@ -479,13 +284,6 @@ class MergeTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       frozen.materialize(), self.tree['w'].materialize()
     )
-
-
-class RegisteredTest(absltest.TestCase):
-  def test_every_rule_of_a_weight_is_one_of_an_adapted_weight(self):
-    names = {name for name, t in lift._RULES if t is qarray.QArray}
-    mine = {name for name, t in lift._RULES if t is lora.LoRA}
-    self.assertEqual(names - mine, set())
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Products and row gathers of quantised leaves against the dense array."""
+"""Products of quantised leaves against the dense array."""
 
 import functools
 
@@ -14,6 +14,8 @@ import jaxopt_compress as jc
 from jaxopt_compress.quantization import qarray
 
 AXES = {'b': 2, 'm': 3, 'k': 8, 'l': 4, 'n': 6, 'p': 5}
+
+
 # x, w -> y; k and l are contracted with w, b is a batch axis.
 SPECS = [
   'mk,kn->mn',
@@ -32,6 +34,8 @@ SPECS = [
   'k,kn->n',
   'mk,k->m',
 ]
+
+
 FORMATS = {
   'channel': dict(format='int8', group=0),
   'int4': dict(format='int4', group=0),
@@ -39,16 +43,6 @@ FORMATS = {
   'ragged': dict(format='int8', group=3),
   'one group': dict(format='int4', group=128),
 }
-
-
-def _normal(*shape, seed=0):
-  return jax.random.normal(jax.random.key(seed), shape)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _quantize(w, format, shared, axis, group=0):
-  q = making.leaf(w, format, shared, axis=axis, group=group)
-  return q, q.materialize()
 
 
 @functools.cache
@@ -62,29 +56,12 @@ def _operands(spec, format='int8', group=0):
   rng = np.random.default_rng(0)
   w = rng.normal(size=[AXES[a] for a in w]).astype(np.float32)
   x = rng.normal(size=[AXES[a] for a in x]).astype(np.float32)
-  return jnp.asarray(x), *_quantize(w, format, shared, axis, group)
+  return jnp.asarray(x), *making.quantized(w, format, shared, axis, group)
 
 
 def _einsum(spec, x, w):
   x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
   return np.einsum(spec, x, w)
-
-
-def _dots(f, *args):
-  """The dots of a traced function: [(lhs type, rhs type, result type)]."""
-  eqns = jax.make_jaxpr(f)(*args).eqns
-  found = []
-  while eqns:
-    eqn, *eqns = eqns
-    if eqn.primitive.name in ('dot_general', 'conv_general_dilated'):
-      values = (*eqn.invars, *eqn.outvars)
-      found.append(tuple(str(v.aval.dtype) for v in values))
-    for p in eqn.params.values():
-      if hasattr(p, 'eqns'):
-        eqns = [*p.eqns, *eqns]
-      elif hasattr(p, 'jaxpr'):
-        eqns = [*p.jaxpr.eqns, *eqns]
-  return found
 
 
 class WeightOnlyTest(parameterized.TestCase):
@@ -149,8 +126,8 @@ class WeightOnlyTest(parameterized.TestCase):
         x, w, (((1,), (0,)), ((), ())), preferred_element_type=preferred
       )
 
-    x = (_normal(4, 16, seed=1) * 3).astype(x)
-    q = making.leaf(_normal(16, 6).astype(w), 'int8', (-2,), axis=-2)
+    x = (making.normal(4, 16, seed=1) * 3).astype(x)
+    q = making.leaf(making.normal(16, 6).astype(w), 'int8', (-2,), axis=-2)
     for leaf in (q, qarray.QDotArray(q)):
       y, want = jc.lift(f)(x, leaf), f(x, leaf.materialize())
       self.assertEqual(y.dtype, want.dtype)
@@ -188,22 +165,13 @@ class WeightOnlyTest(parameterized.TestCase):
     np.testing.assert_allclose(y, f(x, w), atol=1e-4)
 
 
-def integer_oracle(x, axes):
-  """(codes_x . codes_w) * s_x * s_w in numpy, for [..., k] times [k, n]."""
-  x = np.asarray(x, np.float32)
-  scale = np.abs(x).max(axes, keepdims=True) * np.float32(2 / 255)
-  scale = np.maximum(scale, np.finfo(np.float32).tiny)
-  codes = np.clip(np.rint(x * (np.float32(1) / scale)), -128, 127)
-  return codes.astype(np.int64), scale
-
-
 class IntegerTest(parameterized.TestCase):
   @parameterized.parameters(((3, 8),), ((2, 3, 8),), ((8,),))
   def test_equals_numpy(self, shape):
-    x = _normal(*shape, seed=1)
-    q = making.leaf(_normal(8, 6), 'int8', (-2,), axis=-2)
+    x = making.normal(*shape, seed=1)
+    q = making.leaf(making.normal(8, 6), 'int8', (-2,), axis=-2)
     y = jax.jit(jc.lift(jnp.dot, strict=True))(x, qarray.QDotArray(q))
-    codes, scale = integer_oracle(x, -1)
+    codes, scale = making.integer_oracle(x, -1)
     sums = codes @ np.asarray(q.numbers, np.int64)
     scales = (
       np.asarray(q.scale)[0] * scale
@@ -216,11 +184,7 @@ class IntegerTest(parameterized.TestCase):
   def test_it_is_an_integer_product(self):
     x, q, _ = _operands('bmk,kn->bmn')
     f = lambda x, q: jnp.einsum('bmk,kn->bmn', x, q)
-    dots = _dots(jc.lift(f), x, qarray.QDotArray(q))
-    self.assertIn(('int8', 'int8', 'int32'), dots)
-    image, kernel = _normal(1, 8, 8, 4), _normal(3, 3, 4, 5)
-    q = making.leaf(kernel, 'int8', (-4, -3, -2), axis=-2)
-    dots = _dots(jc.lift(_conv()), image, qarray.QDotArray(q))
+    dots = making.dots(jc.lift(f), x, qarray.QDotArray(q))
     self.assertIn(('int8', 'int8', 'int32'), dots)
 
   @parameterized.parameters(
@@ -249,7 +213,8 @@ class IntegerTest(parameterized.TestCase):
     y = jax.jit(jc.lift(jnp.dot))(x, qarray.QDotArray(q))
     np.testing.assert_allclose(y, [[n]], rtol=1e-2)
     self.assertIn(
-      ('int8', 'int8', 'int32'), _dots(jc.lift(jnp.dot), x, qarray.QDotArray(q))
+      ('int8', 'int8', 'int32'),
+      making.dots(jc.lift(jnp.dot), x, qarray.QDotArray(q)),
     )
 
   @parameterized.parameters('zeros', 'nan', 'inf', 'huge', 'tiny', 'no rows')
@@ -261,7 +226,7 @@ class IntegerTest(parameterized.TestCase):
       huge=jnp.full((2, 8), 1e36),
       tiny=jnp.full((2, 8), 1e-36),
     ).get(kind, jnp.ones((0, 8)))
-    q = making.leaf(_normal(8, 6), 'int8', (-2,), axis=-2)
+    q = making.leaf(making.normal(8, 6), 'int8', (-2,), axis=-2)
     y = jax.jit(jc.lift(jnp.dot))(x, qarray.QDotArray(q))
     want = jnp.dot(x, q.materialize())
     # What is not finite stays not finite, and in its own token.
@@ -282,214 +247,6 @@ class IntegerTest(parameterized.TestCase):
     got = jax.grad(loss(jc.lift(f), qarray.QDotArray(q)))(x)
     want = jax.grad(loss(f, w))(x)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-def _conv(
-  strides=(1, 1), padding='SAME', numbers=('NHWC', 'HWIO', 'NHWC'), **kw
-):
-  return lambda x, w: lax.conv_general_dilated(
-    x, w, strides, padding, dimension_numbers=numbers, **kw
-  )
-
-
-CONVS = dict(  # function, x, w, contracted axes of w
-  plain=(_conv(), (2, 8, 8, 4), (3, 3, 4, 5)),
-  strided=(_conv((2, 3)), (2, 8, 8, 4), (3, 3, 4, 5)),
-  valid=(_conv(padding='VALID'), (2, 8, 8, 4), (3, 3, 4, 5)),
-  dilated=(_conv(rhs_dilation=(2, 1)), (2, 8, 8, 4), (3, 3, 4, 5)),
-  transposed=(
-    _conv(padding=[(1, 2), (2, 1)], lhs_dilation=(2, 2)),
-    (2, 4, 4, 4),
-    (3, 3, 4, 5),
-  ),
-  grouped=(_conv(feature_group_count=2), (2, 8, 8, 4), (3, 3, 2, 6)),
-  depthwise=(_conv(feature_group_count=4), (2, 8, 8, 4), (3, 3, 1, 8)),
-  over_batch=(_conv(batch_group_count=2), (4, 8, 8, 3), (3, 3, 3, 4)),
-  one_d=(_conv((1,), numbers=('NWC', 'WIO', 'NWC')), (2, 8, 4), (3, 4, 5)),
-  three_d=(
-    _conv((1, 1, 1), numbers=('NDHWC', 'DHWIO', 'NDHWC')),
-    (2, 4, 4, 4, 3),
-    (3, 3, 3, 3, 5),
-  ),
-  odd_numbers=(
-    _conv(numbers=('HNCW', 'OWIH', 'CWNH')),
-    (8, 2, 4, 7),
-    (5, 3, 4, 3),
-  ),
-)
-
-
-@functools.cache
-def _quantized_kernel(name, format='int8', group=0):
-  f, x, w = CONVS[name]
-  out = -4 if name == 'odd_numbers' else -1
-  rest = tuple(i for i in range(-len(w), 0) if i != out)
-  shared = (-2,) if group else rest
-  rng = np.random.default_rng(0)
-  w = rng.normal(size=w).astype(np.float32)
-  x = rng.normal(size=x).astype(np.float32)
-  return f, jnp.asarray(x), *_quantize(w, format, shared, -2, group)
-
-
-class ConvolutionTest(parameterized.TestCase):
-  @parameterized.parameters(
-    *((name, 'int8', 0) for name in CONVS),
-    ('strided', 'int4', 0),
-    ('grouped', 'int4', 2),
-    ('one_d', 'int8', 3),
-    ('odd_numbers', 'int4', 0),
-  )
-  def test_weight_only(self, name, format, group):
-    f, x, q, w = _quantized_kernel(name, format, group)
-    y = jax.jit(jc.lift(f))(x, q)
-    np.testing.assert_allclose(y, f(x, w), atol=2e-5)
-    (met,) = jc.explain(f)(x, q)
-    self.assertEqual(met.native, name != 'over_batch')
-
-  @parameterized.parameters(*CONVS)
-  def test_integers(self, name):
-    f, x, q, w = _quantized_kernel(name)
-    y = np.asarray(jax.jit(jc.lift(f))(x, qarray.QDotArray(q)))
-    # Both operands are rounded, one scale for each example; sums are exact.
-    batch = 1 if name == 'odd_numbers' else 0
-    axes = tuple(i for i in range(x.ndim) if i != batch)
-    codes, scale = integer_oracle(x, axes)
-    x_hat = jnp.asarray((codes * scale).astype(np.float32))
-    if name == 'over_batch':
-      x_hat = x  # it declines, so nothing is rounded
-    np.testing.assert_allclose(y, f(x_hat, w), atol=2e-5)
-
-  @parameterized.parameters('int8, int8 g8', 'MXFP8', 'MXINT8', 'NVFP4')
-  def test_one_group_has_all_channels(self, scheme):
-    # No block is recorded then, but every pixel has a scale of its own.
-    f = lambda p, x: _conv()(x, p['kernel'])
-    params = {'kernel': _normal(1, 1, 8, 3, seed=1)}
-    x = _normal(2, 5, 5, 8)
-    q = jc.quantize(params, [('kernel', scheme)], jc.uses(f)(params, x))
-    y, want = jc.lift(f)(q, x), f(jc.materialize(q), x)
-    bound = 0.2 if scheme == 'NVFP4' else 0.05
-    self.assertLess(jnp.abs(y - want).max(), bound * jnp.abs(want).max())
-    if scheme == 'int8, int8 g8':
-      codes, scale = integer_oracle(x, (-1,))
-      x_hat = jnp.asarray((codes * scale).astype(np.float32))
-      want = f(jc.materialize(q), x_hat)
-      np.testing.assert_allclose(y, want, atol=2e-5)
-
-  def test_a_quantised_image(self):
-    f, x, _, w = _quantized_kernel('plain')
-    image = making.leaf(x, 'int8', (-1,), axis=-1)
-    want = f(image.materialize(), w)
-    np.testing.assert_allclose(jc.lift(f)(image, w), want, atol=1e-5)
-    (met,) = jc.explain(f)(image, w)
-    self.assertIn('image of a convolution', met.reason)
-
-  @parameterized.product(dtype=(jnp.bfloat16, jnp.float16), act=(False, True))
-  def test_half_precision_and_gradient(self, dtype, act):
-    f, x, w = CONVS['plain']
-    q = making.leaf(_normal(*w).astype(dtype), 'int8', (-4, -3, -2), axis=-2)
-    leaf = qarray.QDotArray(q) if act else q
-    x = _normal(*x, seed=1).astype(dtype)
-    loss = lambda f, w: lambda x: f(x, w).astype(jnp.float32).sum()
-    y, g = jax.jit(jax.value_and_grad(loss(jc.lift(f), leaf)))(x)
-    want, g_want = jax.jit(jax.value_and_grad(loss(f, q.materialize())))(x)
-    self.assertEqual(g.dtype, dtype)
-    np.testing.assert_allclose(y, want, rtol=0.05, atol=8)
-    np.testing.assert_allclose(
-      np.asarray(g, np.float32), np.asarray(g_want, np.float32), atol=0.3
-    )
-
-
-INDICES = dict(
-  one=jnp.int32(3),
-  row=jnp.array([0, 5, 5]),
-  matrix=jnp.array([[1, 2], [3, 11]]),
-  negative=jnp.array([-1, -12, 4]),
-  outside=jnp.array([0, 12, 99, -13]),
-)
-
-
-def _rows_of_one(w, i):
-  numbers = lax.GatherDimensionNumbers((1, 2), (), (0,))
-  return lax.gather(w, i[:, None], numbers, (1, 7))
-
-
-class GatherTest(parameterized.TestCase):
-  @parameterized.parameters(
-    *((i, None, 'int8') for i in INDICES),
-    *(('outside', mode, 'int4') for mode in (None, 'fill', 'clip', 'wrap')),
-    *(('matrix', None, table) for table in ('groups', 'tensor')),
-    ('negative', 'clip', 'tensor'),
-  )
-  def test_take(self, indices, mode, table):
-    q, w = _quantize(
-      _normal(12, 7),
-      'int4' if table in ('int4', 'groups') else 'int8',
-      (-2, -1) if table == 'tensor' else (-1,),
-      -1,
-      3 if table == 'groups' else 0,
-    )
-    f = lambda w, i: jnp.take(w, i, axis=0, mode=mode)
-    i = INDICES[indices]
-    got = jax.jit(jc.lift(f))(q, i)
-    np.testing.assert_array_equal(got, f(w, i))
-    if mode is None and indices == 'outside':
-      self.assertTrue(bool(jnp.isnan(got[1]).all()))  # as jnp.take has it
-    self.assertTrue(jc.explain(f)(q, i)[-1].native)
-
-  @parameterized.named_parameters(
-    dict(testcase_name='index', f=lambda w, i: w[i], native=True),
-    dict(testcase_name='columns', f=lambda w, i: w[:, i % 7], native=False),
-    dict(testcase_name='entries', f=lambda w, i: w[i, i % 7], native=False),
-    dict(testcase_name='transposed', f=lambda w, i: w.T[:, i], native=True),
-    dict(
-      testcase_name='cast',
-      f=lambda w, i: w.astype(jnp.bfloat16)[i],
-      native=True,
-    ),
-    dict(
-      testcase_name='fill',
-      f=lambda w, i: jnp.take(w, i, axis=0, mode='fill', fill_value=2.0),
-      native=False,
-    ),
-    dict(
-      testcase_name='vmapped',
-      f=lambda w, i: jax.vmap(lambda i: w[i])(i),
-      native=False,
-    ),
-    dict(testcase_name='kept axis', f=_rows_of_one, native=True),
-    dict(
-      testcase_name='vmapped tables',
-      f=lambda w, i: jax.vmap(lambda r, i: r[i])(w[:3], i % 7),
-      native=False,
-    ),
-  )
-  def test_indexing(self, f, native):
-    q = making.leaf(_normal(12, 7), 'int4', (-1,), axis=-1)
-    i = jnp.array([2, 8, 0])
-    for leaf in (q, qarray.QDotArray(q)):
-      got = jax.jit(jc.lift(f))(leaf, i)
-      np.testing.assert_array_equal(got, f(q.materialize(), i))
-      gathers = [m for m in jc.explain(f)(leaf, i) if m.primitive == 'gather']
-      self.assertEqual([m.native for m in gathers], [native])
-
-  def test_two_leading_axes(self):
-    q = making.leaf(_normal(3, 4, 6), 'int8', (-1,), axis=-1)
-    f = lambda w, i: w[i, i + 1]
-    i = jnp.array([0, 2, 1])
-    np.testing.assert_array_equal(jc.lift(f)(q, i), f(q.materialize(), i))
-
-  def test_tied_embedding_is_not_made_dense(self):
-    q = making.leaf(_normal(12, 8), 'int4', (-1,), axis=-1)
-    f = lambda w, i: jnp.tanh(w[i]) @ w.T
-    i = jnp.array([3, 1])
-    want = f(q.materialize(), i)
-    got = jax.jit(jc.lift(f, strict=True))(q, i)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-  def test_only_the_rows_are_decoded(self):
-    q = making.leaf(_normal(1000, 8), 'int8', (-1,), axis=-1)
-    text = str(jax.make_jaxpr(jc.lift(lambda w, i: w[i]))(q, jnp.array([3])))
-    self.assertNotIn('f32[1000,8]', text)
 
 
 if __name__ == '__main__':

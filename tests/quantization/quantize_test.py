@@ -1,0 +1,283 @@
+"""`quantize`: which axes share a scale, kinds of leaves and trees, refusals."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import core as flax_core
+from flax import linen as nn
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.core import array
+from jaxopt_compress.quantization import qarray
+
+TENSOR = jc.Scheme(jc.Spec('int8', 'tensor'))
+
+
+def _normal(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+class QuantizeTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    dict(
+      testcase_name='W8A16',
+      scheme=jc.W8A16,
+      type=jc.QArray,
+      says='int8 channel',
+      scale=(1, 6),
+    ),
+    dict(
+      testcase_name='W8A8',
+      scheme=jc.W8A8,
+      type=jc.QDotArray,
+      says='int8 channel, int8 activations',
+      scale=(1, 6),
+    ),
+    dict(
+      testcase_name='W4A16',
+      scheme=jc.W4A16,
+      type=jc.QArray,
+      says='int4 g128',
+      scale=(2, 6),
+    ),
+    dict(
+      testcase_name='tensor',
+      scheme=TENSOR,
+      type=jc.QArray,
+      says='int8 tensor',
+      scale=(1, 1),
+    ),
+    dict(
+      testcase_name='by name',
+      scheme='W8A8',
+      type=jc.QDotArray,
+      says='int8 channel, int8 activations',
+      scale=(1, 6),
+    ),
+  )
+  def test_presets(self, scheme, type, says, scale):
+    w = _normal(200, 6)
+    q = jc.quantize({'kernel': w}, [(r'kernel', scheme)])['kernel']
+    self.assertIsInstance(q, type)
+    self.assertEqual(q.describe(), says)
+    self.assertEqual(getattr(q, 'weight', q).scale.shape, scale)
+
+  @parameterized.named_parameters(
+    # name, shape, function, scale: one for each output channel
+    dict(
+      testcase_name='heads in',
+      shape=(6, 2, 4),
+      spec='bd,dhk->bhk',
+      x=(3, 6),
+      scale=(1, 2, 4),
+    ),
+    dict(
+      testcase_name='heads out',
+      shape=(2, 4, 6),
+      spec='bhk,hkd->bd',
+      x=(3, 2, 4),
+      scale=(1, 1, 6),
+    ),
+    dict(
+      testcase_name='transposed',
+      shape=(8, 6),
+      spec='bd,od->bo',
+      x=(3, 6),
+      scale=(8, 1),
+    ),
+    dict(
+      testcase_name='batched',
+      shape=(2, 6, 5),
+      spec='ebd,edo->ebo',
+      x=(2, 3, 6),
+      scale=(2, 1, 5),
+    ),
+  )
+  def test_channels_follow_uses(self, shape, spec, x, scale):
+    f = lambda p, x: jnp.einsum(spec, x, p['w'])
+    p = {'w': _normal(*shape)}
+    uses = jc.uses(f)(p, jnp.ones(x))
+    q = jc.quantize(p, [('w', jc.W8A16)], uses)['w']
+    self.assertEqual(q.scale.shape, scale)
+
+  @parameterized.parameters('scan', 'experts', 'index')
+  def test_tensor_scale_of_a_stack_is_one_for_each_matrix(self, how):
+    w, x = _normal(3, 6, 6), _normal(4, 6, seed=1)
+    run = dict(
+      scan=lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p['w'])[0],
+      experts=lambda p, x: lax.ragged_dot(x, p['w'], jnp.array([1, 1, 2])),
+      index=lambda p, x: x @ p['w'][0] @ p['w'][2],
+    )[how]
+    q = jc.quantize({'w': w}, [('w', TENSOR)], jc.uses(run)({'w': w}, x))
+    self.assertEqual(q['w'].scale.shape, (3, 1, 1))
+    want = np.abs(np.asarray(w)).max((1, 2)) * np.float32(2 / 255)
+    np.testing.assert_array_equal(q['w'].scale.ravel(), want)
+    y = jax.jit(jc.lift(run))(q, x)
+    np.testing.assert_allclose(
+      y, run(array.materialize(q), x), rtol=2e-5, atol=1e-4
+    )
+
+  def test_groups_run_along_the_longest_contracted_axis(self):
+    f = lambda p, x: jnp.einsum('bhk,hkd->bd', x, p['w'])
+    p = {'w': _normal(2, 8, 6)}
+    scheme = jc.Spec('int4', 'group', 4)
+    q = jc.quantize(p, [('w', scheme)], jc.uses(f)(p, jnp.ones((3, 2, 8))))['w']
+    self.assertEqual(
+      (q.packed, q.qvalue.shape, q.scale.shape), (-2, (2, 4, 6), (2, 2, 6))
+    )
+
+  @parameterized.named_parameters(
+    dict(testcase_name='float32', dtype=jnp.float32),
+    dict(testcase_name='bfloat16', dtype=jnp.bfloat16),
+    dict(testcase_name='float16', dtype=jnp.float16),
+  )
+  def test_dtypes(self, dtype):
+    q = jc.quantize({'w': _normal(8, 4).astype(dtype)}, [('w', jc.W8A16)])['w']
+    self.assertEqual((q.dtype, q.materialize().dtype), (dtype, dtype))
+    self.assertEqual(q.scale.dtype, jnp.float32)
+
+  def test_float64(self):
+    with jax.enable_x64(True):
+      w = np.random.default_rng(0).normal(size=(8, 4))
+      q = jc.quantize({'w': jnp.asarray(w)}, [('w', jc.W8A16)])['w']
+      self.assertEqual(q.materialize().dtype, jnp.float64)
+      with self.assertRaisesRegex(ValueError, 'infinite in float32'):
+        jc.quantize({'w': jnp.asarray(w * 1e300)}, [('w', jc.W8A16)])
+
+  def test_numpy_leaves_take_the_dtype_that_jax_gives_them(self):
+    w = np.random.default_rng(0).normal(size=(8, 4))  # float64
+    q = jc.quantize({'w': w}, [('w', jc.W8A16)])['w']
+    self.assertEqual((q.dtype, q.materialize().dtype), (jnp.float32,) * 2)
+
+  @parameterized.named_parameters(
+    dict(
+      testcase_name='nan',
+      x=np.array([[1, np.nan]], 'f'),
+      says='w holds 1 values that are NaN',
+    ),
+    dict(
+      testcase_name='inf',
+      x=np.array([[np.inf, -np.inf]], 'f'),
+      says='w holds 2 values',
+    ),
+    dict(
+      testcase_name='integers',
+      x=np.ones((2, 2), int),
+      says=r'w is int32; only floating.*\(r"w", None\)',
+    ),
+    dict(testcase_name='bool', x=np.ones((2, 2), bool), says='w is bool'),
+    dict(
+      testcase_name='empty',
+      x=np.ones((0, 2), 'f'),
+      says=r'w is empty, shape \(0, 2\)',
+    ),
+    dict(
+      testcase_name='vector', x=np.ones(3, 'f'), says='Which axes of w, shape'
+    ),
+    dict(testcase_name='python float', x=1.0, says='Which axes of w, shape'),
+  )
+  def test_refused_leaves(self, x, says):
+    with self.assertRaisesRegex(ValueError, says):
+      jc.quantize({'w': x}, [('w', jc.W8A16)])
+
+  def test_keys_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'only floating'):
+      jc.quantize({'w': jax.random.key(0)}, [('w', jc.W8A16)])
+
+  def test_no_channels(self):
+    f = lambda p, x: x @ p['w'] @ p['w'].T
+    p = {'w': _normal(4, 4)}
+    uses = jc.uses(f)(p, jnp.ones((2, 4)))
+    with self.assertRaisesRegex(ValueError, "contracted over all.*'tensor'"):
+      jc.quantize(p, [('w', jc.W8A16)], uses)
+    q = jc.quantize(p, [('w', TENSOR)], uses)
+    self.assertEqual(q['w'].scale.shape, (1, 1))
+
+  @parameterized.named_parameters(
+    dict(
+      testcase_name='typo',
+      rules=[(r'kernl', jc.W8A8), (r'.*', None)],
+      says="mean 'kernel'",
+    ),
+    dict(
+      testcase_name='uncovered',
+      rules=[(r'kernel', jc.W8A8)],
+      says='No rule covers bias',
+    ),
+    dict(testcase_name='no pair', rules=['kernel'], says='A rule is a pair'),
+    dict(
+      testcase_name='scheme',
+      rules=[(r'kernel', 'W8A9'), (r'.*', None)],
+      says='is no scheme',
+    ),
+  )
+  def test_refused_rules(self, rules, says):
+    params = {'kernel': _normal(4, 4), 'bias': jnp.ones(4)}
+    with self.assertRaisesRegex(ValueError, says):
+      jc.quantize(params, rules)
+
+  def test_a_dict_of_rules(self):
+    params = {'kernel': _normal(4, 4), 'bias': jnp.ones(4)}
+    q = jc.quantize(params, {'kernel': 'W8A8', 'bias': None})
+    self.assertIs(q['bias'], params['bias'])
+
+  def test_kinds_of_trees(self):
+    w = _normal(4, 4)
+    module = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    rules = [(r'.*kernel', jc.W8A8), (r'.*', None)]
+    for tree in (
+      {'kernel': w},
+      flax_core.freeze({'a': {'kernel': w, 'bias': w}}),
+      nnx.state(module, nnx.Param),
+    ):
+      q = jc.quantize(tree, rules)
+      self.assertIs(type(q), type(tree))
+      found = [p for p, x in jc.named_leaves(q) if jc.is_compressed(x)]
+      self.assertLen(found, 1)
+
+  def test_a_leaf_is_quantised_by_its_meaning(self):
+    w = _normal(8, 4)
+    once = jc.quantize({'w': w}, [('w', jc.W8A16)])
+    again = jc.quantize(once, [('w', jc.W8A16)])
+    np.testing.assert_allclose(
+      again['w'].materialize(), once['w'].materialize(), rtol=1e-2
+    )
+
+  def test_every_parameter_of_the_model_that_multiplies_can_be_named(self):
+    # Two parameters of one shape, one of them scaled before its product: the
+    # rule that names it either compresses it or fails; nothing is left float.
+    f = lambda p, x: x @ p['a'] @ (p['b'] * p['s'])
+    p = {'a': _normal(4, 4), 'b': _normal(4, 4), 's': jnp.ones((1, 1))}
+    uses = jc.uses(f)(p, jnp.ones((2, 4)))
+    with self.assertRaisesRegex(ValueError, 'b reaches no dot.*only mul'):
+      jc.quantize(p, [(r'[ab]', jc.W8A16), (r'.*', None)], uses)
+
+  def test_embeddings_are_quantised(self):
+    embed = nn.Embed(12, 8)
+    tokens = jnp.array([[1, 5]])
+    params = embed.init(jax.random.key(0), tokens)
+    uses = jc.uses(embed.apply)(params, tokens)
+    q = jc.quantize(params, [(r'.*', jc.W8A16)], uses)
+    leaf = q['params']['embedding']
+    self.assertEqual(leaf.scale.shape, (12, 1))
+    (met,) = jc.explain(embed.apply)(q, tokens)
+    self.assertTrue(met.native)
+
+  def test_abstract(self):
+    make = lambda p: jc.quantize(p, [('w', jc.W4A16)])
+    q = jax.eval_shape(make, {'w': jnp.ones((256, 4))})
+    self.assertIsInstance(q['w'], qarray.QArray)
+    self.assertEqual(q['w'].shape, (256, 4))
+    self.assertEqual(
+      [f.name for f in dataclasses.fields(q['w'])][:2], ['qvalue', 'scale']
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
