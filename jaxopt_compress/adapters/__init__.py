@@ -3,7 +3,7 @@
 from jaxopt_compress.adapters import products
 from jaxopt_compress.adapters.lora import add_lora as add_lora
 from jaxopt_compress.adapters.lora import LoRA as LoRA
-from jaxopt_compress.adapters.lora import merge_lora as merge_lora
 from jaxopt_compress.adapters.lora import with_lora as with_lora
+from jaxopt_compress.adapters.merge import merge_lora as merge_lora
 
 products.register()

@@ -14,11 +14,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.adapters import lora
+from jaxopt_compress.analysis import moved
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
-from jaxopt_compress.quantization import dot
-from jaxopt_compress.quantization import moves
-from jaxopt_compress.quantization import ragged
 
 
 def _of_base(name, bind, operands, side, params):
@@ -43,6 +41,14 @@ def _of_base(name, bind, operands, side, params):
   return jax.checkpoint(product)(base, *others)
 
 
+def _refuses(x) -> lift.Dense | None:
+  """Declines operands of whose type factors cannot be: float8, integers."""
+  floating = jnp.issubdtype(x.dtype, jnp.floating)
+  if not floating or jnp.finfo(x.dtype).nmant < 7:
+    return lift.Dense(f'the other operand is {x.dtype}')
+  return None
+
+
 def _add(y, update):
   return y + update.reshape(y.shape).astype(y.dtype)
 
@@ -51,7 +57,7 @@ def _dot(lhs, rhs, **params):
   """x meets the factor that has the contracted axes, then the other one."""
   side = int(isinstance(rhs, lora.LoRA))
   leaf, x = (rhs, lhs) if side else (lhs, rhs)
-  if declined := dot.refuses(x):
+  if declined := _refuses(x):
     return declined
   contracting, batch = params['dimension_numbers']
   summed = {lora.axis_name(i) for i in contracting[side]}
@@ -112,7 +118,7 @@ def _conv(lhs, rhs, **params):
     return lift.Dense('it is the image of a convolution, not the kernel')
   if params['feature_group_count'] != 1 or params['batch_group_count'] != 1:
     return lift.Dense('a convolution in groups')
-  if declined := dot.refuses(lhs):
+  if declined := _refuses(lhs):
     return declined
   to = numbers.rhs_spec[0]
   if any(n > 1 for i, n in enumerate(rhs.b.shape[:-1]) if i != to) or (
@@ -120,6 +126,8 @@ def _conv(lhs, rhs, **params):
   ):
     return lift.Dense('its factors are not those of a convolution')
   bind = lax.conv_general_dilated_p.bind
+  # The rank takes the place of the output features, so that the same dimension
+  # numbers describe the small kernel; the last factor then acts on each pixel.
   kernel = jnp.moveaxis(rhs.a, -1, to).squeeze(to + 1)
   mid = bind(lhs, kernel.astype(lhs.dtype), **params)
   feature = numbers.out_spec[1]
@@ -148,14 +156,26 @@ def _ragged(lhs, rhs, group_sizes, **params):
   )
   if not plain or groups != (0,) or rhs.b.shape[1] != 1 or rhs.a.shape[2] != 1:
     return lift.Dense('a ragged dot of another form than [m, k] x [g, k, n]')
-  if declined := dot.refuses(lhs):
+  if declined := _refuses(lhs):
     return declined
-  bind = ragged.bind
+  bind = _ragged_dot
   a, b = rhs.a[:, :, 0].astype(lhs.dtype), rhs.b[:, 0].swapaxes(1, 2)
   mid = bind(lhs, a, group_sizes, **params)
   update = bind(rhs.scale * mid, b.astype(mid.dtype), group_sizes, **params)
   y = _of_base('ragged_dot_general', bind, (lhs, rhs, group_sizes), 1, params)
   return _add(y, update)
+
+
+def _ragged_dot(x, w, group_sizes, **params):
+  """Binds the primitive, which JAX exports only as a function."""
+  names = ('precision', 'preferred_element_type', 'group_offset')
+  return lax.ragged_dot_general(
+    x,
+    w,
+    group_sizes,
+    params['ragged_dot_dimension_numbers'],
+    **{name: params[name] for name in names},
+  )
 
 
 def _gather(operand, indices, **params):
@@ -190,6 +210,7 @@ def _rows(factor, shape, indices, picked, ndim, params):
     for place, n in zip(numbers.offset_dims, kept, strict=True):
       out[place] = n
     return factor.reshape(*out, factor.shape[-1])
+  # The rank is one more axis that is taken whole, the last of the result.
   given = {i: n for i, n in enumerate(factor.shape) if i not in picked}
   factor = jnp.broadcast_to(
     factor,
@@ -222,14 +243,14 @@ def _move_rule(primitive, of_factor):
       return lift.Dense('it is an index')
     base = _base_moved(primitive, leaf.base, rest, params)
     a, b = (of_factor(f, leaf.shape, *rest, **params) for f in (leaf.a, leaf.b))
-    for moved in (base, a, b):
-      if isinstance(moved, lift.Dense):
-        return moved
+    for part in (base, a, b):
+      if isinstance(part, lift.Dense):
+        return part
 
-    def again(base, a, b):
+    if not primitive.multiple_results:
       return lora.LoRA(base, a, b, leaf.scale)
-
-    return moves.each(primitive, again, base, a, b)
+    pieces = zip(base, a, b, strict=True)
+    return [lora.LoRA(*piece, leaf.scale) for piece in pieces]
 
   return move
 
@@ -277,8 +298,10 @@ def _broadcast(factor, old, *sizes, shape, **_):
 def _regrouped(factor, old, new):
   if not math.prod(old):
     return lift.Dense('an empty array')
+  # A factor has all entries of a group of axes or one; in a group of which it has
+  # some, what is in and what is out would be mixed.
   sizes = [1] * len(new)
-  for rows, columns in moves.common_blocks(old, new):
+  for rows, columns in moved.common_blocks(old, new):
     n = math.prod(factor.shape[i] for i in rows)
     if n == math.prod(old[i] for i in rows):
       for j in columns:

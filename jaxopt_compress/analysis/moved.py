@@ -291,3 +291,37 @@ _WIDE: dict[str, Callable] = {
   'split': _split,
   'squeeze': _reshaped,
 }
+
+
+def common_blocks(old, new):
+  """Pairs the axes of two shapes that must be merged or split together.
+
+  Axes of size one stand alone, so that an axis keeps its own block.
+
+  >>> common_blocks((2, 3, 4), (6, 2, 2))
+  [([0, 1], [0]), ([2], [1, 2])]
+  >>> common_blocks((1, 6), (6, 1))
+  [([0], []), ([1], [0]), ([], [1])]
+  """
+  blocks, i, j = [], 0, 0
+  while i < len(old) or j < len(new):
+    if i < len(old) and old[i] == 1:
+      both = j < len(new) and new[j] == 1
+      blocks.append(([i], [j] if both else []))
+      i, j = i + 1, j + both
+      continue
+    if j < len(new) and new[j] == 1:
+      blocks.append(([], [j]))
+      j += 1
+      continue
+    rows, columns, m, n = [i], [j], old[i], new[j]
+    while m != n:
+      if m < n:
+        i += 1
+        rows, m = [*rows, i], m * old[i]
+      else:
+        j += 1
+        columns, n = [*columns, j], n * new[j]
+    blocks.append((rows, columns))
+    i, j = i + 1, j + 1
+  return blocks

@@ -71,6 +71,8 @@ def equalize(
       for weight in met:
         weight.reach(logs, high)
       ends = high[:, channels]
+      # Half of the difference of the logarithms brings both ends to their geometric
+      # mean; a channel with zeros alone at one end has no range to share.
       step = np.where(np.isfinite(ends).all(0), ends[1] - ends[0], 0.0) / 2
       logs[channels] += step
       furthest = max(furthest, np.abs(step).max())
@@ -100,6 +102,7 @@ class _Weight:
       sign, most = (np.broadcast_to(p, freedom.shape) for p in (sign, most))
       for end, s in enumerate((1, -1)):
         at = (freedom >= 0) & (sign == s)
+        # Several entries may have one channel, which plain indexing would write once.
         np.maximum.at(high[end], freedom[at], most[at])
 
   def ends(self, num) -> np.ndarray:
@@ -174,6 +177,7 @@ def fold_norms(
     sign, freedom = (
       np.broadcast_to(p, taken.index.shape) for p in freedoms.terms(taken)[1]
     )
+    # -1 stands for no freedom, and as an index for the entry that is appended.
     mine = (freedom >= 0) & np.append(open_, False)[freedom]
     if not mine.any():
       continue

@@ -49,7 +49,8 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
     mask = jnp.broadcast_to(mask[:, None], x.shape)
     finite = jnp.isfinite(x) & mask
     largest = jnp.max(jnp.where(finite, jnp.abs(x), 0), initial=0)
-    # Smallest e with largest < bins / 2 * 2^e.
+    # A width of 2^e makes two histograms mergeable without loss: the finer one's bins
+    # lie whole in those of the coarser. The smallest e with largest < bins / 2 * 2^e.
     _, e = jnp.frexp(largest)
     needed = jnp.where(largest > 0, e - (bins // 2).bit_length() + 1, _LEAST)
     exponent = jnp.maximum(needed.astype(jnp.int32), _LEAST)
@@ -62,6 +63,8 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
 
   def at(s, exponent):
     shift = jnp.minimum(exponent - s.exponent, 31)
+    # Bins are counted from zero in the middle; an arithmetic shift rounds down, also
+    # below zero, as the floor that made them did.
     index = (jnp.arange(bins) - bins // 2) >> shift
 
     def move(n):
@@ -128,6 +131,7 @@ def percentile(s: Histogram, percent: float, symmetric: bool):
 
 def _quantile(uppers, counts, fraction):
   total = np.cumsum(counts)
+  # A hair less, so that a fraction of all is reached in spite of rounding.
   return uppers[np.searchsorted(total, fraction * total[-1] * (1 - 1e-12))]
 
 
@@ -205,6 +209,7 @@ def least_divergence(s: Histogram, spec: spec_lib.Spec):
 
 def _divergence(counts, kept, levels):
   p = counts[:kept].copy()
+  # Neighbouring bins share a level, as evenly as whole numbers allow.
   joined = np.minimum(np.arange(kept) * levels // kept, levels - 1)
   filled = (p > 0).astype(np.float64)
   total = np.bincount(joined, p, levels)

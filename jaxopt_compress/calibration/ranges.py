@@ -210,6 +210,7 @@ def _parameters(path, leaf, seen, act, uses, method):
   lead = seen.count.shape
   shape = ranges.stack_shape(path, leaf, lead, uses)
   ends = []
+  # One range for each layer or expert, in the order in which they are stacked.
   for index in np.ndindex(*lead):
     state = jax.tree.map(lambda x, i=index: np.asarray(x)[i], seen.state)
     low, high = method.read(state, act)

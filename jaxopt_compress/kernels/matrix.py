@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.quantization import moves
+from jaxopt_compress.analysis import moved
 
 
 class Matrix(NamedTuple):
@@ -88,7 +88,7 @@ class Matrix(NamedTuple):
     (1, 10, 1) -> Matrix(rows=(1,), columns=(10, 1), order=(0, 1, 2))
     """
     split, axes_of, added = len(self.rows), {}, []
-    for before, after in moves.common_blocks(self.shape, shape):
+    for before, after in moved.common_blocks(self.shape, shape):
       entries = [self.order[i] for i in before]
       if not entries:  # axes of size one that were not there
         added += after

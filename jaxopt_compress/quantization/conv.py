@@ -61,6 +61,7 @@ def _for_each_output(y, params, w):
   """Repeats the result of `_ones_kernel` to all features of its group."""
   numbers = params['dimension_numbers']
   features = w.shape[numbers.rhs_spec[0]]
+  # Features of one group are neighbours, so each result is repeated in place.
   repeats = features // params['feature_group_count']
   return jnp.repeat(y, repeats, axis=numbers.out_spec[1])
 
@@ -74,6 +75,8 @@ def _less_zeros(y, x, w, x_zero, w_zero, params):
     y = y - w_zero * _for_each_output(sums, params, w).astype(y.dtype)
   if x_zero is None:
     return y
+  # An image of ones is zero where it is padded, so a padded position counts in none
+  # of the sums; one image stands for all of the batch.
   inside = _ones_image(x, params)
   weight = _conv(inside, w, params)
   if w_zero is not None:
@@ -107,6 +110,7 @@ def on_codes(lhs, rhs, **params):
   if declined:
     return declined
   q, x = rhs.weight, _codes(lhs, rhs, params)
+  # The entries of one filter: how many products one sum has.
   products = math.prod(q.shape) // q.shape[params['dimension_numbers'][1][0]]
   native = (q.integer and x.integer and products <= product.MOST_PRODUCTS) or (
     dot.is_float8(q) and q.format == x.format

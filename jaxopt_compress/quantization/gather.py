@@ -36,6 +36,8 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   rows = {}
   for name, part in parts.items():
     x = part.array
+    # A part that all rows share has size one there, and an index other than 0
+    # would be out of bounds: it is repeated first.
     shape = [q.shape[i] if i in picked else n for i, n in enumerate(x.shape)]
     x = jnp.broadcast_to(x, shape)
     sizes = tuple(1 if i in picked else n for i, n in enumerate(shape))
@@ -44,6 +46,7 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
     out = lax.gather(
       x, indices, dimension_numbers, sizes, fill_value=value, **params
     )
+    # Axes that are kept appear in the result, in their order, at `offset_dims`.
     offsets = dimension_numbers.offset_dims
     moved = {
       offsets[kept.index(q.ndim + a)] - out.ndim: unit

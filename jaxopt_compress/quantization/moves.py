@@ -12,6 +12,7 @@ import math
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import moved as moved_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
@@ -65,6 +66,7 @@ def _units(part, ndim, place):
 
 
 def transpose(q, *, permutation):
+  # `permutation` says where each new axis comes from; units need where each goes.
   place = {i: j for j, i in enumerate(permutation)}
 
   def move(part):
@@ -117,7 +119,7 @@ def reshape(q, new_shape):
     return lift.Dense('a reshape to a scalar')
   if q.size == 0:
     return lift.Dense('an empty array')
-  pairs = common_blocks(q.shape, new_shape)
+  pairs = moved_lib.common_blocks(q.shape, new_shape)
   why = lift.Dense(f'a reshape {q.shape} to {tuple(new_shape)} cuts groups')
   return _with(
     q, lambda part: _reshaped(part, pairs, q.shape, new_shape) or why
@@ -155,6 +157,8 @@ def _regrouped(part, rows, columns, old, new):
     # An axis that stays itself keeps a ragged last unit too.
     (i,), (j,) = rows, columns
     return [(j, part.array.shape[i], part.units.get(i - len(old), (1, 1)))]
+  # From the minor axis outwards. A run may go on to the next axis only while all
+  # axes inside of it are covered whole: `through`.
   entries, stored, through = 1, 1, True
   for i in reversed(rows):
     count, size = unit_of(i)
@@ -162,6 +166,8 @@ def _regrouped(part, rows, columns, old, new):
       return None
     entries, stored = entries * count, stored * size
     through = through and count == old[i]
+  # The runs are dealt to the new axes, again from the minor one: an axis has whole
+  # runs, or is a part of a run that all its entries share.
   out = []
   for j in reversed(columns):
     n = new[j]
@@ -176,40 +182,6 @@ def _regrouped(part, rows, columns, old, new):
     else:
       return None
   return out if (entries, stored) == (1, 1) else None
-
-
-def common_blocks(old, new):
-  """Pairs the axes of two shapes that must be merged or split together.
-
-  Axes of size one stand alone, so that an axis keeps its own block.
-
-  >>> common_blocks((2, 3, 4), (6, 2, 2))
-  [([0, 1], [0]), ([2], [1, 2])]
-  >>> common_blocks((1, 6), (6, 1))
-  [([0], []), ([1], [0]), ([], [1])]
-  """
-  blocks, i, j = [], 0, 0
-  while i < len(old) or j < len(new):
-    if i < len(old) and old[i] == 1:
-      both = j < len(new) and new[j] == 1
-      blocks.append(([i], [j] if both else []))
-      i, j = i + 1, j + both
-      continue
-    if j < len(new) and new[j] == 1:
-      blocks.append(([], [j]))
-      j += 1
-      continue
-    rows, columns, m, n = [i], [j], old[i], new[j]
-    while m != n:
-      if m < n:
-        i += 1
-        rows, m = [*rows, i], m * old[i]
-      else:
-        j += 1
-        columns, n = [*columns, j], n * new[j]
-    blocks.append((rows, columns))
-    i, j = i + 1, j + 1
-  return blocks
 
 
 # ---------------------------------------------------------------------- slices
@@ -236,6 +208,7 @@ def _cut(q, cuts):
   """The entries start, start + stride, ... < limit of some axes."""
   if any(start >= limit for start, limit, _ in cuts.values()):
     return lift.Dense('an empty slice')
+  # Filling codes are at the end of the packed axis: a cut before it has none.
   tail = q.tail
   if q.packed and q.ndim + q.packed in cuts:
     _, limit, _ = cuts[q.ndim + q.packed]
@@ -252,6 +225,7 @@ def _cut(q, cuts):
       )
       if entries > 1 and (stride != 1 or not whole):
         return lift.Dense('a slice that cuts packed or grouped entries')
+      # A last unit that is not full ends with the axis, so the limit rounds up.
       first, last = start // entries * stored, -(-limit // entries) * stored
       x = lax.slice_in_dim(x, first, last, stride, axis=i)
     return part._replace(array=x)

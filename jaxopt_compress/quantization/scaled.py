@@ -62,6 +62,8 @@ def _matrix(q, d, side):
   free = [i for i in range(q.ndim) if i not in batch + summed]
 
   def matrix(p):
+    # Blocks run along the contracted axis, which is last, so that merging the others
+    # does not cut any.
     p = lax.transpose(p, (*batch, *free, *summed))
     n = len(batch)
     rows = math.prod(p.shape[n:-1])

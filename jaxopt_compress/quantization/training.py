@@ -204,6 +204,7 @@ def _frozen_weight(clock, path, x, scheme, learned, state):
     key = None
     if _is_stochastic(scheme):
       key = jax.random.fold_in(jax.random.key(clock.seed), state['step'])
+      # Paths are hashed by their letters: Python's own hash differs between runs.
       key = jax.random.fold_in(key, zlib.crc32(path.encode()))
     weight = dataclasses.replace(scheme, act=None, grad=None)
     value = x
@@ -257,7 +258,8 @@ def _apart(quantise, w):
 
 def _branch(quantise, w):
   """`quantise(w)` where the first of `w` is finite, as it is in all that trains."""
-  # Which is not to be had of what is cut along explicit axes of a mesh.
+  # An array that is cut along explicit axes of a mesh cannot be flattened to its
+  # first entry; its largest serves as well.
   cut = any(a is not None for a in jax.typeof(w).sharding.spec)
   first = jnp.max(w) if cut else w.ravel()[0]
 

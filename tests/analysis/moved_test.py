@@ -104,5 +104,14 @@ class MoveTest(parameterized.TestCase):
     self.assertIsNone(move.entries(np.zeros((2, 3))))
 
 
+class CommonBlocksTest(parameterized.TestCase):
+  def test_blocks(self):
+    blocks = lambda a, b: moved.common_blocks(a, b)
+    self.assertEqual(blocks((4, 6), (4, 6)), [([0], [0]), ([1], [1])])
+    self.assertEqual(blocks((24,), (2, 3, 4)), [([0], [0, 1, 2])])
+    self.assertEqual(blocks((1, 1), ()), [([0], []), ([1], [])])
+    self.assertEqual(blocks((2, 1, 3), (6,)), [([0, 1, 2], [0])])
+
+
 if __name__ == '__main__':
   absltest.main()

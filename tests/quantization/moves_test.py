@@ -187,13 +187,6 @@ class ReshapeTest(parameterized.TestCase):
     q = numpy_leaf(np.random.default_rng(0), shape, 'int8', {-2}, -2, group)
     self.assertIsInstance(moves.reshape(q, to), lift.Dense)
 
-  def test_blocks(self):
-    blocks = lambda a, b: moves.common_blocks(a, b)
-    self.assertEqual(blocks((4, 6), (4, 6)), [([0], [0]), ([1], [1])])
-    self.assertEqual(blocks((24,), (2, 3, 4)), [([0], [0, 1, 2])])
-    self.assertEqual(blocks((1, 1), ()), [([0], []), ([1], [])])
-    self.assertEqual(blocks((2, 1, 3), (6,)), [([0, 1, 2], [0])])
-
 
 def _sharing(*axes, format='int8', group=0, shape=(4, 6, 8)):
   w = jax.random.normal(jax.random.key(0), shape)
