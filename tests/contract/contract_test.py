@@ -275,7 +275,8 @@ def _dense(model, leaf):
   """Where leaves become dense, and why; nowhere else. Masks always do."""
   if model == 'lstm linen':
     # Its cell joins the kernels of the four gates before the product.
-    return {('concatenate', f'{leaf} has no rule for it')}
+    kind = 'PanelArray' if leaf == 'PackedArray' else leaf
+    return {('concatenate', f'{kind} has no rule for it')}
   if model.startswith('cnn') and leaf == 'LoRA':
     # Channel by channel, a depthwise kernel is not one matrix in and out.
     return {('conv_general_dilated', 'a convolution in groups')}
