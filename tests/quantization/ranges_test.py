@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.analysis import observe
 from jaxopt_compress.analysis import statistics
+from jaxopt_compress.analysis import watch
 from jaxopt_compress.quantization import ranges
 
 
@@ -41,7 +41,7 @@ class RangesTest(parameterized.TestCase):
     ends = (jnp.array([[[-1.0]], [[-1.0]]]), jnp.array([[[1.0]], [[1.0]]]))
     met = statistics.minmax('tensor').init(0)
     low, high = jnp.array([-3.0, jnp.inf]), jnp.array([5.0, -jnp.inf])
-    seen = observe.Observed(jnp.array([4, 0]), met._replace(low=low, high=high))
+    seen = watch.Observed(jnp.array([4, 0]), met._replace(low=low, high=high))
     low, high = ranges.follow(ends, seen, 0.5)
     np.testing.assert_array_equal(low.ravel(), [-2, -1])
     np.testing.assert_array_equal(high.ravel(), [3, 1])
