@@ -1,7 +1,7 @@
 """Records as a config writes them: flat, one key for each option.
 
 A record (a frozen dataclass) may hold others. A config has no second level for those,
-so that each option is one short flag: `--config.stage.pruned.prune_scope=tree`. The
+so that each option is one short flag: `--config.stage.pruned.prune_scope=global`. The
 field that holds a record says how its fields are written, here and nowhere else:
 
     prune: Prune = record(Prune, prefix='prune_', rules='prune')

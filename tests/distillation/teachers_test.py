@@ -1,29 +1,15 @@
 """Teachers teach and do not learn."""
 
-import dataclasses
-
 from absl.testing import absltest
 from absl.testing import parameterized
+import doubled
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import teachers
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Doubled(array.CompressedArray):
-  x: jax.Array
-
-  shape = property(lambda self: self.x.shape)
-  dtype = property(lambda self: self.x.dtype)
-
-  def materialize(self):
-    return 2 * self.x
 
 
 class TeachersTest(parameterized.TestCase):
@@ -40,7 +26,7 @@ class TeachersTest(parameterized.TestCase):
     def apply(params, variables, x):
       return x @ params['w'] + variables['shift'], {'x': x}
 
-    w = Doubled(jnp.array([[1.0], [2.0]]))
+    w = doubled.Doubled(jnp.array([[1.0], [2.0]]))
     teacher = teachers.frozen(lift.lift(apply))
 
     @jax.jit
