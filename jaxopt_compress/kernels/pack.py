@@ -75,8 +75,8 @@ def pack(
     NothingToPack: no leaf can be packed; says why for each.
     ValueError: no such target.
 
-  >>> from jaxopt_compress.quantization import schemes
-  >>> q = schemes.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
+  >>> from jaxopt_compress.quantization import quantize
+  >>> q = quantize.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
   >>> pack(q, target='cpu')['kernel'].describe()
   'int4 g32, packed'
   """
