@@ -391,9 +391,6 @@ CHECKS = (
   long_c_functions,
 )
 
-# Not true of every file yet; the script prints them.
-_NOT_YET = (mirrors, long_files)
-
 
 class LayeringTest(parameterized.TestCase):
   def test_walks_something(self):
@@ -404,9 +401,7 @@ class LayeringTest(parameterized.TestCase):
       set(_imports(trees['jaxopt_compress/core/lift.py'])),
     )
 
-  @parameterized.named_parameters(
-    (f.__name__, f) for f in CHECKS if f not in _NOT_YET
-  )
+  @parameterized.named_parameters((f.__name__, f) for f in CHECKS)
   def test(self, check):
     self.assertEqual(list(check(_ROOT)), [])
 
