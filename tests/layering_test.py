@@ -16,7 +16,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _PACKAGE = 'jaxopt_compress'
 
 # What each room may import of the others, as drawn in CONTRIBUTING.md. Siblings do
-# not know each other; only `calibration` may read the formats of two of them.
+# not know each other; `calibration` and `kernels` may read the formats of two of them.
 _SIBLINGS = (
   'quantization',
   'adapters',

@@ -28,6 +28,7 @@ def one_of(what: str, value: Any, choices: Iterable[Any], says=' is ') -> None:
   Traceback (most recent call last):
   ValueError: kind='blocks'; choose one of ('block', 'n_m'). Did you mean 'block'?
   """
+  choices = tuple(choices)
   if value not in choices:
     raise ValueError(
       f'{what}{says}{value!r}; choose one of {choices}.{guess(value, choices)}'

@@ -3,11 +3,11 @@
     lift(f)(p, x) == f(materialize(p), x)
 
 `lift` traces `f` to a jaxpr on the shapes that the leaves stand for and evaluates
-it equation by equation (`core/jaxprs.py`). A leaf type says what it does better
+it equation by equation (`core/interpret.py`). A leaf type says what it does better
 than the dense array by registering rules:
 
     @lift.rule(lax.dot_general_p, QArray)
-    def _(lhs, rhs, *, dimension_numbers, preferred_element_type, **_):
+    def dot_of_codes(lhs, rhs, *, dimension_numbers, **params):
       ...   # an array, a compressed leaf, or Dense('why not')
 
 A missing rule is slow, never wrong.

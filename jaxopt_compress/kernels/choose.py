@@ -164,7 +164,8 @@ def _measured(made, m, seconds) -> dict[str, float]:
     runs['tiled'] = matrices
   else:
     for path in native.paths():
-      # One that does not suit is another: measured twice, no harm.
+      # A path that cannot do the job falls back to another, which is then
+      # timed twice.
       runs[path] = plan_lib.with_paths(matrices, ((m, path),))
   shape = (*plan_lib.stack(made), m, made.plan.matrix.k)
   x = jax.random.normal(jax.random.key(m), shape, made.dtype)

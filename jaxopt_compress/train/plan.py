@@ -135,9 +135,10 @@ def _check_references(plan):
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
     sources = {'init': stage.init, 'teacher': stage.distil.teacher}
     for key, name in sources.items():
-      if name:
-        choices.one_of(
-          f'{where}.{key}', name, tuple(earlier), ', an earlier stage, is '
+      if name and name not in earlier:
+        raise ValueError(
+          f'{where}.{key} is {name!r}; a stage that runs before it is expected,'
+          f' of {earlier}.{choices.guess(name, earlier)}'
         )
     if not stage.steps and not stage.init:
       raise ValueError(

@@ -115,8 +115,9 @@ def _placeholders(stage, model):
     )
     if any(s.learn for s in specs if s):
       raise ValueError(
-        f'{path} is the frozen base of adapters ({scheme.describe()}), whose ranges'
-        ' neither are learned nor follow. Leave out "lsq", "pact" and "ema".'
+        f'{path} is the frozen base of adapters ({scheme.describe()}): it can'
+        ' neither learn ranges nor follow a moving average. Leave out "lsq",'
+        ' "pact" and "ema".'
       )
   # Ranges that are learned, or follow, may begin anywhere.
   stay = [path for path in found if not chosen[path].act.learn]

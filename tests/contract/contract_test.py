@@ -2,7 +2,7 @@
 
     lift(f)(p, x) == f(materialize(p), x)
 
-for every leaf type, in every model, under every JAX transform: the full product. A
+for every leaf type, in every model, under every JAX transform. A
 new leaf type adds a row to `contract_leaves.LEAVES`, a new kind of model one to
 `contract_models.CASES`, and both must pass everything below.
 
@@ -288,9 +288,14 @@ def _is_second_twin(model):
 
 
 def _equations(jaxpr):
-  """What each equation does, and to what; those within another after it."""
+  """What each equation does, how, and to what; those within another after it."""
   for eqn in jaxpr.eqns:
-    yield eqn.primitive.name, [str(v.aval) for v in eqn.invars]
+    how = {name: str(value) for name, value in eqn.params.items()}
+    # Programs follow below; functions are known by where they lie in memory.
+    how = {
+      k: v for k, v in how.items() if ' at 0x' not in v and '{ lambda' not in v
+    }
+    yield eqn.primitive.name, how, [str(v.aval) for v in eqn.invars]
     for inner in jax.tree.leaves(list(eqn.params.values())):
       inner = getattr(inner, 'jaxpr', inner)
       if hasattr(inner, 'eqns'):

@@ -21,6 +21,7 @@ import jaxopt_compress as jc
 MODELS = (
   'mlp nnx',
   'cnn nnx',
+  'attention linen',
   'scanned nnx',  # with attention in its blocks
   'tied nnx',
   'lstm linen',

@@ -79,7 +79,7 @@ class ParseTest(parameterized.TestCase):
       'later_teacher',
       'stage.teacher.teacher',
       'student',
-      "teacher, an earlier stage, is 'student'; choose one of ()",
+      "teacher is 'student'; a stage that runs before it is expected, of []",
     ),
     ('stages', 'stages', ('teachr',), "'teachr'. Did you mean 'teacher'"),
     ('nothing', 'stage.int8.quantize', (), 'nothing to compress'),

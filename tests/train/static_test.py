@@ -199,7 +199,9 @@ class StaticTest(parameterized.TestCase):
       loop.run(tiny(FOLLOWING, steps=4), self.dir)
 
   def test_unknown_method(self):
-    with pytest.raises(ValueError, match='calibrate.*absmax'):
+    with pytest.raises(
+      ValueError, match=r"calibrate is 'median'; choose one of \('absmax'"
+    ):
       loop.run(tiny(STATIC, calibrate='median'), self.dir, dry_run=True)
 
   def test_dry_run(self):

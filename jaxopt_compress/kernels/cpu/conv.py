@@ -125,7 +125,7 @@ def conv(
     RuntimeError: the library was not built.
   """
   # C++ always has an axis of groups of features, so that of one group is added.
-  _check_zeros(rounding)
+  native.check_totals(rounding)
   parts = dict(scale=scale, zero=zero, totals=rounding.totals, bias=finish.bias)
   parts = {
     name: None if p is None else _grouped(p, feature_groups, 2)
@@ -188,16 +188,6 @@ def depthwise(
     windows=windows.attribute(),
     path=path,
   )
-
-
-def _check_zeros(rounding):
-  measured = rounding.act == native.Act.DYNAMIC and not rounding.symmetric
-  given = rounding.act == native.Act.STATIC and rounding.zero is not None
-  if (measured or given) and rounding.totals is None:
-    raise ValueError(
-      'Codes of x have zero points, and `totals`, the sums of the columns of the'
-      ' weight that go with them, is None.'
-    )
 
 
 def _grouped(p, feature_groups, inner):

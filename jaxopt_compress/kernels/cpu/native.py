@@ -219,6 +219,7 @@ def matmul(
   Raises:
     RuntimeError: the library was not built.
   """
+  check_totals(rounding)
   return call(
     'matmul',
     [(x, 2), (w, 3)],
@@ -272,6 +273,7 @@ def sparse_matmul(
   Returns:
     [..., m, n].
   """
+  check_totals(rounding)
   return call(
     'sparse_matmul',
     [(x, 2), (stream, 1), (offsets, 1)],
@@ -288,6 +290,17 @@ def sparse_matmul(
     group=np.int64(group),
     path=path,
   )
+
+
+def check_totals(rounding: Rounding) -> None:
+  """Raises ValueError for codes with zero points and no sums of the columns."""
+  measured = rounding.act == Act.DYNAMIC and not rounding.symmetric
+  given = rounding.act == Act.STATIC and rounding.zero is not None
+  if (measured or given) and rounding.totals is None:
+    raise ValueError(
+      'Codes of x have zero points, and `totals`, the sums of the columns of the'
+      ' weight that go with them, is None.'
+    )
 
 
 def call(

@@ -111,6 +111,8 @@ class MatmulTest(parameterized.TestCase):
     off = np.abs(y - oracle.dynamic(case.x) @ case.w)
     self.assertLess(off.max(), 1.1 * step)
     self.assertLess(np.mean(off), 0.02 * step)
+    with self.assertRaisesRegex(ValueError, 'sums of the columns'):
+      case.run(Act.DYNAMIC, path, symmetric=False)
     totals = jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32)
     y = case.run(Act.DYNAMIC, path, symmetric=False, totals=totals)
     off = np.abs(y - oracle.dynamic_asymmetric(case.x) @ case.w)
