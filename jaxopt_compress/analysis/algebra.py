@@ -111,7 +111,7 @@ def evaluate(
     inputs: a value of the algebra for each of its inputs.
     outer, turn: for programs inside: the equation that they are in.
   """
-  jaxpr, consts = walk.opened(jaxpr)
+  jaxpr, consts = jaxprs.opened(jaxpr)
   env = dict(zip(jaxpr.constvars, map(algebra.constant, consts), strict=True))
   env.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -152,7 +152,7 @@ def _through_scan(algebra, at, inside, inputs):
   consts = inputs[: inside.num_consts]
   whole = inside.num_consts + inside.num_carry
   carry, xs = inputs[inside.num_consts : whole], inputs[whole:]
-  parts = _avals(walk.opened(inside.body)[0].invars[whole:])
+  parts = _avals(jaxprs.opened(inside.body)[0].invars[whole:])
 
   def run(carry, turn):
     here = [algebra.layer(x, turn, a) for x, a in zip(xs, parts, strict=True)]
@@ -201,7 +201,7 @@ def _through_while(algebra, at, inside, inputs):
 
 def _carried(body, num_consts, num_carry) -> list[tuple]:
   """(type, whether it stays as it is) of each value that a loop carries."""
-  jaxpr, _ = walk.opened(body)
+  jaxpr, _ = jaxprs.opened(body)
   before = jaxpr.invars[num_consts : num_consts + num_carry]
   after = jaxpr.outvars[:num_carry]
   return [(a.aval, a is b) for a, b in zip(before, after, strict=True)]
@@ -224,7 +224,7 @@ def _once(algebra, variables, carry, run):
 
 
 def _through_shard_map(algebra, at, inside, inputs):
-  jaxpr, _ = walk.opened(inside.body)
+  jaxpr, _ = jaxprs.opened(inside.body)
   here = map(algebra.cut, inputs, inside.in_specs, _avals(jaxpr.invars))
   outs = evaluate(algebra, inside.body, list(here), at)
   whole = _avals(at.eqn.outvars)

@@ -172,14 +172,9 @@ def unnamed_bodies(eqn) -> Iterator[Any]:
         yield x
 
 
-def opened(jaxpr) -> tuple[Any, Sequence]:
-  """A jaxpr and its constants, whether it came closed or not."""
-  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
-
-
 def live(jaxpr) -> list:
   """The equations whose results are read, or that have effects, in order."""
-  jaxpr, _ = opened(jaxpr)
+  jaxpr, _ = jaxprs.opened(jaxpr)
   needed = {v for v in jaxpr.outvars if jaxprs.is_var(v)}
   found = []
   for eqn in reversed(jaxpr.eqns):
@@ -268,7 +263,7 @@ class At:
 
 def places(jaxpr, outer: At | None = None) -> Iterator[At]:
   """Every equation that has no program inside, in program order."""
-  for eqn in opened(jaxpr)[0].eqns:
+  for eqn in jaxprs.opened(jaxpr)[0].eqns:
     at, inside = At(eqn, outer), enter(eqn)
     if inside is None or isinstance(inside, Opaque):
       yield at

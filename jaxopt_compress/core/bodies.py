@@ -19,11 +19,6 @@ from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
 
 
-def opened(jaxpr):
-  """The equations and the constants of a jaxpr, closed or not."""
-  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
-
-
 def unzip(operands):
   """The values and the names of [(value, name)]."""
   operands = list(operands)
@@ -41,14 +36,14 @@ def drop(ctx, eqn, operand, reason):
 
 def in_place(ctx, jaxpr, operands):
   """Evaluates a body under no transform: [(value, name)]."""
-  jaxpr, consts = opened(jaxpr)
+  jaxpr, consts = jaxprs.opened(jaxpr)
   args, names = unzip(operands)
   return interpret.run(ctx, jaxpr, consts, args, names)
 
 
 def whole(ctx, jaxpr, names):
   """A function of values that evaluates `jaxpr`; its results may be leaves."""
-  jaxpr, consts = opened(jaxpr)
+  jaxpr, consts = jaxprs.opened(jaxpr)
   scope = ctx.scope  # a derivative calls it when the evaluation is elsewhere
 
   def body(*args):
@@ -113,7 +108,7 @@ def settled(
     (operands, written): carried leaves that neither come back untouched nor are
     written are dense; `written` are positions in the carry.
   """
-  inner, _ = opened(jaxpr)
+  inner, _ = jaxprs.opened(jaxpr)
   changed = [
     i
     for i, out in enumerate(inner.outvars[:n_carry])

@@ -19,6 +19,11 @@ def trace(fun: Callable, *args) -> tuple[Any, Any]:
   return closed, jax.tree.structure(out_shape)
 
 
+def opened(jaxpr) -> tuple[Any, Sequence[Any]]:
+  """A jaxpr and its constants, whether it came closed or not."""
+  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+
+
 def is_var(v) -> bool:
   """Whether an operand is a variable; else it is a literal, `v.val`."""
   return not isinstance(v, core.Literal)
