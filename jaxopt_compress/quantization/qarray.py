@@ -246,7 +246,6 @@ def quantize_array(
   *,
   packed: int = -1,
   stacked: tuple[int, ...] = (),
-  ranges: tuple[jax.Array, jax.Array | None] | None = None,
   importance: jax.Array | None = None,
   key: jax.Array | None = None,
 ) -> QArray:
@@ -261,8 +260,6 @@ def quantize_array(
       to a byte.
     stacked: axes along which matrices lie, each with second-level scales of its
       own.
-    ranges: (reach, center) of each block where they are known already, center
-      None for symmetric.
     importance: weights of the squared errors where a clip is searched,
       broadcastable to `x`; None for equal ones.
     key: for stochastic rounding.
@@ -279,7 +276,7 @@ def quantize_array(
       " rounding='nearest'."
     )
   dtype, x = jnp.dtype(x.dtype), x.astype(jnp.float32)
-  reach, center = ranges or scales_lib.reach_and_center(x, spec, blocks)
+  reach, center = scales_lib.reach_and_center(x, spec, blocks)
 
   def nearest(v):
     return spec.numbers.numbers(spec.numbers.round(v)).astype(jnp.float32)
@@ -298,7 +295,7 @@ def quantize_array(
     return with_scales(x, dtype, spec, blocks, packed, s, zero, noise)
 
   shrink = None
-  if spec.range == 'mse' and ranges is None:
+  if spec.range == 'mse':
 
     def error(shrink):
       q = dataclasses.replace(rounded(shrink), dtype=jnp.dtype(jnp.float32))
