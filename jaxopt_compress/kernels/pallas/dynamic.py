@@ -181,9 +181,10 @@ def _of_rows(a, rows):
   return contract_lib.Operand(padded, True)
 
 
-def _scaled(total, scale_x, scale_w):
+def _scaled(total, scale_x, scale_w, shift=None):
   """Sums of products of codes to results, float32."""
-  return total.astype(jnp.float32) * scale_x * scale_w.astype(jnp.float32)
+  y = total.astype(jnp.float32) * scale_x * scale_w.astype(jnp.float32)
+  return y if shift is None else y + shift.astype(jnp.float32)
 
 
 # ------------------------------------------------------------------------- codes
