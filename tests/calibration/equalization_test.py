@@ -10,6 +10,7 @@ from jaxopt_compress import models
 from jaxopt_compress.core import rules
 
 _RNG = np.random.default_rng(0)
+_START = _RNG.bit_generator.state
 
 
 def _w(*shape):
@@ -35,7 +36,14 @@ def _resnet():
   return apply, rules.map_named(spoil, params), _w(16, 8, 8, 1)
 
 
-class EqualizeTest(absltest.TestCase):
+class _Case(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    # What a test draws does not depend on which ran before it in its process.
+    _RNG.bit_generator.state = _START
+
+
+class EqualizeTest(_Case):
   def test_two_layers_are_the_equation(self):
     f = lambda p, x: jax.nn.relu(x @ p['a'] + p['c']) @ p['b']
     p = {'a': _w(4, 6), 'b': _w(6, 3), 'c': _w(1, 6)}
@@ -101,7 +109,7 @@ class EqualizeTest(absltest.TestCase):
       jc.equalize(p, jc.rescalings(_mlp)(p, _w(2, 4)))
 
 
-class FoldNormsTest(absltest.TestCase):
+class FoldNormsTest(_Case):
   def test_gains_become_one(self):
     apply, params, x = _resnet()
     folded, gains = jc.fold_norms(params, jc.rescalings(apply)(params, x))
