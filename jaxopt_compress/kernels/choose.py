@@ -1,17 +1,13 @@
-"""A measured choice of form and instructions for each weight, kept in a file.
+"""A measured choice of form and instructions for each weight.
 
-    {device kind: {weight: {rows: {'xla': milliseconds, 'avx512-vnni': ...}}}}
-
-Weights of one format, one size and one way to round the other operand are one entry.
+Weights of one format, one size and one way to round the other operand are one entry of
+the file that `measured` keeps.
 """
 
 from collections.abc import Sequence
-import json
 import math
 import os
-import pathlib
 import statistics
-import tempfile
 import time
 from typing import Any
 import warnings
@@ -23,6 +19,7 @@ import jax.numpy as jnp
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels import measured
 from jaxopt_compress.kernels import pack as pack_lib
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import plan as plan_lib
@@ -52,8 +49,8 @@ def tune(
     params: a tree with `QArray` and `QDotArray` leaves.
     uses: as for `pack`.
     rows: how many rows the other operand may have.
-    file: JSON with the measured choices by device kind: read before, so that
-      nothing is measured twice, and written after. None for no file.
+    file: JSON with what was measured, by device kind: read before, so that nothing
+      is measured twice, and written after. None for no file.
     seconds: for one product.
 
   Returns:
@@ -70,7 +67,7 @@ def tune(
       f'rows={rows}; give one or more positive numbers, as (1, 16).'
     )
   rows = tuple(sorted(set(rows)))
-  known = _read(file)
+  known = measured.read(file)
   target = jax.default_backend()
   if not _candidates(target):
     warnings.warn(f'Nothing is packed: {native.MISSING}.', stacklevel=2)
@@ -99,7 +96,7 @@ def tune(
     listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
     raise ValueError(f'Nothing to tune: {listed}.')
   if file is not None:
-    _write(file, known)
+    measured.add(file, known)
   return out
 
 
@@ -119,7 +116,7 @@ def _forms(made: leaves.PackedArray, target: str) -> list[Any]:
 def _measure_missing(form, rows, times, target, seconds) -> None:
   """Measures the numbers of rows that `times` does not have, into it."""
   for m in rows:
-    if not set(_candidates(target)) <= set(times.get(str(m), {})):
+    if not {'xla', *_candidates(target)} <= set(times.get(str(m), {})):
       times[str(m)] = _measured(form, m, seconds)
 
 
@@ -133,7 +130,7 @@ def _gain(form, rows, times, target) -> tuple[float, Any]:
     at_m = times[str(m)]
     # Times are rounded, so ties happen: `min` takes the first, the best path.
     best[m] = min(_candidates(target), key=at_m.get)
-    gain += math.log(at_m['xla'] / at_m[best[m]])
+    gain += math.log(at_m['xla']) - math.log(at_m[best[m]])
   if target == 'cpu':
     form = plan_lib.with_paths(form, best.items())
   return gain, form
@@ -197,59 +194,3 @@ def _interleaved(runs, x, seconds):
         jax.block_until_ready(_product(x, leaf))
       found[name].append((time.perf_counter() - begin) / repeats[name])
   return {name: statistics.median(t) for name, t in found.items()}
-
-
-def _read(file) -> dict:
-  if file is None or not pathlib.Path(file).exists():
-    return {}
-  try:
-    known = json.loads(pathlib.Path(file).read_text())
-    for entries in known.values():
-      for rows in entries.values():
-        for m, times in rows.items():
-          int(m)
-          assert all(t > 0 for t in times.values())
-  except (ValueError, AttributeError, TypeError, AssertionError) as e:
-    raise ValueError(
-      f'{file} is no file of choices ({e}). Remove it, or name another.'
-    ) from e
-  return known
-
-
-def _write(file, known):
-  """Adds what was measured to a file.
-
-  The file is replaced in one piece, so that a failure leaves the one that was there
-  and no reader sees half of one. What other processes wrote meanwhile is kept: it is
-  read again just before.
-  """
-  file = pathlib.Path(file)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(_merged(_read(file), known), indent=2, sort_keys=True)
-  # Each writer has a temporary file of its own, in the folder of the file: only
-  # within one file system does `os.replace` swap in one step.
-  handle, new = tempfile.mkstemp(prefix=f'.{file.name}.', dir=file.parent)
-  try:
-    with os.fdopen(handle, 'w') as f:
-      f.write(text + '\n')
-    # `mkstemp` makes files that others cannot read; the file that is there can be
-    # shared.
-    os.chmod(new, file.stat().st_mode if file.exists() else 0o644)
-    os.replace(new, file)
-  except BaseException:
-    os.unlink(new)
-    raise
-
-
-def _merged(old: dict, new: dict) -> dict:
-  """Both files' measurements, the newer where both have one.
-
-  >>> _merged({'cpu': {'w': {'1': {'xla': 2.0}}}}, {'cpu': {'w': {'8': {'xla': 3.0}}}})
-  {'cpu': {'w': {'1': {'xla': 2.0}, '8': {'xla': 3.0}}}}
-  """
-  merged = dict(old)
-  for device, weights in new.items():
-    mine = merged[device] = dict(merged.get(device, {}))
-    for weight, rows in weights.items():
-      mine[weight] = mine.get(weight, {}) | rows
-  return merged

@@ -1,9 +1,7 @@
 """Measured choices: made once, kept in a file, used by the leaf."""
 
 import json
-import multiprocessing
 from unittest import mock
-import warnings
 
 from absl.testing import absltest
 import jax
@@ -20,11 +18,6 @@ W = jax.random.normal(jax.random.key(0), (64, 40))
 def setUpModule():
   if not native.available():
     raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
-
-
-def _write_often(file, known):
-  for _ in range(100):
-    choose._write(file, known)
 
 
 class TuneTest(absltest.TestCase):
@@ -71,6 +64,11 @@ class TuneTest(absltest.TestCase):
       times['xla'] = 0.5
     self.file.write_text(json.dumps(known))
     self.assertIsInstance(self._tune(q, file=self.file)['w'], jc.QDotArray)
+    # What lacks a time is measured again.
+    del entry['2']['xla']
+    self.file.write_text(json.dumps(known))
+    self._tune(q, file=self.file)
+    self.assertIn('xla', self._entry()[1]['2'])
 
   def test_ties_go_to_the_best_path(self):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])
@@ -79,29 +77,6 @@ class TuneTest(absltest.TestCase):
       p = self._tune(q)
     best = native.paths()[0]
     self.assertEqual(p['w'].plan.paths, ((2, best), (20, best)))
-
-  def test_two_processes_write_one_file(self):
-    weights = lambda name: {'cpu': {name: {'1': {'xla': 1.0, 'avx2': 0.1}}}}
-    choose._write(self.file, weights('a'))
-    write = multiprocessing.get_context('fork').Process
-    writers = [
-      write(target=_write_often, args=(self.file, weights(name)))
-      for name in 'bc'
-    ]
-    with warnings.catch_warnings():
-      # JAX warns of forks; these processes do not touch it.
-      warnings.simplefilter('ignore')
-      for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-      choose._read(self.file)  # raises of half a file
-    for writer in writers:
-      writer.join()
-      self.assertEqual(writer.exitcode, 0)
-    self.assertLessEqual({'a'}, set(choose._read(self.file)['cpu']))
-    choose._write(self.file, weights('d'))
-    self.assertLessEqual({'a', 'd'}, set(choose._read(self.file)['cpu']))
-    self.assertEqual(list(self.file.parent.iterdir()), [self.file])
 
   def test_zeros_are_left_out_where_that_is_faster(self):
     w = jnp.where(jnp.arange(64)[:, None] % 4 == 0, W, 0.0)
@@ -128,12 +103,10 @@ class TuneTest(absltest.TestCase):
       ValueError, 'Nothing to tune: w: it is not comp'
     ):
       jc.tune({'w': W})
-    for text in (b'{', b'[1]', b'{"cpu": {"w": {"a": {}}}}', b'\xff\xfe'):
-      self.file.parent.mkdir(exist_ok=True)
-      self.file.write_bytes(text)
-      with self.assertRaisesRegex(ValueError, 'no file of choices'):
-        jc.tune(q, file=self.file)
-      self.assertEqual(self.file.read_bytes(), text)
+    self.file.parent.mkdir()
+    self.file.write_text('{"cpu": {"w": {"a": {}}}}')
+    with self.assertRaisesRegex(ValueError, 'no number of rows. Remove it'):
+      jc.tune(q, file=self.file)
 
 
 if __name__ == '__main__':
