@@ -11,9 +11,9 @@
 
 All are pure functions of arrays that return (sum, count) over positions, so that a
 mean over padding, microbatches and devices is exact: add sums, add counts, divide
-once. `mask` weights positions: one of weight 0 has no part in the sum or in any
-gradient, whatever it holds, NaN included. Arithmetic is float32 even for bfloat16
-logits.
+once. `mask` weights positions, alpha the terms of a mixture: what has weight 0 has no
+part in the sum or in any gradient, whatever it holds, NaN included. Arithmetic is
+float32 even for bfloat16 logits.
 
 A logit may be -inf: a class that cannot occur. It adds 0 where both sides have it.
 If only the distribution averaged over (p in KL(p || q)) has mass there, the divergence
@@ -57,8 +57,9 @@ def kl(
   >>> float(kl(jnp.zeros((1, 2)), jnp.array([[0., -jnp.inf]]))[0]).__round__(4)
   0.6931
   """
-  p, q = _pair(student_logits, teacher_logits, temperature, mask)
-  return positions.total(_scaled(_divergence(p, q), temperature), mask)
+  _check_pair(student_logits, teacher_logits, temperature, mask)
+  loss = _divergence(teacher_logits, student_logits, temperature, mask)
+  return positions.total(loss, mask)
 
 
 def reverse_kl(
@@ -73,8 +74,9 @@ def reverse_kl(
   Gu et al. 2023, https://arxiv.org/abs/2306.08543, section 2.1. Arguments, result
   and errors as for `kl`.
   """
-  p, q = _pair(student_logits, teacher_logits, temperature, mask)
-  return positions.total(_scaled(_divergence(q, p), temperature), mask)
+  _check_pair(student_logits, teacher_logits, temperature, mask)
+  loss = _divergence(student_logits, teacher_logits, temperature, mask)
+  return positions.total(loss, mask)
 
 
 def mse(
@@ -105,7 +107,7 @@ def cross_entropy(
   labels: jax.Array,
   mask: jax.Array | None = None,
   *,
-  label_smoothing: float = 0.0,
+  label_smoothing: float | jax.Array = 0.0,
 ) -> SumAndCount:
   """-(1 - e) log q_label - e mean_i log q_i.
 
@@ -117,7 +119,7 @@ def cross_entropy(
     labels: [...], integers. A label outside the classes makes the loss NaN, unless
       its position is masked: mark padding in `mask`, not by a label of -1 or -100.
     mask: [...], weights of positions, bool or number; None: all count.
-    label_smoothing: e, in [0, 1).
+    label_smoothing: e, in [0, 1); may be traced.
 
   Returns:
     (sum, count), float32 scalars.
@@ -130,16 +132,7 @@ def cross_entropy(
   1.3863
   """
   _check_labels(logits, labels, mask, label_smoothing)
-  log_q = jax.nn.log_softmax(positions.prepared(logits, mask))
-  # Out of bounds, take_along_axis would wrap or fill; class 0 is read instead, and
-  # the loss becomes NaN below unless the mask drops it.
-  is_class = (labels >= 0) & (labels < logits.shape[-1])
-  index = jnp.where(is_class, labels, 0)[..., None]
-  loss = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
-  if label_smoothing:
-    uniform = -jnp.mean(log_q, axis=-1)
-    loss = (1 - label_smoothing) * loss + label_smoothing * uniform
-  return positions.total(jnp.where(is_class, loss, jnp.nan), mask)
+  return positions.total(_hard(logits, labels, mask, label_smoothing), mask)
 
 
 def distill(
@@ -150,7 +143,7 @@ def distill(
   alpha: float | jax.Array,
   temperature: float | jax.Array,
   mask: jax.Array | None = None,
-  label_smoothing: float = 0.0,
+  label_smoothing: float | jax.Array = 0.0,
 ) -> SumAndCount:
   """alpha T^2 KL(teacher || student) + (1 - alpha) cross entropy.
 
@@ -158,7 +151,8 @@ def distill(
 
   Args:
     student_logits, teacher_logits: [..., classes].
-    labels: [...], integers.
+    labels: [...], integers. With alpha=1 they have no part, so that unlabelled
+      examples may have any.
     alpha: weight of the soft targets, in [0, 1]; may be traced.
     temperature: T > 0 of the soft targets; may be traced.
     mask: [...], weights of positions, bool or number; None: all count.
@@ -172,13 +166,18 @@ def distill(
   """
   if _is_known(alpha) and not 0 <= alpha <= 1:
     raise ValueError(f'alpha={alpha}; a weight in [0, 1] is expected.')
-  soft, count = kl(
-    student_logits, teacher_logits, temperature=temperature, mask=mask
-  )
-  hard, _ = cross_entropy(
-    student_logits, labels, mask, label_smoothing=label_smoothing
-  )
-  return alpha * soft + (1 - alpha) * hard, count
+  _check_pair(student_logits, teacher_logits, temperature, mask)
+  _check_labels(student_logits, labels, mask, label_smoothing)
+
+  def soft(student_logits, teacher_logits):
+    return _divergence(teacher_logits, student_logits, temperature, mask)
+
+  def hard(student_logits):
+    return _hard(student_logits, labels, mask, label_smoothing)
+
+  loss = positions.term(alpha, soft, student_logits, teacher_logits)
+  loss += positions.term(1 - alpha, hard, student_logits)
+  return positions.total(loss, mask)
 
 
 def agreement(
@@ -208,11 +207,8 @@ def agreement(
   return positions.total(same.astype(s.dtype), mask)
 
 
-def _pair(student_logits, teacher_logits, temperature, mask):
-  """(log p, log q) at the temperature."""
-  positions.check_pair(student_logits, teacher_logits, mask)
-  if _is_known(temperature) and not temperature > 0:
-    raise ValueError(f'temperature={temperature}; T > 0 is expected.')
+def _divergence(p_logits, q_logits, temperature, mask):
+  """T^2 KL(p || q) of each position; entries with p = 0 add 0."""
 
   def log_softmax(logits):
     x = positions.prepared(logits, mask)
@@ -220,25 +216,38 @@ def _pair(student_logits, teacher_logits, temperature, mask):
     x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
     return jax.nn.log_softmax(x / temperature)
 
-  return log_softmax(teacher_logits), log_softmax(student_logits)
-
-
-def _divergence(log_p, log_q):
-  """KL(p || q) over the last axis; entries with p = 0 add 0."""
+  log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
   p = jnp.exp(log_p)
   # Both logarithms are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so is
   # its gradient.
   log_ratio = jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)
-  return jnp.sum(p * log_ratio, axis=-1)
+  return temperature**2 * jnp.sum(p * log_ratio, axis=-1)
 
 
-def _scaled(loss, temperature):
-  return temperature**2 * loss
+def _hard(logits, labels, mask, label_smoothing):
+  """The cross entropy of each position."""
+  log_q = jax.nn.log_softmax(positions.prepared(logits, mask))
+  # Out of bounds, take_along_axis would wrap or fill; class 0 is read instead, and
+  # the loss becomes NaN below unless the mask drops it.
+  is_class = (labels >= 0) & (labels < logits.shape[-1])
+  index = jnp.where(is_class, labels, 0)[..., None]
+  loss = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
+  # Of logits with a class that cannot occur, the mean is infinite.
+  loss = (1 - label_smoothing) * loss + positions.term(
+    label_smoothing, lambda log_q: -jnp.mean(log_q, axis=-1), log_q
+  )
+  return jnp.where(is_class, loss, jnp.nan)
+
+
+def _check_pair(student_logits, teacher_logits, temperature, mask):
+  positions.check_pair(student_logits, teacher_logits, mask)
+  if _is_known(temperature) and not temperature > 0:
+    raise ValueError(f'temperature={temperature}; T > 0 is expected.')
 
 
 def _check_labels(logits, labels, mask, label_smoothing):
   positions.check_mask(logits, mask)
-  if not 0 <= label_smoothing < 1:
+  if _is_known(label_smoothing) and not 0 <= label_smoothing < 1:
     raise ValueError(f'label_smoothing={label_smoothing}; [0, 1) is expected.')
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(

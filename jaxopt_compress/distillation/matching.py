@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation import positions
 
 
 def squared_distance(tree_a: Any, tree_b: Any) -> jax.Array:
@@ -51,7 +52,8 @@ def regularized(
       count), so that its mean over positions is L + weight * R however the batch is
       split.
     penalty: `params -> scalar`, see `penalties`.
-    weight: scalar; may be traced, such as a schedule's value.
+    weight: scalar; may be traced, such as a schedule's value. Where it is 0, the
+      penalty has no part in the loss or in its gradient, whatever it is.
 
   Returns:
     A function like `loss_fn`.
@@ -66,14 +68,13 @@ def regularized(
 
   def regularized_loss(params, *args, **kwargs):
     loss = loss_fn(params, *args, **kwargs)
-    extra = weight * penalty(params)
     if _is_scalar(loss):
-      return loss + extra
+      return loss + positions.term(weight, penalty, params)
     if (
       isinstance(loss, tuple) and len(loss) == 2 and all(map(_is_scalar, loss))
     ):
       total, count = loss
-      return total + count * extra, count
+      return total + positions.term(count * weight, penalty, params), count
     raise ValueError(
       'A loss is a scalar or scalars (sum, count), not'
       f' {jax.tree.map(jnp.shape, loss)}. Leave auxiliary outputs out, or add'

@@ -1,8 +1,12 @@
 """Positions: the leading axes of logits [..., classes], and their weights.
 
 A position is an example, or a token of one. Its weight in a mask is 0, 1 or any
-other number; a position of weight 0 has no part in a sum or a derivative.
+other number; a position of weight 0 has no part in a sum or a derivative, and
+neither has a term of weight 0 in a mixture.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
@@ -40,6 +44,35 @@ def total(loss: jax.Array, mask: jax.Array | None) -> SumAndCount:
   weights = lax.stop_gradient(mask.astype(loss.dtype))
   kept = jnp.where(weights != 0, loss, 0.0)
   return jnp.sum(weights * kept), jnp.sum(weights)
+
+
+def term(
+  weight: float | jax.Array, f: Callable[..., jax.Array], *inputs: Any
+) -> jax.Array | float:
+  """`weight * f(*inputs)`, of which nothing is left where the weight is 0.
+
+  As in `total`: neither the value nor a derivative with respect to the inputs is
+  NaN where `f` is.
+
+  Args:
+    weight: scalar; may be traced.
+    f: what is weighted, a function of arrays.
+    *inputs: trees of what derivatives are taken of; `f` closes over no such thing.
+
+  >>> half = lambda w: float(term(w, jnp.log, jnp.float32(-1.)))
+  >>> half(0.), half(1.)
+  (0.0, nan)
+  """
+  if isinstance(weight, (int, float)):
+    return weight * f(*inputs) if weight else 0.0
+  counts = weight != 0
+  # Twice: before `f`, whose derivative may be NaN and is stopped there, and behind.
+  inputs = jax.tree.map(
+    lambda x: jnp.where(counts, x, lax.stop_gradient(x)), inputs
+  )
+  value = f(*inputs)
+  # A finite value stays, so that the weight has its derivative at 0, too.
+  return weight * jnp.where(counts | jnp.isfinite(value), value, 0.0)
 
 
 def check_pair(

@@ -12,6 +12,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.core import array
+from jaxopt_compress.distillation import positions
+
 
 def frozen(apply: Callable[..., Any], **mode: Any) -> Callable[..., Any]:
   """`apply` as a teacher: no gradient flows through it, and its mode is fixed.
@@ -81,7 +84,8 @@ def moving_average(teacher: Any, student: Any, decay: float) -> Any:
   1 - decay < 1/256 is lost to rounding.
 
   Args:
-    teacher, student: trees of one structure.
+    teacher, student: trees of one layout. Compressed leaves count for what they
+      stand for, and the result has none.
     decay: in [0, 1]; may be traced.
 
   Returns:
@@ -95,7 +99,13 @@ def moving_average(teacher: Any, student: Any, decay: float) -> Any:
     t, s = jnp.asarray(t), jnp.asarray(s)
     if not jnp.issubdtype(t.dtype, jnp.floating):
       return s
-    mean = decay * t.astype(jnp.float32) + (1 - decay) * s.astype(jnp.float32)
+    mean = positions.term(decay, _wide, t) + positions.term(1 - decay, _wide, s)
     return mean.astype(t.dtype)
 
-  return jax.tree.map(average, teacher, student)
+  return jax.tree.map(
+    average, array.materialize(teacher), array.materialize(student)
+  )
+
+
+def _wide(x):
+  return x.astype(jnp.float32)

@@ -87,6 +87,35 @@ class LossesTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want.sum(), rtol=1e-5)
     self.assertEqual(float(count), 15)
 
+  @parameterized.named_parameters(
+    # weights, what is NaN or infinite where they are 0, the loss that is left
+    ('unlabelled', dict(alpha=1.0), dict(label=-1), 'kl'),
+    ('a broken teacher', dict(alpha=0.0), dict(teacher=np.nan), 'ce'),
+    (
+      'a class that cannot occur',
+      dict(alpha=0.0, label_smoothing=0.0),
+      dict(student=-INF),
+      'ce',
+    ),
+  )
+  def test_a_term_of_weight_zero_has_no_part(self, weights, bad, left):
+    s = logits(0, (5, 7)).at[:, 6].set(bad.get('student', 1.0))
+    t = logits(1, (5, 7)).at[:, 6].set(bad.get('teacher', 1.0))
+    labels = jnp.full(5, bad.get('label', 2))
+
+    def loss(s, weights):
+      return losses.distill(s, t, labels, temperature=2.0, **weights)[0]
+
+    want, _ = {
+      'ce': lambda: losses.cross_entropy(s, labels),
+      'kl': lambda: losses.kl(s, t, temperature=2.0),
+    }[left]()
+    for f in (jax.value_and_grad(loss), jax.jit(jax.value_and_grad(loss))):
+      for given in (weights, jax.tree.map(jnp.float32, weights)):
+        got, grads = f(s, given)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        self.assertTrue(np.isfinite(grads).all())
+
   def test_alpha_and_temperature_may_be_traced(self):
     s, t, labels = logits(0), logits(1), jnp.zeros((3, 5), jnp.int32)
     f = jax.jit(

@@ -61,6 +61,19 @@ class MatchingTest(parameterized.TestCase):
     got = matching.regularized(loss, penalties.l1, 0.5)(params, x, mask)
     np.testing.assert_allclose(got[0] / got[1], total / count + 0.5 * 3)
 
+  @parameterized.parameters(float, jnp.float32, jnp.int32)
+  def test_a_penalty_of_weight_zero_has_no_part(self, number):
+    params = {'w': jnp.array([0.0, -1.0])}
+    loss = lambda params: jnp.sum(params['w'])
+    logarithm = lambda params: jnp.sum(jnp.log(params['w']))  # -inf + NaN
+    f = jax.value_and_grad(matching.regularized(loss, logarithm, number(0)))
+    value, grads = f(params)
+    self.assertEqual((float(value), grads['w'].tolist()), (-1.0, [1.0, 1.0]))
+    # Nor has any penalty in a batch in which nothing counts.
+    empty = lambda params: (0 * loss(params), jnp.float32(0))
+    f = matching.regularized(empty, logarithm, 1.0)
+    self.assertEqual([float(x) for x in f(params)], [0.0, 0.0])
+
   def test_regularized_refuses_what_is_no_loss(self):
     for bad in ((1.0, {'aux': 1}), jnp.ones(3), (1.0, 2.0, 3.0)):
       f = matching.regularized(lambda p, bad=bad: bad, penalties.l1, 1.0)

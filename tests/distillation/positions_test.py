@@ -41,6 +41,30 @@ class TotalTest(parameterized.TestCase):
     self.assertEqual(jax.grad(weighted)(jnp.ones(2)).tolist(), [0.0, 0.0])
 
 
+class TermTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # log has no value below 0, and no derivative at 0
+    (0.0, -1.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0),
+    (2.0, 1.0, 0.0, 2.0),
+    (2.0, -1.0, np.nan, -2.0),
+  )
+  def test_value_and_derivative(self, weight, x, value, derivative):
+    def f(x, weight):
+      return jnp.asarray(positions.term(weight, jnp.log, x))
+
+    for w in (weight, jnp.float32(weight)):
+      both = jax.value_and_grad(f)
+      np.testing.assert_array_equal(both(x, w), (value, derivative))
+      np.testing.assert_array_equal(jax.jit(both)(x, w), (value, derivative))
+      mapped = jax.vmap(both, (None, 0))(x, jnp.full(2, w))
+      np.testing.assert_array_equal(mapped, [[value] * 2, [derivative] * 2])
+
+  def test_a_weight_has_its_derivative_at_zero(self):
+    f = jax.grad(lambda weight: positions.term(weight, jnp.exp, 1.0))
+    np.testing.assert_allclose(f(0.0), np.e, rtol=1e-6)
+
+
 class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
     ((2, 3), (2, 3), (3,), r'mask has shape \(3,\); \(2,\) is expected'),

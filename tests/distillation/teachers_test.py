@@ -77,6 +77,21 @@ class TeachersTest(parameterized.TestCase):
     np.testing.assert_allclose(got['w'], [0.9, 0.1], rtol=1e-6)
     self.assertEqual(int(got['n']), 5)
 
+  @parameterized.parameters((1.0, 'teacher'), (0.0, 'student'))
+  def test_who_has_no_weight_has_no_part(self, decay, who):
+    trees = {'student': jnp.array([5.0]), 'teacher': jnp.array([6.0])}
+    want = trees[who]
+    trees = {
+      name: x if name == who else x * jnp.nan for name, x in trees.items()
+    }
+    for f in (teachers.moving_average, jax.jit(teachers.moving_average)):
+      self.assertEqual(f(trees['teacher'], trees['student'], decay), want)
+
+  def test_a_moving_average_of_compressed_leaves(self):
+    a, b = ({'w': doubled.Doubled(jnp.array([x]))} for x in (1.0, 3.0))
+    got = teachers.moving_average(a, b, 0.75)['w']
+    self.assertEqual(got.tolist(), [3.0])  # .75 * 2 + .25 * 6
+
 
 if __name__ == '__main__':
   absltest.main()
