@@ -11,7 +11,7 @@
 
 All are pure functions of arrays that return (sum, count) over positions, so that a
 mean over padding, microbatches and devices is exact: add sums, add counts, divide
-once. `mask` weights positions, alpha the terms of a mixture: what has weight 0 has no
+once, by `mean`. `mask` weights positions, alpha the terms of a mixture: what has weight 0 has no
 part in the sum or in any gradient, whatever it holds, NaN included. Arithmetic is
 float32 even for bfloat16 logits.
 
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxopt_compress.distillation import positions
 
 SumAndCount = positions.SumAndCount
+mean = positions.mean
 
 
 def kl(

@@ -46,6 +46,18 @@ def total(loss: jax.Array, mask: jax.Array | None) -> SumAndCount:
   return jnp.sum(weights * kept), jnp.sum(weights)
 
 
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+  """total / count; 0, as is its derivative, where nothing counts.
+
+  A batch of nothing but padding then changes nothing, where 0 / 0 would make every
+  parameter NaN.
+
+  >>> float(mean(*total(jnp.ones(2), jnp.zeros(2))))
+  0.0
+  """
+  return total / jnp.where(count == 0, 1, count).astype(total.dtype)
+
+
 def term(
   weight: float | jax.Array, f: Callable[..., jax.Array], *inputs: Any
 ) -> jax.Array | float:

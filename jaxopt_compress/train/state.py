@@ -23,6 +23,7 @@ import optax
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
+from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import teachers
 
 # Of a model: what it answers, and intermediate values by name.
@@ -149,9 +150,12 @@ def train_step(
     variables = _mean_of_floats(replicas, variables)
     if stats and replicas.axis is not None:
       stats = observe.reduce_stats(wanted, stats, replicas.axis)
-    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+    grads = jax.tree.map(lambda g: losses.mean(g, count), grads)
 
-    metrics = {'loss': total / count, 'grad_norm': optax.tree.norm(grads)}
+    metrics = {
+      'loss': losses.mean(total, count),
+      'grad_norm': optax.tree.norm(grads),
+    }
     state = _next(
       state,
       grads,

@@ -41,6 +41,20 @@ class TotalTest(parameterized.TestCase):
     self.assertEqual(jax.grad(weighted)(jnp.ones(2)).tolist(), [0.0, 0.0])
 
 
+class MeanTest(absltest.TestCase):
+  def test_nothing_has_the_mean_zero(self):
+    def mean(x, mask):
+      return positions.mean(*positions.total(x, mask))
+
+    x = jnp.array([1.0, 2.0])
+    for mask, value, derivative in (
+      ([0.5, 0.0], 1.0, [1.0, 0.0]),
+      ([False, False], 0.0, [0.0, 0.0]),
+    ):
+      got, grads = jax.value_and_grad(mean)(x, jnp.array(mask))
+      self.assertEqual((float(got), grads.tolist()), (value, derivative))
+
+
 class TermTest(parameterized.TestCase):
   @parameterized.parameters(
     # log has no value below 0, and no derivative at 0

@@ -128,6 +128,17 @@ class StepTest(parameterized.TestCase):
     self.assertEqual(int(state.step), 20)
     self.assertEqual(int(state.variables['calls']), 20)
 
+  def test_a_batch_of_padding_changes_nothing(self):
+    optimizer = optax.sgd(0.05)
+    state = state_lib.create(
+      _params(), _variables(), jax.random.key(0), optimizer
+    )
+    step = state_lib.train_step(_apply, _squared, optimizer, inputs='x')
+    batch = {**_batch(0), 'mask': np.zeros(8, bool)}
+    after, metrics = step(state, batch, step_lib.Replicas())
+    self.assertEqual(float(metrics['loss']), 0.0)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
   def test_statistics_are_those_of_all_replicas(self):
     state, _, _ = _run('shard_map', 4, 1)
     np.testing.assert_allclose(
