@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import lift
+from jaxopt_compress.distillation import losses
+from jaxopt_compress.distillation import positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,9 @@ def evaluate(
       one value for each example [b] or for each target [b, ...].
     inputs, targets: names in a batch.
     reference: logits for each batch, from the `logits` of another evaluation.
+
+  Raises:
+    ValueError: the masks leave no example.
   """
   # Sums of a batch are float32; those of all batches are float64.
   sums, logits = np.zeros(5), []
@@ -76,6 +81,11 @@ def evaluate(
     sums += np.asarray(_sums(y, batch[targets], batch['mask'], other), float)
     logits.append(y)
   count, loss, accuracy, agreement, kl = sums
+  if not count:
+    raise ValueError(
+      f'None of the examples of {len(batches)} batches counts: their masks are all'
+      ' False. Give at least one example that is no padding.'
+    )
   return Evaluation(
     loss=loss / count,
     accuracy=accuracy / count,
@@ -99,15 +109,15 @@ def _sums(y, labels, mask, reference):
   mask = jnp.broadcast_to(
     mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim)), labels.shape
   )
-  log_p = jax.nn.log_softmax(y.astype(jnp.float32))
-  log_q = jax.nn.log_softmax(reference.astype(jnp.float32))
-  answer = y.argmax(-1)
-  picked = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
-  each = (
-    jnp.ones(labels.shape),
-    -picked,
-    answer == labels,
-    answer == reference.argmax(-1),
-    (jnp.exp(log_q) * (log_q - log_p)).sum(-1),
+  right, count = positions.total(
+    (y.argmax(-1) == labels).astype(jnp.float32), mask
   )
-  return jnp.stack([jnp.where(mask, e, 0).sum() for e in each])
+  return jnp.stack(
+    [
+      count,
+      losses.cross_entropy(y, labels, mask)[0],
+      right,
+      losses.agreement(y, reference, mask=mask)[0],
+      losses.kl(y, reference, mask=mask)[0],
+    ]
+  )

@@ -49,3 +49,19 @@ class EvaluateTest(parameterized.TestCase):
     self.assertAlmostEqual(got.kl, kl.mean(), places=5)
     self.assertIsNone(teacher.agreement)
     self.assertIsNone(teacher.kl)
+
+  def test_a_class_that_cannot_occur_has_no_part(self):
+    y = jnp.array([[0.0, 0.0, -jnp.inf]])
+    batch = {'x': y, 'label': np.zeros(1, int), 'mask': np.ones(1, bool)}
+    names = dict(inputs='x', targets='label')
+    forward = evaluate.forward(_apply)
+    got = evaluate.evaluate(
+      lambda *args: y, {}, {}, [batch], **names, reference=[y]
+    )
+    self.assertAlmostEqual(got.loss, np.log(2), places=6)
+    self.assertEqual(got.kl, 0.0)
+    batch['mask'] = np.zeros(1, bool)
+    with self.assertRaisesRegex(
+      ValueError, 'None of the examples of 1 batches'
+    ):
+      evaluate.evaluate(forward, jnp.eye(3), {}, [batch], **names)
