@@ -6,13 +6,14 @@ from typing import Any
 
 
 def guess(word: Any, words: Iterable[Any]) -> str:
-  """' Did you mean ...?' with the closest of `words`; '' where none is close.
+  """' Did you mean ...?' with the closest of `words`, in any case; '' if none is.
 
   >>> guess('sede', ['seed', 'steps'])
   " Did you mean 'seed'?"
   """
-  close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
-  return f' Did you mean {close[0]!r}?' if close else ''
+  named = {str(w).lower(): str(w) for w in words}
+  close = difflib.get_close_matches(str(word).lower(), named, n=1)
+  return f' Did you mean {named[close[0]]!r}?' if close else ''
 
 
 def one_of(what: str, value: Any, choices: Iterable[Any], says=' is ') -> None:
@@ -20,8 +21,7 @@ def one_of(what: str, value: Any, choices: Iterable[Any], says=' is ') -> None:
 
   Args:
     what: what the value is for.
-    value: what was given.
-    choices: what may be given.
+    value, choices: what was given, and what may be.
     says: what stands between `what` and the value: '=' for an argument.
 
   >>> one_of('kind', 'blocks', ('block', 'n_m'), '=')

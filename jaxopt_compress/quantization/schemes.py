@@ -143,11 +143,14 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
     return Scheme(value)
   text = value if isinstance(value, str) else ''
   words = [w.strip() for w in text.split(',')]
-  if text not in PRESETS and words[0].split(' ')[0] not in formats.FORMATS:
+  first, *_ = words[0].split() or ['']
+  if text not in PRESETS and first not in formats.FORMATS:
+    named = [p for p in (*PRESETS, *formats.FORMATS) if p != first]
     raise ValueError(
-      f'{value!r} is no scheme.{choices.guess(value, PRESETS)} Presets: {list(PRESETS)}; or words that'
-      " begin with a format, as in 'int4 g128' (formats:"
-      f' {list(formats.FORMATS)}); or write a jc.Scheme(...).'
+      f'{value!r} is no scheme.{choices.guess(first, named)} Presets, which stand'
+      f' alone: {list(PRESETS)}; or words that begin with a format, as in'
+      f" 'int4 g128' (formats: {list(formats.FORMATS)}); or write a"
+      ' jc.Scheme(...).'
     )
   if text in PRESETS:
     return PRESETS[text]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from jaxopt_compress.core import choices
 from jaxopt_compress.quantization import formats
@@ -82,10 +83,26 @@ class Spec:
         f'Scales stored as {self.scale} cannot be learned: they are too coarse to'
         " follow a gradient. Use scale='float32' or 'bfloat16'."
       )
-    if self.range == 'hqq' and (self.symmetric or self.static or self.learn):
+    if self.range != 'absmax' and self.static:
+      raise ValueError(
+        f'range={self.range!r} is searched in the array that is rounded, and a'
+        ' static range is not: it is calibrated. Leave one of them out, and pass'
+        " jc.calibrate(..., method='mse') for the clip of least error."
+      )
+    if self.rounding == 'stochastic' and (self.static or self.learn):
+      raise ValueError(
+        'Ranges that are static or learned are rounded to nearest: leave out'
+        f" rounding='stochastic', or static={self.static}, learn={self.learn!r}."
+      )
+    if self.static and self.scale not in ('float32', 'bfloat16', 'e8m0'):
+      raise ValueError(
+        f'A static range has one scale, and scale={self.scale!r} is a scale of'
+        " several: use 'float32', 'bfloat16' or 'e8m0'."
+      )
+    if self.range == 'hqq' and (self.symmetric or self.learn):
       raise ValueError(
         "range='hqq' finds zero points of weights: it goes with symmetric=False,"
-        ' and neither with static nor with learned ranges.'
+        ' and not with learned ranges.'
       )
     if self.learn in ('pact', 'ema') and not self.static:
       raise ValueError(
@@ -141,10 +158,11 @@ _WORDS = {
 def parse(words: str, granularity: str = 'channel') -> Spec:
   """A spec from the words that describe one.
 
-  The format first, then in any order what differs from `Spec(format)`: 'tensor',
-  'channel', 'token', 'g<size>', '<size>x<size>', 'asym', 'bfloat16', 'mx' (e8m0
-  scales), 'nv' (e4m3), 'dq' (int8), 'rceil', 'even', 'compressed-tensors', 'mse', 'hqq',
-  'stochastic', 'static', 'lsq', 'pact', 'ema'.
+  The format first, then in any order what differs from `Spec(format)`, one word of
+  each kind: 'tensor', 'channel', 'token', 'g<size>' or '<size>x<size>'; 'asym';
+  'bfloat16', 'mx' (e8m0 scales), 'nv' (e4m3) or 'dq' (int8); 'rceil', 'even' or
+  'compressed-tensors'; 'mse' or 'hqq'; 'stochastic'; 'static'; 'lsq', 'pact' or
+  'ema'.
 
   Args:
     words: as above.
@@ -154,22 +172,37 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
   'int4 g128 asym'
   """
   first, *rest = words.split() or ['']
-  options = {'format': first, 'granularity': granularity}
-  meaning = {
-    word: (name, value)
-    for name, values in _WORDS.items()
+  choices.one_of('format', first, tuple(formats.FORMATS))
+  options, said = {'granularity': granularity}, {}
+  for word in (first, *rest):
+    name, values = _meaning(word, words)
+    if name in said:
+      raise ValueError(
+        f'{words!r} says {name} twice, {said[name]!r} and {word!r}: leave one of'
+        ' them out. Commas part weights, activations and gradients.'
+      )
+    said[name] = word
+    options |= values
+  return Spec(**options)
+
+
+def _meaning(word: str, words: str) -> tuple[str, dict[str, Any]]:
+  """The attribute of a `Spec` that a word of `words` sets, and all it says."""
+  if match := re.fullmatch(r'g(\d+)', word):
+    return 'granularity', {'granularity': 'group', 'group': int(match[1])}
+  if match := re.fullmatch(r'(\d+)x(\d+)', word):
+    sizes = (int(match[1]), int(match[2]))
+    return 'granularity', {'granularity': 'block', 'group': sizes}
+  kinds = {
+    'format': {f: f for f in formats.FORMATS},
+    'granularity': {g: g for g in ('tensor', 'channel', 'token')},
+    **_WORDS,
+  }
+  known = {
+    word: (name, {name: value})
+    for name, values in kinds.items()
     for word, value in values.items()
     if word
   }
-  meaning |= {w: ('granularity', w) for w in ('tensor', 'channel', 'token')}
-  for word in rest:
-    if match := re.fullmatch(r'g(\d+)', word):
-      options |= {'granularity': 'group', 'group': int(match[1])}
-    elif match := re.fullmatch(r'(\d+)x(\d+)', word):
-      sizes = (int(match[1]), int(match[2]))
-      options |= {'granularity': 'block', 'group': sizes}
-    else:
-      choices.one_of(f'a word of {words!r}', word, (*meaning, 'g<size>'))
-      name, value = meaning[word]
-      options[name] = value
-  return Spec(**options)
+  choices.one_of(f'a word of {words!r}', word, (*known, 'g32', '32x32'))
+  return known[word]

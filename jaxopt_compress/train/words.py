@@ -57,7 +57,7 @@ def sparsity_words(value: float | str) -> dict[str, Any]:
   {'kind': 'neurons', 'target': 0.5}
   """
   try:
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
       return dict(kind='unstructured', target=float(value))
     if ':' in value:
       n, m = map(int, value.split(':'))
@@ -65,7 +65,7 @@ def sparsity_words(value: float | str) -> dict[str, Any]:
     kind, target = value.split()
     if kind in ('unstructured', 'neurons'):
       return dict(kind=kind, target=float(target))
-  except (ValueError, ZeroDivisionError, AttributeError):
+  except (AttributeError, TypeError, ValueError, ZeroDivisionError):
     pass
   raise ValueError(
     f"{value!r} is no sparsity. Write a fraction (0.8), 'n:m' ('2:4') or"

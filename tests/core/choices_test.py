@@ -10,6 +10,7 @@ class ChoicesTest(parameterized.TestCase):
   @parameterized.parameters(
     ('sede', ('seed', 'steps'), " Did you mean 'seed'?"),
     ('int9', ('int8', 'e4m3'), " Did you mean 'int8'?"),
+    ('w8a8', ('W8A8', 'W8A16'), " Did you mean 'W8A8'?"),
     (80, (8, 800), " Did you mean '800'?"),
     ('lion', ('seed', 'steps'), ''),
     ('lion', (), ''),

@@ -55,6 +55,25 @@ class SchemeTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'is no scheme'):
       schemes.scheme(['W8A8'])
 
+  @parameterized.parameters(
+    ('w8a8', 'W8A8'),
+    ('w4a16', 'W4A16'),
+    ('fp8', 'FP8'),
+    ('fp4', 'NVFP4|MXFP4'),
+    ('INT4 g32', 'int4'),
+    ('itn8 g32, int8', 'int8'),
+    ('int16', 'int'),
+    ('w8a8, int8', 'W8A8'),
+  )
+  def test_guess(self, words, want):
+    with self.assertRaisesRegex(ValueError, f"Did you mean '({want})"):
+      schemes.scheme(words)
+
+  @parameterized.parameters('W4A16 g32', 'W8A8, int8')
+  def test_presets_stand_alone(self, words):
+    with self.assertRaisesRegex(ValueError, 'which stand alone'):
+      schemes.scheme(words)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -1,10 +1,25 @@
 """Specs: the words of a format, and what is refused."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
 import jaxopt_compress as jc
 from jaxopt_compress.quantization import spec as spec_lib
+
+_STATIC = dict(granularity='tensor', static=True)
+# Words of one kind, which contradict each other.
+KINDS = (
+  ('granularity', 'tensor', 'channel', 'token', 'g16', 'g32', '8x8', '8x16'),
+  ('symmetric', 'asym'),
+  ('scale', 'bfloat16', 'mx', 'nv', 'dq'),
+  ('rule', 'rceil', 'even', 'compressed-tensors'),
+  ('range', 'mse', 'hqq'),
+  ('rounding', 'stochastic'),
+  ('static', 'static'),
+  ('learn', 'lsq', 'pact', 'ema'),
+)
 
 
 class SpecTest(parameterized.TestCase):
@@ -19,6 +34,11 @@ class SpecTest(parameterized.TestCase):
     ('rule', dict(rule='ceil'), "Did you mean 'rceil'"),
     ('range', dict(range='max'), "Did you mean 'absmax'"),
     ('static channels', dict(static=True), 'one for the whole tensor'),
+    ('static search', dict(_STATIC, range='mse'), 'calibrate.*mse'),
+    ('static noise', dict(_STATIC, rounding='stochastic'), 'to nearest'),
+    ('learned noise', dict(learn='lsq', rounding='stochastic'), 'to nearest'),
+    ('static nv', dict(_STATIC, scale='e4m3'), "'float32', 'bfloat16' or"),
+    ('static dq', dict(_STATIC, scale='int8'), "'float32', 'bfloat16' or"),
   )
   def test_refused(self, options, says):
     with self.assertRaisesRegex(ValueError, says):
@@ -37,6 +57,21 @@ class SpecTest(parameterized.TestCase):
       format, *how, symmetric=symmetric, scale=scale, rule=rule, range=range
     )
     self.assertEqual(spec_lib.parse(spec.describe()), spec)
+
+  def test_words_of_one_kind_contradict(self):
+    pairs = [
+      (kind, *pair)
+      for kind, *words in KINDS
+      for pair in itertools.product(words, words)
+    ]
+    for kind, first, second in (('format', 'int4', 'e2m1'), *pairs):
+      words = (
+        f'{first} {second}' if kind == 'format' else f'int4 {first} {second}'
+      )
+      with self.subTest(words):
+        says = f"says {kind} twice, '{first}' and '{second}'"
+        with self.assertRaisesRegex(ValueError, says):
+          spec_lib.parse(words)
 
 
 if __name__ == '__main__':

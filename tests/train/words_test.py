@@ -36,8 +36,15 @@ class WordsTest(parameterized.TestCase):
       words.lora_rules(options.Adapters(rules=rules)), list(rules)
     )
 
-  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5')
+  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5', True)
   def test_what_is_no_sparsity(self, value):
+    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
+      words.sparsity_words(value)
+
+  @parameterized.parameters(
+    '2:4 0.7', '2:4 2:4', '2:4:8', 'neurons 2:4', 'neurons 0.5 0.7', '0.5 0.7'
+  )
+  def test_words_that_contradict(self, value):
     with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
       words.sparsity_words(value)
 
