@@ -12,9 +12,15 @@ are functions of this module.
 
 from collections.abc import Sequence
 import gzip
+import math
 import pathlib
+import zlib
 
 import numpy as np
+
+from jaxopt_compress.core import choices
+from jaxopt_compress.data import archive
+from jaxopt_compress.data import folders
 
 Dataset = dict[str, np.ndarray]
 
@@ -26,22 +32,35 @@ def load(source: str) -> Dataset:
     source: see the head of this module.
 
   Returns:
-    `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32.
+    `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32, from 0.
 
   Raises:
-    ValueError: a source of another form, or a file or folder of another format.
+    ValueError: a source of another form, a file or folder of another format, or
+      labels that are no numbers of classes.
   """
+  name, split, path = _parts(source)
   formats = dict(
     mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
   )
+  choices.one_of(f'The format of {source!r}', name, sorted(formats))
+  return formats[name](path, split)
+
+
+def classes(source: str) -> list[str]:
+  """The names of the classes of a folder; [] where a file has but their numbers."""
+  name, split, path = _parts(source)
+  return folders.classes(path, split) if name == 'folder' else []
+
+
+def _parts(source):
   head, at, path = source.partition('@')
   name, _, split = head.partition(':')
-  if not at or name not in formats:
+  if not at:
     raise ValueError(
-      f'{source!r} is not `format[:split]@path` with a format of'
-      f' {sorted(formats)}. An example: "cifar10:train@/data/cifar".'
+      f'{source!r} is not `format[:split]@path`. An example:'
+      ' "cifar10:train@/data/cifar".'
     )
-  return formats[name](path, split)
+  return name, split, path
 
 
 def mnist(directory: str, split: str) -> Dataset:
@@ -59,7 +78,10 @@ def idx(path: str | pathlib.Path) -> np.ndarray:
   """An array in the idx format: two zeros, dtype, rank, sizes, then the data."""
   raw = pathlib.Path(path).read_bytes()
   if raw[:2] == b'\x1f\x8b':
-    raw = gzip.decompress(raw)
+    try:
+      raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as e:
+      raise ValueError(f'{path} is damaged ({e}). Download it again.') from e
   # The third byte codes the dtype, big-endian; the fourth is the rank.
   dtypes = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
   if len(raw) < 4 or raw[:2] != b'\0\0' or raw[2] not in dtypes:
@@ -68,9 +90,10 @@ def idx(path: str | pathlib.Path) -> np.ndarray:
       ' and a type. Was an error page downloaded in its place?'
     )
   dtype, rank = np.dtype(dtypes[raw[2]]), raw[3]
-  shape = tuple(np.frombuffer(raw[4 : 4 + 4 * rank], '>i4').tolist())
-  body = raw[4 + 4 * rank :]
-  want = int(np.prod(shape)) * dtype.itemsize
+  sizes, body = raw[4 : 4 + 4 * rank], raw[4 + 4 * rank :]
+  # Sizes that are cut off fit no body; products of those that are not may be large.
+  shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], '>u4').tolist())
+  want = math.prod(shape) * dtype.itemsize
   if len(shape) != rank or len(body) != want:
     raise ValueError(
       f'{path} says that it holds {shape}, {want} bytes, and has {len(body)}.'
@@ -121,55 +144,13 @@ def npz(path: str, split: str = '') -> Dataset:
   """Arrays of an npz file: image and label, or x_<split> and y_<split>."""
   names = (f'x_{split}', f'y_{split}') if split else ('image', 'label')
   file = pathlib.Path(path)
-  with np.load(_find(file.parent, file.name)) as arrays:
-    found = {name: arrays[name] for name in arrays if name in names}
-    there = sorted(arrays)
-  if missing := [name for name in names if name not in found]:
-    raise ValueError(
-      f'{path} has no array {missing[0]!r}, only {there}. Write it with'
-      f' np.savez({path!r}, {names[0]}=..., {names[1]}=...).'
-    )
+  found = archive.read(_find(file.parent, file.name), names)
   return _dataset(*(found[name] for name in names), path)
 
 
 def folder(directory: str, split: str = '') -> Dataset:
-  """One folder a class, in alphabetical order; all images of the same size.
-
-  Needs Pillow. Images keep their channels: grey, or red, green and blue.
-  """
-  root = pathlib.Path(directory) / split
-  endings = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
-  images, labels = [], []
-  classes = sorted(p for p in root.glob('*') if p.is_dir())
-  for label, path in enumerate(classes):
-    for file in sorted(path.iterdir()):
-      if file.suffix.lower() in endings:
-        images.append(_picture(file))
-        labels.append(label)
-  if not images:
-    raise ValueError(
-      f'No images in {root}. It needs a folder for each class, with files'
-      f' ending in {", ".join(endings)}.'
-    )
-  if len(shapes := sorted({x.shape for x in images})) > 1:
-    raise ValueError(
-      f'The images in {root} have different shapes: {shapes}. Bring them to one'
-      ' size first.'
-    )
-  return _dataset(np.stack(images), np.array(labels), directory)
-
-
-def _picture(path: pathlib.Path) -> np.ndarray:
-  try:
-    from PIL import Image  # Only folders need it.
-  except ImportError as e:
-    raise ValueError(
-      'Reading image files needs Pillow: pip install pillow. Or save the images'
-      ' as one npz file.'
-    ) from e
-  with Image.open(path) as image:
-    grey = image.mode in ('1', 'L')
-    return np.asarray(image.convert('L' if grey else 'RGB'))
+  """One folder a class, numbered alike in all splits; see `folders`."""
+  return _dataset(*folders.read(directory, split), directory)
 
 
 def augment(
@@ -223,7 +204,7 @@ def _find(directory: str | pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _dataset(images, labels, where) -> Dataset:
-  if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+  if labels.ndim != 1 or images.shape[:1] != labels.shape or not images.size:
     raise ValueError(
       f'{where} has images {images.shape} and labels {labels.shape}. There must'
       ' be one label, a number, for each image.'
@@ -242,11 +223,27 @@ def _dataset(images, labels, where) -> Dataset:
     and images.min() >= 0
     and images.max() <= 1
   ):
+    numbers = images.dtype.kind in 'biuf'
+    span = f' from {images.min()} to {images.max()}' if numbers else ''
     raise ValueError(
-      f'{where} has images of {images.dtype} from {images.min()} to'
-      f' {images.max()}. Save them as uint8, or as floats in [0, 1].'
+      f'{where} has images of {images.dtype}{span}. Save them as uint8, or as'
+      ' floats in [0, 1].'
     )
-  return {
-    'image': images.astype(np.float32),
-    'label': labels.astype(np.int32),
-  }
+  return {'image': images.astype(np.float32), 'label': _numbers(labels, where)}
+
+
+def _numbers(labels, where):
+  """Labels as int32, if each of them is the number of a class."""
+  wrong = range(len(labels))
+  if labels.dtype.kind in 'biuf':
+    # NaN and what is too large become other numbers, and are told by that.
+    with np.errstate(invalid='ignore'):
+      numbers = labels.astype(np.int32)
+    wrong = np.flatnonzero((numbers != labels) | (numbers < 0))
+  if not len(wrong):
+    return numbers
+  raise ValueError(
+    f'{where}: label {wrong[0]} is {labels[wrong[0]].item()!r}, which is no number'
+    f' of a class ({len(wrong)} of {len(labels)} are none). Number the classes 0,'
+    ' 1, 2, ... and save whole numbers.'
+  )

@@ -1,11 +1,9 @@
 """Files that users have, written small by the test and read back."""
 
-import builtins
 import gzip
 import pathlib
 import struct
 import tempfile
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -60,6 +58,9 @@ class ImagesTest(parameterized.TestCase):
     (b'<html>', 'no idx file: it begins with .3c68746d'),
     (b'', 'no idx file'),
     (bytes([0, 0, 8, 1, 0, 0, 0, 5, 1]), r'holds \(5,\), 5 bytes, and has 1'),
+    (bytes([0, 0, 8, 2, 0, 0, 0]), r'holds \(\), 1 bytes, and has 0'),
+    (bytes([0, 0, 8, 4, *[128, 0, 0, 0] * 4]), 'bytes, and has 0'),
+    (gzip.compress(bytes(99))[:-9], 'is damaged .* Download'),
   )
   def test_bad_idx(self, raw, message):
     path = self.root / 'array'
@@ -108,6 +109,9 @@ class ImagesTest(parameterized.TestCase):
     (dict(image=np.ones((2, 3, 3)), label=np.ones(3)), r'labels \(3,\)'),
     (dict(image=np.ones((2, 3, 3)), label=np.ones((2, 10))), 'one label, a'),
     (dict(image=np.ones((2, 9)), label=np.ones(2)), r'images \(2, 9\)'),
+    (dict(image=1.0, label=np.ones(2)), r'images \(\) and labels'),
+    (dict(image=np.ones((2, 0, 3)), label=np.ones(2)), r'images \(2, 0, 3\)'),
+    (dict(image=np.full((2, 1, 1), 'x'), label=[0, 1]), 'images of <U1. Save'),
     (dict(image=np.ones((0, 3, 3)), label=np.ones(0)), r'images \(0, 3, 3\)'),
     (
       dict(image=np.full((1, 3, 3), 9.0), label=np.ones(1)),
@@ -121,42 +125,38 @@ class ImagesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       images.npz(str(path))
 
-  def pictures(self, **modes):
-    for name, mode in modes.items():
-      (self.root / 'train' / name).mkdir(parents=True)
-      array = self.pixels(4, 6, 3) if mode == 'RGB' else self.pixels(4, 6)
-      Image.fromarray(array).save(self.root / 'train' / name / '0.png')
+  @parameterized.parameters(
+    ([0.7, 1, 2], 'label 0 is 0.7, which'),
+    ([0, np.nan, 1], 'label 1 is nan'),
+    ([0, np.inf, 1], 'label 1 is inf'),
+    ([0, 2.0**33 + 1, 1], 'label 1 is 8589934593.0'),
+    ([0, 2**40, 1], 'label 1 is 1099511627776'),
+    ([0, -1, -1], r'label 1 is -1, .* \(2 of 3 are none\)'),
+    (['cat', 'dog', 'cat'], "label 0 is 'cat'"),
+    ([1j, 0, 0], 'label 0 is 1j'),
+  )
+  def test_labels_that_are_no_classes(self, labels, message):
+    path = self.root / 'file.npz'
+    np.savez(path, image=self.pixels(3, 2, 2), label=labels)
+    with self.assertRaisesRegex(ValueError, message):
+      images.npz(str(path))
 
-  @parameterized.parameters(('RGB', 3), ('L', 1))
-  def test_folder(self, mode, channels):
-    self.pictures(dog=mode, cat=mode)
-    (self.root / 'train' / 'cat' / 'notes.txt').write_text('no image')
+  @parameterized.parameters([[True, False]], [[1.0, 0.0]], [np.uint64([1, 0])])
+  def test_whole_labels_of_other_types(self, labels):
+    path = self.root / 'file.npz'
+    np.savez(path, image=self.pixels(2, 2, 2), label=labels)
+    label = images.npz(str(path))['label']
+    self.assertEqual((label.tolist(), label.dtype), ([1, 0], np.int32))
+
+  def test_classes(self):
+    for name in ('train/dog', 'test/cat'):
+      (self.root / name).mkdir(parents=True)
+      Image.fromarray(self.pixels(4, 6)).save(self.root / name / '0.png')
+    self.assertEqual(images.classes(f'folder:test@{self.root}'), ['cat', 'dog'])
+    self.assertEqual(images.classes('cifar10:test@/data'), [])
     got = images.load(f'folder:train@{self.root}')
-    self.assertEqual(got['image'].shape, (2, 4, 6, channels))
-    self.assertEqual(got['label'].tolist(), [0, 1])
-    with Image.open(self.root / 'train' / 'cat' / '0.png') as cat:
-      want = np.asarray(cat).reshape(4, 6, channels) / 255
-    np.testing.assert_allclose(got['image'][0], want, atol=1e-6)
-
-  def test_folder_errors(self):
-    with self.assertRaisesRegex(ValueError, 'No images in .* each class'):
-      images.folder(str(self.root), 'train')
-    self.pictures(dog='RGB', cat='L')
-    with self.assertRaisesRegex(ValueError, r'\(4, 6\), \(4, 6, 3\)'):
-      images.folder(str(self.root), 'train')
-
-  def test_without_pillow(self):
-    self.pictures(dog='L')
-    true_import = builtins.__import__
-
-    def no_pillow(name, *args, **kwargs):
-      if name == 'PIL':
-        raise ImportError(name)
-      return true_import(name, *args, **kwargs)
-
-    with mock.patch.object(builtins, '__import__', no_pillow):
-      with self.assertRaisesRegex(ValueError, 'pip install pillow'):
-        images.folder(str(self.root), 'train')
+    self.assertEqual(got['image'].shape, (1, 4, 6, 1))
+    self.assertEqual(got['label'].tolist(), [1])
 
   @parameterized.parameters(
     ('mnist:train', 'is not `format'),

@@ -1,0 +1,118 @@
+"""Folders of image files: one folder a class, with names for its labels.
+
+    flowers/train/<class>/*.png       a split is a folder beside the other splits
+    flowers/test/<class>/*.png
+
+A class is a folder that has an image in any split, so that one name is one label in all
+of them. What is hidden (`.ipynb_checkpoints`, `._0.png`) is nobody's data.
+"""
+
+import pathlib
+
+import numpy as np
+
+_ENDINGS = '.png .jpg .jpeg .bmp .gif .webp .tif .tiff .ppm .pgm'.split()
+
+
+def classes(directory: str, split: str = '') -> list[str]:
+  """The names of the classes; label i is the i-th of them.
+
+  Args:
+    directory: the folder of the splits, or of the classes without a split.
+    split: the name of a folder in it; classes of those beside it count as well.
+  """
+  root = pathlib.Path(directory) / split
+  roots = _folders(root.parent) if split else [root]
+  found = {p.name for r in roots for p in _folders(r) if any(_files(p))}
+  return sorted(found)
+
+
+def read(directory: str, split: str = '') -> tuple[np.ndarray, np.ndarray]:
+  """The images of a split and the numbers of their classes.
+
+  Needs Pillow. Images keep their channels: grey, or red, green and blue.
+
+  Returns:
+    [n, h, w] or [n, h, w, 3] float32 in [0, 1], and [n] int.
+
+  Raises:
+    ValueError: no images, or some that are damaged, moving, see-through, not of one
+      shape or deeper in folders than their class; the message names the file.
+  """
+  root = pathlib.Path(directory) / split
+  pictures, labels = [], []
+  for label, name in enumerate(classes(directory, split)):
+    if deeper := [p for p in _folders(root / name) if any(_files(p))]:
+      raise ValueError(
+        f'{deeper[0]} is a folder of images within a class. Move its images to'
+        f' {root / name}, or choose the folder of the classes.'
+      )
+    for file in sorted(_files(root / name)):
+      pictures.append(_picture(file))
+      labels.append(label)
+      if pictures[-1].shape != pictures[0].shape:
+        raise ValueError(
+          f'{file} has the shape {pictures[-1].shape}, and the images before it'
+          f' have {pictures[0].shape}. Bring all to one size, and all to grey or'
+          ' to colours.'
+        )
+  if not pictures:
+    raise ValueError(
+      f'No images in {root}. It needs a folder for each class, with files'
+      f' ending in {", ".join(_ENDINGS)}.'
+    )
+  return np.stack(pictures), np.array(labels)
+
+
+def _folders(root):
+  return [p for p in _visible(root) if p.is_dir()]
+
+
+def _files(root):
+  return (p for p in _visible(root) if p.suffix.lower() in _ENDINGS)
+
+
+def _visible(root):
+  return (p for p in root.glob('*') if not p.name.startswith('.'))
+
+
+def _picture(path: pathlib.Path) -> np.ndarray:
+  """[h, w] or [h, w, 3] float32 in [0, 1], as a viewer shows it."""
+  try:
+    from PIL import Image  # Only folders need it.
+    from PIL import ImageOps
+  except ImportError as e:
+    raise ValueError(
+      'Reading image files needs Pillow: pip install pillow. Or save the images'
+      ' as one npz file.'
+    ) from e
+  try:
+    with Image.open(path) as image:
+      # A phone's MPO is a photograph with its previews; other frames are a film.
+      frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
+      image = ImageOps.exif_transpose(image)
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    raise ValueError(
+      f'{path} cannot be read as an image ({e}). Replace it or leave it out.'
+    ) from e
+  if frames > 1:
+    raise ValueError(
+      f'{path} has {frames} frames, of which an example has one. Save those that'
+      ' are wanted as files of their own.'
+    )
+  if image.has_transparency_data:
+    if np.asarray(image.convert('RGBA'))[..., 3].min() < 255:
+      raise ValueError(
+        f'{path} is transparent in places, and what is behind them is not said.'
+        ' Paste it on a background first.'
+      )
+  if image.mode.startswith('I;16'):
+    return np.asarray(image, np.float32) / np.float32(2**16 - 1)
+  if image.mode in ('I', 'F'):
+    raise ValueError(
+      f'{path} has pixels of 32 bits, whose range is not said. Save it with 8 or'
+      ' 16 bits.'
+    )
+  grey = image.mode in ('1', 'L', 'LA', 'La')
+  pixels = np.asarray(image.convert('L' if grey else 'RGB'))
+  return pixels / np.float32(255)
