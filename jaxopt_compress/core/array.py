@@ -33,7 +33,7 @@ class CompressedArray:
           return -self.x
 
   Two promises let `scan`, `vmap`, stacking and sharding slice a leaf as they
-  slice an array: `shape` follows from the shapes of the array children, and
+  slice an array: `shape` follows from the shapes of the arrays inside, and
   static fields count axes from the end (-1, -2), so that they keep their meaning
   when a leading axis comes or goes.
   """
@@ -115,17 +115,33 @@ class CompressedArray:
     return self.transpose()
 
   def __len__(self):
+    if not self.ndim:
+      raise TypeError('len() of unsized object')
     return self.shape[0]
 
   def __iter__(self):
     return (self[i] for i in range(len(self)))
 
+  def __bool__(self):
+    return bool(self.materialize())
+
   def __array__(self, *args, **kwargs):
     # Rather than entry by entry: JAX, too, asks for this.
     raise TypeError(repr(self))
 
+  def __getattr__(self, name):
+    said = f'{type(self).__name__!r} object has no attribute {name!r}'
+    if hasattr(type(self), name):  # a property that failed, and says why
+      return self.__getattribute__(name)
+    if hasattr(jax.Array, name) and not name.startswith('__'):
+      said += ', as arrays have: call what needs it through jc.lift, or'
+      said += ' .materialize() it'
+    raise AttributeError(said)
+
   # numpy leaves `array @ leaf` to the leaf.
   __array_ufunc__ = None
+  # As of arrays: what is compared entry by entry is no key of a dict.
+  __hash__ = None
 
 
 def is_compressed(x: Any) -> bool:
@@ -133,13 +149,16 @@ def is_compressed(x: Any) -> bool:
   return isinstance(x, CompressedArray)
 
 
+def map_leaves(f: Callable[[CompressedArray], Any], tree: Any) -> Any:
+  """`tree` with `f` of every compressed leaf, and the rest as it is."""
+  return jax.tree.map(
+    lambda x: f(x) if is_compressed(x) else x, tree, is_leaf=is_compressed
+  )
+
+
 def materialize(tree: Any) -> Any:
   """`tree` with every compressed leaf replaced by the array it stands for."""
-  return jax.tree.map(
-    lambda x: x.materialize() if is_compressed(x) else x,
-    tree,
-    is_leaf=is_compressed,
-  )
+  return map_leaves(lambda leaf: leaf.materialize(), tree)
 
 
 def arrays_apart(
@@ -191,8 +210,3 @@ def _leaf_nbytes(x) -> int:
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.eval_shape(jax.random.key_data, x)
   return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
-
-
-def children(leaf: CompressedArray) -> list[Any]:
-  """The arrays that `leaf` is made of, nested leaves included."""
-  return jax.tree.leaves(leaf)

@@ -194,7 +194,7 @@ def sliceable(x, length) -> bool:
   if not array.is_compressed(x):
     return True
   # A scan cuts the parts of a leaf, each along its own first axis.
-  stacked = all(c.shape[:1] == (length,) for c in array.children(x))
+  stacked = all(c.shape[:1] == (length,) for c in jax.tree.leaves(x))
   return stacked and x.can_cut(-x.ndim, 1)
 
 

@@ -149,11 +149,7 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
 
 def freeze(tree: Params) -> Params:
   """Turns training leaves into storage leaves: FakeQuant(w) -> QArray."""
-  return jax.tree.map(
-    lambda x: x.freeze() if array.is_compressed(x) else x,
-    tree,
-    is_leaf=array.is_compressed,
-  )
+  return array.map_leaves(lambda leaf: leaf.freeze(), tree)
 
 
 @jax.tree_util.register_dataclass

@@ -173,7 +173,7 @@ def _stands_for(x):
   if not array.is_compressed(x):
     return x
   # In a shard_map the type of an array also says where it differs.
-  if any(jaxprs.varying(jax.typeof(c)) for c in array.children(x)):
+  if any(jaxprs.varying(jax.typeof(c)) for c in jax.tree.leaves(x)):
     return jax.eval_shape(x.materialize)
   return jax.ShapeDtypeStruct(x.shape, x.dtype)
 

@@ -12,9 +12,9 @@ built on it.
 """
 
 from collections.abc import Callable
+from numbers import Number
+import operator
 from typing import Any
-
-import jax.numpy as jnp
 
 from jaxopt_compress.core import lift
 
@@ -33,6 +33,11 @@ def _move(name: str) -> Callable:
 
 def _operator(f: Callable) -> Callable:
   def method(leaf, *others):
+    # As of arrays: a list, a string or None is left to Python, which says no.
+    if any(
+      not hasattr(x, 'shape') and not isinstance(x, Number) for x in others
+    ):
+      return NotImplemented
     return lift.lift(f, keep=True)(leaf, *others)
 
   return method
@@ -40,31 +45,18 @@ def _operator(f: Callable) -> Callable:
 
 def _reflected(f: Callable) -> Callable:
   """Of an operator whose left operand is no leaf."""
-
-  def method(leaf, other):
-    return lift.lift(f, keep=True)(other, leaf)
-
-  return method
+  return _operator(lambda leaf, other: f(other, leaf))
 
 
-METHODS = {
-  'transpose': _move('transpose'),
-  'swapaxes': _move('swapaxes'),
-  'reshape': _move('reshape'),
-  'squeeze': _move('squeeze'),
-  'astype': _move('astype'),
-  '__getitem__': _move('__getitem__'),
-  '__neg__': _operator(jnp.negative),
-  '__add__': _operator(jnp.add),
-  '__radd__': _reflected(jnp.add),
-  '__sub__': _operator(jnp.subtract),
-  '__rsub__': _reflected(jnp.subtract),
-  '__mul__': _operator(jnp.multiply),
-  '__rmul__': _reflected(jnp.multiply),
-  '__truediv__': _operator(jnp.divide),
-  '__matmul__': _operator(jnp.matmul),
-  '__rmatmul__': _reflected(jnp.matmul),
-}
+_MOVES = 'transpose swapaxes reshape ravel squeeze astype __getitem__'.split()
+_ALONE = 'neg pos abs eq ne lt le gt ge'.split()
+_REFLECTED = 'add sub mul truediv floordiv mod pow matmul'.split()
+
+METHODS = {name: _move(name) for name in _MOVES}
+for _name in _ALONE + _REFLECTED:
+  METHODS[f'__{_name}__'] = _operator(getattr(operator, _name))
+for _name in _REFLECTED:
+  METHODS[f'__r{_name}__'] = _reflected(getattr(operator, _name))
 
 
 def set_on(leaf_type: type[Any]) -> None:

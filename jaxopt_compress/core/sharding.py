@@ -98,7 +98,7 @@ def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
       raise ValueError(
         f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
         f' {dict(mesh.shape)}: its parts are'
-        f' {[p.shape for p in array.children(x)]}. Cut an axis that all parts'
+        f' {[p.shape for p in jax.tree.leaves(x)]}. Cut an axis that all parts'
         ' share, or replicate the leaf.'
       )
     return jax.tree.map(

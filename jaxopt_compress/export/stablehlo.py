@@ -86,11 +86,7 @@ def save(
 
 
 def _portable(params):
-  return jax.tree.map(
-    lambda x: x.portable() if array.is_compressed(x) else x,
-    params,
-    is_leaf=array.is_compressed,
-  )
+  return array.map_leaves(lambda leaf: leaf.portable(), params)
 
 
 def _over_weights(fun, rebuild):

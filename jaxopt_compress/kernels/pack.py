@@ -125,11 +125,7 @@ def _not_here() -> str:
 
 def unpack(params: Any) -> Any:
   """The inverse of `pack`: leaves for any machine, of the same numbers."""
-  return jax.tree.map(
-    lambda x: x.portable() if array.is_compressed(x) else x,
-    params,
-    is_leaf=array.is_compressed,
-  )
+  return array.map_leaves(lambda leaf: leaf.portable(), params)
 
 
 def packable(

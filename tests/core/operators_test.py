@@ -71,6 +71,28 @@ SAME = {  # on a leaf and on the array that it stands for
   'mul': lambda w: w * 3.0,
   'rmul': lambda w: np.float32(3) * w,
   'truediv': lambda w: w / 4,
+  'rtruediv': lambda w: 2 / w,
+  'floordiv': lambda w: w // 2,
+  'mod': lambda w: w % 2,
+  'rmod': lambda w: 5 % w,
+  'pow': lambda w: w**2,
+  'rpow': lambda w: 2**w,
+  'pos': operator.pos,
+  'abs': abs,
+  'ravel': lambda w: w.ravel(),
+  'eq': lambda w: w == -2,
+  'ne': lambda w: w != -W,
+  'lt': lambda w: w < -2,
+  'le': lambda w: w <= X[0, 0],
+  'gt': lambda w: w > -2,
+  'ge': lambda w: -2 >= w,
+  'eq of an array': lambda w: -W == w,
+  'eq of leaves': lambda w: w == w.T.T,
+  'in': lambda w: jnp.asarray(-2.0 in w[0]),
+  'not in': lambda w: jnp.asarray(2.0 in w[0]),
+  'sum': sum,
+  'max': lambda w: max(w[0]),
+  'bool': lambda w: jnp.asarray([bool(w[:1, :1]), bool(w[:1, :1] * 0)]),
   'matmul': lambda w: w @ W.T,
   'rmatmul': lambda w: X @ w,
   'numpy leaves it to the leaf': lambda w: np.asarray(X) @ w,
@@ -86,6 +108,32 @@ class OperatorsTest(parameterized.TestCase):
     chex.assert_trees_all_equal_shapes_and_dtypes(
       jax.eval_shape(array.materialize, got), jax.eval_shape(lambda: want)
     )
+
+  @parameterized.named_parameters(
+    ('bool', bool, ValueError, 'ambiguous'),
+    ('a row among rows', lambda w: 1 in w, ValueError, None),
+    ('hash', hash, TypeError, 'unhashable'),
+    ('len', lambda w: len(w[0, 0]), TypeError, 'unsized'),
+    ('a string', lambda w: w < 'a', TypeError, 'not supported between'),
+    ('a list', lambda w: [1.0] + w, TypeError, 'list'),
+    ('a method of neither', lambda w: w.wrong(), AttributeError, 'wrong'),
+  )
+  def test_refused_as_by_the_array(self, f, error, said):
+    for w in (Negated(W), W):
+      with self.assertRaisesRegex(error, said or ''):
+        f(w)
+
+  def test_what_is_no_array_is_not_equal(self):
+    for other in (None, 'a', [1.0]):
+      self.assertIs(Negated(W) == other, False)
+      self.assertIs(Negated(W) != other, True)
+
+  def test_what_only_arrays_have_says_the_next_step(self):
+    with self.assertRaisesRegex(AttributeError, "'sum', as arrays .* jc.lift"):
+      Negated(W).sum()
+    self.assertFalse(hasattr(Negated(W), 'sharding'))
+    with self.assertRaisesRegex(AttributeError, "'object' .* 'shape'"):
+      print(Negated(object()).shape)
 
   def test_moves_stay_compressed(self):
     self.assertIsInstance(Negated(W).T, Negated)

@@ -80,7 +80,7 @@ class QuantizeArrayTest(parameterized.TestCase):
     np.testing.assert_array_equal(q_codes, codes)
     meaning = (codes.astype(np.float32) * full).astype(dtype)
     np.testing.assert_array_equal(value, meaning)
-    self.assertLen({len(p.shape) for p in array.children(q)}, 1)
+    self.assertLen({len(p.shape) for p in jax.tree.leaves(q)}, 1)
 
   @parameterized.parameters(
     ((-1,), 0),
