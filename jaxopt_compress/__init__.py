@@ -54,11 +54,11 @@ from jaxopt_compress.core.lift import rule as rule
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
-from jaxopt_compress.core.sharding import device_put as device_put
 from jaxopt_compress.kernels import pack as pack
 from jaxopt_compress.kernels import PackedArray as PackedArray
 from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
+from jaxopt_compress.parallel.placing import device_put as device_put
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity

@@ -10,8 +10,6 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.core import array
@@ -24,7 +22,7 @@ def _cuts(entry, mesh) -> int:
   return math.prod(mesh.shape[a] for a in axes)
 
 
-def _local_shape(shape, spec, mesh) -> tuple[int, ...]:
+def local_shape(shape, spec, mesh) -> tuple[int, ...]:
   """The shape of what one device holds of an array."""
   entries = list(spec) + [None] * (len(shape) - len(spec))
   return tuple(n // _cuts(e, mesh) for n, e in zip(shape, entries, strict=True))
@@ -48,7 +46,7 @@ def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
 
 
 def leaf_specs(
-  leaf: array.CompressedArray, spec: PartitionSpec, mesh, local_shape
+  leaf: array.CompressedArray, spec: PartitionSpec, mesh, shape
 ) -> Any:
   """A leaf of specs for the parts of `leaf`, or None where none fits.
 
@@ -56,56 +54,22 @@ def leaf_specs(
     leaf: the compressed leaf, whole.
     spec: how the array that it stands for is cut.
     mesh: a Mesh or AbstractMesh.
-    local_shape: the shape that the cut leaf must stand for.
+    shape: that the cut leaf must stand for.
   """
   parts, treedef = jax.tree.flatten(leaf)
   specs = [part_spec(p.shape, leaf.ndim, spec, mesh) for p in parts]
   if any(s is None for s in specs):
     return None
   local = [
-    jax.ShapeDtypeStruct(_local_shape(p.shape, s, mesh), p.dtype)
+    jax.ShapeDtypeStruct(local_shape(p.shape, s, mesh), p.dtype)
     for p, s in zip(parts, specs, strict=True)
   ]
   # Packing and groups may not survive the cut: ask the leaf itself.
-  sizes = zip(leaf.shape, local_shape, strict=True)
+  sizes = zip(leaf.shape, shape, strict=True)
   # Axes count from the end, as the leaf's own fields do.
   cut = [(i - leaf.ndim, n) for i, (m, n) in enumerate(sizes) if m != n]
   if not all(leaf.can_cut(axis, n) for axis, n in cut):
     return None
-  if jax.tree.unflatten(treedef, local).shape != tuple(local_shape):
+  if jax.tree.unflatten(treedef, local).shape != tuple(shape):
     return None
   return jax.tree.unflatten(treedef, specs)
-
-
-def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
-  """Places a tree with compressed leaves as its dense form would be placed.
-
-  Args:
-    tree: arrays and compressed leaves.
-    mesh: the devices.
-    specs: one PartitionSpec for each leaf (a compressed leaf counts as one), or
-      a single one for all.
-
-  Raises:
-    ValueError: a compressed leaf whose parts cannot be cut that way.
-  """
-
-  def place(x, spec):
-    if not array.is_compressed(x):
-      return jax.device_put(x, NamedSharding(mesh, spec))
-    parts = leaf_specs(x, spec, mesh, _local_shape(x.shape, spec, mesh))
-    if parts is None:
-      raise ValueError(
-        f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
-        f' {dict(mesh.shape)}: its parts are'
-        f' {[p.shape for p in jax.tree.leaves(x)]}. Cut an axis that all parts'
-        ' share, or replicate the leaf.'
-      )
-    return jax.tree.map(
-      lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), x, parts
-    )
-
-  if isinstance(specs, PartitionSpec):
-    of_all = specs
-    specs = jax.tree.map(lambda x: of_all, tree, is_leaf=array.is_compressed)
-  return jax.tree.map(place, tree, specs, is_leaf=array.is_compressed)

@@ -2,6 +2,7 @@
 
 from jaxopt_compress.parallel import cluster
 from jaxopt_compress.parallel import mesh
+from jaxopt_compress.parallel import placing
 from jaxopt_compress.parallel import step
 from jaxopt_compress.parallel.mesh import data_mesh
 from jaxopt_compress.parallel.step import data_parallel
@@ -12,6 +13,7 @@ __all__ = [
   'data_mesh',
   'data_parallel',
   'mesh',
+  'placing',
   'Replicas',
   'step',
 ]

@@ -3,7 +3,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
@@ -108,29 +107,6 @@ class LeafSpecsTest(parameterized.TestCase):
       out_specs=spec,
     )
     np.testing.assert_array_equal(run(leaf), leaf.materialize())
-
-
-class DevicePutTest(parameterized.TestCase):
-  def test_one_spec_for_each_leaf(self):
-    tree = {'q': _leaf((8, 12)), 'b': jnp.ones(4)}
-    out = sharding.device_put(tree, _mesh(), {'q': P('a', 'b'), 'b': P('a')})
-    self.assertEqual(out['q'].qvalue.sharding.spec, P('a', 'b'))
-    self.assertEqual(out['q'].scale.sharding.spec, P(None, 'b'))
-    self.assertEqual(out['b'].sharding.spec, P('a'))
-    want = tree['q'].materialize()
-    np.testing.assert_array_equal(out['q'].materialize(), want)
-
-  def test_one_spec_for_all(self):
-    tree = {'q': _leaf((8, 12)), 'b': jnp.ones(4)}
-    out = sharding.device_put(tree, _mesh(), P())
-    for part in jax.tree.leaves(out):
-      self.assertTrue(part.sharding.is_fully_replicated)
-
-  def test_refusal_names_the_parts(self):
-    with self.assertRaisesRegex(
-      ValueError, r'int8 g8 of shape \(12, 12\) cannot be cut .* \(2, 12\)\]'
-    ):
-      jc.device_put(_leaf(**LEAVES['ragged']), _mesh(), P('a'))
 
 
 if __name__ == '__main__':
