@@ -3,27 +3,35 @@
     new -> written beside    old -> put aside    new -> in its place    old -> removed
 
 A rename is atomic, so a crash between two of these steps leaves either the old export,
-the new one, or the old one put aside, which `check_target` puts back.
+the new one, or the old one put aside, which `target` puts back.
 """
 
-import hashlib
 import os
+import pathlib
 import shutil
 
 PROGRAM = 'program.stablehlo'
 WEIGHTS = 'weights.safetensors'
+FILES = (PROGRAM, WEIGHTS)
 MANIFEST = 'manifest.json'
-FORMAT = 'jaxopt_compress.export/1'
+FORMAT = 'jaxopt_compress.export/2'
 
 
-def check_target(directory):
-  """Refuses to replace what is no export; restores one that a crash left aside."""
+def target(directory):
+  """Where an export goes: a new path, an empty directory, or an export to replace.
+
+  An export that a crash left aside is put back.
+  """
+  if not os.fspath(directory):
+    raise ValueError('The directory of an export has an empty name. Name one.')
+  # A link is followed: what would be renamed otherwise is the link.
+  directory = pathlib.Path(directory).resolve()
   aside = _aside(directory)
   if aside.exists() and not directory.exists():
     aside.rename(directory)
   shutil.rmtree(aside, ignore_errors=True)
   if not directory.exists():
-    return
+    return directory
   # An empty directory may have been made for us; any other must be an export.
   ours = directory.is_dir() and (
     (directory / MANIFEST).exists() or not any(directory.iterdir())
@@ -33,6 +41,7 @@ def check_target(directory):
       f'{directory} exists and is no export (it has no {MANIFEST}). Choose'
       ' another directory, or remove it.'
     )
+  return directory
 
 
 def install(new, directory):
@@ -59,9 +68,3 @@ def sync(folder):
   for path in folder.iterdir():
     with open(path, 'rb') as f:
       os.fsync(f.fileno())
-
-
-def sha256(path) -> str:
-  """The hexadecimal digest of a file."""
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -15,7 +14,18 @@ import numpy as np
 
 from jaxopt_compress.core import rules
 from jaxopt_compress.export import layout
+from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
+
+_AGAIN = 'Copy the whole directory, or export again.'
+_ENTRIES = {
+  'jax': str,
+  'calling_convention': int,
+  'platforms': list,
+  'signature': dict,
+  'weights': dict,
+  'files': dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +58,11 @@ def load(directory: str | os.PathLike) -> Program:
   directory = pathlib.Path(directory)
   manifest = _read_manifest(directory)
   _check_jax(directory, manifest)
-  for name, expected in manifest['files'].items():
-    _check_file(directory / name, expected['sha256'])
+  try:
+    for name in layout.FILES:
+      sealed.check(directory / name, manifest['files'][name]['sha256'])
+  except sealed.Damaged as e:
+    raise ValueError(f'{e} {_AGAIN}') from e
   exported = export.deserialize(
     bytearray((directory / layout.PROGRAM).read_bytes())
   )
@@ -61,20 +74,25 @@ def load(directory: str | os.PathLike) -> Program:
 
 
 def _read_manifest(directory):
+  path = directory / layout.MANIFEST
   try:
-    manifest = json.loads((directory / layout.MANIFEST).read_text())
-    found = manifest['format']
-  except FileNotFoundError as e:
-    raise ValueError(
-      f'{directory} is no export: {layout.MANIFEST} is missing. Export again.'
-    ) from e
-  except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
-    raise ValueError(
-      f'{directory / layout.MANIFEST} is damaged ({e}). Export again.'
-    ) from e
+    manifest = sealed.read(path)
+  except sealed.Damaged as e:
+    raise ValueError(f'{directory} is no export: {e} {_AGAIN}') from e
+  # What is sealed is whole, but others may have written it.
+  found = manifest.get('format')
   if found != layout.FORMAT:
     raise ValueError(
-      f'{directory} has format {found!r}, not {layout.FORMAT!r}.'
+      f'{directory} has format {found!r}, not {layout.FORMAT!r}. Export again.'
+    )
+  wrong = [k for k, t in _ENTRIES.items() if not isinstance(manifest.get(k), t)]
+  if wrong:
+    raise ValueError(f'{path} lacks {", ".join(wrong)}. Export again.')
+  # No other names: what is read lies in the directory, and all of it is checked.
+  if sorted(manifest['files']) != sorted(layout.FILES):
+    raise ValueError(
+      f'{path} lists the files {sorted(manifest["files"])}, expected'
+      f' {sorted(layout.FILES)}. Export again.'
     )
   return manifest
 
@@ -104,18 +122,6 @@ def _check_jax(directory, manifest):
     raise ValueError(
       f'{directory} was exported for {manifest["platforms"]}, and this is'
       f' {platform}. Export with platforms=(..., {platform!r}).'
-    )
-
-
-def _check_file(path, expected):
-  if not path.exists():
-    raise ValueError(f'{path} is missing. Copy the whole directory.')
-  found = layout.sha256(path)
-  if found != expected:
-    raise ValueError(
-      f'{path} is not the file that was exported: its sha256 is'
-      f' {found[:12]}..., the manifest says {expected[:12]}.... Copy it again,'
-      ' or export again.'
     )
 
 

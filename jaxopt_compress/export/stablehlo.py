@@ -2,7 +2,7 @@
 
     program.stablehlo      jax.export, serialised; takes (weights, *inputs)
     weights.safetensors    packed integers, scales and floats, as stored
-    manifest.json          versions, signature, leaves, sha256 of both files
+    manifest.json          versions, signature, leaves, sha256 of both files and of itself
 
 The weights are inputs and not constants: they are read as they are stored, and XLA on
 CPU would fold int8 constants back to float32. Loading the directory needs jax, numpy
@@ -15,9 +15,7 @@ and safetensors, and none of this library's leaf types:
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import os
-import pathlib
 import shutil
 from typing import Any
 
@@ -29,6 +27,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
 from jaxopt_compress.export import layout
 from jaxopt_compress.export import program as program_lib
+from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
 
 load = program_lib.load
@@ -63,8 +62,7 @@ def save(
   Returns:
     The manifest.
   """
-  directory = pathlib.Path(directory).absolute()
-  layout.check_target(directory)
+  directory = layout.target(directory)
   params = _portable(params)
   weights, rebuild = weights_lib.flatten(params)
   inputs = _specs(example_args, polymorphic)
@@ -76,7 +74,7 @@ def save(
     (new / layout.PROGRAM).write_bytes(_serialized(exported))
     weights_lib.save(new / layout.WEIGHTS, weights)
     manifest = _manifest(exported, params, weights, inputs, new, facts)
-    (new / layout.MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+    sealed.write(new / layout.MANIFEST, manifest)
     _check_written(new, weights)
     layout.sync(new)
     layout.install(new, directory)
@@ -157,10 +155,10 @@ def _manifest(exported, params, weights, inputs, folder, facts):
     'leaves': weights_lib.describe(params),
     'files': {
       name: {
-        'sha256': layout.sha256(folder / name),
+        'sha256': sealed.sha256(folder / name),
         'bytes': (folder / name).stat().st_size,
       }
-      for name in (layout.PROGRAM, layout.WEIGHTS)
+      for name in layout.FILES
     },
     'facts': dict(facts or {}),
   }

@@ -5,6 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest
 import export_cases
+import numpy as np
 
 from jaxopt_compress import export
 from jaxopt_compress.export import layout
@@ -70,6 +71,20 @@ class LayoutTest(export_cases.ExportTestCase):
         export_cases.inputs(2),
       )
     self.assertEqual(os.listdir(self.root / 'home'), ['thesis.tex'])
+
+  def test_a_link_is_followed(self):
+    link = self.root / 'link'
+    link.symlink_to(self.folder)
+    for i in (2, 3):
+      export.save(link, lambda p, x, i=i: i * x, {}, export_cases.inputs(2))
+    self.assertEqual(sorted(os.listdir(self.root)), ['link', 'model'])
+    self.assertEqual(link.readlink(), self.folder)
+    ones = np.ones((2, 256), np.float32)
+    self.assertEqual(float(export.load(self.folder)(ones)[0, 0]), 3)
+
+  def test_an_empty_name_is_not_the_current_folder(self):
+    with self.assertRaisesRegex(ValueError, 'empty name'):
+      export.save('', export_cases.apply, {}, export_cases.inputs(2))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Loading refuses what would go wrong later."""
 
-import json
+import os
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,6 +8,7 @@ import export_cases
 import numpy as np
 
 from jaxopt_compress import export
+from jaxopt_compress.export import sealed
 
 
 class RefusalTest(export_cases.ExportTestCase):
@@ -22,7 +23,9 @@ class RefusalTest(export_cases.ExportTestCase):
 
   def edit(self, **changes):
     path = self.folder / 'manifest.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    manifest = sealed.read(path) | changes
+    del manifest['sha256']
+    sealed.write(path, manifest)
 
   @parameterized.parameters('program.stablehlo', 'weights.safetensors')
   def test_a_changed_file(self, name):
@@ -42,9 +45,26 @@ class RefusalTest(export_cases.ExportTestCase):
     with self.assertRaisesRegex(ValueError, 'is no export'):
       export.load(self.root / 'nothing')
 
-  def test_a_damaged_manifest(self):
-    (self.folder / 'manifest.json').write_text('{"format": ')
-    with self.assertRaisesRegex(ValueError, 'damaged'):
+  @parameterized.parameters(
+    lambda text: text[:20],
+    lambda text: '',
+    lambda text: text.replace('float32', 'float16', 1),
+  )
+  def test_a_damaged_manifest(self, damage):
+    path = self.folder / 'manifest.json'
+    path.write_text(damage(path.read_text()))
+    message = 'is no export: .*manifest.json is damaged.*or export again'
+    with self.assertRaisesRegex(ValueError, message):
+      export.load(self.folder)
+
+  def test_a_link_to_the_right_content(self):
+    # As caches of downloads hold their files.
+    for name in os.listdir(self.folder):
+      (self.folder / name).rename(self.root / name)
+      (self.folder / name).symlink_to(self.root / name)
+    export.load(self.folder)
+    (self.root / 'weights.safetensors').write_bytes(b'others')
+    with self.assertRaisesRegex(ValueError, 'is not the file that was written'):
       export.load(self.folder)
 
   @parameterized.parameters(
@@ -53,6 +73,10 @@ class RefusalTest(export_cases.ExportTestCase):
     (dict(calling_convention=1), 'too long ago'),
     (dict(platforms=['tpu']), "exported for .'tpu'., and this is cpu"),
     (dict(format='other/1'), "format 'other/1'"),
+    (dict(jax=None), 'manifest.json lacks jax. Export again'),
+    (dict(weights=[], signature='x'), 'lacks signature, weights'),
+    (dict(files={}), r'lists the files \[\], expected .*weights'),
+    (dict(files={'../../etc/passwd': {}}), 'lists the files .*passwd'),
   )
   def test_a_manifest_of_another_world(self, changes, message):
     self.edit(**changes)
