@@ -2,9 +2,13 @@
 
 A checkpoint is a directory that Orbax writes under a temporary name and renames
 when it is complete, so a save that fails or is killed leaves the last one as it was.
-Beside the arrays we store a manifest: the config they were made under, and the
-shape, dtype and CRC-32 of every leaf. Orbax checks its index but not the payload: a
-flipped bit in an array loads without a word, and the CRC is what notices.
+Beside the arrays we store a sealed manifest: the config they were made under, and
+the shape, dtype and CRC-32 of every leaf. Orbax checks its index but not the payload:
+a flipped bit in an array loads without a word, and the CRC is what notices. A flipped
+bit in the manifest would pass for another config; its seal is what notices.
+
+Steps are directories by number. We list and remove them ourselves, as one damaged
+file of metadata is enough for Orbax's own manager not to start.
 
 Trees are stored flat, as `{path: array}`, so a compressed leaf is its arrays and
 restoring never depends on how a node type pickles. The structure comes from the
@@ -22,8 +26,11 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.export import sealed
 
 Config = dict[str, Any]  # flat: {'stage.teacher.steps': 600}; JSON values
+
+_TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 class CorruptCheckpoint(ValueError):
@@ -40,41 +47,45 @@ class Checkpoints:
   """
 
   def __init__(self, directory, *, config: Config, keep: int = 2):
+    self._directory = epath.Path(directory)
     self._config = _jsonable(config)
-    policies = ocp.training.preservation_policies
-    self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(directory),
-      preservation_policy=policies.LatestN(keep),
-      cleanup_tmp_directories=True,
-    )
-    self._pending = None
+    self._keep = keep
+    self._pending = self._saved = None
+    self._directory.mkdir(parents=True, exist_ok=True)
+    # What a save that was killed left, which Orbax names after the step.
+    self._remove(p for p in self._directory.iterdir() if _TEMPORARY in p.name)
 
   @property
   def steps(self) -> list[int]:
-    """The steps that have a complete checkpoint, in order."""
-    return [c.step for c in self._checkpointer.checkpoints]
+    """The steps that have a checkpoint, in order."""
+    names = [path.name for path in self._directory.iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
 
   def save(self, step: int, tree: Any) -> None:
     """Starts saving `tree`; returns once the arrays may change.
 
     The write goes on in the background. The next call, or `wait`, raises what went
-    wrong with it.
+    wrong with it. The same step again is not written twice.
     """
+    if step == self._saved:
+      return
     self.wait()
     arrays = _flatten(tree)
-    self._pending = self._checkpointer.save_async(
-      step,
+    self._pending = ocp.save_async(
+      self._directory / str(step),
       arrays,
-      force=True,
       overwrite=True,  # only ever of one that could not be restored
       custom_metadata=_manifest(arrays, self._config),
     )
+    self._saved = step
 
   def wait(self) -> None:
-    """Blocks until nothing is being written."""
+    """Blocks until nothing is being written; then removes what need not be kept."""
     pending, self._pending = self._pending, None
     if pending is not None:
       pending.result()
+      old = self.steps[: -self._keep]
+      self._remove(self._directory / str(step) for step in old)
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
     """The newest checkpoint that is whole, as (step, tree); None if there is none.
@@ -89,7 +100,7 @@ class Checkpoints:
     """
     broken = []
     for step in reversed(self.steps):
-      path = self._checkpointer.directory / str(step)
+      path = self._directory / str(step)
       try:
         return step, _load(path, template, self._config)
       except CorruptCheckpoint as e:
@@ -97,14 +108,18 @@ class Checkpoints:
         broken.append(str(e))
     if broken:
       raise CorruptCheckpoint(
-        f'No checkpoint in {self._checkpointer.directory} is whole:'
+        f'No checkpoint in {self._directory} is whole:'
         f' {" ".join(broken)} Remove that directory to start again.'
       )
     return None
 
   def close(self) -> None:
     self.wait()
-    self._checkpointer.close()
+
+  def _remove(self, paths):
+    if jax.process_index() == 0:
+      for path in paths:
+        path.rmtree()
 
   def __enter__(self):
     return self
@@ -158,7 +173,7 @@ def _load(path, template, config):
   stored = {n: x for n, x in wanted.items() if x.size}
   try:
     arrays = ocp.load(path, stored)
-  except Exception as e:  # Orbax has many kinds; all mean the same to us.
+  except Exception as e:  # many kinds here as well
     raise CorruptCheckpoint(
       f'The checkpoint {path} cannot be read ({type(e).__name__}).'
     ) from e
@@ -179,11 +194,16 @@ def _load(path, template, config):
 def read_manifest(path):
   try:
     manifest = ocp.metadata(path).custom_metadata
-    return {'config': manifest['config'], 'leaves': manifest['leaves']}
-  except Exception as e:
+  except Exception as e:  # Orbax has many kinds; all mean the same to us.
     raise CorruptCheckpoint(
       f'The checkpoint {path} has no readable manifest ({type(e).__name__}).'
     ) from e
+  if not sealed.is_intact(manifest):
+    raise CorruptCheckpoint(
+      f'The checkpoint {path} has a damaged manifest: its content does not have the'
+      ' sha256 that it states.'
+    )
+  return manifest
 
 
 def _check_leaves(path, saved, wanted):
@@ -226,12 +246,10 @@ def _abstract(x):
 
 
 def _manifest(arrays, config):
-  return {
-    'config': config,
-    'leaves': {
-      name: [list(x.shape), str(x.dtype), _crc(x)] for name, x in arrays.items()
-    },
+  leaves = {
+    name: [list(x.shape), str(x.dtype), _crc(x)] for name, x in arrays.items()
   }
+  return sealed.seal({'config': config, 'leaves': leaves})
 
 
 def _crc(x) -> int | None:

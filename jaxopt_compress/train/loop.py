@@ -219,8 +219,7 @@ def _train(job, built, state, finished, watch):
       if not state_lib.is_finite(kept):
         what = 'A weight or a range is not finite'
         raise Diverged(_diverged(stage, what, step, saver))
-      if step not in saver.steps:
-        saver.save(step, state)
+      saver.save(step, state)
 
     # -- Train --------------------------------------------------------------------
     running = []

@@ -129,7 +129,15 @@ class CheckpointsTest(parameterized.TestCase):
     _, tree = self._restore({'x': jnp.zeros(100_000)})
     self.assertEqual(float(tree['x'].sum()), 0.0)
 
-  @parameterized.parameters('flip', 'truncate', 'remove', 'manifest')
+  def test_the_same_step_is_written_once(self):
+    with checkpoint.Checkpoints(self.dir, config=CONFIG) as saver:
+      saver.save(1, _tree(1.0))
+      saver.save(1, _tree(2.0))
+    _same(self._restore()[1], _tree(1.0))
+
+  @parameterized.parameters(
+    'flip', 'truncate', 'remove', 'manifest', 'config', 'leaves', 'metadata'
+  )
   def test_damage_falls_back_to_the_one_before(self, damage):
     self._saved()
     path = _payload(self.dir / '20')
@@ -141,8 +149,18 @@ class CheckpointsTest(parameterized.TestCase):
       path.write_bytes(data[: len(data) // 2])
     elif damage == 'remove':
       os.remove(path)
-    else:
+    elif damage == 'manifest':
       os.remove(self.dir / '20' / '_CHECKPOINT_METADATA')
+    else:
+      before, after = {
+        'config': ('"seed": 0', '"seed": 1'),
+        'leaves': ('"bfloat16"', '"cfloat16"'),
+        'metadata': ('"metrics"', '"letrics"'),  # an entry that is Orbax's
+      }[damage]
+      path = self.dir / '20' / '_CHECKPOINT_METADATA'
+      text = path.read_text()
+      self.assertEqual(text.count(before), 1)
+      path.write_text(text.replace(before, after))
     with self.assertLogs('absl', 'ERROR') as logs:
       step, tree = self._restore()
     self.assertEqual(step, 10)
