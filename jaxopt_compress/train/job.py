@@ -4,7 +4,7 @@ job.work/config.json             what was asked for
 job.work/metrics.jsonl           one line for each logged step
 job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
-                                 weights.safetensors and result.json
+                                 weights.safetensors and result.json, sealed
 job.work/export/<stage>/         exported programs
 job.work/report.md, .json, plots/
 """
@@ -19,6 +19,7 @@ from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import plan as plan_lib
 
 WEIGHTS = 'weights.safetensors'
+RESULT = 'result.json'
 
 
 @dataclasses.dataclass(frozen=True)

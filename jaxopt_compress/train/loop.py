@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jaxopt_compress import distillation
 from jaxopt_compress import report
 from jaxopt_compress.core import array
+from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
@@ -288,7 +289,8 @@ def _finish(job, built, state):
     stored = stages_lib.stored(local)
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
-    (partial / 'result.json').write_text(json.dumps(result, indent=2))
+    result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
+    sealed.write(partial / job_lib.RESULT, result)
     os.rename(partial, whole)
     shutil.rmtree(job.checkpoints(name), ignore_errors=True)
   _together(f'{name} whole')
@@ -297,15 +299,17 @@ def _finish(job, built, state):
 def _finished(job, built):
   """What a finished stage left behind, or None."""
   directory = job.stage(built.stage.name)
-  if not (directory / 'result.json').exists():
+  if not directory.exists():
     return None
   try:
+    result = sealed.read(directory / job_lib.RESULT)
+    sealed.check(directory / job_lib.WEIGHTS, result['weights'])
     return checkpoint.restore(
       directory / 'tree',
       stages_lib.with_sharding(built.final, job.mesh),
       job.plan.fingerprint(built.stage),
     )
-  except checkpoint.CorruptCheckpoint as e:
+  except (sealed.Damaged, checkpoint.CorruptCheckpoint) as e:
     raise ValueError(
       f'{e} Remove {directory} to make that stage again; the others are kept.'
     ) from e

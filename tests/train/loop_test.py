@@ -65,6 +65,19 @@ def _bits(workdir):
   return found
 
 
+def _flip(path):
+  """Changes a bit in the middle of a file, or of the first one of a folder."""
+  if path.is_dir():
+    path = next(path.iterdir())
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def _remove(path):
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 class Killed(BaseException):
   """Nothing in the library catches this, as nothing catches SIGKILL."""
 
@@ -210,11 +223,16 @@ class LoopTest(parameterized.TestCase):
   def test_damaged_stage(self):
     self._unbroken()
     shutil.copytree(self.shared, self.dir / 'copy')
-    tree = self.dir / 'copy' / 'stages' / 'teacher' / 'tree'
-    shutil.rmtree(tree / 'state' / 'd')
-    with pytest.raises(ValueError, match='Remove .*teacher to make that stage'):
-      loop.run(tiny(), self.dir / 'copy')
-    shutil.rmtree(tree.parent)
+    stage = self.dir / 'copy' / 'stages' / 'teacher'
+    for name in ('result.json', 'weights.safetensors', 'tree/state/d'):
+      for damage in (_flip, _remove):
+        shutil.rmtree(stage)
+        shutil.copytree(self.shared / 'stages' / 'teacher', stage)
+        damage(stage / name)
+        where = f'{stage}.*Remove {stage} to make that stage again'
+        with pytest.raises(ValueError, match=where):
+          loop.run(tiny(), self.dir / 'copy')
+    shutil.rmtree(stage)
     loop.run(tiny(), self.dir / 'copy')
     self.assertEqual(_bits(self.dir / 'copy'), self._unbroken())
 
