@@ -10,8 +10,10 @@ from typing import Any
 from flax import nnx
 import jax
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.models import cnn
 from jaxopt_compress.models import decoder
+from jaxopt_compress.models import keywords
 from jaxopt_compress.models import mlp
 from jaxopt_compress.models import resnet
 from jaxopt_compress.models import vit
@@ -40,12 +42,14 @@ def build(name: str, *, seed: int | jax.Array = 0, **kwargs: Any) -> nnx.Module:
     **kwargs: for the class.
 
   Raises:
-    ValueError: no such model.
+    ValueError: no such model, no such keyword, or a number out of its range.
 
   >>> type(build('mlp', in_features=4, classes=2)).__name__
   'MLP'
   """
-  return _class(name)(**kwargs, rngs=nnx.Rngs(seed))
+  cls = _class(name)
+  keywords.check(name, cls.__init__, kwargs)
+  return cls(**kwargs, rngs=nnx.Rngs(seed))
 
 
 def abstract(name: str, **kwargs: Any) -> Functional:
@@ -70,5 +74,6 @@ def _class(name: str) -> type[nnx.Module]:
   if name not in classes:
     raise ValueError(
       f'No model is called {name!r}; there are {sorted(classes)}.'
+      f'{choices.guess(name, classes)}'
     )
   return classes[name]

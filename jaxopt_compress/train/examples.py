@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxopt_compress import data as data_lib
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 
@@ -26,6 +27,7 @@ class Examples:
       order of its own.
     test: batches of the held-out examples, with 'mask'.
     example: an abstract batch of inputs.
+    classes: `stage -> n`; the labels that it meets are below n.
     description: of the sizes, for the reader.
     facts: what is known of the held-out examples without a model.
   """
@@ -33,6 +35,7 @@ class Examples:
   batches: Callable[[options.Stage], data_lib.Batches]
   test: Sequence[Batch]
   example: jax.ShapeDtypeStruct
+  classes: Callable[[options.Stage], int]
   description: str
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -56,6 +59,34 @@ def load(data: options.Data, seed: int) -> Examples:
   return read(module, data, lambda s: plan_lib.stage_seed(seed, s.name))
 
 
+def check_answers(
+  examples: Examples,
+  stage: options.Stage,
+  answers: jax.ShapeDtypeStruct,
+  target: str,
+) -> None:
+  """Raises a ValueError where a label is none of a model's answers.
+
+  Args:
+    examples: labels [b, ...].
+    stage: that trains the model.
+    answers: of the model to `examples.example`; [b, ..., classes] is expected.
+    target: the name of the labels.
+  """
+  labels, where = examples.test[0][target].shape, f'config.models.{stage.model}'
+  if answers.shape[:-1] != labels:
+    raise ValueError(
+      f'{where} answers {list(answers.shape)} where labels are {list(labels)};'
+      ' for each of them, one number for each class is expected.'
+    )
+  classes = examples.classes(stage)
+  if classes > answers.shape[-1]:
+    raise ValueError(
+      f'{where} tells {answers.shape[-1]} classes, and there is a label'
+      f' {classes - 1}. Give it {classes} classes, or check the labels.'
+    )
+
+
 def _no_files(where, files):
   if files:
     raise ValueError(
@@ -67,6 +98,10 @@ def _no_files(where, files):
 def _arrays(module, data, seed_of) -> Examples:
   _no_files('config.data', data.files)
   train, test = module.load(data.train), module.load(data.test)
+  _check_names(data, train)
+  _check_alike(train[data.input], test[data.input])
+  said = _said_of_classes(module, data, train, test)
+  classes = 1 + max(int(x[data.target].max()) for x in (train, test))
   if data.limit:
     test = {name: x[: data.limit] for name, x in test.items()}
 
@@ -84,8 +119,46 @@ def _arrays(module, data, seed_of) -> Examples:
     batches=batches,
     test=held_out,
     example=_abstract(held_out[0][data.input]),
-    description=f'{_length(train):,} to train, {_length(test):,} held out',
+    classes=lambda stage: classes,
+    description=f'{_length(train):,} to train, {_length(test):,} held out{said}',
   )
+
+
+def _check_names(data, there):
+  for key in ('input', 'target'):
+    choices.one_of(f'config.data.{key}', getattr(data, key), there)
+
+
+def _check_alike(train, test):
+  if train.shape[1:] != test.shape[1:]:
+    raise ValueError(
+      f'Examples to train on are {list(train.shape[1:])}, and held-out ones are'
+      f' {list(test.shape[1:])}. Bring them to one shape.'
+    )
+
+
+def _said_of_classes(module, data, train, test):
+  """The names of the classes, and where they have no examples."""
+  if not hasattr(module, 'classes'):
+    return ''
+  names, others = (module.classes(s) for s in (data.train, data.test))
+  if names and others and names != others:
+    raise ValueError(
+      f'config.data.train has the classes {names}, config.data.test {others}: one'
+      ' number would be two classes. Make them splits of one folder.'
+    )
+  names = names or others
+  said = f'; {len(names)} classes: {_listed(names)}' if names else ''
+  for split, arrays in (('train on', train), ('be judged by', test)):
+    there = set(arrays[data.target].tolist())
+    if none := [x for i, x in enumerate(names) if i not in there]:
+      said += f'; nothing to {split} of {_listed(none)}'
+  return said
+
+
+def _listed(names):
+  more = f', ... ({len(names) - 20} more)' if len(names) > 20 else ''
+  return ', '.join(names[:20]) + more
 
 
 def _text(module, data, seed_of) -> Examples:
@@ -108,13 +181,18 @@ def _text(module, data, seed_of) -> Examples:
       seed=seed_of(stage),
     )
 
+  def classes(stage):
+    return 1 + max(int(x.max()) for x in (read(data.train, stage.files), test))
+
   held_out = module.eval_windows(
     test, batch_size=data.eval_batch_size, length=data.window
   )
+  _check_names(data, [name for name in held_out[0] if name != 'mask'])
   return Examples(
     batches=batches,
     test=held_out,
     example=_abstract(held_out[0][data.input]),
+    classes=classes,
     description=f'{len(train):,} bytes to train, {len(test):,} held out',
     facts={
       'held-out bytes': len(test),

@@ -84,6 +84,8 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     )
     for stage in plan.stages
   ]
+  for b in built:
+    examples.check_answers(data, b.stage, b.model.answers, plan.data.target)
   log(dry_run_lib.describe(built, leaves=dry_run))
   if dry_run:
     by_name = {b.stage.name: b for b in built}

@@ -22,6 +22,7 @@ class Model:
     init: `seed -> (params, variables)`, jitted.
     forward: `(params, variables, x) -> y`, jitted; leaves may be compressed.
     params, variables: abstract.
+    answers: abstract, to the inputs that it was built for.
     uses: what `jc.uses` says of the parameters.
   """
 
@@ -31,6 +32,7 @@ class Model:
   forward: Callable[..., jax.Array]
   params: Any
   variables: Any
+  answers: jax.ShapeDtypeStruct
   uses: dict[str, Any]
 
 
@@ -41,16 +43,29 @@ def build(name: str, kwargs: dict[str, Any], x: Any) -> Model:
     name: in the config.
     kwargs: of `models.build`: `name` is the module, the rest are its keywords.
     x: an abstract batch of inputs.
+
+  Raises:
+    ValueError: the keywords make no model, or one that does not take these inputs.
   """
-  kwargs = dict(kwargs)
-  module = kwargs.pop('name', name)
-  abstract = models.abstract(module, **kwargs)
+  try:
+    return _built(name, x, **{'name': name} | kwargs)
+  except Exception as e:  # Whatever a model raises comes from what it was told.
+    kind = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
+    shape = f'{x.dtype}{list(x.shape)}'
+    raise ValueError(
+      f'config.models.{name} builds no model for inputs {shape}. {kind}{e}'
+    ) from e
+
+
+def _built(called, x, *, name, **kwargs):
+  # The seed is the stage's own: said twice, it is refused.
+  abstract = models.abstract(name, seed=0, **kwargs)
 
   # Compiled as one program: an eager init compiles one for each shape.
   @jax.jit
   def init(seed):
     made = models.functional(
-      models.build(module, seed=jax.random.key(seed), **kwargs)
+      models.build(name, seed=jax.random.key(seed), **kwargs)
     )
     return made.params, made.variables
 
@@ -59,12 +74,13 @@ def build(name: str, kwargs: dict[str, Any], x: Any) -> Model:
     return abstract.apply(params, _zeros(abstract.variables), x)[0]
 
   return Model(
-    name=name,
+    name=called,
     apply=abstract.apply,
     init=init,
     forward=evaluate.forward(abstract.apply),
     params=abstract.params,
     variables=abstract.variables,
+    answers=jax.eval_shape(output, abstract.params, x),
     uses=uses_lib.uses(output)(abstract.params, x),
   )
 

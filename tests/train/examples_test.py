@@ -1,7 +1,14 @@
 """The examples of a plan: files of a text, sizes, what a stage asks for."""
 
+import pathlib
+import tempfile
+
 from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from jaxopt_compress.data import text
 from jaxopt_compress.train import examples
@@ -49,6 +56,80 @@ class ArraysTest(absltest.TestCase):
         examples.load(options.Data(name=name), seed=0)
 
 
+class ChecksTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    self.root = pathlib.Path(directory)
+
+  def npz(self, name, size=4, labels=(0, 1, 2)):
+    image = np.zeros((len(labels), size, size), np.uint8)
+    np.savez(self.root / name, image=image, label=labels)
+    return f'npz@{self.root / name}.npz'
+
+  def folder(self, name):
+    (self.root / name).mkdir(parents=True)
+    Image.new('L', (4, 4)).save(self.root / name / '0.png')
+
+  def load(self, train, test, **said):
+    data = options.Data(
+      name='images', train=train, test=test, eval_batch_size=2, **said
+    )
+    return examples.load(data, seed=0)
+
+  def refuses(self, message, *args, **said):
+    with self.assertRaisesRegex(ValueError, message):
+      self.load(*args, **said)
+
+  def test_shapes(self):
+    self.refuses(
+      r'train on are \[4, 4, 1\], and held-out ones are \[5, 5, 1\]',
+      *(self.npz('a'), self.npz('b', size=5)),
+    )
+
+  def test_names(self):
+    splits = self.npz('a'), self.npz('b')
+    self.refuses(
+      "config.data.input is 'imag'; choose one of .'image', 'label'",
+      *splits,
+      input='imag',
+    )
+    data = options.Data(name='text', files=r'json/.*', test='train')
+    with self.assertRaisesRegex(ValueError, "input is 'image'.*'tokens'"):
+      examples.load(data, seed=0)
+
+  def test_classes_are_told(self):
+    for name in ('train/ape', 'train/cat', 'test/cat', 'test/dog'):
+      self.folder(name)
+    found = self.load(f'folder:train@{self.root}', f'folder:test@{self.root}')
+    self.assertEndsWith(
+      found.description,
+      '; 3 classes: ape, cat, dog; nothing to train on of dog; nothing to be'
+      ' judged by of ape',
+    )
+    self.assertEqual(found.classes(_stage()), 3)
+    self.refuses(
+      r"train has the classes \['ape', 'cat'\], .*test \['cat', 'dog'\]",
+      *(f'folder@{self.root / name}' for name in ('train', 'test')),
+    )
+
+  @parameterized.parameters(
+    ((2, 3), ''),
+    ((2, 9), ''),
+    ((2, 2), 'config.models.m tells 2 classes, and there is a label 2'),
+    ((3, 3), r'answers \[3, 3\] where labels are \[2\]'),
+    ((2, 4, 3), r'answers \[2, 4, 3\] where'),
+  )
+  def test_answers(self, shape, message):
+    found = self.load(self.npz('a', labels=(0, 1, 2)), self.npz('b'))
+    answers = jax.ShapeDtypeStruct(shape, jnp.float32)
+    if not message:
+      examples.check_answers(found, _stage(), answers, 'label')
+      return
+    with self.assertRaisesRegex(ValueError, message):
+      examples.check_answers(found, _stage(), answers, 'label')
+
+
 class FilesTest(absltest.TestCase):
   def test_stages_read_files_of_their_own(self):
     data = options.Data(
@@ -70,6 +151,7 @@ class FilesTest(absltest.TestCase):
       window = bytes(batch['tokens'][0, 1:].astype(np.uint8))
       self.assertIn(window, want)
       self.assertNotIn(window, other)
+      self.assertEqual(loaded.classes(stage), 1 + max(want + json_text))
 
   def test_no_such_files(self):
     with self.assertRaisesRegex(ValueError, "that match 'jsn/.*' falls into"):

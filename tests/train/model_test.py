@@ -1,6 +1,7 @@
 """A model of a config, taken apart without computing anything."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxopt_compress.train import model as model_lib
 X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
 
 
-class ModelTest(absltest.TestCase):
+class ModelTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -34,12 +35,25 @@ class ModelTest(absltest.TestCase):
     x = np.ones(X.shape, np.float32)
     y = self.model.forward(params, variables, x)
     self.assertEqual((self.model.name, y.shape), ('small', (4, 10)))
+    self.assertEqual(self.model.answers.shape, y.shape)
     np.testing.assert_allclose(
       y, self.model.apply(params, variables, x)[0], rtol=1e-6
     )
 
   def test_uses(self):
     self.assertIn('layers/0/kernel', self.model.uses)
+
+  @parameterized.parameters(
+    (dict(widht=(8,)), "mlp has no 'widht'. Did you mean 'widths'"),
+    (dict(in_features=63), r'for inputs float32\[4, 8, 8, 1\]. TypeError'),
+    (dict(activation='rellu'), "AttributeError: .* no attribute 'rellu'"),
+    (dict(seed=1), "multiple values for .* 'seed'"),
+  )
+  def test_mistakes(self, said, message):
+    with self.assertRaisesRegex(
+      ValueError, f'config.models.small builds no model .*{message}'
+    ):
+      model_lib.build('small', {'name': 'mlp', **said}, X)
 
 
 if __name__ == '__main__':
