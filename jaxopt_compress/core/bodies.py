@@ -203,10 +203,9 @@ def sliceable(x, length) -> bool:
 
 def over(monoid, stacked):
   """The findings of all turns of a loop as one."""
-  # A scan stacks what each turn returns along a new first axis.
-  first = jax.tree.map(lambda x: x[0], stacked)
-  rest = jax.tree.map(lambda x: x[1:], stacked)
-  return lax.scan(lambda a, b: (monoid.merge(a, b), None), first, rest)[0]
+  # A scan stacks what each turn returns along a new first axis; there may be none.
+  none = monoid.empty(jax.tree.map(lambda x: x.sum(0), stacked))
+  return lax.scan(lambda a, b: (monoid.merge(a, b), None), none, stacked)[0]
 
 
 def empty(ctx, shapes):

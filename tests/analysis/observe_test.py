@@ -107,6 +107,14 @@ class StructureTest(observing.Case):
     )
     observing.close(jax.vmap(one)(xs).state, np.abs(xs).max(1))
 
+  def test_a_loop_of_no_turns_met_nothing(self):
+    f = lambda p, x: lax.fori_loop(0, 0, lambda _, h: h @ p['w'], x)
+    for statistic in (jc.gram(), jc.minmax('tensor')):
+      _, stats = jc.observe(f, {'w': statistic})({'w': jnp.eye(6)}, observing.X)
+      jax.tree.map(observing.close, stats['w'].state, statistic.init(6))
+      with self.assertRaisesRegex(ValueError, 'w saw no data'):
+        jc.check_seen(stats)
+
   def test_two_uses_and_two_batches_are_merged(self):
     f = lambda p, x: (x @ p['w']) @ p['w']
     chosen = {'w': jc.gram()}
