@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
@@ -134,6 +135,14 @@ def _spread(path, importance, x, uses):
       f' expected: stacked axes {axes.stacked}, then contracted ones'
       f' {axes.contracted}.'
     )
+  if not isinstance(importance, jax.core.Tracer):
+    known = np.asarray(importance, np.float32)
+    if not (np.isfinite(known) & (known >= 0)).all():
+      raise ValueError(
+        f'The importance of {path}, weights of squared errors, has entries that'
+        ' are negative or not finite. Look for where the network overflows on'
+        ' the data that they come from.'
+      )
   lead = stacked if importance.ndim > 1 else [1] * len(stacked)
   # Axes are made in the order stacked, contracted, free, and put where the weight
   # has them afterwards.

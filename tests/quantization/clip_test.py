@@ -60,6 +60,9 @@ class ClipTest(_Case):
       return float(jnp.linalg.norm(f(jc.materialize(q), x) - f({'w': w}, x)))
 
     self.assertLess(error({'w': stats['w'].state}), 0.95 * error(None))
+    for bad in (jnp.nan, jnp.inf, -1.0):
+      with self.assertRaisesRegex(ValueError, 'of w.* negative or not finite'):
+        error({'w': jnp.ones(64).at[1].set(bad)})
     with self.assertRaisesRegex(ValueError, 'importance of w has shape'):
       error({'w': jnp.ones(63)})
 
