@@ -4,8 +4,10 @@
 
 Bins are a power of two wide and double when a value falls outside, so the bins of
 a wider histogram are unions of those of a narrower one: the histogram of some data
-does not depend on its order or on how it was split. Reading a range is done in
-numpy, once the counts are there.
+does not depend on its order or on how it was split. Zeros do not count: every range
+holds them exactly, and a layer that meets little else has the range of the rest.
+Reading a range is done in numpy, once the counts are there; of nothing but zeros it
+is (0, 0), and (nan, nan) where values were not finite.
 """
 
 from typing import NamedTuple
@@ -18,11 +20,13 @@ import numpy as np
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.quantization import spec as spec_lib
 
-_LEAST = -100  # exponent of the first bins; narrower ones serve no number
+_FLOAT = np.finfo(np.float32)
+# Exponent of the first bins. Smaller numbers are subnormal, zeros to XLA on CPUs.
+_LEAST = int(_FLOAT.minexp)
 
 
 class Histogram(NamedTuple):
-  """Counts of values.
+  """Counts of values other than zero.
 
   Attributes:
     counts: [bins] int32, the last 16 bits of how many there are.
@@ -38,7 +42,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(bins: int = 4096) -> statistics.Statistic:
-  """The histogram of all entries.
+  """The histogram of all entries that are not zero.
 
   Args:
     bins: an even number; the wider half may be empty, so at least a quarter of
@@ -47,7 +51,8 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
 
   def add(s, x, mask):
     mask = jnp.broadcast_to(mask[:, None], x.shape)
-    finite = jnp.isfinite(x) & mask
+    bad = jnp.sum(mask & ~jnp.isfinite(x), dtype=jnp.int32)
+    finite = jnp.isfinite(x) & (jnp.abs(x) >= _FLOAT.tiny) & mask
     largest = jnp.max(jnp.where(finite, jnp.abs(x), 0), initial=0)
     # A width of 2^e makes two histograms mergeable without loss: the finer one's bins
     # lie whole in those of the coarser. The smallest e with largest < bins / 2 * 2^e.
@@ -58,7 +63,6 @@ def histogram(bins: int = 4096) -> statistics.Statistic:
     index = index.astype(jnp.int32) + bins // 2
     counts = jnp.zeros((bins,), jnp.int32)
     counts = counts.at[index.ravel()].add(finite.ravel().astype(jnp.int32))
-    bad = jnp.sum(mask & ~finite, dtype=jnp.int32)
     return merge(s, _carried(Histogram(counts, 0 * counts, exponent, bad)))
 
   def at(s, exponent):
@@ -107,18 +111,24 @@ def _carried(s: Histogram) -> Histogram:
 def _bins(s: Histogram) -> tuple[np.ndarray, np.ndarray]:
   """Edges [bins + 1] and counts [bins], float64."""
   counts = np.asarray(s.counts, np.float64) + 2.0**16 * np.asarray(s.carried)
-  if s.bad:
-    return np.full(len(counts) + 1, np.nan), counts
   n = len(counts)
   edges = np.ldexp(np.arange(n + 1) - n / 2, int(s.exponent))
-  return edges, counts
+  # The last bins of the largest numbers end beyond them.
+  return np.clip(edges, _FLOAT.min, _FLOAT.max), counts
+
+
+def _no_range(s: Histogram) -> tuple[float, float] | None:
+  """What is read where values have no range; None where they have one."""
+  if s.bad:
+    return np.nan, np.nan
+  return None if _bins(s)[1].any() else (0.0, 0.0)
 
 
 def percentile(s: Histogram, percent: float, symmetric: bool):
   """(low, high), to a bin: the part of the range that holds `percent`."""
+  if none := _no_range(s):
+    return none
   edges, counts = _bins(s)
-  if s.bad:
-    return np.nan, np.nan
   if symmetric:
     reach, folded = _folded(s)
     high = _quantile(reach, folded, percent / 100)
@@ -151,9 +161,9 @@ def _span(s: Histogram) -> tuple[float, float]:
 
 def least_squares(s: Histogram, spec: spec_lib.Spec, steps: int = 100):
   """The range, of `steps` shrunk ones, of least squared rounding error."""
+  if none := _no_range(s):
+    return none
   edges, counts = _bins(s)
-  if s.bad:
-    return np.nan, np.nan
   centers = (edges[1:] + edges[:-1]) / 2
   low, high = _span(s)
   if spec.symmetric:
@@ -186,17 +196,16 @@ def least_divergence(s: Histogram, spec: spec_lib.Spec):
   For each number of bins kept, P is the kept histogram, what is cut added to its
   last bin; Q is P without that, its bins joined to as many as the format has
   magnitudes, and spread evenly again over those that are not empty. The clip of
-  least KL(P || Q) is taken. Migacz 2017, 8-bit Inference with TensorRT, GTC; with
+  least KL(P || Q) is taken, where Q stays smaller than P by what is cut: a clip that
+  cuts nearly all is then not the best for having little left to get wrong. Migacz 2017, 8-bit Inference with TensorRT, GTC; with
   the first bin as full as the second, as in ModelOpt.
   """
-  if s.bad:
-    return np.nan, np.nan
+  if none := _no_range(s):
+    return none
   uppers, counts = _folded(s)
-  # Exact zeros, of a ReLU say, are a spike that any clip represents.
+  # What is nearly zero, a spike behind many activations, suits any clip.
   counts[0] = counts[1]
   levels = 2 ** (spec.numbers.bits - 1)
-  if not counts.any():
-    return 0.0, 0.0
   last = int(np.nonzero(counts)[0][-1]) + 1
   best = (np.inf, uppers[last - 1])
   for kept in range(min(levels, last), last + 1):
@@ -218,6 +227,8 @@ def _divergence(counts, kept, levels):
   p[-1] += counts[kept:].sum()
   if q.sum() == 0 or (p[q == 0] > 0).any():
     return np.inf
-  p, q = p / p.sum(), q / q.sum()
+  p, q = p / p.sum(), q / p.sum()
   some = p > 0
-  return float(np.sum(p[some] * np.log(p[some] / q[some])))
+  apart = np.sum(p[some] * np.log(p[some] / q[some]))
+  # Of measures that sum to 1 and to what is left, as q lacks what is cut.
+  return float(apart - 1 + q.sum())

@@ -53,8 +53,13 @@ def moving_average(decay: float = 0.99) -> statistics.Statistic:
   batch, whose range is theirs together.
 
   Args:
-    decay: how much of the average a batch leaves.
+    decay: how much of the average a batch leaves, in [0, 1].
   """
+  if not 0 <= decay <= 1:
+    raise ValueError(
+      f'decay={decay}: a batch leaves a part of the average, from 0 (the last'
+      ' batch alone) to 1 (the mean of all batches).'
+    )
   ends = statistics.minmax('tensor')
 
   def add(s, x, mask):
@@ -126,7 +131,12 @@ def ema(decay: float = 0.99) -> Method:
 
 
 def percentile(percent: float = 99.99) -> Method:
-  """The range that holds `percent` of the entries."""
+  """The range that holds `percent` of the entries that are not zero."""
+  if not 0 < percent <= 100:
+    raise ValueError(
+      f'percent={percent} of the entries: give a number above 0 and up to 100,'
+      ' 99.99 say.'
+    )
   return Method(
     histograms.histogram(),
     lambda s, spec: histograms.percentile(s, percent, spec.symmetric),
@@ -214,14 +224,15 @@ def _parameters(path, leaf, seen, act, uses, method):
   for index in np.ndindex(*lead):
     state = jax.tree.map(lambda x, i=index: np.asarray(x)[i], seen.state)
     low, high = method.read(state, act)
+    where = path if not index else f'{path} at {list(index)}'
     if not np.isfinite([low, high]).all():
       raise ValueError(
-        f'{path} met values that are not finite: its range is [{low}, {high}].'
+        f'{where} met values that are not finite: its range is [{low}, {high}].'
         ' Look for where the network overflows on this data.'
       )
-    if low == high == 0:
+    if max(-low, high) < np.finfo(np.float32).tiny:
       raise ValueError(
-        f'{path} met only zeros, so it has no range. Calibrate on other data, or'
+        f'{where} met only zeros, so it has no range. Calibrate on other data, or'
         ' measure ranges at run time: leave out "static".'
       )
     ends.append((low, high))

@@ -76,7 +76,9 @@ def of_ends(
   """(scale, zero) of the ranges [low, high], made to contain zero."""
   low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
   half = np.float32(0.5)
-  reach = jnp.maximum(-low, high) if act.symmetric else (high - low) * half
+  # Halves first: the difference of two large numbers is infinite.
+  apart = high * half - low * half
+  reach = jnp.maximum(-low, high) if act.symmetric else apart
   scale = scales.stored(reach, act, (), reach.shape).scale.astype(jnp.float32)
   if act.symmetric:
     return scale, None

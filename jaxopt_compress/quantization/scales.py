@@ -63,7 +63,9 @@ def reach_and_center(x, spec: spec_lib.Spec, blocks):
     return blocks_lib.reduce(jnp.max, jnp.abs(x), blocks), None
   low = jnp.minimum(blocks_lib.reduce(jnp.min, x, blocks), 0)
   high = jnp.maximum(blocks_lib.reduce(jnp.max, x, blocks), 0)
-  return (high - low) * np.float32(0.5), (high + low) * np.float32(0.5)
+  # Halves first: the difference of two large numbers is infinite.
+  low, high = low * np.float32(0.5), high * np.float32(0.5)
+  return high - low, high + low
 
 
 def _few_levels(x, name, blocks):

@@ -136,9 +136,30 @@ class HistogramTest(_Case):
     x = np.concatenate([_RNG.normal(size=100_000), [60.0]])
     _, high = histograms.least_divergence(_add(x), INT8)
     self.assertBetween(high, 3, 12)
-    self.assertEqual(
-      histograms.least_divergence(_add(np.zeros(5)), INT8), (0, 0)
-    )
+
+  @parameterized.named_parameters(
+    ('nothing', [], 0),
+    ('zeros', np.zeros(5), 0),
+    ('subnormal', [1e-42, -1e-42], 0),
+    ('a constant', np.ones(9), 1),
+    ('one number', [3.0], 3),
+    ('few numbers', [0.1, 0.5, 0.7, 1.3], 1.3),
+    ('two numbers', [1.0] * 9 + [100.0] * 9, 100),
+    ('zeros beside a few', np.append(np.zeros(90_000), [2, -5, 4]), 5),
+    ('tiny', [1e-36, -2e-36], 2e-36),
+    ('the largest', [3.4028e38, -3.4028e38], 3.4028e38),
+  )
+  def test_data_that_has_hardly_a_range(self, x, reach):
+    s = _add(np.array(x))
+    for spec in (INT8, ASYM):
+      for name, found in (
+        ('percentile', histograms.percentile(s, 99.99, spec.symmetric)),
+        ('mse', histograms.least_squares(s, spec)),
+        ('entropy', histograms.least_divergence(s, spec)),
+      ):
+        self.assertTrue(np.isfinite(np.float32(found)).all(), name)
+        # Between two numbers of 4 bits, the best clip is some way below.
+        self.assertBetween(max(-found[0], found[1]), 0.8 * reach, 1.01 * reach)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Ranges of activations: averages, and what calibration finds."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress.calibration import histograms
 from jaxopt_compress.calibration import ranges
+from jaxopt_compress.quantization import ranges as quantization_ranges
 
 _RNG = np.random.default_rng(0)
 
@@ -61,6 +64,28 @@ class AverageTest(_Case):
       )
 
 
+class MethodsTest(_Case):
+  @parameterized.product(method=tuple(ranges.METHODS), act=(INT8, ASYM))
+  def test_any_mixture_of_batches(self, method, act):
+    method = ranges.METHODS[method]()
+    x = _RNG.normal(size=8)
+    wrong = np.array([1.0, np.nan]), np.array([-np.inf, 1.0])
+
+    def read(*batches):
+      add = lambda b: _add(b, method.statistic)
+      state = functools.reduce(method.statistic.merge, map(add, batches))
+      return np.float32(method.read(jax.tree.map(np.asarray, state), act))
+
+    low, high = read(x)
+    self.assertLess(low, high)
+    self.assertEqual(read(0 * x, 0 * x).tolist(), [0, 0])
+    for batches in ((x, x[:0]), (x[:0], x)):
+      np.testing.assert_array_equal(read(*batches), (low, high))
+    for b in wrong:
+      for batches in ((b, x), (x, b), (b, 0 * x)):
+        self.assertFalse(np.isfinite(read(*batches)).all())
+
+
 class CalibrateTest(_Case):
   def setUp(self):
     super().setUp()
@@ -109,6 +134,18 @@ class CalibrateTest(_Case):
       found['layers/kernel'][0][0, 0, 0], largest / 127.5, rtol=1e-6
     )
 
+  def test_layer_that_meets_zeros_is_named(self):
+    layers = self.params['layers']['kernel'].at[1].set(0)
+    params = {**self.params, 'layers': {'kernel': layers}}
+    rules = [('layers.*', 'FP8'), ('.*', None)]
+    with self.assertRaisesRegex(ValueError, r'layers/kernel at \[2\] met only'):
+      jc.calibrate(self.apply, params, rules, self.batches, self.uses, 'mse')
+
+  def test_wide_ranges_stay_finite(self):
+    low, high = jnp.full((2, 1, 1), 3e38) * jnp.array([[[-1.0]], [[1.0]]])
+    scale, _ = quantization_ranges.of_ends(low, high, ASYM)
+    np.testing.assert_allclose(scale, 3e38 / 7.5, rtol=1e-6)
+
   def test_bad_input(self):
     rules = [('.*', 'FP8')]
     run = lambda rules, batches: jc.calibrate(
@@ -120,14 +157,12 @@ class CalibrateTest(_Case):
       run(rules, [])
     with self.assertRaisesRegex(ValueError, 'No rule has static'):
       run([('.*', 'W8A8')], self.batches)
-    with self.assertRaisesRegex(ValueError, 'met only zeros'):
-      run(rules, [jnp.zeros((4, 16))])
     with self.assertRaisesRegex(ValueError, 'saw no data'):
       run(rules, [jnp.ones((0, 16))])
-    for method in ranges.METHODS:
-      x = jnp.ones((4, 16)).at[1, 2].set(jnp.nan)
-      with self.assertRaisesRegex(ValueError, 'not finite'):
-        jc.calibrate(self.apply, self.params, rules, [x], self.uses, method)
+    with self.assertRaisesRegex(ValueError, 'percent=0 of the entries'):
+      ranges.percentile(0)
+    with self.assertRaisesRegex(ValueError, 'decay=1.5: a batch leaves'):
+      ranges.ema(1.5)
     with self.assertRaisesRegex(ValueError, 'not finite'):
       run(rules, [jnp.full((4, 16), jnp.inf)])
     with self.assertRaisesRegex(ValueError, "Did you mean 'percentile'"):
