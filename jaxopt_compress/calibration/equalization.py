@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress.analysis import freedoms as freedoms_lib
+from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
 
@@ -38,7 +39,7 @@ def equalize(
 
   Raises:
     ValueError: no weight shares a channel with another one, so that nothing can be
-      done, or a weight is not finite.
+      done, or a weight is not finite, or compressed.
 
   >>> import jax
   >>> import jax.numpy as jnp
@@ -49,7 +50,7 @@ def equalize(
   ([[4.0, 1.0]], [[4.0], [1.0]])
   """
   freedoms = freedoms.without_gains()
-  leaves = dict(rules_lib.named_leaves(params))
+  leaves = _plain(params)
   weights = [
     _Weight(freedoms, taken, leaves[taken.path])
     for taken in freedoms.taken
@@ -79,6 +80,18 @@ def equalize(
     if furthest <= tolerance:
       break
   return freedoms.apply(params, logs)
+
+
+def _plain(params):
+  """`{path: array}`; factors move between weights that are not rounded yet."""
+  leaves = dict(rules_lib.named_leaves(params))
+  for path, x in leaves.items():
+    if array.is_compressed(x):
+      raise ValueError(
+        f'{path} is {x.describe()} already, and arrays are expected. Equalise and'
+        ' fold first, then jc.quantize; or pass jc.materialize(params).'
+      )
+  return leaves
 
 
 class _Weight:
@@ -158,7 +171,7 @@ def fold_norms(
     of zero.
 
   Raises:
-    ValueError: no gain follows a weight.
+    ValueError: no gain follows a weight, or a leaf is compressed.
 
   >>> import jax.numpy as jnp
   >>> f = lambda p, x: (x @ p['w'] - p['mean']) * p['gain'] + p['bias']
@@ -168,6 +181,7 @@ def fold_norms(
   >>> {k: round(float(x[0, 0]), 5) for k, x in folded.items()}, gains
   ({'bias': 0.5, 'gain': 1.0, 'mean': 3.0, 'w': 6.0}, ('gain',))
   """
+  _plain(params)
   logs = np.zeros(freedoms.num)
   open_ = _follow_weights(freedoms)
   folded = []

@@ -48,7 +48,8 @@ def warm_start(
 
   Args:
     target_params: freshly initialised, as the new model needs it.
-    source_params: trained; compressed leaves are materialized.
+    source_params: trained. Compressed leaves of both count for what they stand for,
+      and what is started is plain.
     rules: ordered `(regex, how)` over the paths of both trees. `how` is 'copy';
       'stacked' for leaves whose first axis is depth (scanned layers), which 'copy'
       would cut like any other axis; or None to keep what the target has, also where
@@ -88,7 +89,7 @@ def warm_start(
   def started(path, t):
     if how[path] is None or starts[path] is None:
       return t
-    s = array.materialize(source[starts[path]])
+    t, s = array.materialize((t, source[starts[path]]))
     try:
       if how[path] == 'stacked':
         return _stacked(t, s, layers, kept.get(path), fill)

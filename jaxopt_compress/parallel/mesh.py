@@ -9,6 +9,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
+
 AXIS = 'data'
 
 
@@ -67,16 +70,17 @@ def shard(batch: Any, mesh: Mesh) -> Any:
   """Splits this process's part of a batch over the devices of the mesh.
 
   Args:
-    batch: a tree of host arrays [b, ...]; b is this process's share of the
-      global batch.
+    batch: a tree of host arrays [b, ...], none of them compressed; b is this
+      process's share of the global batch.
     mesh: from `data_mesh`.
 
   Returns:
     A tree of global arrays [b * processes, ...].
 
   Raises:
-    ValueError: b does not divide over the devices.
+    ValueError: b does not divide over the devices, or a leaf is compressed.
   """
+  check_plain(batch, 'a batch')
   sharding = sharded(mesh)
   local = len(mesh.local_devices)
 
@@ -90,6 +94,7 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 
 def share(batch: Any) -> Any:
   """The part of a global batch [b, ...] that this process gives to `shard`."""
+  check_plain(batch, 'a batch')
   n, i = jax.process_count(), jax.process_index()
 
   def part(x):
@@ -99,6 +104,22 @@ def share(batch: Any) -> Any:
     return x[i * size : (i + 1) * size]
 
   return jax.tree.map(part, batch)
+
+
+def check_plain(tree: Any, role: str) -> None:
+  """Raises ValueError if a leaf is compressed, whose parts are no such arrays.
+
+  Args:
+    tree: of arrays.
+    role: what it is, such as 'a batch'.
+  """
+  for path, x in rules_lib.named_leaves(tree):
+    if array.is_compressed(x):
+      raise ValueError(
+        f'{path or "A leaf"} of {role} is {x.describe()}, and plain arrays are'
+        ' expected: its codes mean nothing without their scales. Leave it out, or'
+        ' pass jc.materialize of it.'
+      )
 
 
 def check_divides(x: np.ndarray, n: int, parts: str = 'devices') -> None:

@@ -45,7 +45,8 @@ class Replicas:
   axis: str | None = None
 
   def __call__(self, tree: Any) -> Any:
-    """The mean of `tree` over the replicas."""
+    """The mean of `tree`, plain arrays, over the replicas."""
+    mesh_lib.check_plain(tree, 'a mean over replicas')
     if self.axis is None:
       return tree
     return jax.tree.map(lambda x: jax.lax.pmean(x, self.axis), tree)
@@ -145,6 +146,7 @@ def _pmap(per_replica_step, mesh):
 
 def _stack(batch, n):
   """[b, ...] -> [n, b / n, ...] on the host, as pmap wants it."""
+  mesh_lib.check_plain(batch, 'a batch')
 
   def stack(x):
     # Shards of this process lie in the order of the mesh, so joined they are its

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.analysis import observe
+from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import teachers
+from jaxopt_compress.parallel import mesh as mesh_lib
 
 # Of a model: what it answers, and intermediate values by name.
 Outputs = tuple[jax.Array, Any]
@@ -68,7 +70,13 @@ def create(
   compression: compression_lib.Compression | None = None,
   learned_optimizer: optax.GradientTransformation | None = None,
 ) -> TrainState:
-  """The state before the first step. Works under `jax.eval_shape`."""
+  """The state before the first step. Works under `jax.eval_shape`.
+
+  Raises:
+    ValueError: a leaf of `params` is compressed: the optimizer would take its codes
+      for weights.
+  """
+  mesh_lib.check_plain(params, 'the parameters of an optimizer')
   compression = compression or compression_lib.identity()
   learned, comp_state = compression_lib.split_learned(compression.init(params))
   return TrainState(
@@ -219,7 +227,7 @@ def _descend(optimizer, grads, opt_state, params):
 def is_finite(tree: Any) -> jax.Array:
   """Whether every floating number of `tree` is finite: scalar bool."""
   finite = jnp.bool_(True)
-  for x in jax.tree.leaves(tree):
+  for x in jax.tree.leaves(array.materialize(tree)):
     if jnp.issubdtype(x.dtype, jnp.inexact):
       finite &= jnp.isfinite(x).all()
   return finite

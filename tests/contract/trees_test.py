@@ -1,0 +1,310 @@
+"""Every public function that takes a tree, given one with compressed leaves.
+
+It counts them for what they stand for, or refuses and names the leaf. A function that
+is added and has a row in none of the tables fails the first test.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxopt_compress as jc
+from jaxopt_compress import report
+from jaxopt_compress.core import compression
+from jaxopt_compress.distillation import grow
+from jaxopt_compress.distillation import matching
+from jaxopt_compress.distillation import penalties
+from jaxopt_compress.distillation import positions
+from jaxopt_compress.distillation import teachers
+from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.pruning import measure
+from jaxopt_compress.pruning import prune
+from jaxopt_compress.report import records
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import optimizer
+from jaxopt_compress.train import state as state_lib
+
+KEY = jax.random.key(0)
+DENSE = {
+  'a': {'bias': jnp.ones((1, 4)), 'kernel': jax.random.normal(KEY, (4, 4))},
+  'b': {'kernel': jnp.arange(8.0).reshape(4, 2) - 3},
+}
+X = jnp.ones((2, 4))
+LABELS = jnp.zeros(2, jnp.int32)
+
+
+def apply(params, x):
+  h = jax.nn.relu(x @ params['a']['kernel'] + params['a']['bias'])
+  return h @ params['b']['kernel']
+
+
+def rules(value):
+  return [(r'.*/kernel', value), (r'.*', None)]
+
+
+USES = jc.uses(apply)(DENSE, X)
+# A training leaf, with NaN behind its mask, and a stored one.
+KEPT = DENSE['a']['kernel'] > 0
+TREE = {
+  'a': {
+    'bias': DENSE['a']['bias'],
+    'kernel': jc.pruning.Masked(
+      jnp.where(KEPT, DENSE['a']['kernel'], jnp.nan), KEPT
+    ),
+  },
+  'b': jc.quantize(DENSE, rules('int8'), USES)['b'],
+}
+MESH = mesh_lib.data_mesh(1)
+FREEDOMS = jc.rescalings(apply)(DENSE, X)
+NOTHING = compression.identity()
+SGD = optax.sgd(0.1)
+STATE = state_lib.create(DENSE, {}, KEY, SGD)
+ADAPTERS = jax.tree.map(
+  lambda x: x + 0.1, jc.add_lora(DENSE, rules(1), USES, key=KEY)
+)
+PRUNE = jc.prune(rules(jc.Sparsity(0.5, end=9)), USES)
+FAKE = jc.fake_quantize(rules('int8'), USES)
+
+
+def one_step(tree):
+  """A step of a model that is distilled from `tree`."""
+
+  def model(params, variables, x, **mode):
+    return apply(params, x), {}, variables
+
+  def loss(outputs, batch, teacher_outputs):
+    return matching.squared_distance(outputs[0], teacher_outputs[0]), X[0, 0]
+
+  step = state_lib.train_step(model, loss, SGD, inputs='x', teacher=model)
+  return step(STATE, {'x': X}, step_lib.Replicas(), (tree, {}))[0].params
+
+
+def evaluated(tree):
+  forward = evaluate.forward(lambda p, v, x: (apply(p, x),))
+  batch = {'x': X, 'label': LABELS, 'mask': LABELS == 0}
+  found = evaluate.evaluate(
+    forward, tree, {}, [batch], inputs='x', targets='label'
+  )
+  return found.loss, found.logits
+
+
+def corrected(tree):
+  stats = jc.observe(apply, {'a/kernel': jc.sums()})(DENSE, X)[1]
+  return jc.correct_bias(DENSE, tree, stats, {'a/kernel': 'a/bias'}, USES)
+
+
+def replaced(tree):
+  """An operation of a lifted function is done by another."""
+  handler = lambda primitive, operands, params: primitive.bind(
+    *operands, **params
+  )
+  return jc.lift(jc.at_scopes(apply, [('dot_general', handler)]))(tree, X)
+
+
+def rounded(tree):
+  rules = [('dot_general', 'int8'), ('.*', None)]
+  return jc.lift(jc.quantize_activations(apply, rules))(tree, X)
+
+
+# The result for compressed leaves is that for the arrays that they stand for.
+COUNTS = {
+  'adapters.lora.add_lora': lambda t: jc.add_lora(t, rules(1), USES, key=KEY),
+  'adapters.lora.with_lora': lambda t: jc.with_lora(t, ADAPTERS, USES),
+  'adapters.merge.merge_lora': lambda t: jc.merge_lora(
+    jc.with_lora(t, ADAPTERS, USES), rules('int4'), USES
+  )[0],
+  'analysis.observe.observe': lambda t: jc.observe(
+    apply, {'a/kernel': jc.absmax()}
+  )(t, X),
+  'analysis.scopes.at_scopes': replaced,
+  'analysis.uses.uses': lambda t: sorted(jc.uses(apply)(t, X)),
+  'calibration.bias.correct_bias': corrected,
+  'calibration.ranges.calibrate': lambda t: jc.calibrate(
+    apply, t, rules('int8, int8 tensor static'), [X], USES, 'minmax'
+  ),
+  'core.lift.lift': lambda t: jc.lift(apply)(t, X),
+  'distillation.grow.warm_start': lambda t: (
+    grow.warm_start(DENSE, t),
+    grow.warm_start(t, DENSE),
+  ),
+  'distillation.matching.regularized': lambda t: matching.regularized(
+    lambda p: jnp.float32(1), penalties.l2, jnp.float32(0.5)
+  )(t),
+  'distillation.matching.squared_distance': lambda t: matching.squared_distance(
+    DENSE, t
+  ),
+  'distillation.penalties.by_path': penalties.by_path(rules(penalties.l1)),
+  'distillation.penalties.group_lasso': penalties.by_path(
+    rules(penalties.group_lasso(-1))
+  ),
+  'distillation.penalties.l1': penalties.l1,
+  'distillation.penalties.l2': penalties.l2,
+  'distillation.penalties.towards': lambda t: penalties.towards(t)(DENSE),
+  'distillation.positions.term': lambda t: positions.term(
+    jnp.float32(0.5), penalties.l1, t
+  ),
+  'distillation.teachers.frozen': lambda t: teachers.frozen(jc.lift(apply))(
+    t, X
+  ),
+  'distillation.teachers.moving_average': lambda t: (
+    teachers.moving_average(t, DENSE, 0.5),
+    teachers.moving_average(DENSE, t, 0.5),
+  ),
+  'parallel.step.data_parallel': lambda t: step_lib.data_parallel(
+    lambda s, batch, replicas: (s, replicas(jc.lift(apply)(s, batch))),
+    mesh=MESH,
+  )(t, np.asarray(X)),
+  'pruning.measure.sparsity': measure.sparsity,
+  'pruning.prune.prune': lambda t: PRUNE.init(t).masks,
+  'quantization.quantize.quantize': lambda t: jc.quantize(
+    t, rules('int4'), USES
+  ),
+  'quantization.scoped.quantize_activations': rounded,
+  'quantization.training.fake_quantize': lambda t: FAKE.apply(t, FAKE.init(t)),
+  'report.leaves.coverage': lambda t: [
+    r.error_db for r in report.coverage(DENSE, t)
+  ],
+  'report.records.parameters': records.parameters,
+  'report.records.sparsity': records.sparsity,
+  'report.records.stage': lambda t: records.stage('', t).sparsity,
+  'train.evaluate.evaluate': evaluated,
+  'train.state.is_finite': state_lib.is_finite,
+  'train.state.train_step': one_step,
+}
+# Leaves go through as one, and stand for what they stood for.
+KEEPS = {
+  'core.array.materialize': jc.materialize,
+  'core.compression.by_path': lambda t: jc.by_path([('.*', NOTHING)]).apply(
+    t, {'0': ()}
+  ),
+  'core.compression.chain': lambda t: jc.chain(NOTHING).apply(t, ((),)),
+  'core.compression.freeze': jc.freeze,
+  'core.compression.merge_learned': lambda t: jc.merge_learned(
+    *jc.split_learned(t)
+  ),
+  'core.compression.split_learned': lambda t: jc.split_learned(t)[1],
+  'core.rules.map_named': lambda t: jc.map_named(lambda path, x: x, t),
+  'core.sharding.device_put': lambda t: jc.device_put(
+    t, MESH, jax.sharding.PartitionSpec()
+  ),
+  'kernels.pack.pack': jc.pack,
+  'kernels.pack.unpack': jc.unpack,
+  'parallel.mesh.local': mesh_lib.local,
+  'parallel.mesh.replicate': lambda t: mesh_lib.replicate(t, MESH),
+  'train.state.compressed': lambda t: state_lib.compressed(
+    dataclasses.replace(STATE, params=t), NOTHING
+  ),
+}
+# What would count codes says which leaf it is.
+REFUSES = {
+  'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
+  'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
+  'parallel.mesh.check_plain': lambda t: mesh_lib.check_plain(t, 'this'),
+  'parallel.mesh.shard': lambda t: mesh_lib.shard(t, MESH),
+  'parallel.mesh.share': mesh_lib.share,
+  'parallel.step.data_parallel': lambda t: step_lib.data_parallel(
+    lambda s, batch, replicas: (replicas(s), {}), mesh=MESH
+  )(t, np.asarray(X)),
+  'parallel.step.data_parallel: pmap': lambda t: step_lib.data_parallel(
+    lambda s, batch, replicas: (s, {}), 'pmap', MESH
+  )(X, t),
+  'pruning.prune.apply_masks': lambda t: prune.apply_masks(
+    t, PRUNE.init(DENSE).masks
+  ),
+  'pruning.prune.magnitude_prune': lambda t: jc.magnitude_prune(
+    t, rules(jc.Sparsity(0.5))
+  ),
+  'train.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
+}
+
+
+# Questions about what is stored, and what has other arguments of those types.
+OTHERS = {
+  'analysis.freedoms.rescalings',  # asks about shapes
+  'analysis.observe.merge_stats',
+  'core.array.is_compressed',
+  'core.array.nbytes',
+  'core.lift.explain',
+  'core.lift.rule',
+  'core.rules.match',
+  'core.rules.named_leaves',
+  'kernels.choose.tune',  # packs, by time
+  'kernels.pack.packable',
+  'pruning.ranking.per_layer',  # of one array
+  'quantization.cache.quantize_cache',
+  'report.latency.by_batch',
+  'report.latency.measure',
+  'report.page.write',
+  'report.plots.histograms',
+  'report.records.leaf_from_json',
+  'report.records.stage_from_json',
+  'report.records.to_json',
+  'report.table.facts',
+  'train.evaluate.forward',
+  'train.optimizer.schedule',
+}
+
+
+def takes_trees():
+  """Public functions whose signature has a tree, or a function of trees."""
+  modules = [jc, jc.kernels, jc.quantization, evaluate, optimizer, state_lib]
+  for room in (
+    jc.adapters,
+    jc.calibration,
+    jc.distillation,
+    jc.parallel,
+    jc.pruning,
+    report,
+  ):
+    for found in pkgutil.iter_modules(room.__path__, f'{room.__name__}.'):
+      modules.append(importlib.import_module(found.name))
+  names = set()
+  for name, f in (item for module in modules for item in vars(module).items()):
+    home = getattr(f, '__module__', '')
+    if name.startswith('_') or not home.startswith('jaxopt_compress.'):
+      continue
+    if callable(f) and not inspect.isclass(f):
+      signature = str(inspect.signature(f))
+      if any(w in signature for w in ('Any', 'Callable', 'Compression')):
+        names.add(f'{home.partition(".")[2]}.{f.__name__}')
+  return names
+
+
+def check_equal(got, want):
+  def check(a, b):
+    if isinstance(a, str):
+      assert a == b, (a, b)
+    else:
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+  jax.tree.map(check, jc.materialize(got), jc.materialize(want))
+
+
+class TreesTest(parameterized.TestCase):
+  def test_each_has_a_row(self):
+    rows = {name.partition(':')[0] for name in (*COUNTS, *KEEPS, *REFUSES)}
+    self.assertEqual(takes_trees(), rows | OTHERS)
+
+  @parameterized.named_parameters(*zip(COUNTS, COUNTS, strict=True))
+  def test_counts_leaves_for_what_they_stand_for(self, name):
+    f = COUNTS[name]
+    check_equal(f(TREE), f(jc.materialize(TREE)))
+
+  @parameterized.named_parameters(*zip(KEEPS, KEEPS, strict=True))
+  def test_keeps_what_leaves_stand_for(self, name):
+    check_equal(KEEPS[name](TREE), TREE)
+
+  @parameterized.named_parameters(*zip(REFUSES, REFUSES, strict=True))
+  def test_refuses_and_names_the_leaf(self, name):
+    with self.assertRaisesRegex(
+      ValueError, '(?s)(a|b)/kernel.*(masked|int8).*jc'
+    ):
+      REFUSES[name](TREE)
