@@ -1,28 +1,40 @@
 """Files that are replaced as a whole, or not at all."""
 
-from collections.abc import Iterator
-import contextlib
 import os
+import pathlib
 import tempfile
 
+_PARTIAL = '.partial'
 
-@contextlib.contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[str]:
-  """Gives a temporary file to write, which takes the place of `path` at the end.
 
-  If the block raises, the temporary file is removed and `path` stays as it was.
+def replace(path: str | os.PathLike, content: str | bytes) -> None:
+  """Puts `content` at `path`, in one step once all of it is on disk.
 
-  Yields:
-    The path of an empty file in the same folder, so that the rename is atomic.
+  A process that dies in between may leave a file `.<name>.*.partial` beside `path`,
+  which stays as it was.
   """
-  folder = os.path.dirname(os.path.abspath(path))
-  handle, temporary = tempfile.mkstemp(dir=folder)
-  os.close(handle)
+  path = pathlib.Path(path)
+  content = content.encode() if isinstance(content, str) else content
+  # A name of its own, so that two writers do not mix; in the same folder, as only
+  # within a file system a rename is one step.
+  handle, temporary = tempfile.mkstemp(
+    prefix=f'.{path.name}.', suffix=_PARTIAL, dir=path.parent
+  )
   try:
-    yield temporary
+    with os.fdopen(handle, 'wb') as f:
+      f.write(content)
+      # On disk before the rename, which may get there first.
+      f.flush()
+      os.fsync(f.fileno())
     # mkstemp makes files that only their owner may read.
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
   except BaseException:
     os.unlink(temporary)
     raise
+
+
+def remove_partial(folder: str | os.PathLike) -> None:
+  """Removes what `replace` left in a folder where nobody writes now."""
+  for path in pathlib.Path(folder).glob(f'.*{_PARTIAL}'):
+    path.unlink()

@@ -68,8 +68,8 @@ def write(
   content |= {'remarks': _remarks(report), 'plots': drawn}
   text = json.dumps(content, indent=2, allow_nan=False) + '\n'
   page = os.path.join(directory, 'report.md')
-  _replace(page, markdown(report, drawn))
-  _replace(os.path.join(directory, 'report.json'), text)
+  files.replace(page, markdown(report, drawn))
+  files.replace(os.path.join(directory, 'report.json'), text)
   return page
 
 
@@ -78,8 +78,17 @@ def read(directory: str | os.PathLike) -> Report:
   path = os.path.join(directory, 'report.json')
   if not os.path.exists(path):
     raise ValueError(f'{path} does not exist. Run the experiment to its end.')
-  with open(path, encoding='utf-8') as f:
-    content = json.load(f)
+  try:
+    with open(path, encoding='utf-8') as f:
+      return _from_json(json.load(f))
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+    raise ValueError(
+      f'{path} is damaged ({type(e).__name__}: {e}). Run the experiment again:'
+      ' what is finished is kept, and the report is written anew.'
+    ) from e
+
+
+def _from_json(content):
   return Report(
     title=content['title'],
     stages=[records.stage_from_json(s) for s in content['stages']],
@@ -170,12 +179,3 @@ def _draw(directory, report, histograms) -> dict[str, str]:
     for path, (title, draw, what) in wanted.items()
     if draw(what, os.path.join(directory, path))
   }
-
-
-def _replace(path, content):
-  with files.replaced(path) as temporary:
-    with open(temporary, 'w', encoding='utf-8') as f:
-      f.write(content)
-      # On disk before the rename, which may get there first.
-      f.flush()
-      os.fsync(f.fileno())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import io
 import math
 import os
 from typing import Any
@@ -224,8 +225,10 @@ def _figure(rows, columns, width, height, **kwargs):
 
 def _save(figure, path):
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with files.replaced(path) as temporary:
-    figure.savefig(temporary, dpi=120, format='png')
+  # Drawing takes long; writing what was drawn does not.
+  drawn = io.BytesIO()
+  figure.savefig(drawn, dpi=120, format='png')
+  files.replace(path, drawn.getvalue())
 
 
 def _finite(x) -> bool:

@@ -9,12 +9,13 @@ same stage after s, so no step is ever there twice.
 """
 
 import json
-import os
 import pathlib
 import sys
 from typing import Any
 
 import jax
+
+from jaxopt_compress.report import files
 
 
 class Metrics:
@@ -43,9 +44,7 @@ class Metrics:
       for record in read(self._path)
       if record['stage'] != stage or record['step'] <= step
     ]
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(line + '\n' for line in kept))
-    os.replace(temporary, self._path)
+    files.replace(self._path, ''.join(line + '\n' for line in kept))
     if self._tensorboard:
       # Event files are append-only; the reader is told what to forget.
       self._events[stage] = _event_writer()(
@@ -70,13 +69,33 @@ class Metrics:
 
 
 def read(path) -> list[dict[str, Any]]:
-  """The lines of a `metrics.jsonl`; a last line that was cut off is left out."""
+  """The lines of a `metrics.jsonl`; a last line that was cut off is left out.
+
+  Raises:
+    ValueError: another line is damaged.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  lines = path.read_text().split('\n')
   # What follows the last newline is empty, or was being written when we died.
-  return [json.loads(line) for line in lines[:-1]]
+  *lines, _ = path.read_bytes().split(b'\n')
+  return [_record(f'{path}:{i}', line) for i, line in enumerate(lines, 1)]
+
+
+def _record(where, line):
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError):
+    record = None
+  if not isinstance(record, dict) or not (
+    isinstance(record.get('stage'), str) and isinstance(record.get('step'), int)
+  ):
+    raise ValueError(
+      f'{where} is damaged: it is {line[:60].decode(errors="replace")!r}, expected'
+      ' {"stage": ..., "step": ...}. Remove that line, or the file; the stages'
+      ' are kept.'
+    )
+  return record
 
 
 def _event_writer():

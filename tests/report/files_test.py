@@ -1,43 +1,48 @@
 """A file is replaced as a whole, or not at all."""
 
 import os
-import tempfile
+import pathlib
+from unittest import mock
 
 from absl.testing import absltest
+import pytest
 
 from jaxopt_compress.report import files
 
 
-class ReplacedTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = tempfile.TemporaryDirectory()
-    self.addCleanup(folder.cleanup)
-    self.folder = folder.name
+class ReplaceTest(absltest.TestCase):
+  @pytest.fixture(autouse=True)
+  def _tmp(self, tmp_path):
+    self.path = tmp_path / 'a.txt'
+
+  def _names(self):
+    return sorted(p.name for p in self.path.parent.iterdir())
 
   def test_the_new_content_takes_the_place_of_the_old(self):
-    path = f'{self.folder}/a.txt'
-    for content in ('old', 'new'):
-      with files.replaced(path) as temporary:
-        self.assertEqual(os.path.dirname(temporary), self.folder)
-        with open(temporary, 'w') as f:
-          f.write(content)
-    with open(path) as f:
-      self.assertEqual(f.read(), 'new')
-    self.assertEqual(os.listdir(self.folder), ['a.txt'])
-    self.assertEqual(os.stat(path).st_mode & 0o777, 0o644)
+    for content in ('old', b'new'):
+      files.replace(str(self.path), content)
+    self.assertEqual(self.path.read_text(), 'new')
+    self.assertEqual(self._names(), ['a.txt'])
+    self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o644)
 
   def test_a_failure_keeps_the_old_file(self):
-    with open(f'{self.folder}/a.txt', 'w') as f:
-      f.write('old')
-    with self.assertRaisesRegex(OSError, 'disk full'):
-      with files.replaced(f'{self.folder}/a.txt') as temporary:
-        with open(temporary, 'w') as f:
-          f.write('half')
-        raise OSError('disk full')
-    with open(f'{self.folder}/a.txt') as f:
-      self.assertEqual(f.read(), 'old')
-    self.assertEqual(os.listdir(self.folder), ['a.txt'])
+    self.path.write_text('old')
+    with mock.patch.object(os, 'fsync', side_effect=OSError('disk full')):
+      with self.assertRaisesRegex(OSError, 'disk full'):
+        files.replace(self.path, 'half')
+    self.assertEqual(self.path.read_text(), 'old')
+    self.assertEqual(self._names(), ['a.txt'])
+
+  def test_what_a_killed_process_left_is_removed(self):
+    self.path.write_text('old')
+    with mock.patch.object(os, 'fsync', side_effect=OSError('killed')):
+      with mock.patch.object(os, 'unlink'):  # as it has no time for it
+        with self.assertRaisesRegex(OSError, 'killed'):
+          files.replace(self.path, 'half')
+    self.assertLen(self._names(), 2)
+    files.remove_partial(self.path.parent)
+    self.assertEqual(self._names(), ['a.txt'])
+    files.remove_partial(pathlib.Path(self.path.parent, 'nowhere'))
 
 
 if __name__ == '__main__':

@@ -48,6 +48,22 @@ class MetricsTest(parameterized.TestCase):
     self._write(10, [20])
     self.assertEqual(self._steps(), [10, 20])
 
+  @parameterized.named_parameters(
+    ('no_json', b'{"stage": "tea', r'{\\?"stage\\?": \\?"tea'),
+    ('no_text', b'\xff\x00', 'expected'),
+    ('no_object', b'3', "it is '3'"),
+    ('no_step', b'{"stage": "teacher"}', 'expected'),
+    ('step_of_text', b'{"stage": "teacher", "step": "1"}', 'expected'),
+  )
+  def test_damaged_line(self, line, message):
+    self._write(0, [10, 20])
+    path = self.dir / 'metrics.jsonl'
+    first, second, _ = path.read_bytes().split(b'\n')
+    path.write_bytes(b'\n'.join([first, line, second, b'']))
+    message = f'metrics.jsonl:2 is damaged: .*{message}.*Remove that line'
+    with pytest.raises(ValueError, match=message):
+      self._write(10, [20])
+
   def test_tensorboard(self):
     writer = metrics.Metrics(self.dir, tensorboard=True)
     writer.begin('teacher', 0)
