@@ -1,6 +1,7 @@
 """One run: what every part of it reads, and no part changes.
 
 job.work/config.json             what was asked for
+job.work/lock                    held while a run uses the workdir
 job.work/metrics.jsonl           one line for each logged step
 job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),

@@ -9,13 +9,10 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from jaxopt_compress import distillation
 from jaxopt_compress import report
@@ -24,6 +21,7 @@ from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.report import files
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
@@ -34,9 +32,11 @@ from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import preemption
+from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
 from jaxopt_compress.train import stages as stages_lib
 from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train import workdir as workdir_lib
 
 
 class Diverged(ValueError):
@@ -52,11 +52,17 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     dry_run: build and check everything, print it, and stop.
 
   Raises:
-    ValueError: a mistake in the config or the workdir; a message of one line.
+    ValueError: a mistake in the config or the workdir; a message of one line. So are
+      another run in this workdir, and processes with different configs.
     Diverged: NaN or infinity, with the stage, the step and the last checkpoint.
     preemption.Preempted: SIGTERM came, and all is saved.
   """
   # -- The plan -----------------------------------------------------------------
+  config, work = _jsonable(config), workdir_lib.absolute(workdir)
+  processes.agree(
+    dict(plan_lib.flat({'config': config}))
+    | {'workdir': str(work), 'dry_run': dry_run, 'jax': jax.__version__}
+  )
   plan = plan_lib.parse(config)
   log = metrics_lib.log
 
@@ -97,42 +103,42 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     return
 
   # -- Workdir ------------------------------------------------------------------
-  work = _open_workdir(workdir)
-  asked = json.dumps(_jsonable(config), indent=2)
-  if not (work / 'config.json').exists():
-    _write_atomically(work / 'config.json', asked)
-  metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
-  job = job_lib.Job(plan, data, mesh, work, metrics)
+  with workdir_lib.opened(work):
+    asked = json.dumps(config, indent=2) + '\n'
+    if not (work / 'config.json').exists() and jax.process_index() == 0:
+      files.replace(work / 'config.json', asked)
+    metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
+    job = job_lib.Job(plan, data, mesh, work, metrics)
 
-  # -- Go -----------------------------------------------------------------------
-  finished = {}
-  with preemption.Watch() as watch:
-    for b in built:
-      name = b.stage.name
-      finished[name] = _finished(job, b)
-      if finished[name] is None:
-        state = _initial(job, b, finished)
-        state = _train(job, b, state, finished, watch)
-        _finish(job, b, state)
+    # -- Go ---------------------------------------------------------------------
+    finished = {}
+    with preemption.Watch() as watch:
+      for b in built:
+        name = b.stage.name
         finished[name] = _finished(job, b)
-      if watch.requested():
-        raise preemption.Preempted(
-          f'Stopped after stage {name!r}, which is saved.'
-        )
-  metrics.close()
+        if finished[name] is None:
+          state = _initial(job, b, finished)
+          state = _train(job, b, state, finished, watch)
+          _finish(job, b, state)
+          finished[name] = _finished(job, b)
+        if watch.requested():
+          raise preemption.Preempted(
+            f'Stopped after stage {name!r}, which is saved.'
+          )
+    metrics.close()
 
-  # -- Measure, export, report ---------------------------------------------------
-  with preemption.Watch(saved=True):
-    # One process can do it, each stage being whole on each of its devices.
-    if jax.process_index() == 0:
-      local = mesh_lib.local(finished)
-      measured = measure.measure(job, built, local)
-      log(report.text(record.record(job, built, local, measured)))
-      if measured.failed:
-        raise measured.failed
-      # Not before: a config that does not fit what is here must not replace it.
-      _write_atomically(work / 'config.json', asked)
-    _together('report')
+    # -- Measure, export, report -------------------------------------------------
+    with preemption.Watch(saved=True):
+      # One process can do it, each stage being whole on each of its devices.
+      if jax.process_index() == 0:
+        local = mesh_lib.local(finished)
+        measured = measure.measure(job, built, local)
+        log(report.text(record.record(job, built, local, measured)))
+        if measured.failed:
+          raise measured.failed
+        # Not before: a config that does not fit what is here must not replace it.
+        files.replace(work / 'config.json', asked)
+      processes.wait('report')
 
 
 def _teacher_of(stage, plan, models):
@@ -285,7 +291,7 @@ def _finish(job, built, state):
   if jax.process_index() == 0:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-  _together(f'{name} partial')
+  processes.wait(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
     stored = stages_lib.stored(local)
@@ -295,7 +301,7 @@ def _finish(job, built, state):
     sealed.write(partial / job_lib.RESULT, result)
     os.rename(partial, whole)
     shutil.rmtree(job.checkpoints(name), ignore_errors=True)
-  _together(f'{name} whole')
+  processes.wait(f'{name} whole')
 
 
 def _finished(job, built):
@@ -315,33 +321,6 @@ def _finished(job, built):
     raise ValueError(
       f'{e} Remove {directory} to make that stage again; the others are kept.'
     ) from e
-
-
-def _open_workdir(workdir) -> pathlib.Path:
-  work = pathlib.Path(workdir).absolute()
-  try:
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=work):
-      os.listdir(work)
-  except OSError as e:
-    raise ValueError(
-      f'The workdir {work} cannot be read and written ({e.strerror}). Choose'
-      ' another with --workdir.'
-    ) from e
-  return work
-
-
-def _write_atomically(path, text):
-  if jax.process_index() == 0:
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text + '\n')
-    os.replace(temporary, path)
-
-
-def _together(name):
-  """No process goes on before all are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 def _jsonable(config):

@@ -53,7 +53,7 @@ class Plan:
     parts = {'seed': self.seed, 'data': fields.written(self.data)}
     parts['models'] = {s.model: dict(self.models[s.model]) for s in needed}
     parts['stage'] = {s.name: fields.written(s) for s in needed}
-    return dict(_flat(parts))
+    return dict(flat(parts))
 
   def needed(self, stage: options.Stage) -> list[options.Stage]:
     """The stage after all that it depends on."""
@@ -204,9 +204,10 @@ def _plain(x):
   return x
 
 
-def _flat(tree, prefix=''):
+def flat(tree, prefix=''):
+  """Pairs of ('a.b.c', value) of nested dicts."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flat(value, f'{prefix}{key}.')
+      yield from flat(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value

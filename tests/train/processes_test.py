@@ -1,4 +1,4 @@
-"""Two processes train what one does, on the same global batches."""
+"""Two processes train what one does, and refuse together what one refuses."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
@@ -14,6 +15,8 @@ from safetensors import numpy as safetensors
 from jaxopt_compress.parallel import cluster
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import loop
+from jaxopt_compress.train import processes
+from jaxopt_compress.train import workdir as workdir_lib
 
 CONFIG = dict(
   data=dict(name='digits', test='validation', eval_batch_size=64),
@@ -45,7 +48,7 @@ class ProcessesTest(absltest.TestCase):
     environ = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
     running = [
       subprocess.Popen(
-        [sys.executable, __file__, address, str(i), str(self.dir / 'two')],
+        [sys.executable, __file__, address, str(i), str(self.dir)],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,12 +57,19 @@ class ProcessesTest(absltest.TestCase):
       for i in range(2)
     ]
     try:
-      outputs = [p.communicate(timeout=240)[0] for p in running]
+      held = self.dir / 'held'
+      with workdir_lib.opened(held):
+        outputs = [p.communicate(timeout=240)[0] for p in running]
     finally:
       for process in running:
         process.kill()
     for process, output in zip(running, outputs, strict=True):
       self.assertEqual(process.returncode, 0, output)
+      for refusal in (
+        'Refused: config.seed is 1 in process 0 and 2 in process 1. Start all',
+        f'Refused: The workdir {held} is in use by process {os.getpid()} on',
+      ):
+        self.assertIn(refusal, output)
     self.assertIn('Devices: 2', outputs[0])
     self.assertNotIn('[model]', outputs[1])  # process 0 speaks for both
 
@@ -71,10 +81,33 @@ class ProcessesTest(absltest.TestCase):
       np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
 
 
-def main(address, process_id, workdir):
+class ProcessTest(absltest.TestCase):
+  def test_alone(self):
+    self.assertEqual(processes.gather('é'), ['é'])
+    processes.wait('here')
+    processes.agree({'a': 1, 'f': print})
+    processes.fail_together('')
+    with pytest.raises(ValueError, match='wrong'):
+      processes.fail_together('wrong')
+
+
+def main(address, process_id, folder):
+  folder = pathlib.Path(folder)
   assert cluster.initialize(address, 2, int(process_id)) == 'arguments'
   assert cluster.initialize() == 'already running'
-  loop.run(CONFIG, pathlib.Path(workdir))
+  index = jax.process_index()
+  assert processes.gather('é' * index) == ['', 'é']
+  try:
+    loop.run({**CONFIG, 'seed': 1 + index}, folder / 'two')
+  except ValueError as e:
+    print('Refused:', e)
+  assert not (folder / 'two').exists()
+  try:
+    with workdir_lib.opened(folder / 'held'):
+      pass
+  except ValueError as e:
+    print('Refused:', e)
+  loop.run(CONFIG, folder / 'two')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,101 @@
+"""The workdir: of one run at a time.
+
+A run holds a lock of the operating system (flock) on the file `lock`, so one that
+dies lets go of it, however it dies. What the file says is for the message to others
+and locks nothing. Runs on several hosts are kept apart where the file system carries
+these locks from host to host: NFS does (Linux 2.6.12 and later), Lustre does if it is
+mounted with `flock`. One that has no locks gets a warning, and the run goes on.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import fcntl
+import os
+import pathlib
+import socket
+import tempfile
+
+from absl import logging
+import jax
+
+from jaxopt_compress.report import files
+from jaxopt_compress.train import processes
+
+_FOLDERS = ('checkpoints', 'stages', 'export', 'plots')
+_FILES = ('lock', 'config.json', 'metrics.jsonl', 'report.md', 'report.json')
+
+
+def absolute(directory: str | os.PathLike) -> pathlib.Path:
+  """The path of a workdir; an empty name would be the current folder."""
+  if not os.fspath(directory).strip():
+    raise ValueError('The name of the workdir is empty. Set it with --workdir.')
+  return pathlib.Path(directory).absolute()
+
+
+@contextlib.contextmanager
+def opened(work: pathlib.Path) -> Iterator[None]:
+  """Makes and checks a workdir, and keeps other runs out of it.
+
+  Raises:
+    ValueError: it cannot be used, or another run uses it; in every process.
+  """
+  with contextlib.ExitStack() as held:
+    problem = ''
+    try:
+      _check(work)
+      # Process 0 writes for all.
+      if jax.process_index() == 0:
+        held.enter_context(_locked(work / 'lock'))
+        for folder in (work, work / 'plots'):
+          files.remove_partial(folder)
+    except ValueError as e:
+      problem = str(e)
+    except OSError as e:
+      problem = (
+        f'The workdir {work} cannot be read and written ({e.strerror}). Choose'
+        ' another with --workdir.'
+      )
+    processes.fail_together(problem)
+    yield
+
+
+def _check(work):
+  work.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=work):
+    os.listdir(work)
+  for name in (*_FOLDERS, *_FILES):
+    path, folder = work / name, name in _FOLDERS
+    if path.exists() and path.is_dir() != folder:
+      found, expected = ('file', 'folder') if folder else ('folder', 'file')
+      raise ValueError(
+        f'{path} is a {found}, and a {expected} is expected. Move it away, or'
+        ' choose another workdir.'
+      )
+
+
+@contextlib.contextmanager
+def _locked(path):
+  """Holds the lock of a file, which says who does."""
+  with open(path, 'a+') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      f.seek(0)
+      raise ValueError(
+        f'The workdir {path.parent} is in use by {f.read() or "another run"}.'
+        ' Wait for it, stop it, or choose another workdir.'
+      ) from e
+    except OSError as e:
+      logging.warning(
+        '%s cannot be locked (%s). Make sure that no other run uses %s.',
+        *(path, e.strerror, path.parent),
+      )
+    since = datetime.datetime.now(datetime.UTC)
+    f.truncate(0)
+    f.write(
+      f'process {os.getpid()} on {socket.gethostname()}, since'
+      f' {since:%Y-%m-%d %H:%M:%S} UTC'
+    )
+    f.flush()
+    yield
