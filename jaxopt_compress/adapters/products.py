@@ -285,7 +285,8 @@ def _squeeze(factor, shape, *, dimensions):
 
 def _reshape(factor, shape, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
-    return lift.Dense('a reshape with a permutation')
+    factor = _transpose(factor, shape, permutation=dimensions)
+    shape = [shape[i] for i in dimensions]
   return _regrouped(factor, shape, new_sizes)
 
 

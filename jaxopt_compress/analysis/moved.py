@@ -56,15 +56,14 @@ class Move(NamedTuple):
     None where the operation does not move entries, or mixes axes.
     """
     rule = _AXES.get(self.primitive)
-    if rule is None or self._permutes:
-      return None
-    return rule(self, list(pieces))
+    return rule and rule(self, [pieces[i] for i in self._order])
 
   @property
-  def _permutes(self) -> bool:
-    """A reshape that reads its operand in another order is not followed."""
+  def _order(self) -> Sequence[int]:
+    """The order in which it reads the axes: a reshape may transpose first."""
     order = self.params.get('dimensions')
-    return self.primitive == 'reshape' and order is not None
+    permutes = self.primitive == 'reshape' and order is not None
+    return order if permutes else range(len(self.shape))
 
   def entries(self, known: np.ndarray) -> list[np.ndarray] | None:
     """What is known of the entries of each result, from that of the operand's.
@@ -72,13 +71,13 @@ class Move(NamedTuple):
     None where the operation does not move entries. Axes of `known` along which all
     are alike may have size 1, those of the result do.
     """
-    if self.primitive not in (*_NARROW, *_WIDE) or self._permutes:
+    if self.primitive not in (*_NARROW, *_WIDE):
       return None
     if self.primitive in _NARROW:
       return _NARROW[self.primitive](self, known)
     if known.size == 1:
       return [known.reshape((1,) * len(shape)) for shape in self.shapes]
-    known = np.broadcast_to(known, self.shape)
+    known = np.broadcast_to(known, self.shape).transpose(self._order)
     return [narrow(x) for x in _WIDE[self.primitive](self, known)]
 
 

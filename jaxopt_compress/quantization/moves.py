@@ -109,7 +109,7 @@ def broadcast(q, *sizes, shape, **_):
 
 def reshape_as(q, *sizes, new_sizes, dimensions, **_):
   if dimensions is not None:
-    return lift.Dense('a reshape with a permutation')
+    q = transpose(q, permutation=dimensions)
   return reshape(q, new_sizes)
 
 

@@ -143,6 +143,7 @@ class MoveTest(parameterized.TestCase):
     ('transpose', lambda w: w.transpose(2, 0, 1), True),
     ('split in', lambda w: w.reshape(3, 2, 4, 8), True),
     ('split out', lambda w: w.reshape(3, 8, 4, 2), True),
+    ('permuting', lambda w: lax.reshape(w, (8, 2, 4, 3), (2, 1, 0)), True),
     ('merge in and out', lambda w: w.reshape(3, 64), False),
     ('a layer', lambda w: w[1], True),
     ('layers', lambda w: w[::2], True),

@@ -26,6 +26,10 @@ CASES = dict(
     [(((A, 2),), (), BY_B, BY_C)],
   ),
   mixed=(lambda x: x.reshape(2, 4, 3), None),
+  permuting=(
+    lambda x: lax.reshape(x, (12, 2), dimensions=(1, 2, 0)),
+    [(((B, 3), (C, 4)), ((A, 2),))],
+  ),
   broadcast=(
     lambda x: lax.broadcast_in_dim(x, (5, 2, 3, 4), (1, 2, 3)),
     [((), ((A, 2),), BY_B, BY_C)],

@@ -223,6 +223,10 @@ MOVES = {
   'traced index': (lambda w, i: w[i], ALL),
   'traced slice': (lambda w, i: lax.dynamic_slice_in_dim(w, i, 2), ALL),
   'beyond the end': (lambda w, i: lax.dynamic_slice_in_dim(w, i + 9, 2), ALL),
+  'permuting reshape': (
+    lambda w, i: lax.reshape(w, (w.shape[1], 8, 4), (1, 2, 0)),
+    ALL,
+  ),
   'expand': (lambda w, i: w[:, None], ALL),
   'squeeze': (lambda w, i: w[:1].squeeze(0), ALL),
   'split': (
