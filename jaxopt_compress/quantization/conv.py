@@ -36,33 +36,47 @@ def _per_output(p, params):
   return p.reshape(shape)
 
 
-def _per_image(p, params):
-  """Moves one number for each image to where the result has images."""
+def _per_image(p, params, w):
+  """Moves one number for each image to where the result has them."""
   numbers = params['dimension_numbers']
-  shape = [1] * p.ndim
-  shape[numbers.out_spec[0]] = p.shape[numbers.lhs_spec[0]]
-  return p.reshape(shape)
+  groups, shape = params['batch_group_count'], [1] * p.ndim
+  if groups == 1 or p.size == 1:
+    shape[numbers.out_spec[0]] = p.size
+    return p.reshape(shape)
+  # Images come group after group, and a group's results are features: of the groups,
+  # the first images are one image of the result.
+  shape[numbers.out_spec[0]] = p.size // groups
+  shape[numbers.out_spec[1]] = groups
+  p = p.reshape(groups, -1)
+  by_image = numbers.out_spec[0] < numbers.out_spec[1]
+  return _for_each_output((p.T if by_image else p).reshape(shape), params, w)
+
+
+def _groups(params) -> int:
+  """In how many groups features of the result come: of channels or of images."""
+  return params['feature_group_count'] * params['batch_group_count']
 
 
 def _ones_kernel(w, params):
   """One all-ones filter for each group of features."""
   shape = list(w.shape)
-  shape[params['dimension_numbers'].rhs_spec[0]] = params['feature_group_count']
+  shape[params['dimension_numbers'].rhs_spec[0]] = _groups(params)
   return jnp.ones(shape, w.dtype)
 
 
 def _ones_image(x, params):
+  """One image for each group of images."""
   shape = list(x.shape)
-  shape[params['dimension_numbers'].lhs_spec[0]] = 1
+  shape[params['dimension_numbers'].lhs_spec[0]] = params['batch_group_count']
   return jnp.ones(shape, x.dtype)
 
 
 def _for_each_output(y, params, w):
-  """Repeats the result of `_ones_kernel` to all features of its group."""
+  """Repeats one result a group to all features of the group."""
   numbers = params['dimension_numbers']
   features = w.shape[numbers.rhs_spec[0]]
   # Features of one group are neighbours, so each result is repeated in place.
-  repeats = features // params['feature_group_count']
+  repeats = features // _groups(params)
   return jnp.repeat(y, repeats, axis=numbers.out_spec[1])
 
 
@@ -84,7 +98,7 @@ def _less_zeros(y, x, w, x_zero, w_zero, params):
     count = _for_each_output(count, params, w)
     weight, w_zero = product.same_type(weight, w_zero)
     weight = weight - w_zero * count.astype(weight.dtype)
-  y, x_zero = product.same_type(y, _per_image(x_zero, params))
+  y, x_zero = product.same_type(y, _per_image(x_zero, params, w))
   return y - x_zero * weight.astype(y.dtype)
 
 
@@ -122,7 +136,7 @@ def on_codes(lhs, rhs, **params):
   a, b = dot.as_operand(x, ()), dot.as_operand(q, ())
   numbers = _conv(a.numbers, b.numbers, params)
   y = _less_zeros(numbers, a.numbers, b.numbers, a.zero, b.zero, params)
-  y = y.astype(jnp.float32) * _per_image(a.scale, params)
+  y = y.astype(jnp.float32) * _per_image(a.scale, params, b.numbers)
   y = y * _per_output(b.scale, params)
   preferred = params['preferred_element_type']
   return y.astype(dot.result_dtype(preferred, lhs, q))
@@ -149,16 +163,13 @@ def _of_rank(p, ndim):
 def _rounded(operands, side, leaf, params):
   x = operands[0]
   q = _codes(lax.stop_gradient(x), leaf, params)
-  return activation.rounded(
-    x, q, leaf.act, x.size // x.shape[params['dimension_numbers'].lhs_spec[0]]
-  )
+  entries = math.prod(x.shape[i] for i in _summed(0, params))
+  return activation.rounded(x, q, leaf.act, entries)
 
 
 def _declines(lhs, rhs, params, leaf_type):
   if not isinstance(rhs, leaf_type):
     return lift.Dense('it is the image of a convolution, not the kernel')
-  if params['batch_group_count'] != 1:
-    return lift.Dense('a convolution grouped over the batch')
   return dot.refuses(lhs)
 
 
@@ -166,4 +177,8 @@ def _scaled_per_output(q, params) -> bool:
   return dot.shared_along(q, params['dimension_numbers'].rhs_spec[1:])
 
 
-PRODUCT = product.Product(lax.conv_general_dilated_p.bind, 0, _rounded)
+def _summed(side, params):
+  return params['dimension_numbers'][side][1:]
+
+
+PRODUCT = product.Product(lax.conv_general_dilated_p.bind, 0, _rounded, _summed)

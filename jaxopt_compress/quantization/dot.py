@@ -199,4 +199,8 @@ def _rounded(operands, side, leaf, params):
   )
 
 
-PRODUCT = product.Product(lax.dot_general_p.bind, None, _rounded)
+def _summed(side, params):
+  return product.dims(params['dimension_numbers']).contracting[side]
+
+
+PRODUCT = product.Product(lax.dot_general_p.bind, None, _rounded, _summed)

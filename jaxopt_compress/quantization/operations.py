@@ -8,6 +8,7 @@ import jax
 from jax import lax
 
 from jaxopt_compress.core import lift
+from jaxopt_compress.quantization import backward
 from jaxopt_compress.quantization import cache
 from jaxopt_compress.quantization import conv
 from jaxopt_compress.quantization import dot
@@ -54,11 +55,14 @@ def register() -> None:
     lift.rule(primitive, QArray)(weight_only)
     lift.rule(primitive, QDotArray)(_straight_through(on_codes, how))
     lift.rule(primitive, FakeQuant)(trained.product_rule(primitive, how))
+    unrounded = backward.product_rule(on_codes, how)
+    lift.rule(primitive, backward.Unrounded)(unrounded)
   for primitive, move in moves.MOVES.items():
     lift.rule(primitive, QArray)(move)
     lift.rule(primitive, QDotArray)(moves.of_weight(primitive, move))
     lift.rule(primitive, FakeQuant)(trained.move_rule(primitive))
     lift.rule(primitive, QCache)(cache.move_rule(primitive, move))
+    lift.rule(primitive, backward.Unrounded)(backward.move_rule(primitive))
   for primitive, leaf_type, rule in ROWS:
     lift.rule(primitive, leaf_type)(rule)
   for primitive, rule in WRITES:

@@ -46,11 +46,14 @@ class Product(NamedTuple):
     at: position of the operand that meets the weight; None where it is the other
       one of two.
     rounded: (operands, side, leaf, params) -> that operand as it is rounded.
+    summed: (side, params) -> the axes of the operand at `side` that are summed
+      over.
   """
 
   bind: Callable
   at: int | None
   rounded: Callable
+  summed: Callable
 
   def round_other(self, operands, side, leaf, params) -> list:
     """The operands, the one that the weight at `side` meets rounded."""

@@ -186,4 +186,8 @@ def _rounded(operands, side, leaf, params):
   )
 
 
-PRODUCT = product.Product(bind, 0, _rounded)
+def _summed(side, params):
+  return _dims(params).contracting[side]
+
+
+PRODUCT = product.Product(bind, 0, _rounded, _summed)

@@ -62,6 +62,41 @@ CASES = {
 }
 
 
+# Other arrangements of operands, and how many of the two products of the backward
+# pass are of codes: one that sums over nothing is not.
+ARRANGEMENTS = {
+  'one row': (lambda p, x: x @ p['w'], (16, 8), (16,), 1),
+  'rows in a scan': (
+    lambda p, x: lax.scan(lambda c, x: (c, x @ p['w']), 0.0, x)[1],
+    (16, 8),
+    (5, 16),
+    1,
+  ),
+  'a row for each expert': (
+    lambda p, x: jnp.einsum('ei,eio->eo', x, p['w']),
+    (3, 16, 8),
+    (3, 16),
+    1,
+  ),
+  'grouped': (_conv(groups=2), (3, 3, 4, 16), (2, 6, 6, 8), 2),
+  'depthwise': (_conv((2, 2), groups=8), (3, 3, 1, 16), (2, 6, 6, 8), 2),
+  'transposed': (
+    lambda p, x: lax.conv_transpose(
+      x, p['w'], (2, 2), 'SAME', transpose_kernel=True
+    ),
+    (3, 3, 16, 8),
+    (2, 6, 6, 8),
+    2,
+  ),
+  'a kernel for each image': (
+    lambda p, x: jax.vmap(lambda w, x: _conv()({'w': w}, x[None]))(p['w'], x),
+    (2, 3, 3, 4, 8),
+    (2, 6, 6, 4),
+    2,
+  ),
+}
+
+
 def _grads(f, scheme, w, x):
   """Gradients of a quantised and of the float product, same cotangent."""
   uses = jc.uses(f)({'w': w}, x)
@@ -74,6 +109,15 @@ def _grads(f, scheme, w, x):
   quantised = loss(jc.lift(f), lambda p: comp.apply(p, comp.init(p)))
   dense = loss(f, lambda p: p)
   return [jax.grad(loss, (0, 1)) for loss in (quantised, dense)]
+
+
+def _products(lowered):
+  """The types of the operands of each product."""
+  return re.findall(
+    r'stablehlo\.(?:dot_general|convolution).*? : \(tensor<\d[\dx]*x(\w+)>,'
+    r' tensor<\d[\dx]*x(\w+)>\)',
+    lowered.as_text(),
+  )
 
 
 class _Case(parameterized.TestCase):
@@ -113,12 +157,7 @@ class BackwardTest(_Case):
     f, w_shape, x_shape = CASES[case]
     w, x = _rand(*w_shape), _rand(*x_shape)
     quantised, _ = _grads(f, scheme, w, x)
-    text = jax.jit(quantised).lower(w, x).as_text()
-    products = re.findall(
-      r'stablehlo\.(?:dot_general|convolution).*? : \(tensor<\d[\dx]*x(\w+)>,'
-      r' tensor<\d[\dx]*x(\w+)>\)',
-      text,
-    )
+    products = _products(jax.jit(quantised).lower(w, x))
     self.assertNotEmpty(products)
     integer = scheme.startswith('int8')
     kind = {'i8'} if integer else {'f8E4M3FN', 'f8E5M2'}
@@ -130,6 +169,40 @@ class BackwardTest(_Case):
     # Of a linear loss nothing but the two products of the backward pass is left.
     self.assertLen(products, 2)
     self.assertEqual(on_codes, products)
+
+  @parameterized.product(
+    case=tuple(ARRANGEMENTS),
+    scheme=('int8, int8, int8', 'int8, int8 asym, int8'),
+  )
+  def test_every_arrangement(self, case, scheme):
+    f, w_shape, x_shape, on_codes = ARRANGEMENTS[case]
+    w, x = _rand(*w_shape), _rand(*x_shape)
+    quantised, dense = _grads(f, scheme, w, x)
+    lowered = jax.jit(quantised).lower(w, x)
+    found = _products(lowered)
+    if 'asym' not in scheme:  # zero points are products, too
+      self.assertEqual(found.count(('i8', 'i8')), on_codes)
+      self.assertLen(found, 2)
+    for got, want in zip(lowered.compile()(w, x), dense(w, x), strict=True):
+      error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+      self.assertLess(float(error), 0.02)
+
+  @parameterized.named_parameters(
+    ('dot', CASES['dot'][0], (16, 8), (0, 16)),
+    ('conv', _conv(groups=2), (3, 3, 4, 16), (0, 6, 6, 8)),
+    (
+      'ragged',
+      lambda p, x: lax.ragged_dot(x, p['w'], jnp.array([0, 0, 0])),
+      (3, 16, 8),
+      (0, 16),
+    ),
+  )
+  def test_an_empty_batch_has_a_gradient_of_zero(self, f, w_shape, x_shape):
+    w, x = _rand(*w_shape), _rand(*x_shape)
+    quantised, _ = _grads(f, 'int8, int8, int8', w, x)
+    dw, dx = jax.jit(quantised)(w, x)
+    np.testing.assert_array_equal(dw, np.zeros(w_shape))
+    self.assertEqual(dx.shape, x_shape)
 
   @parameterized.parameters('int8, int8, int8', 'e4m3, e4m3, e5m2')
   def test_trains_as_float_does(self, scheme):

@@ -74,7 +74,7 @@ class ConvolutionTest(parameterized.TestCase):
     y = jax.jit(jc.lift(f))(x, q)
     np.testing.assert_allclose(y, f(x, w), atol=2e-5)
     (met,) = jc.explain(f)(x, q)
-    self.assertEqual(met.native, name != 'over_batch')
+    self.assertTrue(met.native)
 
   @parameterized.parameters(*CONVS)
   def test_integers(self, name):
@@ -85,8 +85,6 @@ class ConvolutionTest(parameterized.TestCase):
     axes = tuple(i for i in range(x.ndim) if i != batch)
     codes, scale = making.integer_oracle(x, axes)
     x_hat = jnp.asarray((codes * scale).astype(np.float32))
-    if name == 'over_batch':
-      x_hat = x  # it declines, so nothing is rounded
     np.testing.assert_allclose(y, f(x_hat, w), atol=2e-5)
 
   @parameterized.parameters('int8, int8 g8', 'MXFP8', 'MXINT8', 'NVFP4')
