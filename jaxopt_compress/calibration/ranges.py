@@ -19,6 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.calibration import histograms
@@ -174,11 +175,12 @@ def calibrate(
   """Ranges of static activations, for `jc.quantize(..., ranges=)`.
 
   Args:
-    apply: a function of (params, x).
+    apply: a function of parameters and the arguments that a batch is.
     params: its parameters.
     rules: those of `jc.quantize`; leaves whose scheme has static activations are
       observed.
-    batches: inputs x, one at a time.
+    batches: of data, one at a time: a tuple of positional arguments, a dict of
+      keyword arguments, or one argument.
     uses: what `jc.uses(apply)(params, x)` returned.
     method: a `Method`, or the name of one: 'absmax', 'minmax', 'ema',
       'percentile', 'mse', 'entropy'.
@@ -203,8 +205,9 @@ def calibrate(
   found = {re.escape(path): method.statistic for path in chosen}
   observed = jax.jit(observe_lib.observe(apply, found))
   stats = {}
-  for x in batches:
-    stats = observe_lib.merge_stats(found, stats, observed(params, x)[1])
+  for batch in batches:
+    _, met = batches_lib.call(observed, (params,), batch)
+    stats = observe_lib.merge_stats(found, stats, met)
   if not stats:
     raise ValueError('There are no batches to calibrate on.')
   observe_lib.check_seen(stats)

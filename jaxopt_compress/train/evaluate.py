@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import positions
@@ -36,21 +37,21 @@ class Evaluation:
   logits: Sequence[jax.Array] = ()
 
 
-def forward(apply: Callable) -> Callable[[Any, Any, jax.Array], jax.Array]:
-  """`(params, variables, x) -> y`, jitted; leaves may be compressed.
+def forward(apply: Callable) -> Callable[..., jax.Array]:
+  """`(params, variables, *inputs) -> y`, jitted; leaves may be compressed.
 
   Make it once for each model: it compiles anew for each structure of params.
   """
 
   @jax.jit
-  def forward_fn(params, variables, x):
-    return lift.lift(lambda p, v, x: apply(p, v, x))(params, variables, x)[0]
+  def forward_fn(*args, **kwargs):
+    return lift.lift(apply)(*args, **kwargs)[0]
 
   return forward_fn
 
 
 def evaluate(
-  forward_fn: Callable[[Any, Any, jax.Array], jax.Array],
+  forward_fn: Callable[..., jax.Array],
   params: Any,
   variables: Any,
   batches: Sequence[dict[str, np.ndarray]],
@@ -64,8 +65,9 @@ def evaluate(
   Args:
     forward_fn: from `forward`.
     params, variables: of the model.
-    batches: dicts with `inputs`, `targets` [b, ...] int and `mask` bool, of
-      one value for each example [b] or for each target [b, ...].
+    batches: dicts with `inputs`, a tuple or dict of arguments or one of them;
+      `targets` [b, ...] int; and `mask` bool, of one value for each example [b]
+      or for each target [b, ...].
     inputs, targets: names in a batch.
     reference: logits for each batch, from the `logits` of another evaluation.
 
@@ -75,7 +77,7 @@ def evaluate(
   # Sums of a batch are float32; those of all batches are float64.
   sums, logits = np.zeros(5), []
   for i, batch in enumerate(batches):
-    y = forward_fn(params, variables, batch[inputs])
+    y = batches_lib.call(forward_fn, (params, variables), batch[inputs])
     # Without a reference the last two sums are of the model against itself.
     other = y if reference is None else reference[i]
     sums += np.asarray(_sums(y, batch[targets], batch['mask'], other), float)

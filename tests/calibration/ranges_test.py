@@ -134,6 +134,17 @@ class CalibrateTest(_Case):
       found['layers/kernel'][0][0, 0, 0], largest / 127.5, rtol=1e-6
     )
 
+  def test_batches_of_several_arguments(self):
+    f = lambda p, x, scale=1.0: x * scale @ p['w']
+    x, p, rules = jnp.eye(4), {'w': jnp.ones((4, 2))}, [('w', 'FP8')]
+    run = lambda *batches: jc.calibrate(f, p, rules, batches)['w'][0]
+    want = run(3 * x)
+    for batch in ((x, 3.0), {'x': x, 'scale': 3.0}):
+      np.testing.assert_array_equal(run(x, batch), want)
+    with self.assertRaisesRegex(TypeError, 'missing') as caught:
+      run({'scale': 3.0})
+    self.assertIn("keyword arguments ['scale']", caught.exception.__notes__[-1])
+
   def test_layer_that_meets_zeros_is_named(self):
     layers = self.params['layers']['kernel'].at[1].set(0)
     params = {**self.params, 'layers': {'kernel': layers}}

@@ -50,6 +50,27 @@ class EvaluateTest(parameterized.TestCase):
     self.assertIsNone(teacher.agreement)
     self.assertIsNone(teacher.kl)
 
+  def test_inputs_of_several_arguments(self):
+    def apply(params, variables, x, shift):
+      return x @ params + shift, {}, variables
+
+    rng = np.random.default_rng(0)
+    x, shift = rng.normal(size=(2, 8, 4)).astype(np.float32)
+    labels = np.arange(8) % 4
+    found = [
+      evaluate.evaluate(
+        evaluate.forward(apply),
+        jnp.eye(4),
+        {},
+        [{'inputs': inputs, 'label': labels, 'mask': np.ones(8, bool)}],
+        inputs='inputs',
+        targets='label',
+      ).accuracy
+      for inputs in ((x, shift), {'shift': shift, 'x': x})
+    ]
+    want = ((x + shift).argmax(-1) == labels).mean()
+    self.assertEqual(found, [want, want])
+
   def test_a_class_that_cannot_occur_has_no_part(self):
     y = jnp.array([[0.0, 0.0, -jnp.inf]])
     batch = {'x': y, 'label': np.zeros(1, int), 'mask': np.ones(1, bool)}
