@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class CompressedArray:
@@ -150,15 +151,21 @@ def is_compressed(x: Any) -> bool:
 
 
 def map_leaves(f: Callable[[CompressedArray], Any], tree: Any) -> Any:
-  """`tree` with `f` of every compressed leaf, and the rest as it is."""
-  return jax.tree.map(
-    lambda x: f(x) if is_compressed(x) else x, tree, is_leaf=is_compressed
-  )
+  """`tree` with `f` of every compressed leaf; all of it on the device."""
+  leaves, refill = arrays_apart(tree, is_compressed, is_compressed)
+  return on_device(refill(map(f, leaves)))
 
 
 def materialize(tree: Any) -> Any:
   """`tree` with every compressed leaf replaced by the array it stands for."""
   return map_leaves(lambda leaf: leaf.materialize(), tree)
+
+
+def on_device(x: Any) -> Any:
+  """`x` with its arrays of numpy, which each call would copy, on the device."""
+  kinds = np.ndarray, np.generic
+  arrays, refill = arrays_apart(x, lambda a: isinstance(a, kinds))
+  return refill(map(jnp.array, arrays)) if arrays else x
 
 
 def arrays_apart(

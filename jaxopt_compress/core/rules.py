@@ -64,12 +64,12 @@ def map_named(
   *rest: Any,
   is_leaf: Callable[[Any], bool] = array.is_compressed,
 ) -> Any:
-  """`jax.tree.map` of `f(path, leaf, ...)` over path names."""
+  """`jax.tree.map` of `f(path, leaf, ...)` over path names, onto the device."""
   treedef = jax.tree.structure(tree, is_leaf=is_leaf)
   others = [treedef.flatten_up_to(r) for r in rest]
   named = named_leaves(tree, is_leaf)
   leaves = [
-    f(path, leaf, *other)
+    array.on_device(f(path, leaf, *other))
     for (path, leaf), *other in zip(named, *others, strict=True)
   ]
   return jax.tree.unflatten(treedef, leaves)

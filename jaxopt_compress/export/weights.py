@@ -61,7 +61,7 @@ def flatten(params: Any) -> tuple[Weights, Callable[[Mapping], Any]]:
 
   def rebuild(arrays):
     leaves = [
-      jax.tree.unflatten(structure, [arrays[n] for n in names])
+      jax.tree.unflatten(structure, [array.on_device(arrays[n]) for n in names])
       for names, structure, _ in parts
     ]
     return jax.tree.unflatten(treedef, leaves)

@@ -247,7 +247,9 @@ def quantize(
       jax.block_until_ready(q)
       for part in jax.tree.leaves(x):
         left[id(part)] -= 1
-        if not left[id(part)]:
+        # Numpy's have no memory on the device, traced ones none at all.
+        traced = isinstance(part, jax.core.Tracer)
+        if not left[id(part)] and isinstance(part, jax.Array) and not traced:
           part.delete()
     return q
 

@@ -1,0 +1,154 @@
+"""Whatever makes a tree of parameters gives arrays of JAX, whatever it was given.
+
+Arrays of numpy would be copied in each call of a program that takes them, and so slowly
+where they lie unaligned, as those of files do, that it takes longer than the program.
+"""
+
+import inspect
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress import distillation
+from jaxopt_compress.export import weights
+
+RULES = [('w', jc.W8A8), ('.*', None)]
+HALF = [('w', jc.Sparsity(0.5)), ('.*', None)]
+X = np.float32([[1.0, -2.0, 3.0, 4.0]])
+
+
+def apply(p, x):
+  return jax.nn.relu(x @ p['w'] + p['b']) @ p['v']
+
+
+def on_host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+  'w': RNG.standard_normal((4, 8), np.float32),
+  'b': np.zeros((1, 8), np.float32),
+  'v': RNG.standard_normal((8, 4), np.float32),
+  'scale': np.float32(2.0),
+}
+USES = jc.uses(apply)(PARAMS, X)
+QUANTISED = on_host(jc.quantize(PARAMS, RULES, USES))
+ADAPTERS = on_host(
+  jc.add_lora(PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0))
+)
+ADAPTED = jc.with_lora(PARAMS, ADAPTERS, USES)
+
+
+def applied(comp):
+  return comp.apply(PARAMS, on_host(comp.init(PARAMS)))
+
+
+def corrected():
+  _, stats = jc.observe(apply, {'w': jc.sums()})(PARAMS, X)
+  return jc.correct_bias(PARAMS, QUANTISED, stats, {'w': 'b'}, USES)
+
+
+def rescaled(how):
+  return how(PARAMS, jc.rescalings(apply)(PARAMS, X))
+
+
+def gained():
+  p = {k: np.full((1, 1), 2.0, np.float32) for k in ('w', 'gain', 'other')}
+  freedoms = jc.rescalings(lambda p, x: (x @ p['w']) * p['gain'])
+  return jc.fold_norms(p, freedoms(p, X[:, :1]))[0]
+
+
+def rebuilt():
+  arrays, rebuild = weights.flatten(QUANTISED)
+  return rebuild(arrays)
+
+
+TRANSFORMS = {
+  'add_lora': lambda: jc.add_lora(
+    PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0)
+  ),
+  'with_lora': lambda: ADAPTED,
+  'merge_lora': lambda: jc.merge_lora(on_host(ADAPTED))[0],
+  'by_path': lambda: applied(
+    jc.by_path([('w', jc.prune(HALF[:1], USES)), ('.*', None)])
+  ),
+  'calibrate': lambda: jc.calibrate(
+    apply, PARAMS, [('w', jc.FP8), ('.*', None)], [X], USES
+  ),
+  'chain': lambda: applied(
+    jc.chain(jc.prune(HALF, USES), jc.fake_quantize(RULES, USES))
+  ),
+  'correct_bias': corrected,
+  'equalize': lambda: rescaled(jc.equalize),
+  'fake_quantize': lambda: applied(jc.fake_quantize(RULES, USES)),
+  'fold_norms': gained,
+  'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
+  'magnitude_prune': lambda: jc.magnitude_prune(PARAMS, HALF, USES),
+  'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
+  'materialize': lambda: jc.materialize(QUANTISED),
+  'merge_learned': lambda: jc.merge_learned(
+    {'a': X}, {'a': jc.Learned(None), 'b': X}
+  ),
+  'pack': lambda: jc.pack(QUANTISED, USES, target='cpu'),
+  'prune': lambda: applied(jc.prune(HALF, USES)),
+  'quantize': lambda: jc.quantize(PARAMS, RULES, USES),
+  'quantize_cache': lambda: jc.quantize_cache(
+    {'k': X, 'length': np.int32(1)}, [('k', 'int8'), ('.*', None)]
+  ),
+  'tune': lambda: jc.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
+  'unpack': lambda: jc.unpack(on_host(jc.pack(QUANTISED, USES, target='cpu'))),
+  'moving_average': lambda: distillation.teachers.moving_average(
+    PARAMS, PARAMS, 0.5
+  ),
+  'warm_start': lambda: distillation.warm_start(PARAMS, PARAMS),
+  'weights.flatten': rebuilt,
+}
+# Public functions that make no tree of parameters, or take apart what is no longer
+# one. `device_put` says in its name where to.
+OTHERS = """
+  absmax at_scopes check_seen device_put explain gram is_compressed lift match
+  merge_stats minmax named_leaves nbytes observe quantize_activations rescalings rule split_learned sum_abs sum_squares sums uses
+""".split()
+
+
+class OnDeviceTest(parameterized.TestCase):
+  @parameterized.parameters(*TRANSFORMS)
+  def test_arrays_are_of_jax(self, name):
+    given = [PARAMS['w'].copy(), QUANTISED['w'].weight.codes.copy()]
+    for path, x in jc.named_leaves(TRANSFORMS[name]()):
+      for part in jax.tree.leaves(x):
+        self.assertIsInstance(part, jax.Array | float, path)
+    # What was given is as it was.
+    np.testing.assert_array_equal(given[0], PARAMS['w'])
+    np.testing.assert_array_equal(given[1], QUANTISED['w'].weight.codes)
+
+  def test_every_public_function_is_here(self):
+    public = {
+      name
+      for name, f in vars(jc).items()
+      if inspect.isfunction(f) and not name.startswith('_')
+    }
+    self.assertEqual(public - set(TRANSFORMS), set(OTHERS))
+
+  def test_arrays_of_the_user_may_change_later(self):
+    params = {'w': PARAMS['w'].copy(), 'b': np.ones(64, np.float32)}
+    q = jc.quantize(params, RULES)
+    params['b'][:] = 0
+    self.assertEqual(float(q['b'].sum()), 64)
+
+  def test_donated_arrays_of_numpy_stay(self):
+    params = {'w': jnp.asarray(PARAMS['w']), 'v': PARAMS['v'].copy()}
+    rules = [('[wv]', 'int8')]
+    jc.quantize(params, rules, donate=True)
+    self.assertTrue(params['w'].is_deleted())
+    np.testing.assert_array_equal(params['v'], PARAMS['v'])
+    # Of arrays that are traced there is nothing to delete.
+    jax.jit(lambda p: jc.quantize(p, rules, donate=True))({'w': PARAMS['w']})
+
+
+if __name__ == '__main__':
+  parameterized.absltest.main()
