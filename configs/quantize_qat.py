@@ -46,11 +46,13 @@ def get_config(arg=''):
   }
   for name, words in W4A4.items():
     c.stage[name] = dict(
-      init='float', quantize=((r'.*/kernel', words), (r'.*', None)), **common
+      model='resnet',
+      init='float',
+      quantize=((r'.*/kernel', words), (r'.*', None)),
     )
     if name != 'w4a4_rounded':
       taught = dict(teacher='float', steps=300, learning_rate=2e-3)
-      c.stage[name].update(taught)
+      c.stage[name].update(**taught, **common)
   c.report = dict(export=('trained',))
   if arg == 'runlocal':
     for name in ('float', 'trained', 'w4a4_followed', 'w4a4_learned'):

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxopt_compress import data as data_lib
 from jaxopt_compress.core import choices
+from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 
@@ -87,16 +88,8 @@ def check_answers(
     )
 
 
-def _no_files(where, files):
-  if files:
-    raise ValueError(
-      f'{where}.files is {files!r}, which chooses files of a text; this data set'
-      ' has none.'
-    )
-
-
 def _arrays(module, data, seed_of) -> Examples:
-  _no_files('config.data', data.files)
+  fields.check_unread('config.data', data, ('window', 'files'), 'a text')
   train, test = module.load(data.train), module.load(data.test)
   _check_names(data, train)
   _check_alike(train[data.input], test[data.input])
@@ -106,7 +99,7 @@ def _arrays(module, data, seed_of) -> Examples:
     test = {name: x[: data.limit] for name, x in test.items()}
 
   def batches(stage):
-    _no_files(f'config.stage.{stage.name}', stage.files)
+    _check_stage(stage, 'files', 'a text')
     return data_lib.batches(
       train,
       batch_size=stage.batch_size,
@@ -122,6 +115,10 @@ def _arrays(module, data, seed_of) -> Examples:
     classes=lambda stage: classes,
     description=f'{_length(train):,} to train, {_length(test):,} held out{said}',
   )
+
+
+def _check_stage(stage, key, need):
+  fields.check_unread(f'config.stage.{stage.name}', stage, [key], need)
 
 
 def _check_names(data, there):
@@ -174,6 +171,7 @@ def _text(module, data, seed_of) -> Examples:
     test = module.excerpts(test, data.limit)
 
   def batches(stage):
+    _check_stage(stage, 'augment', 'images')
     return module.windows(
       read(data.train, stage.files),
       batch_size=stage.batch_size,

@@ -9,6 +9,11 @@ field that holds a record says how its fields are written, here and nowhere else
     record           config
     prune.rules      prune
     prune.scope      prune_scope
+
+A field also says in which range its numbers lie, and which other options must be set for
+it to have an effect:
+
+    clip: float = option(0.0, '[0, inf)', needs='steps')
 """
 
 from collections.abc import Collection
@@ -19,20 +24,46 @@ from typing import Any
 from jaxopt_compress.core import choices
 
 _WRITTEN = 'written'  # where a field keeps what `record` was told
+_RANGE, _NEEDS = 'range', 'needs'  # and what `option` was told
 
 
-def record(cls: type, prefix: str = '', **names: str) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """What is known of a key of a config: see `option`."""
+
+  default: Any
+  within: str
+  needs: tuple[str, ...]
+
+
+def option(default: Any, within: str = '', needs: str = '') -> Any:
+  """A field of a record, with what is asked of its value.
+
+  Args:
+    default: its value where a config says nothing.
+    within: the interval of a number, or of each in a tuple: '[0, 1)', '[1, inf)'.
+    needs: keys of the config without which a value has no effect, or `key=value`.
+  """
+  return dataclasses.field(
+    default=default, metadata={_RANGE: within, _NEEDS: tuple(needs.split())}
+  )
+
+
+def record(cls: type, prefix: str = '', needs: str = '', **names: str) -> Any:
   """A field of a record that holds another one, `cls()` by default.
 
   Args:
     cls: a frozen dataclass, each field with a default.
     prefix: in a config, before the name of each field.
+    needs: as for `option`, of all its fields.
     **names: `field='key'`, whole names of fields that have none of that form.
   """
   own = [f.name for f in dataclasses.fields(cls)]
   assert set(names) <= set(own), f'{cls.__name__} has only {own}'
   keys = {name: names.get(name, prefix + name) for name in own}
-  return dataclasses.field(default=cls(), metadata={_WRITTEN: keys})
+  return dataclasses.field(
+    default=cls(), metadata={_WRITTEN: keys, _NEEDS: tuple(needs.split())}
+  )
 
 
 def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
@@ -45,18 +76,49 @@ def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
 
   Raises:
     ValueError: a key that is not known (with a guess) or is missing, a value of
-      another type.
+      another type or out of its range, or one that has no effect.
   """
-  defaults = defaults_of(cls)
-  check_keys(where, values, tuple(defaults))
-  for key, default in defaults.items():
-    if default is dataclasses.MISSING and key not in values:
+  check_mapping(where, values)
+  known = keys_of(cls)
+  check_keys(where, values, tuple(known))
+  for key, said in known.items():
+    if said.default is dataclasses.MISSING and key not in values:
       raise ValueError(f'{where} needs a {key!r}.')
   values = {
-    key: _typed(f'{where}.{key}', value, defaults[key])
+    key: number(f'{where}.{key}', value, known[key].default, known[key].within)
     for key, value in values.items()
   }
+  found = {key: said.default for key, said in known.items()} | values
+  for key, said in known.items():
+    for need in said.needs:
+      other, _, word = need.partition('=')
+      if not (found[other] == word if word else found[other]):
+        _unread(where, key, found[key], said.default, need)
   return _made(cls, values)
+
+
+def check_unread(
+  where: str, made: Any, keys: Collection[str], need: str
+) -> None:
+  """Raises a ValueError where one of these keys was set, as nothing reads it.
+
+  Args:
+    where: the path in the config.
+    made: a record.
+    keys: of it, as in a config.
+    need: what is missing.
+  """
+  values, known = written(made), keys_of(type(made))
+  for key in keys:
+    _unread(where, key, values[key], known[key].default, need)
+
+
+def _unread(where, key, value, default, need):
+  if value != default:
+    raise ValueError(
+      f'{where}.{key} is {value!r}, which has no effect without {need}. Leave'
+      f' it at {default!r}, or add what it needs.'
+    )
 
 
 def written(made: Any) -> dict[str, Any]:
@@ -73,11 +135,23 @@ def written(made: Any) -> dict[str, Any]:
 
 def defaults_of(cls: type) -> dict[str, Any]:
   """{key: its default, or `dataclasses.MISSING`} of all that a config may say."""
+  return {key: said.default for key, said in keys_of(cls).items()}
+
+
+def keys_of(cls: type) -> dict[str, Key]:
+  """All that a config may say."""
   found = {}
   for field in dataclasses.fields(cls):
-    part = {field.name: field.default}
+    needs = field.metadata.get(_NEEDS, ())
+    part = {
+      field.name: Key(field.default, field.metadata.get(_RANGE, ''), needs)
+    }
     if names := field.metadata.get(_WRITTEN):
-      part = {key: getattr(field.default, n) for n, key in names.items()}
+      inner = keys_of(type(field.default))
+      part = {
+        key: dataclasses.replace(inner[name], needs=needs + inner[name].needs)
+        for name, key in names.items()
+      }
     # Two records must not be set by one key.
     assert not found.keys() & part.keys(), f'{found.keys() & part.keys()} twice'
     found |= part
@@ -96,12 +170,33 @@ def _made(cls, values):
   return cls(**own)
 
 
+def number(where: str, value: Any, default: Any, within: str) -> Any:
+  """The value in the type of its default, a number in its range."""
+  value = _typed(where, value, default)
+  if not within:
+    return value
+  low, high = map(float, within[1:-1].split(','))
+  if isinstance(default, tuple):
+    each = value = tuple(_typed(where, x, default[0]) for x in value)
+  else:
+    each = (value,)
+  for x in each:
+    # Nothing compares with NaN, and no range includes infinity.
+    above = low <= x if within[0] == '[' else low < x
+    below = x <= high if within[-1] == ']' else x < high
+    if not (above and below):
+      raise ValueError(
+        f'{where} is {value!r}; a number in {within} is expected.'
+      )
+  return value
+
+
 def _typed(where, value, default):
   """The value as the type of the default; ints pass for floats."""
   default = '' if default is dataclasses.MISSING else default
   if isinstance(default, float) and type(value) is int:
     value = float(value)
-  if isinstance(default, bool) and type(value) is int:
+  if isinstance(default, bool) and type(value) is int and value in (0, 1):
     value = bool(value)
   if type(value) is not type(default):
     raise ValueError(
@@ -109,6 +204,12 @@ def _typed(where, value, default):
       f' {type(default).__name__} such as {default!r} is expected.'
     )
   return value
+
+
+def check_mapping(where: str, values: Any) -> None:
+  """Raises a ValueError for what is no dict."""
+  if not isinstance(values, Mapping):
+    raise ValueError(f'{where} is {values!r}; a dict of options is expected.')
 
 
 def check_keys(

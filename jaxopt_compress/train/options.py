@@ -18,12 +18,12 @@ class Data:
   test: str = 'test'
   input: str = 'image'
   target: str = 'label'
-  eval_batch_size: int = 256
-  window: int = 256  # of a text, in bytes
+  eval_batch_size: int = fields.option(256, '[1, inf)')
+  window: int = fields.option(256, '[1, inf)')  # of a text, in bytes
   files: str = ''  # of a text: those whose path this regex matches; '': all
   # Evaluate on that many held-out examples; of a text, bytes in excerpts from all
   # over it. 0: on all.
-  limit: int = 0
+  limit: int = fields.option(0, '[0, inf)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,15 @@ class Optimizer:
   """How parameters are moved; see `train.optimizer`."""
 
   name: str = 'adamw'
-  learning_rate: float = 1e-3
-  warmup: float = 0.0  # fraction of the steps
+  learning_rate: float = fields.option(1e-3, '[0, inf)')
+  warmup: float = fields.option(0.0, '[0, 1)')  # fraction of the steps
   decay: str = 'cosine'
-  weight_decay: float = 0.0
-  clip: float = 0.0  # largest norm of a gradient; 0: any
+  weight_decay: float = fields.option(0.0, '[0, inf)')
+  # The largest norm of a gradient; 0: any.
+  clip: float = fields.option(0.0, '[0, inf)')
   # Of what is learned beside the weights (steps of LSQ), by Adam without decay: a
   # fraction of the learning rate, as Adam moves a step of 0.01 as far as a weight.
-  learned_rate: float = 0.1
+  learned_rate: float = fields.option(0.1, '[0, inf)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ class Distil:
   """alpha * T^2 KL(teacher || student) + (1 - alpha) * cross entropy."""
 
   teacher: str = ''  # the stage that it is distilled from; '': labels alone
-  alpha: float = 0.9
-  temperature: float = 4.0
+  alpha: float = fields.option(0.9, '[0, 1]', needs='teacher')
+  temperature: float = fields.option(4.0, '(0, inf)', needs='teacher')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,16 @@ class Prune:
   """What is masked, and when; see `train.words`."""
 
   rules: tuple = ()  # of (regex, sparsity)
-  score: str = 'magnitude'
-  scope: str = 'leaf'
-  k: float = 0.0
-  span: tuple[float, float] = (0.0, 0.7)  # fractions of the steps
-  every: int = 10
+  score: str = fields.option('magnitude', needs='prune')
+  scope: str = fields.option('leaf', needs='prune')
+  k: float = fields.option(
+    0.0, '[0, inf)', needs='prune prune_score=soft_threshold'
+  )
+  # Fractions of the steps.
+  span: tuple[float, float] = fields.option(
+    (0.0, 0.7), '[0, 1]', needs='prune steps'
+  )
+  every: int = fields.option(10, '[1, inf)', needs='prune steps')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class Quantize:
 
   rules: tuple = ()  # of (regex, scheme)
   calibrate: str = 'mse'  # the method
-  calibrate_batches: int = 8
+  calibrate_batches: int = fields.option(8, '[1, inf)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +89,8 @@ class Adapters:
   """
 
   rules: tuple = ()  # of (regex, rank)
-  alpha: float = 16.0
-  rank_stabilized: bool = False
+  alpha: float = fields.option(16.0, '(0, inf)', needs='lora')
+  rank_stabilized: bool = fields.option(False, needs='lora')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,13 +104,16 @@ class Stage:
   name: str
   model: str
   init: str = ''  # the stage whose parameters it starts from; '': from scratch
-  steps: int = 0  # 0: nothing is trained, `init` is compressed as it is
-  batch_size: int = 128
-  augment: bool = False
+  # 0: nothing is trained, `init` is compressed as it is. Steps are counted in int32.
+  steps: int = fields.option(0, '[0, 2147483648)')
+  batch_size: int = fields.option(128, '[1, inf)')
+  augment: bool = fields.option(False, needs='steps')
   files: str = ''  # to train on, of a text; '': those of the data
-  label_smoothing: float = 0.0
-  optimizer: Optimizer = fields.record(Optimizer, name='optimizer')
-  distil: Distil = fields.record(Distil)
+  label_smoothing: float = fields.option(0.0, '[0, 1)', needs='steps')
+  optimizer: Optimizer = fields.record(
+    Optimizer, needs='steps', name='optimizer'
+  )
+  distil: Distil = fields.record(Distil, needs='steps')
   prune: Prune = fields.record(Prune, prefix='prune_', rules='prune')
   quantize: Quantize = fields.record(Quantize, rules='quantize')
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')
@@ -123,8 +132,9 @@ class Report:
   reference: str = ''
   metric: str = 'accuracy'  # or 'bits per byte'
   export: tuple[str, ...] = ()  # stages that are exported and checked
-  batches: tuple[int, ...] = (1, 256)  # at which latency is measured
-  seconds: float = 0.5  # spent on latency at each batch size
+  # At which latency is measured, and the seconds spent at each.
+  batches: tuple[int, ...] = fields.option((1, 256), '[1, inf)')
+  seconds: float = fields.option(0.5, '[0, inf)')
   plots: bool = True
 
 
@@ -133,8 +143,8 @@ class Run:
   """How it runs. None of these is part of a checkpoint's identity."""
 
   mode: str = 'shard_map'  # or 'pmap', 'jit'
-  devices: int = 0  # 0: all
-  log_every: int = 50
-  save_every: int = 200
-  keep: int = 2
+  devices: int = fields.option(0, '[0, inf)')  # 0: all
+  log_every: int = fields.option(50, '[1, inf)')
+  save_every: int = fields.option(200, '[1, inf)')
+  keep: int = fields.option(2, '[1, inf)')
   tensorboard: bool = False

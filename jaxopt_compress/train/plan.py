@@ -16,6 +16,7 @@ The ConfigDict stops here: everything below gets these records, or keywords.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 import zlib
 
@@ -25,8 +26,8 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
 
+_SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
 METRICS = ('accuracy', 'bits per byte')
-_COUNTS = ('log_every', 'save_every', 'keep')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,9 @@ def parse(config: Mapping[str, Any]) -> Plan:
   """Checks a config and returns the plan.
 
   Raises:
-    ValueError: a key that is not known (with a guess), a value of another type, a
-      stage that names a model or a stage that is not there.
+    ValueError: a key that is not known (with a guess), a value of another type, out
+      of its range or without effect, a stage that names a model or a stage that is
+      not there.
   """
   config = _plain(config)
   known = ('seed', 'data', 'models', 'stages', 'stage', 'report', 'run')
@@ -80,22 +82,21 @@ def parse(config: Mapping[str, Any]) -> Plan:
   for key in ('data', 'models', 'stages', 'stage'):
     if not config.get(key):
       raise ValueError(f'The config has no {key}. See configs/digits.py.')
+  names = config['stages']
+  _check_names(names)
+  for key in ('models', 'stage'):
+    fields.check_mapping(f'config.{key}', config[key])
+    for name, said in config[key].items():
+      fields.check_mapping(f'config.{key}.{name}', said)
   # A config may describe stages that it does not run.
-  names = tuple(config['stages'])
   fields.check_keys(
     'config.stage', dict.fromkeys(names), tuple(config['stage'])
   )
-  stages = [
-    fields.read(
-      options.Stage, f'config.stage.{n}', {'name': n, **config['stage'][n]}
-    )
-    for n in names
-  ]
   plan = Plan(
-    seed=int(config.get('seed', 0)),
+    seed=fields.number('config.seed', config.get('seed', 0), 0, _SEEDS),
     data=fields.read(options.Data, 'config.data', config['data']),
     models=config['models'],
-    stages=tuple(stages),
+    stages=tuple(_stage(n, config['stage'][n]) for n in names),
     report=fields.read(
       options.Report, 'config.report', config.get('report', {})
     ),
@@ -103,6 +104,36 @@ def parse(config: Mapping[str, Any]) -> Plan:
   )
   _check_references(plan)
   return plan
+
+
+def _check_names(names):
+  """Stages have names of their own, which are those of directories."""
+  if not isinstance(names, tuple):
+    raise ValueError(
+      f"config.stages is {names!r}; a tuple such as ('teacher', 'student') is"
+      ' expected.'
+    )
+  for i, name in enumerate(names):
+    if not re.fullmatch(r'[A-Za-z0-9_-]+', str(name)):
+      raise ValueError(
+        f'config.stages has {name!r}; a name of letters, digits, "_" and "-" is'
+        ' expected, as it is that of a directory.'
+      )
+    if name in names[:i]:
+      raise ValueError(
+        f'config.stages has {name!r} twice. Give one of them another name.'
+      )
+
+
+def _stage(name, said):
+  if said.get('name', name) != name:
+    raise ValueError(
+      f'config.stage.{name}.name is {said["name"]!r}; the name of a stage is its'
+      ' key. Leave it out.'
+    )
+  return fields.read(
+    options.Stage, f'config.stage.{name}', {'name': name, **said}
+  )
 
 
 def complete(config: Any) -> Any:
@@ -145,6 +176,14 @@ def _check_references(plan):
         f'{where} trains nothing and starts from nothing. Set steps, or init to'
         ' the stage that it compresses.'
       )
+    choices.one_of(
+      f'{where}.calibrate', stage.quantize.calibrate, ranges.METHODS
+    )
+    if len(stage.prune.span) != 2 or stage.prune.span[0] > stage.prune.span[1]:
+      raise ValueError(
+        f'{where}.prune_span is {stage.prune.span}; two fractions of the steps, the'
+        ' first not above the second, are expected.'
+      )
     ready = stage.steps and stage.init and not stage.prune.rules
     if stage.adapters.rules and not ready:
       raise ValueError(
@@ -160,37 +199,15 @@ def _check_references(plan):
   for name in plan.report.export:
     choices.one_of('config.report.export', name, tuple(earlier))
   choices.one_of('config.report.metric', plan.report.metric, METRICS)
+  if not plan.report.batches:
+    raise ValueError(
+      'config.report.batches is (); at least one batch size is expected.'
+    )
   choices.one_of('config.run.mode', plan.run.mode, step_lib.MODES)
-  _check_numbers(plan)
   if plan.report.reference:
     choices.one_of(
       'config.report.reference', plan.report.reference, tuple(earlier)
     )
-
-
-def _check_numbers(plan):
-  least = [
-    *((f'config.run.{k}', getattr(plan.run, k), 1) for k in _COUNTS),
-    *(('config.report.batches', batch, 1) for batch in plan.report.batches),
-  ]
-  for stage in plan.stages:
-    where = f'config.stage.{stage.name}'
-    least += [(f'{where}.batch_size', stage.batch_size, 1)]
-    least += [(f'{where}.steps', stage.steps, 0)]
-    least += [
-      (f'{where}.calibrate_batches', stage.quantize.calibrate_batches, 1)
-    ]
-    choices.one_of(
-      f'{where}.calibrate', stage.quantize.calibrate, ranges.METHODS
-    )
-    if not 0 <= stage.optimizer.warmup < 1:
-      raise ValueError(
-        f'{where}.warmup is {stage.optimizer.warmup}; a fraction of the steps in'
-        ' [0, 1) is expected.'
-      )
-  for where, value, smallest in least:
-    if value < smallest:
-      raise ValueError(f'{where} is {value}; at least {smallest} is expected.')
 
 
 def _plain(x):

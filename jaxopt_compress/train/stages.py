@@ -20,6 +20,7 @@ from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
 from jaxopt_compress.train import options
@@ -80,6 +81,7 @@ def build(
     final = jax.eval_shape(
       lambda s: finish(s, stage, model, compression), template
     )
+    _check_read(stage, blank, template.learned)
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
@@ -101,6 +103,22 @@ def build(
     final=final,
     ranges=blank,
   )
+
+
+def _check_read(stage, ranges, learned):
+  """Options of what this stage turns out not to have."""
+  unread = (
+    [] if learned else [('learned_rate', 'lsq, lsq+ or pact in quantize')]
+  )
+  if not ranges:
+    static = 'static ranges in quantize'
+    unread += [('calibrate', static), ('calibrate_batches', static)]
+    if not stage.steps:
+      unread += [
+        (key, f'steps, or {static}') for key in ('batch_size', 'files')
+      ]
+  for key, need in unread:
+    fields.check_unread(f'config.stage.{stage.name}', stage, [key], need)
 
 
 def _placeholders(stage, model):

@@ -112,7 +112,7 @@ class StageTest(parameterized.TestCase):
     ('rank', dict(lora=((r'.*/kernel', 11), (r'.*', None))), 'from 1 to 8'),
     ('rule', dict(lora=((r'kernl', 2), (r'.*', None))), 'matches no path'),
     ('prune', dict(prune=((r'.*', 0.5),)), 'prune in a stage before'),
-    ('steps', dict(steps=0), 'Set steps and init'),
+    ('steps', dict(steps=0, learning_rate=1e-3), 'Set steps and init'),
     ('init', dict(init=''), 'Set steps and init'),
   )
   def test_mistakes(self, change, message):

@@ -158,8 +158,24 @@ class FilesTest(absltest.TestCase):
       text.load('train', only=r'jsn/.*')
 
   def test_data_without_files(self):
-    with self.assertRaisesRegex(ValueError, 'chooses files of a text'):
+    with self.assertRaisesRegex(ValueError, 'has no effect without a text'):
       examples.load(options.Data(name='digits', files='x.*'), seed=0)
+    with self.assertRaisesRegex(ValueError, 'config.data.window is 8, which'):
+      examples.load(options.Data(name='digits', window=8), seed=0)
+    digits = examples.load(options.Data(name='digits'), seed=0)
+    with self.assertRaisesRegex(
+      ValueError, 'stage.s.files is .*without a text'
+    ):
+      digits.batches(_stage(files='x.*'))
+
+  def test_texts_are_not_moved(self):
+    data = options.Data(
+      name='text', input='tokens', window=16, files=r'json/.*', test='train'
+    )
+    with self.assertRaisesRegex(
+      ValueError, 'augment is True, .*without images'
+    ):
+      examples.load(data, seed=0).batches(_stage(augment=True))
 
 
 if __name__ == '__main__':

@@ -11,15 +11,15 @@ from jaxopt_compress.train import fields
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Oven:
   name: str = 'gas'
-  heat: float = 200.0
-  fan: bool = False
+  heat: float = fields.option(200.0, '(0, 300]')
+  fan: bool = fields.option(False, needs='oven=wood')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bread:
   flour: str
-  loaves: int = 1
-  oven: Oven = fields.record(Oven, prefix='oven_', name='oven')
+  loaves: int = fields.option(1, '[0, inf)')
+  oven: Oven = fields.record(Oven, prefix='oven_', needs='loaves', name='oven')
 
 
 class FieldsTest(parameterized.TestCase):
@@ -31,14 +31,15 @@ class FieldsTest(parameterized.TestCase):
     self.assertIsInstance(found.oven.heat, float)
 
   def test_written_is_read_again(self):
-    bread = Bread(flour='rye', loaves=2, oven=Oven(heat=180.0, fan=True))
+    oven = Oven(name='wood', heat=180.0, fan=True)
+    bread = Bread(flour='rye', loaves=2, oven=oven)
     written = fields.written(bread)
     self.assertEqual(
       written,
       {
         'flour': 'rye',
         'loaves': 2,
-        'oven': 'gas',
+        'oven': 'wood',
         'oven_heat': 180.0,
         'oven_fan': True,
       },
@@ -82,8 +83,44 @@ class FieldsTest(parameterized.TestCase):
       "c.oven_heat is 'hot', a str; a float such as 200.0 is expected.",
     ),
     ('float_for_int', {'flour': 'rye', 'loaves': 1.5}, 'c.loaves is 1.5'),
+    (
+      'bound',
+      {'flour': 'rye', 'oven_heat': 0},
+      'c.oven_heat is 0.0; a number in (0, 300] is expected.',
+    ),
+    (
+      'nan',
+      {'flour': 'rye', 'oven_heat': float('nan')},
+      'c.oven_heat is nan; a number in (0, 300] is expected.',
+    ),
+    ('no_dict', 'rye', "c is 'rye'; a dict of options is expected."),
+    (
+      'without_effect',
+      {'flour': 'rye', 'oven_fan': True},
+      'c.oven_fan is True, which has no effect without oven=wood. Leave it at'
+      ' False, or add what it needs.',
+    ),
+    (
+      'record_without_effect',
+      {'flour': 'rye', 'loaves': 0, 'oven': 'wood'},
+      "c.oven is 'wood', which has no effect without loaves. Leave it at 'gas',",
+    ),
   )
   def test_mistakes(self, values, message):
     with pytest.raises(ValueError) as e:
       fields.read(Bread, 'c', values)
     self.assertIn(message, str(e.value))
+
+  def test_bounds(self):
+    for value, within in ((0, '[0, 1)'), (1, '(0, 1]'), ((0, 1), '[0, 1]')):
+      self.assertEqual(fields.number('x', value, value, within), value)
+    for value, within in ((1, '[0, 1)'), (0, '(0, 1]'), ((0, 2), '[0, 1]')):
+      with pytest.raises(ValueError, match=r'x is .* a number in .0, 1'):
+        fields.number('x', value, value, within)
+
+  def test_check_unread(self):
+    rye = Bread(flour='rye', oven=Oven(heat=180.0))
+    fields.check_unread('c', rye, ['loaves', 'oven'], 'yeast')
+    message = 'c.oven_heat is 180.0, .* without yeast. Leave it at 200.0'
+    with pytest.raises(ValueError, match=message):
+      fields.check_unread('c', rye, ['loaves', 'oven_heat'], 'yeast')

@@ -1,6 +1,7 @@
 """What a config may say of a stage: the flags that its users write."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
@@ -17,12 +18,97 @@ STAGE = """
 """.split()
 
 
+# What a config must say of each record.
+LEAST = {
+  options.Data: dict(name='d'),
+  options.Stage: dict(name='s', model='m', steps=1),
+  options.Report: {},
+  options.Run: {},
+}
+OUTSIDE = {
+  options.Data: dict(
+    limit=(-140, 1.5, True), eval_batch_size=(0,), window=(0,)
+  ),
+  options.Run: dict(devices=(-1,), log_every=(0,), tensorboard=(2,)),
+  options.Report: dict(
+    batches=((1, 0), (1.5,), 1, ('1',)), seconds=(-0.1, float('inf'))
+  ),
+  options.Stage: dict(
+    steps=(-1, 2**31),
+    batch_size=(0,),
+    clip=(-1.0, -1, float('nan'), float('inf')),
+    learning_rate=(-0.01, float('nan'), float('inf')),
+    weight_decay=(-1.0,),
+    warmup=(-0.1, 1.0),
+    label_smoothing=(-0.1, 1.0),
+    learned_rate=(-0.1,),
+    alpha=(-0.1, 1.1),
+    temperature=(0.0, -1.0),
+    prune_span=((0.0, 1.1), (-0.1, 0.5)),
+    prune_every=(0,),
+    prune_k=(-1.0,),
+    lora_alpha=(0.0,),
+    calibrate_batches=(0,),
+  ),
+}
+PRUNE = (('.*', 0.5),)
+
+
+class RangesTest(parameterized.TestCase):
+  @parameterized.parameters(*LEAST)
+  def test_every_number_has_one(self, cls):
+    for key, said in fields.keys_of(cls).items():
+      some = said.default
+      first = some[:1] if isinstance(some, tuple) else [some]
+      number = any(type(x) in (int, float) for x in first)
+      self.assertEqual(number, bool(said.within), key)
+      if number:
+        fields.number(key, some, some, said.within)
+
+  @parameterized.parameters(
+    (cls, key, value)
+    for cls, keys in OUTSIDE.items()
+    for key, values in keys.items()
+    for value in values
+  )
+  def test_outside(self, cls, key, value):
+    with self.assertRaisesRegex(ValueError, rf'^c\.{key} is .* expected\.$'):
+      fields.read(cls, 'c', LEAST[cls] | {key: value})
+
+  @parameterized.parameters(
+    ('prune', dict(prune_score='soft_threshold')),
+    ('prune', dict(prune_scope='global')),
+    ('prune', dict(prune_k=1.0)),
+    ('prune_score=soft_threshold', dict(prune_k=1.0, prune=PRUNE)),
+    ('prune', dict(prune_span=(0.0, 0.5))),
+    ('steps', dict(prune_span=(0.0, 0.5), prune=PRUNE, steps=0)),
+    ('steps', dict(prune_every=3, prune=PRUNE, steps=0)),
+    ('teacher', dict(alpha=0.5)),
+    ('teacher', dict(temperature=1.0)),
+    ('steps', dict(teacher='t', steps=0)),
+    ('lora', dict(lora_alpha=1.0)),
+    ('lora', dict(lora_rank_stabilized=True)),
+    ('steps', dict(optimizer='sgd', steps=0)),
+    ('steps', dict(learning_rate=1.0, steps=0)),
+    ('steps', dict(clip=1.0, steps=0)),
+    ('steps', dict(augment=True, steps=0)),
+    ('steps', dict(label_smoothing=0.1, steps=0)),
+  )
+  def test_without_effect(self, need, said):
+    message = (
+      rf'^c\.{next(iter(said))} is .* no effect without {need}\. Leave it'
+    )
+    with self.assertRaisesRegex(ValueError, message):
+      fields.read(options.Stage, 'c', LEAST[options.Stage] | said)
+
+
 class StageTest(absltest.TestCase):
   def test_keys(self):
     self.assertEqual(list(fields.defaults_of(options.Stage)), STAGE)
 
   def test_where_they_go(self):
     values = {'name': 's', 'model': 'm', 'optimizer': 'sgd', 'teacher': 't'}
+    values['steps'] = 1
     values |= {'prune': (('.*', 0.5),), 'prune_span': (0.0, 0.5)}
     values |= {'lora': (('.*', 8),), 'lora_alpha': 4}
     stage = fields.read(options.Stage, 'config.stage.s', values)

@@ -28,6 +28,8 @@ CONFIG = {
 
 def _with(path, value):
   config = copy.deepcopy(CONFIG)
+  if path.endswith('prune_span'):
+    config['stage']['teacher']['prune'] = (('.*', 0.5),)
   *parents, last = path.split('.')
   node = config
   for key in parents:
@@ -85,6 +87,35 @@ class ParseTest(parameterized.TestCase):
     ('nothing', 'stage.int8.quantize', (), 'nothing to compress'),
     ('from_nothing', 'stage.int8.init', '', 'starts from nothing'),
     ('export', 'report.export', ('int9',), "Did you mean 'int8'"),
+    ('twice', 'stages', ('teacher', 'teacher'), "has 'teacher' twice"),
+    ('word', 'stages', 'teacher', "config.stages is 'teacher'; a tuple"),
+    ('path', 'stages', ('../teacher',), "'../teacher'; a name of letters"),
+    ('renamed', 'stage.teacher.name', 'x', "teacher.name is 'x'; the name of"),
+    (
+      'no_dict',
+      'stage.teacher',
+      'big',
+      "config.stage.teacher is 'big'; a dict",
+    ),
+    (
+      'no_model_dict',
+      'models.big',
+      'mlp',
+      "config.models.big is 'mlp'; a dict",
+    ),
+    ('no_data_dict', 'data', 'digits', "config.data is 'digits'; a dict"),
+    ('seed', 'seed', -1, 'config.seed is -1; a number in [0, 2147483648) is'),
+    ('seed_type', 'seed', 0.5, 'config.seed is 0.5, a float; a int such as 0'),
+    ('batches', 'report.batches', (), 'at least one batch size'),
+    ('span', 'stage.teacher.prune_span', (0.7, 0.0), 'the first not above'),
+    ('spans', 'stage.teacher.prune_span', (0.7,), 'two fractions of the steps'),
+    ('calibrate', 'stage.int8.calibrate', 'mes', "Did you mean 'mse'"),
+    (
+      'range',
+      'stage.teacher.clip',
+      -1,
+      'clip is -1.0; a number in [0, inf) is',
+    ),
   )
   def test_mistakes(self, path, value, message):
     with pytest.raises(ValueError) as e:

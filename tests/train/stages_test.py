@@ -1,5 +1,7 @@
 """A stage: its loss, and what it leaves behind."""
 
+import dataclasses
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -110,3 +112,21 @@ class FinishTest(parameterized.TestCase):
     quantize = options.Quantize(rules=((r'.*/kernl', 'W8A8'), (r'.*', None)))
     with pytest.raises(ValueError, match="Stage 's': .*kernl"):
       stages.build(_stage(steps=1, quantize=quantize), self.model, None, DATA)
+
+
+class ReadTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('method', dict(quantize=dict(calibrate='minmax')), 'static ranges'),
+    ('batches', dict(quantize=dict(calibrate_batches=2)), 'static ranges'),
+    ('batch_size', dict(batch_size=2), 'steps, or static ranges'),
+    ('rate', dict(optimizer=dict(learned_rate=0.2), steps=1), 'lsq'),
+  )
+  def test_options_of_what_is_not_there(self, said, need):
+    quantize = dataclasses.replace(INT8, **said.pop('quantize', {}))
+    optimizer = options.Optimizer(**said.pop('optimizer', {}))
+    stage = _stage(quantize=quantize, optimizer=optimizer, init='t', **said)
+    model = model_lib.build('mlp', dict(widths=(8,)), X)
+    with self.assertRaisesRegex(
+      ValueError, rf"^Stage 's': config.stage.s\.\w+ is .* without {need}"
+    ):
+      stages.build(stage, model, None, DATA)

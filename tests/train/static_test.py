@@ -26,13 +26,13 @@ FOLLOWING = 'int8, int8 tensor static asym ema'
 def tiny(quantize, **change):
   """A float network, and one compressed from it, distilled where it is trained."""
   rules = ((r'.*/kernel', quantize), (r'.*', None))
-  common = dict(model='mlp', batch_size=16, learning_rate=0.01)
+  common = dict(model='mlp', batch_size=16)
   stages = {
-    'float': dict(steps=4, **common),
+    'float': dict(steps=4, learning_rate=0.01, **common),
     'small': dict(init='float', quantize=rules, **common, **change),
   }
   if change.get('steps'):
-    stages['small']['teacher'] = 'float'
+    stages['small'].update(teacher='float', learning_rate=0.01)
   return dict(
     seed=0,
     data=dict(name='digits', test='validation', eval_batch_size=64, limit=64),
@@ -83,7 +83,7 @@ class StaticTest(parameterized.TestCase):
       return parameters(apply, params, rules, batches, uses, method)
 
     self.monkeypatch.setattr(loop.stages_lib.ranges_lib, 'calibrate', spy)
-    loop.run(tiny(STATIC, augment=True), self.dir)
+    loop.run(tiny(STATIC, steps=1, augment=True), self.dir)
     ((x, method),) = seen
     self.assertEqual((x.shape[0], method), (8 * 16, 'mse'))
     train = data_lib.digits.load('train')['image'].reshape(-1, 64)
