@@ -10,6 +10,14 @@ from jaxopt_compress.quantization import formats
 GRANULARITIES = ('tensor', 'channel', 'token', 'group', 'block')
 SCALES = ('float32', 'bfloat16', 'e8m0', 'e4m3', 'int8')
 RULES = ('floor', 'rceil', 'even', 'compressed-tensors')
+# The rule of least error on weights, as `launch.bench.bits_per_weight` measures it:
+# a largest number that is clipped costs formats of few bits less than coarser steps
+# do, and costs those of many exponents, whose steps are relative, more.
+_BEST_RULE = {
+  **dict.fromkeys(formats.FORMATS, 'floor'),
+  **dict.fromkeys(('binary', 'ternary', 'e2m3', 'e2m1'), 'even'),
+  **dict.fromkeys(('e4m3', 'e5m2', 'e3m2', 'nf4'), 'rceil'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +37,9 @@ class Spec:
     scale: how scales are stored. 'float32', 'bfloat16'; 'e8m0', powers of two
       (MX); 'e4m3' with a float32 scale for each matrix (NVFP4); 'int8' with a
       float32 scale for 256 of them and their mean (double quantisation).
-    rule: how an 'e8m0' scale follows from the largest magnitude.
+    rule: how an 'e8m0' scale follows from the largest magnitude, one of 'floor',
+      'rceil', 'even' and 'compressed-tensors'. '' is the one of least error for
+      the format, or, with other scales, none.
     range: 'absmax'; 'mse' to search for the clip of least squared error; 'hqq' to
       improve zero points for a heavy-tailed error, asymmetric only.
     rounding: 'nearest', or 'stochastic' where a random key is given.
@@ -46,7 +56,7 @@ class Spec:
   group: int | tuple[int, int] = 0
   symmetric: bool = True
   scale: str = 'float32'
-  rule: str = 'floor'
+  rule: str = ''
   range: str = 'absmax'
   rounding: str = 'nearest'
   static: bool = False
@@ -56,58 +66,15 @@ class Spec:
     choices.one_of('format', self.format, tuple(formats.FORMATS))
     choices.one_of('granularity', self.granularity, GRANULARITIES)
     choices.one_of('scale', self.scale, SCALES)
-    choices.one_of('rule', self.rule, RULES)
+    choices.one_of('rule', self.rule, ('', *RULES))
     choices.one_of('range', self.range, ('absmax', 'mse', 'hqq'))
     choices.one_of('rounding', self.rounding, ('nearest', 'stochastic'))
     choices.one_of('learn', self.learn, ('', 'lsq', 'pact', 'ema'))
-    sizes = self.group if isinstance(self.group, tuple) else (self.group,)
-    grouped = self.granularity in ('group', 'block')
-    if grouped != all(s > 0 for s in sizes) or any(s < 0 for s in sizes):
-      raise ValueError(
-        "granularity='group' or 'block' and a positive group go together, not"
-        f' {self.granularity!r} with group={self.group}.'
-      )
-    if len(sizes) != 1 and (self.granularity != 'block' or len(sizes) != 2):
-      raise ValueError(
-        f'group={self.group}: a pair of sizes is for granularity="block".'
-      )
-    if self.static and self.granularity != 'tensor':
-      raise ValueError(
-        "A static range is one for the whole tensor: granularity='tensor', not"
-        f' {self.granularity!r}.'
-      )
-
-    by_gradient = self.learn in ('lsq', 'pact')
-    if by_gradient and self.scale not in ('float32', 'bfloat16'):
-      raise ValueError(
-        f'Scales stored as {self.scale} cannot be learned: they are too coarse to'
-        " follow a gradient. Use scale='float32' or 'bfloat16'."
-      )
-    if self.range != 'absmax' and self.static:
-      raise ValueError(
-        f'range={self.range!r} is searched in the array that is rounded, and a'
-        ' static range is not: it is calibrated. Leave one of them out, and pass'
-        " jc.calibrate(..., method='mse') for the clip of least error."
-      )
-    if self.rounding == 'stochastic' and (self.static or self.learn):
-      raise ValueError(
-        'Ranges that are static or learned are rounded to nearest: leave out'
-        f" rounding='stochastic', or static={self.static}, learn={self.learn!r}."
-      )
-    if self.static and self.scale not in ('float32', 'bfloat16', 'e8m0'):
-      raise ValueError(
-        f'A static range has one scale, and scale={self.scale!r} is a scale of'
-        " several: use 'float32', 'bfloat16' or 'e8m0'."
-      )
-    if self.range == 'hqq' and (self.symmetric or self.learn):
-      raise ValueError(
-        "range='hqq' finds zero points of weights: it goes with symmetric=False,"
-        ' and not with learned ranges.'
-      )
-    if self.learn in ('pact', 'ema') and not self.static:
-      raise ValueError(
-        f'learn={self.learn!r} is for static activations: static=True.'
-      )
+    if self.scale == 'e8m0' and not self.rule:
+      object.__setattr__(self, 'rule', _BEST_RULE[self.format])
+    _check_group(self)
+    _check_scale(self)
+    _check_range(self)
 
   @property
   def numbers(self) -> formats.Format:
@@ -132,6 +99,70 @@ class Spec:
     return ' '.join(w for w in words if w)
 
 
+def _check_group(s: Spec) -> None:
+  """Raises ValueError for what cannot share a scale."""
+  sizes = s.group if isinstance(s.group, tuple) else (s.group,)
+  grouped = s.granularity in ('group', 'block')
+  if grouped != all(n > 0 for n in sizes) or any(n < 0 for n in sizes):
+    raise ValueError(
+      "granularity='group' or 'block' and a positive group go together, not"
+      f' {s.granularity!r} with group={s.group}.'
+    )
+  if len(sizes) != 1 and (s.granularity != 'block' or len(sizes) != 2):
+    raise ValueError(
+      f'group={s.group}: a pair of sizes is for granularity="block".'
+    )
+  if s.static and s.granularity != 'tensor':
+    raise ValueError(
+      "A static range is one for the whole tensor: granularity='tensor', not"
+      f' {s.granularity!r}.'
+    )
+
+
+def _check_scale(s: Spec) -> None:
+  """Raises ValueError for scales that cannot be stored as they are to be."""
+  if s.rule and s.scale != 'e8m0':
+    raise ValueError(
+      f'rule={s.rule!r} is how scales become powers of two, and'
+      f" scale={s.scale!r} is none: leave it out, or use scale='e8m0' ('mx')."
+    )
+  by_gradient = s.learn in ('lsq', 'pact')
+  if by_gradient and s.scale not in ('float32', 'bfloat16'):
+    raise ValueError(
+      f'Scales stored as {s.scale} cannot be learned: they are too coarse to'
+      " follow a gradient. Use scale='float32' or 'bfloat16'."
+    )
+  if s.static and s.scale not in ('float32', 'bfloat16', 'e8m0'):
+    raise ValueError(
+      f'A static range has one scale, and scale={s.scale!r} is a scale of'
+      " several: use 'float32', 'bfloat16' or 'e8m0'."
+    )
+
+
+def _check_range(s: Spec) -> None:
+  """Raises ValueError for ways to find a range that exclude each other."""
+  if s.range != 'absmax' and s.static:
+    raise ValueError(
+      f'range={s.range!r} is searched in the array that is rounded, and a'
+      ' static range is not: it is calibrated. Leave one of them out, and pass'
+      " jc.calibrate(..., method='mse') for the clip of least error."
+    )
+  if s.rounding == 'stochastic' and (s.static or s.learn):
+    raise ValueError(
+      'Ranges that are static or learned are rounded to nearest: leave out'
+      f" rounding='stochastic', or static={s.static}, learn={s.learn!r}."
+    )
+  if s.range == 'hqq' and (s.symmetric or s.learn):
+    raise ValueError(
+      "range='hqq' finds zero points of weights: it goes with symmetric=False,"
+      ' and not with learned ranges.'
+    )
+  if s.learn in ('pact', 'ema') and not s.static:
+    raise ValueError(
+      f'learn={s.learn!r} is for static activations: static=True.'
+    )
+
+
 # The words of each attribute; its default has none.
 _WORDS = {
   'symmetric': {'': True, 'asym': False},
@@ -142,12 +173,7 @@ _WORDS = {
     'nv': 'e4m3',
     'dq': 'int8',
   },
-  'rule': {
-    '': 'floor',
-    'rceil': 'rceil',
-    'even': 'even',
-    'compressed-tensors': 'compressed-tensors',
-  },
+  'rule': {'': '', **{rule: rule for rule in RULES}},
   'range': {'': 'absmax', 'mse': 'mse', 'hqq': 'hqq'},
   'rounding': {'': 'nearest', 'stochastic': 'stochastic'},
   'static': {'': False, 'static': True},
@@ -160,9 +186,9 @@ def parse(words: str, granularity: str = 'channel') -> Spec:
 
   The format first, then in any order what differs from `Spec(format)`, one word of
   each kind: 'tensor', 'channel', 'token', 'g<size>' or '<size>x<size>'; 'asym';
-  'bfloat16', 'mx' (e8m0 scales), 'nv' (e4m3) or 'dq' (int8); 'rceil', 'even' or
-  'compressed-tensors'; 'mse' or 'hqq'; 'stochastic'; 'static'; 'lsq', 'pact' or
-  'ema'.
+  'bfloat16', 'mx' (e8m0 scales), 'nv' (e4m3) or 'dq' (int8); with 'mx', 'floor',
+  'rceil', 'even' or 'compressed-tensors'; 'mse' or 'hqq'; 'stochastic'; 'static';
+  'lsq', 'pact' or 'ema'.
 
   Args:
     words: as above.

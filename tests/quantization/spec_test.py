@@ -14,7 +14,7 @@ KINDS = (
   ('granularity', 'tensor', 'channel', 'token', 'g16', 'g32', '8x8', '8x16'),
   ('symmetric', 'asym'),
   ('scale', 'bfloat16', 'mx', 'nv', 'dq'),
-  ('rule', 'rceil', 'even', 'compressed-tensors'),
+  ('rule', 'floor', 'rceil', 'even', 'compressed-tensors'),
   ('range', 'mse', 'hqq'),
   ('rounding', 'stochastic'),
   ('static', 'static'),
@@ -32,6 +32,8 @@ class SpecTest(parameterized.TestCase):
     ('a pair', dict(granularity='group', group=(2, 2)), 'a pair of sizes'),
     ('scale', dict(scale='f16'), "scale is 'f16'"),
     ('rule', dict(rule='ceil'), "Did you mean 'rceil'"),
+    ('rule without mx', dict(rule='even'), "scale='e8m0'"),
+    ('rule of nv', dict(rule='floor', scale='e4m3'), "scale='e8m0'"),
     ('range', dict(range='max'), "Did you mean 'absmax'"),
     ('static channels', dict(static=True), 'one for the whole tensor'),
     ('static search', dict(_STATIC, range='mse'), 'calibrate.*mse'),
@@ -48,15 +50,31 @@ class SpecTest(parameterized.TestCase):
     format=('int4', 'e4m3', 'nf4'),
     how=(('tensor', 0), ('channel', 0), ('group', 32), ('block', (16, 8))),
     symmetric=(True, False),
-    scale=('float32', 'bfloat16', 'e8m0', 'e4m3', 'int8'),
-    rule=('floor', 'compressed-tensors'),
+    scale=(
+      ('float32', ''),
+      ('bfloat16', ''),
+      *(('e8m0', rule) for rule in ('', *spec_lib.RULES)),
+      ('e4m3', ''),
+      ('int8', ''),
+    ),
     range=('absmax', 'mse'),
   )
-  def test_words_say_all(self, format, how, symmetric, scale, rule, range):
+  def test_words_say_all(self, format, how, symmetric, scale, range):
+    scale, rule = scale
     spec = jc.Spec(
       format, *how, symmetric=symmetric, scale=scale, rule=rule, range=range
     )
     self.assertEqual(spec_lib.parse(spec.describe()), spec)
+
+  def test_powers_of_two_say_their_rule(self):
+    for words, says in (
+      ('e4m3 g32 mx', 'e4m3 g32 mx rceil'),
+      ('e2m1 g32 mx', 'e2m1 g32 mx even'),
+      ('int8 g32 mx', 'int8 g32 mx floor'),
+      ('e2m1 g32 mx floor', 'e2m1 g32 mx floor'),
+      ('e2m1 g16 nv', 'e2m1 g16 nv'),
+    ):
+      self.assertEqual(spec_lib.parse(words).describe(), says)
 
   def test_words_of_one_kind_contradict(self):
     pairs = [

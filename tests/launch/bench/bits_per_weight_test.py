@@ -39,13 +39,17 @@ class TableTest(absltest.TestCase):
       "app.run(b.main, ['', '--shape=203,37'])"
     )
     self.assertEqual(done.returncode, 0, done.stderr)
-    rows = [r for r in done.stdout.splitlines() if '0.' in r or '/' in r]
-    self.assertLen(rows, 4 * len(formats.FORMATS) + len(schemes.PRESETS))
+    lines = done.stdout.splitlines()
+    rows = [r for r in lines if '0.' in r or '/' in r]
+    errors = [r for r in rows if '**' in r]
+    bits = 4 * len(formats.FORMATS) + len(schemes.PRESETS)
+    self.assertLen(rows, bits + 6)
+    self.assertLen(errors, 6)
 
   def test_a_row_that_is_off_fails(self):
     done = _run(
       'from absl import app; from launch.bench import bits_per_weight as b;'
-      "b.BITS = {**b.BITS, 'int4': 5}; b.GRANULARITIES = ('channel',);"
+      "b.BITS = {**b.BITS, 'int4': 5}; b.GRANULARITIES = ('channel',); b.MX = ();"
       "app.run(b.main, ['', '--shape=64,8'])"
     )
     self.assertEqual(done.returncode, 1)
