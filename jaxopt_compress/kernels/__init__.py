@@ -4,7 +4,6 @@ from jaxopt_compress.kernels import rules
 from jaxopt_compress.kernels.choose import tune as tune
 from jaxopt_compress.kernels.leaves import PackedArray as PackedArray
 from jaxopt_compress.kernels.leaves import TiledArray as TiledArray
-from jaxopt_compress.kernels.pack import NothingToPack as NothingToPack
 from jaxopt_compress.kernels.pack import pack as pack
 from jaxopt_compress.kernels.pack import packable as packable
 from jaxopt_compress.kernels.pack import unpack as unpack

@@ -16,6 +16,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels import leaves
@@ -55,12 +56,11 @@ def tune(
 
   Returns:
     The tree, with `PackedArray` leaves that know their paths, or `TiledArray` ones.
-    Convolutions are packed as `pack` does, not measured. On CPUs without the library
-    the tree as it was, with a warning.
+    Convolutions are packed as `pack` does, not measured. Where nothing can be packed
+    the tree as it was, with a warning that says why.
 
   Raises:
-    ValueError: rows that are not positive, no leaf with a kernel, or a file that is
-      not of this kind.
+    ValueError: rows that are not positive, or a file that is not of this kind.
   """
   if isinstance(rows, int) or not rows or min(rows) < 1:
     raise ValueError(
@@ -71,13 +71,15 @@ def tune(
   target = jax.default_backend()
   if not _candidates(target):
     warnings.warn(f'Nothing is packed: {native.MISSING}.', stacklevel=2)
-    return params
+    return array.on_device(params)
   known_here = known.setdefault(device_kind(), {})
   reasons = {}
 
   def fastest(path, leaf):
-    reasons[path] = pack_lib.packable(path, leaf, uses, target)
-    if reasons[path]:
+    why = pack_lib.packable(path, leaf, uses, target)
+    if array.is_compressed(leaf):
+      reasons[path] = why
+    if why:
       return leaf
     made = pack_lib.pack_leaf(path, leaf, uses)
     met = {u.primitive for u in (uses or {}).get(path, ())}
@@ -93,9 +95,8 @@ def tune(
 
   out = rules_lib.map_named(fastest, params)
   if all(reasons.values()):
-    listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
-    raise ValueError(f'Nothing to tune: {listed}.')
-  if file is not None:
+    warnings.warn(pack_lib.nothing_done('tuned', reasons), stacklevel=2)
+  elif file is not None:
     measured.add(file, known)
   return out
 

@@ -32,10 +32,6 @@ from jaxopt_compress.quantization import qarray
 _PRODUCTS = {'dot_general', 'conv_general_dilated'}
 
 
-class NothingToPack(ValueError):
-  """No leaf can be packed."""
-
-
 def pack(
   params: Any,
   uses: dict | None = None,
@@ -67,12 +63,12 @@ def pack(
       Not under `jax.jit`, where zeros are not known. Faster for a few rows; for many
       hardly, and slower where the matrix is small.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
+      Where all do, a warning says why.
 
   Returns:
     The tree with `PackedArray` leaves; `TiledArray` for GPUs and TPUs.
 
   Raises:
-    NothingToPack: no leaf can be packed; says why for each.
     ValueError: no such target.
 
   >>> from jaxopt_compress.quantization import quantize
@@ -83,7 +79,7 @@ def pack(
   why = '' if target else _not_here()
   if why:
     warnings.warn(f'Nothing is packed: {why}.', stacklevel=2)
-    return params
+    return array.on_device(params)
   target = target or jax.default_backend()
   choices.one_of('target', target, ('cpu', 'gpu', 'tpu'))
   sparse = sparse and target == 'cpu'
@@ -99,11 +95,7 @@ def pack(
     elif array.is_compressed(leaf):
       reasons[path] = why
   if not made:
-    listed = '; '.join(f'{p}: {why}' for p, why in list(reasons.items())[:8])
-    raise NothingToPack(
-      'Nothing to pack:'
-      f' {listed or "no leaf is compressed, or mostly zero. Call jc.quantize first"}.'
-    )
+    warnings.warn(nothing_done('packed', reasons), stacklevel=2)
   for path, why in reasons.items():
     if skipped is not None:
       skipped(path, why)
@@ -121,6 +113,20 @@ def _not_here() -> str:
       f" target='{backend}' packs without measuring"
     )
   return '' if native.available() else native.MISSING
+
+
+def nothing_done(done: str, reasons: dict[str, str]) -> str:
+  """What is said of a tree whose leaves stay as they are; why, by path."""
+  paths = {}
+  for path, why in reasons.items():
+    paths.setdefault(why, []).append(path)
+  listed = []
+  for why, alike in paths.items():
+    more = f' and {len(alike) - 3} more' if len(alike) > 3 else ''
+    listed.append(f'{", ".join(alike[:3])}{more}: {why}')
+  if not listed:
+    listed = ['no leaf is compressed, or mostly zero. Call jc.quantize first']
+  return f'Nothing is {done}: {"; ".join(listed[:8])}.'
 
 
 def unpack(params: Any) -> Any:

@@ -4,6 +4,7 @@ Evaluation says what a stage answers; latency is that of what one would deploy.
 """
 
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +37,20 @@ def served(params: Any, uses: dict[str, Any]) -> tuple[Any, str]:
       )
     return params, why if compressed else ''
   skipped = []
-  try:
+  with warnings.catch_warnings():
+    # The report says it.
+    warnings.filterwarnings('ignore', 'Nothing is packed')
     packed = kernels.pack(
       params, uses, skipped=lambda path, why: skipped.append(f'{path}: {why}')
     )
-  except kernels.NothingToPack as e:
-    return params, f'NOT used. {e}' if compressed else ''
   done = _count(packed, kernels.PackedArray)
+  more = f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''
+  by_xla = f'by XLA: {"; ".join(skipped[:3])}{more}'
+  if not done:
+    return params, f'NOT used; {by_xla}' if compressed else ''
   said = f'{done} of {done + len(skipped)} leaves, on {native.paths()[0]}'
   if skipped:
-    more = f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''
-    said += f'; by XLA: {"; ".join(skipped[:3])}{more}'
+    said += f'; {by_xla}'
   return packed, f'{said}; {array.nbytes(packed):,} bytes as laid out'
 
 

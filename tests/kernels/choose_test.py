@@ -94,15 +94,19 @@ class TuneTest(absltest.TestCase):
       p = self._tune(q, file=self.file)
       self.assertEqual(p['w'].plan.sparse is not None, faster == thin)
 
+  def test_what_has_no_kernel_stays(self):
+    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
+    for params, why in ((q, 'w: e4m3 has no kernel'), ({'w': W}, 'no leaf is')):
+      with self.assertWarnsRegex(UserWarning, f'Nothing is tuned: {why}'):
+        out = jc.tune(params, rows=(1,), file=self.file)
+      self.assertIs(out['w'], params['w'])
+    self.assertFalse(self.file.exists())
+
   def test_bad_input(self):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])
     for rows in ((0,), (), 3):
       with self.assertRaisesRegex(ValueError, 'one or more positive'):
         jc.tune(q, rows=rows)
-    with self.assertRaisesRegex(
-      ValueError, 'Nothing to tune: w: it is not comp'
-    ):
-      jc.tune({'w': W})
     self.file.parent.mkdir()
     self.file.write_text('{"cpu": {"w": {"a": {}}}}')
     with self.assertRaisesRegex(ValueError, 'no number of rows. Remove it'):

@@ -4,6 +4,7 @@ import functools
 import tempfile
 import unittest
 from unittest import mock
+import warnings
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -66,25 +67,36 @@ class PackTest(parameterized.TestCase):
     self.assertEqual(path, 'b')
     self.assertIn('e4m3 has no kernel', why)
 
-  def test_nothing_to_pack(self):
-    with self.assertRaisesRegex(ValueError, 'Call jc.quantize first'):
-      pack({'w': W})
-    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
-    with self.assertRaisesRegex(ValueError, 'w: e4m3 has no kernel'):
-      pack(q)
-    q = jc.quantize({'w': W}, [('w', 'int8 3x5')])
-    with self.assertRaisesRegex(ValueError, 'a scale for every 3 rows'):
-      pack(q)
-
-  def test_sums_that_32_bits_do_not_hold(self):
-    q = jc.quantize({'w': jnp.ones((140_000, 1))}, [('w', 'int8')])
-    with self.assertRaisesRegex(ValueError, '32 bits do not hold'):
-      pack(q)
+  @parameterized.parameters(
+    (W, None, 'no leaf is compressed, or mostly zero. Call jc.quantize first'),
+    (W, 'FP8_DYNAMIC', 'w: e4m3 has no kernel'),
+    (W, 'int8 3x5', 'w: a scale for every 3 rows'),
+    (jnp.ones((140_000, 1)), 'int8', 'w: 32 bits do not hold'),
+  )
+  def test_what_has_no_kernel_stays(self, w, scheme, why):
+    q = jc.quantize({'w': w}, [('w', scheme)])
+    said = []
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      p = pack(q, skipped=lambda *of: said.append(': '.join(of)))
+    self.assertIs(p['w'], q['w'])
+    (warning,) = caught
+    self.assertStartsWith(str(warning.message), f'Nothing is packed: {why}')
+    if scheme is not None:
+      self.assertStartsWith(said[0], why)
 
   def test_packed_already(self):
     p = pack(jc.quantize({'w': W}, [('w', 'int8')]))
-    with self.assertRaisesRegex(ValueError, 'w: it is packed already'):
-      pack(p)
+    with self.assertWarnsRegex(UserWarning, 'w: it is packed already'):
+      self.assertIs(pack(p)['w'], p['w'])
+
+  def test_many_that_stay_are_counted(self):
+    params = {f'w{i}': W[:2, :2] for i in range(10)}
+    q = jc.quantize(params, [('.*', 'e5m2 tensor')])
+    with self.assertWarnsRegex(
+      UserWarning, 'w0, w1, w2 and 7 more: e5m2 has no'
+    ):
+      pack(q)
 
   def test_where_it_would_not_pay(self):
     q = jc.quantize({'w': W}, [('w', 'int8')])

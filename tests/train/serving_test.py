@@ -45,7 +45,7 @@ class ServedTest(absltest.TestCase):
     q = jc.quantize(self.params, [('w', 'e5m2')], self.uses)
     served, said = serving.served(q, self.uses)
     self.assertIs(served, q)
-    self.assertStartsWith(said, 'NOT used. Nothing to pack: w: ')
+    self.assertStartsWith(said, 'NOT used; by XLA: w: e5m2 has no kernel')
 
   def test_other_mistakes_are_raised(self):
     mistake = ValueError('Nothing to pack: said by somebody else.')
