@@ -17,6 +17,7 @@ from jaxopt_compress.adapters import add_lora as add_lora
 from jaxopt_compress.adapters import LoRA as LoRA
 from jaxopt_compress.adapters import merge_lora as merge_lora
 from jaxopt_compress.adapters import with_lora as with_lora
+from jaxopt_compress.analysis.explain import explain as explain
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
@@ -48,7 +49,6 @@ from jaxopt_compress.core.compression import Learned as Learned
 from jaxopt_compress.core.compression import merge_learned as merge_learned
 from jaxopt_compress.core.compression import split_learned as split_learned
 from jaxopt_compress.core.lift import Dense as Dense
-from jaxopt_compress.core.lift import explain as explain
 from jaxopt_compress.core.lift import lift as lift
 from jaxopt_compress.core.lift import rule as rule
 from jaxopt_compress.core.rules import map_named as map_named

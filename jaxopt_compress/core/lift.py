@@ -165,10 +165,6 @@ def _is_array(x) -> bool:
   return array.is_compressed(x) or isinstance(x, (jax.Array, np.ndarray))
 
 
-def _is_abstract_array(x) -> bool:
-  return _is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
-
-
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
@@ -182,27 +178,3 @@ def _within_argument(path: str) -> str:
   """Drops the leading `0/<argument number>` of a path in (args, kwargs)."""
   parts = path.split('/')
   return '/'.join(parts[2:]) or '/'.join(parts[1:])
-
-
-def explain(fun: Callable) -> Callable[..., list[Met]]:
-  """For each compressed leaf, every operation it met and how that ran.
-
-  `explain(f)(params, *args)` traces `f` abstractly, computes nothing, and
-  returns a `Met` (path, primitive, native, reason, source) for every meeting of
-  a compressed leaf with an operation, in program order. `f` is the function that
-  one would lift.
-  """
-
-  def explained(*args, **kwargs):
-    met = []
-    ctx = context(record=met.append, inline=True)
-    values, refill = array.arrays_apart((args, kwargs), _is_abstract_array)
-
-    def of_arrays(values):
-      args, kwargs = refill(values)
-      return array.materialize(run(ctx, fun, args, kwargs))
-
-    jax.eval_shape(of_arrays, values)
-    return list(dict.fromkeys(met))
-
-  return explained

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress import report as report_lib
+from jaxopt_compress.analysis import explain
 from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
@@ -79,7 +80,7 @@ def _leaves(job, built, final, measured) -> list[report_lib.LeafRecord]:
   """What became of every leaf of a stage, and in which form it runs."""
   # What runs is the deployed form; what is counted and compared is the stored one.
   x = measure.repeated(job, 1)
-  explained = lift.explain(_inference(built.model.apply))(
+  explained = explain.explain(_inference(built.model.apply))(
     measured.deployed[built.stage.name], final['variables'], x
   )
   return report_lib.coverage(final['params'], final['plain'], explained)

@@ -13,6 +13,7 @@ from signs import STACK
 from signs import W
 from signs import X
 
+from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
 from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
@@ -120,7 +121,7 @@ class ClaimsTest(parameterized.TestCase):
 
   def test_recorded_as_the_first_equation(self):
     f, _ = CLAIMED['a sum']
-    (met,) = lift.explain(f)(Doubled(DENSE), X, X)
+    (met,) = explain.explain(f)(Doubled(DENSE), X, X)
     self.assertEqual(
       (met.path, met.primitive, met.native), ('0', 'dot_general', True)
     )

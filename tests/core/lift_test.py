@@ -13,6 +13,7 @@ from signs import STACK
 from signs import W
 from signs import X
 
+from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 
@@ -228,7 +229,7 @@ class LawTest(parameterized.TestCase):
       return lax.scan(body, x, stack, **options)
 
     _equal(jax.jit(lift.lift(f))(STACK, X), f(STACK.materialize(), X))
-    met = lift.explain(f)(STACK, X)
+    met = explain.explain(f)(STACK, X)
     self.assertEqual(
       [(m.primitive, m.native) for m in met], [('dot_general', True)]
     )
@@ -236,7 +237,7 @@ class LawTest(parameterized.TestCase):
   def test_scan_of_a_leaf_whose_parts_lack_the_axis(self):
     f = lambda w, x: lax.scan(lambda c, r: (c + r, r * x[0]), x[0], w)
     _equal(lift.lift(f)(W, X), f(W.materialize(), X))
-    (met,) = lift.explain(f)(W, X)
+    (met,) = explain.explain(f)(W, X)
     self.assertEqual(met.primitive, 'scan')
     self.assertIn('not all its parts have the scanned axis', met.reason)
 
@@ -285,7 +286,7 @@ class ArgumentsTest(parameterized.TestCase):
       lifted(p, X, True, scale=3.0, mode='mul'),
       f(dense, X, True, scale=3.0, mode='mul'),
     )
-    self.assertLen(lift.explain(f)(p, X, np.bool_(False)), 1)
+    self.assertLen(explain.explain(f)(p, X, np.bool_(False)), 1)
 
   def test_leaves_anywhere_and_numpy(self):
     f = lambda x, *, weights: x @ weights[0] @ weights[1]
@@ -342,63 +343,16 @@ class ArgumentsTest(parameterized.TestCase):
       _equal(dense(w.materialize(), X), want)
 
 
-class ExplainTest(parameterized.TestCase):
-  def test_meetings_in_program_order(self):
-    def f(p, x):
-      y = x @ p['a']['w']
-      return y * jnp.tanh(p['a']['w']).sum() + (p['b'] @ y.T).T
-
-    met = lift.explain(f)({'a': {'w': W}, 'b': signs(8, 8)}, X)
-    self.assertEqual(
-      [(m.path, m.primitive, m.native) for m in met],
-      [
-        ('a/w', 'dot_general', True),
-        ('a/w', 'tanh', False),
-        ('b', 'dot_general', False),
-      ],
-    )
-    self.assertEqual(met[1].reason, 'Signs has no rule for it')
-    self.assertEqual(met[-1].reason, 'it is on the left')
-    for m in met:
-      self.assertRegex(m.source, r'lift_test\.py:\d+')
-
-  @parameterized.named_parameters(
-    dict(testcase_name='jit', wrap=jax.jit),
-    dict(testcase_name='remat', wrap=jax.checkpoint),
-    dict(testcase_name='both', wrap=lambda f: jax.jit(jax.checkpoint(f))),
-  )
-  def test_names_go_through(self, wrap):
-    f = wrap(lambda p, x: (x @ p['w']) * p['w'][0, 0])
-    met = lift.explain(f)({'w': W}, X)
-    self.assertEqual({m.path for m in met}, {'w'})
-    self.assertTrue(met[0].native)
-
+class StrictTest(parameterized.TestCase):
   @parameterized.parameters(
     'while_loop', 'fori', 'cond', 'scan_carry', 'layers'
   )
   def test_native_inside(self, name):
-    met = lift.explain(CASES[name])(W, X)
+    met = explain.explain(CASES[name])(W, X)
     dots = [m for m in met if m.primitive == 'dot_general']
     self.assertNotEmpty(dots)
     self.assertTrue(all(m.native for m in dots))
 
-  def test_nothing_is_computed_and_arguments_may_be_abstract(self):
-    def never(_):
-      raise AssertionError('computed')
-
-    def f(w, x):
-      jax.debug.callback(never, x)
-      return x @ w
-
-    w, x = jax.eval_shape(lambda: (W, X))
-    self.assertLen(lift.explain(f)(w, x), 1)
-
-  def test_a_leaf_that_gives_way_is_said(self):
-    (native, dense) = lift.explain(lambda v, w: v @ w)(W, W)
-    self.assertEqual((native.path, dense.path), ('1', '0'))
-
-
-class StrictTest(parameterized.TestCase):
   def test_native_passes(self):
     _equal(lift.lift(_layers, strict=True)(W, X), _layers(W.materialize(), X))
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
-from jaxopt_compress.core import lift
 from jaxopt_compress.report import leaves as leaves_lib
 from jaxopt_compress.report import page
 from jaxopt_compress.report import records
@@ -39,7 +39,9 @@ def example():
     records.stage('float', reference, value=0.9, notes=('trained',)),
     records.stage('halved', params, value=math.nan),
   ]
-  met = lift.explain(lambda p, x: x @ p['a']['kernel'])(params, np.ones((1, 2)))
+  met = explain.explain(lambda p, x: x @ p['a']['kernel'])(
+    params, np.ones((1, 2))
+  )
   coverage = {'halved': leaves_lib.coverage(params, reference, met)}
   report = page.Report('A title', stages, coverage, facts={'gzip -9': 2.5})
   return report, {'a/kernel': (kernel, params['a']['kernel'].materialize())}
