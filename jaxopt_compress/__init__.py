@@ -51,6 +51,7 @@ from jaxopt_compress.core.compression import split_learned as split_learned
 from jaxopt_compress.core.lift import Dense as Dense
 from jaxopt_compress.core.lift import lift as lift
 from jaxopt_compress.core.lift import rule as rule
+from jaxopt_compress.core.operators import cast as cast
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves

@@ -84,10 +84,33 @@ class CompressedArray:
       axis: counted from the end.
       size: entries in each piece.
     """
+    return all(x.can_cut(axis, size) for x in self._inside())
+
+  def _inside(self) -> list['CompressedArray']:
+    """The leaves that this one is made of."""
     inside = jax.tree.leaves(
       self, is_leaf=lambda x: x is not self and is_compressed(x)
     )
-    return all(x.can_cut(axis, size) for x in inside if is_compressed(x))
+    return [x for x in inside if is_compressed(x)]
+
+  def dtypes(self) -> dict[str, Any]:
+    """What the arrays of fields must be: {name: a dtype, or `jnp.floating`}."""
+    return {}
+
+  def check_dtypes(self) -> None:
+    """Raises ValueError for arrays of types that the leaf cannot hold."""
+    for name, want in self.dtypes().items():
+      # Transformations put other things there for a while, which have none.
+      got = getattr(getattr(self, name), 'dtype', want)
+      if not jnp.issubdtype(got, want):
+        raise ValueError(
+          f'{type(self).__name__}.{name} is {got}, not'
+          f' {getattr(want, "__name__", want)}: the arrays inside of a leaf were'
+          ' changed one by one. To cast what it stands for, jc.cast(tree, dtype);'
+          ' for other changes, jax.tree.map(f, tree, is_leaf=jc.is_compressed).'
+        )
+    for leaf in self._inside():
+      leaf.check_dtypes()
 
   def freeze(self):
     """What is stored of this leaf when training is over; itself by default."""
@@ -153,6 +176,8 @@ def is_compressed(x: Any) -> bool:
 def map_leaves(f: Callable[[CompressedArray], Any], tree: Any) -> Any:
   """`tree` with `f` of every compressed leaf; all of it on the device."""
   leaves, refill = arrays_apart(tree, is_compressed, is_compressed)
+  for leaf in leaves:
+    leaf.check_dtypes()
   return on_device(refill(map(f, leaves)))
 
 

@@ -168,6 +168,7 @@ def _is_array(x) -> bool:
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
+  x.check_dtypes()
   # In a shard_map the type of an array also says where it differs.
   if any(jaxprs.varying(jax.typeof(c)) for c in jax.tree.leaves(x)):
     return jax.eval_shape(x.materialize)

@@ -16,7 +16,11 @@ from numbers import Number
 import operator
 from typing import Any
 
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules
 
 
 def _move(name: str) -> Callable:
@@ -65,3 +69,31 @@ def set_on(leaf_type: type[Any]) -> None:
     method.__name__ = name
     method.__qualname__ = f'{leaf_type.__qualname__}.{name}'
     setattr(leaf_type, name, method)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+  """`tree` with its floating leaves in another floating type.
+
+  A compressed leaf keeps its codes and scales: it stands for the same numbers, rounded
+  to `dtype`. Leaves that are not floating stay what they are.
+
+  Raises:
+    ValueError: no floating type, or one that rounds more coarsely than codes do.
+  """
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'{dtype} is no floating type; cast to bfloat16, say.')
+
+  def in_dtype(path, x):
+    if not jnp.issubdtype(getattr(x, 'dtype', int), jnp.floating):
+      return x
+    if not array.is_compressed(x):
+      return jnp.asarray(x).astype(dtype)
+    out = x.astype(dtype)
+    if not array.is_compressed(out):
+      raise ValueError(
+        f'{path} is {x.describe()}, and cannot be kept in {jnp.dtype(dtype)}.'
+        ' Cast to bfloat16 or wider, or jc.materialize the leaf first.'
+      )
+    return out
+
+  return rules.map_named(in_dtype, tree)

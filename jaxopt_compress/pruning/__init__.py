@@ -4,6 +4,10 @@ rules = [(r'.*/kernel', pruning.Sparsity(0.8, end=1000, every=10)), (r'.*', None
 comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
 """
 
+from jax import lax
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
@@ -15,6 +19,8 @@ from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
 from jaxopt_compress.pruning.prune import Sparsity
+
+lift.rule(lax.convert_element_type_p, Masked)(masked.convert)
 
 __all__ = [
   'Masked',

@@ -40,6 +40,9 @@ class Masked(array.CompressedArray):
   def materialize(self):
     return _where(self.mask, array.materialize(self.value))
 
+  def dtypes(self):
+    return dict(mask=jnp.dtype(bool))
+
   def freeze(self):
     """The plain array with its zeros."""
     value = (
@@ -59,6 +62,11 @@ class Masked(array.CompressedArray):
     if isinstance(self.mask, jax.core.Tracer | jax.ShapeDtypeStruct):
       return f'{inner}masked'
     return f'{inner}masked {1 - float(jnp.mean(self.mask)):.0%}'
+
+
+def convert(leaf: Masked, *, new_dtype, **_):
+  """Casts what is behind the mask."""
+  return dataclasses.replace(leaf, value=leaf.value.astype(new_dtype))
 
 
 def _where(mask, value):

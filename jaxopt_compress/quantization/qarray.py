@@ -95,6 +95,12 @@ class QArray(array.CompressedArray):
       shape[self.packed] = n // num_bytes * codes - self.tail
     return tuple(shape)
 
+  def dtypes(self):
+    codes = self.numbers_format.native or jnp.dtype(jnp.uint8)
+    of_two_levels = self.global_offset is not None
+    scale = jnp.dtype(jnp.int8) if of_two_levels else jnp.floating
+    return dict(qvalue=codes, scale=scale)
+
   @property
   def integer(self) -> bool:
     """Whether its numbers are integers, so that products can be."""

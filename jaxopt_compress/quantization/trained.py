@@ -85,6 +85,9 @@ class FakeQuant(array.CompressedArray):
 
     return lax.cond(share >= 1, quantised, partly)
 
+  def dtypes(self):
+    return dict(value=self.dtype)
+
   def freeze(self):
     return self.frozen
 

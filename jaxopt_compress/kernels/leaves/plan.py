@@ -141,6 +141,12 @@ def can_cut(leaf, axis: int, size: int) -> bool:
   return leaf.ndim + axis < len(stack(leaf))
 
 
+def dtypes(leaf) -> dict[str, jnp.dtype]:
+  """The type of the payload; scales may be of several."""
+  name = next(iter(leaf.axes(leaf.plan)))
+  return {name: jnp.dtype(leaf.stored)}
+
+
 def describe(leaf, laid_out: str) -> str:
   """The format in a few words, and how it is laid out."""
   plan = leaf.plan

@@ -56,6 +56,8 @@ class TiledArray(array.CompressedArray):
 
   shape = property(plan_lib.shape)
   dtype = property(plan_lib.dtype)
+  stored = jnp.int8  # the payload's own
+  dtypes = plan_lib.dtypes
   can_cut = plan_lib.can_cut
   materialize = portable_lib.materialize
   portable = portable_lib.portable
