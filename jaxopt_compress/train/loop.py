@@ -14,9 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress import distillation
 from jaxopt_compress import report
-from jaxopt_compress.core import array
 from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
@@ -153,12 +151,12 @@ def _initial(job, built, finished):
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
   params, variables = built.model.init(seed)
   if stage.init:
-    source = mesh_lib.local(finished[stage.init])
-    source_params = array.materialize(source['params'])
-    if job.plan.stage(stage.init).model == stage.model:
-      params, variables = source_params, source['variables']
-    else:
-      params = distillation.grow.warm_start(params, source_params)
+    params, variables = stages_lib.start(
+      built,
+      (params, variables),
+      job.plan.stage(stage.init).model,
+      mesh_lib.local(finished[stage.init]),
+    )
   ranges = built.ranges
   if ranges:
     ranges = _calibrated(job, built, params, variables)

@@ -181,6 +181,34 @@ def calibrate(
   )
 
 
+def start(
+  built: Built, own: tuple[Any, Any], name: str, source: dict[str, Any]
+) -> tuple[Any, Any]:
+  """What a stage starts from that has an `init`: (params, variables).
+
+  Args:
+    built: the stage.
+    own: (params, variables) of its model, as they are initialised.
+    name: of the model of `init`.
+    source: what `init` left behind; see `Built.final`.
+
+  Raises:
+    ValueError: models of different layouts; the message begins with the stage's name.
+  """
+  found = array.materialize(source['params']), source['variables']
+  if name == built.model.name:
+    return found
+  try:
+    # Statistics of batches belong to the channels that parameters are taken from.
+    params, variables = map(distillation.warm_start, own, found)
+  except ValueError as e:
+    raise ValueError(
+      f'Stage {built.stage.name!r} starts model {built.model.name!r} from model'
+      f' {name!r}: {e}'
+    ) from e
+  return params, variables
+
+
 def everything(stage, uses, params, rng, ranges):
   """(what is trained, its compression) of a stage that trains all parameters."""
   del rng

@@ -130,3 +130,43 @@ class ReadTest(parameterized.TestCase):
       ValueError, rf"^Stage 's': config.stage.s\.\w+ is .* without {need}"
     ):
       stages.build(stage, model, None, DATA)
+
+
+class StartTest(parameterized.TestCase):
+  @parameterized.parameters((8,), (12,), (4,))
+  def test_statistics_come_with_the_parameters(self, width):
+    """All of a twin's, and those of the channels that another size shares."""
+    base, other = (
+      model_lib.build(name, dict(name='cnn', widths=(n,)), X)
+      for name, n in (('base', 8), ('other', width))
+    )
+    params, variables = base.init(0)
+    variables = jax.tree.map(lambda x: x + 0.5, variables)
+    source = dict(params=params, variables=variables)
+    own = other.init(1)
+    built = stages.build(_stage(init='t', steps=1), other, None, DATA)
+    found = stages.start(built, own, 'base', source)
+    shared = min(width, 8)
+    self.assertNotEmpty(jax.tree.leaves(variables))
+    for left, right, fresh in zip(
+      *map(jax.tree.leaves, (found[1], variables, own[1])), strict=True
+    ):
+      np.testing.assert_array_equal(left[:shared], right[:shared])
+      np.testing.assert_array_equal(left[shared:], fresh[shared:])
+    if width == 8:
+      x = np.random.default_rng(0).random(X.shape, np.float32)
+      np.testing.assert_array_equal(
+        other.forward(*found, x), base.forward(params, variables, x)
+      )
+
+  def test_other_layouts(self):
+    cnn, mlp = (
+      model_lib.build(name, dict(widths=(8,)), X) for name in ('cnn', 'mlp')
+    )
+    built = stages.build(_stage(init='t', steps=1), mlp, None, DATA)
+    params, variables = cnn.init(0)
+    source = dict(params=params, variables=variables)
+    with self.assertRaisesRegex(
+      ValueError, "^Stage 's' starts model 'mlp' from model 'cnn': Only the"
+    ):
+      stages.start(built, mlp.init(0), 'cnn', source)
