@@ -13,7 +13,10 @@ that displaced it have shrunk below it. From `end` on the masks are fixed.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import re
 from typing import Any
+import warnings
 
 import jax
 from jax import lax
@@ -32,6 +35,10 @@ from jaxopt_compress.pruning import spec as spec_lib
 Sparsity = spec_lib.Sparsity
 
 Rules = Sequence[tuple[str, Sparsity | None]]
+
+# What part of a leaf may be masked by place without a word: weights of few bits, such
+# as bfloat16, always have some.
+_MANY_TIES = 0.1
 
 
 @jax.tree_util.register_dataclass
@@ -60,8 +67,9 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
       covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted and which are stacked. Without it, 'n_m' and 'neurons' follow
-      Flax's convention, and 'unstructured' treats each leaf as one layer. Leaves
-      that are in no product, such as biases, are always one layer.
+      Flax's convention, and 'unstructured' has one threshold for each leaf. So it has
+      for leaves that are in no product, such as biases. If the first axis of such a
+      leaf may be a stack of layers, each of them keeps the floor of its rule.
 
   Returns:
     A `Compression`; `apply` gives `Masked` leaves, and `jc.freeze` of those plain
@@ -69,7 +77,11 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
 
   Raises:
     ValueError: when its functions are called: no rule covers a leaf, a leaf is not
-      floating, its axes are unknown, or m does not divide the contracted one.
+      floating or has NaN, its axes are unknown, m does not divide the contracted
+      one, or nothing would be left of a layer.
+
+  Of equal scores the first stay. Where that decides about much of a leaf, as of a
+  constant one, a warning says so, except under jit, where values are not known.
 
   >>> comp = prune([(r'w', Sparsity(0.5)), (r'.*', None)])
   >>> params = {'w': jnp.array([3., 1.]), 'b': jnp.ones(2)}
@@ -177,16 +189,34 @@ def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
 
 
 def _masks(spec, leaves, uses, ramp) -> dict[str, jax.Array]:
-  return ranking.masks(
+  scores = {path: _score(path, x, spec) for path, x in leaves.items()}
+  rank = functools.partial(
+    ranking.masks,
     spec.kind,
     spec.scope,
-    {path: _score(path, x, spec) for path, x in leaves.items()},
-    {path: _axes(path, x, spec, uses) for path, x in leaves.items()},
+    axes={path: _axes(path, x, spec, uses) for path, x in leaves.items()},
     target=spec.target,
     n=spec.n,
     m=spec.m,
+    floor=spec.floor,
     ramp=ramp,
   )
+  masks = rank(scores)
+  if not any(isinstance(m, jax.core.Tracer) for m in masks.values()):
+    _tell_ties(ranking.by_place(rank, scores, masks))
+  return masks
+
+
+def _tell_ties(tied):
+  for path, places in tied.items():
+    if jnp.mean(places) > _MANY_TIES:
+      warnings.warn(
+        f'{path}: whether {int(places.sum())} of its {places.size} weights stay'
+        ' depends on their order alone, as scores are equal; the first stay. Leave'
+        f' constant leaves as they are by a rule (r"{re.escape(path)}", None), and'
+        ' prune before you quantise.',
+        stacklevel=2,
+      )
 
 
 def _score(path, x, spec):
@@ -201,18 +231,21 @@ def _score(path, x, spec):
     select.refuse_nan([w])
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from e
-  if spec.score == 'soft_threshold':
-    return scores_lib.soft_threshold(w, spec.k)
-  return scores_lib.magnitude(w)
+  if spec.score == 'magnitude':
+    return scores_lib.magnitude(w)
+  w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+  # So little of the magnitude is lost in any score but 0, which it takes apart.
+  return scores_lib.soft_threshold(w, spec.k) + 1e-20 * jnp.abs(w)
 
 
 def _axes(path, x, spec, uses) -> uses_lib.Axes:
   # Any leaf can be pruned weight by weight, even one that is in no product.
-  elementwise = uses is None or (
-    path in uses and not any(u.contracted for u in uses[path])
-  )
-  if spec.kind == 'unstructured' and elementwise:
-    return uses_lib.Axes((), (), tuple(range(-x.ndim, 0)))
+  in_none = path in (uses or {}) and not any(u.contracted for u in uses[path])
+  if spec.kind == 'unstructured' and (uses is None or in_none):
+    # A matrix has no layers, but [layers, n] of scales in a scan has.
+    stack = 1 if x.ndim > (1 if in_none else 2) else 0
+    every = tuple(range(-x.ndim, 0))
+    return uses_lib.Axes((), every[:stack], every[stack:])
   axes = uses_lib.axes(path, x, uses)
   if spec.kind == 'neurons' and not axes.free:
     raise ValueError(

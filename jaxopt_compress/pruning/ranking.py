@@ -4,11 +4,13 @@
     'global'  all weights (or neurons) of all leaves of the rule, and of all their
               layers, against one threshold
 
-A global ranking keeps more where scores are larger, so it empties layers whose
-weights are small only because of their scale: give such leaves a rule of their own.
+One threshold keeps more where scores are larger, and would empty a layer whose weights
+are small only because of their scale. So each layer has a floor: its largest scores
+stay, a fraction of what it would keep by itself, and one at least.
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ def masks(
   target: float,
   n: int = 0,
   m: int = 0,
+  floor: float = 0.0,
   ramp: float | jax.Array = 1.0,
 ) -> Leaves:
   """Masks of several leaves.
@@ -37,34 +40,65 @@ def masks(
     kind: 'unstructured', 'n_m' or 'neurons'. Groups of N:M run along the last
       contracted axis: `in` of a matrix [in, out] and of a convolution [h, w, in,
       out]. A neuron is one index of the free axes.
-    scope: 'leaf' or 'global'.
+    scope: 'leaf' or 'global'. A leaf of which no axis is contracted has one threshold
+      in any case: what is stacked there may not be layers.
     scores: `{path: score of each weight}`.
     axes: `{path: Axes}`, what the axes of each leaf are.
     target: fraction of zeros (of neurons, for 'neurons').
     n, m: of N:M.
+    floor: the fraction of what a layer would keep by itself that it keeps under a
+      threshold that it shares, in [0, 1].
     ramp: how far to go towards the final masks, in [0, 1].
 
   Returns:
     `{path: bool mask}` of the shapes of the scores.
+
+  Raises:
+    ValueError: N:M does not fit, or nothing would be left of a layer.
   """
   if scope == 'global':
-    return _global(kind, scores, axes, target, ramp)
+    return _together(kind, scores, axes, target, floor, ramp)
 
   def layer_mask(scores, axes):
-    if kind == 'unstructured':
-      return masks_lib.unstructured(scores, target, ramp=ramp)
     if kind == 'n_m':
       # Axes count from the end, so the largest is the last.
       return masks_lib.n_m(scores, n, m, max(axes.contracted), ramp=ramp)
+    if kind == 'unstructured':
+      _kept(scores.size, target)
+      return masks_lib.unstructured(scores, target, ramp=ramp)
+    _kept(math.prod(scores.shape[a] for a in axes.free), target)
     return masks_lib.neurons(scores, target, axes.free, ramp=ramp)
 
   out = {}
   for path, s in scores.items():
     try:
-      out[path] = per_layer(layer_mask, s, axes[path])
+      if axes[path].contracted:
+        out[path] = per_layer(layer_mask, s, axes[path])
+      else:
+        out |= _together(kind, {path: s}, axes, target, floor, ramp)
     except ValueError as e:
       raise ValueError(f'{path}: {e}') from e
   return out
+
+
+def by_place(
+  rank: Callable[[Leaves], Leaves], scores: Leaves, masks: Leaves
+) -> Leaves:
+  """Where masks depend on the order of equal scores alone.
+
+  Of equal scores the first stay, so what changes when all is ranked backwards has
+  no better reason. Zeros are not counted: which of them is kept changes nothing.
+
+  Args:
+    rank: `{path: scores} -> {path: mask}`, for any order of indices.
+    scores: of each leaf.
+    masks: `rank(scores)`.
+
+  Returns:
+    `{path: bool}` of the shapes of the scores.
+  """
+  back = rank({p: jnp.flip(s) for p, s in reversed(scores.items())})
+  return {p: (masks[p] != jnp.flip(back[p])) & (scores[p] != 0) for p in masks}
 
 
 def per_layer(
@@ -103,7 +137,19 @@ def per_layer(
   return jnp.moveaxis(per_stack(layers), front, stacked)
 
 
-def _global(kind, scores, axes, target, ramp) -> Leaves:
+def _kept(n, target) -> int:
+  """How many of `n` are kept."""
+  kept = n - select.portion(n, target)
+  if n and not kept:
+    raise ValueError(
+      f'target={target} leaves none of {n}. Lower it, or leave such leaves as they'
+      ' are by a rule with None before this one.'
+    )
+  return kept
+
+
+def _together(kind, scores, axes, target, floor, ramp) -> Leaves:
+  """Masks by one threshold, above the floors of the layers."""
   ranked = scores
   if kind == 'neurons':
     # A neuron of one layer is not that of another: layers count as neurons do.
@@ -116,9 +162,37 @@ def _global(kind, scores, axes, target, ramp) -> Leaves:
   dtype = jnp.result_type(*ranked.values())
   ranked = {path: s.astype(dtype) for path, s in ranked.items()}
   n = sum(s.size for s in ranked.values())
-  gone = select.portion(select.portion(n, target), ramp)
-  kept = select.top_k_masks(list(ranked.values()), n - gone)
+  kept = _kept(n, target)
+  ranked = _above_floors(ranked, axes, target, floor, kept)
+  gone = select.portion(n - kept, ramp)
+  chosen = select.top_k_masks(list(ranked.values()), n - gone)
   return {
     path: jnp.broadcast_to(mask, scores[path].shape)
-    for path, mask in zip(scores, kept, strict=True)
+    for path, mask in zip(scores, chosen, strict=True)
   }
+
+
+def _above_floors(ranked, axes, target, floor, kept) -> Leaves:
+  """The scores, with infinity for those that their layer keeps in any case."""
+  layers, least = {}, {}
+  for path, s in ranked.items():
+    layers[path] = math.prod(s.shape[a] for a in axes[path].stacked)
+    size = s.size // max(layers[path], 1)
+    own = size - select.portion(size, target)
+    least[path] = min(max(int(floor * own), 1), size)
+  number = sum(layers.values())
+  if number <= 1:
+    return ranked
+  if sum(layers[path] * least[path] for path in ranked) > kept:
+    raise ValueError(
+      f'target={target} leaves {kept} in {number} layers, fewer than the floor of'
+      ' each. Lower target or floor, or give small leaves a rule of their own.'
+    )
+
+  def protected(path, s):
+    def of_layer(layer, axes):
+      return select.top_k_mask(layer, least[path])
+
+    return jnp.where(per_layer(of_layer, s, axes[path]), jnp.inf, s)
+
+  return {path: protected(path, s) for path, s in ranked.items()}

@@ -42,8 +42,8 @@ def soft_threshold(
 
   A neuron with many small weights scores less than one with a few large weights of
   the same mean magnitude. Single weights above `k` are ordered by magnitude. Those
-  at or below `k` all score 0, and only their index tells them apart: keep `k` below
-  the threshold that the wanted sparsity implies. The score is the magnitude that
+  at or below `k` all score 0; where those are ranked, `prune` does so by magnitude.
+  The score is the magnitude that
   the shrinkage operator leaves of x: Donoho 1995, "De-noising by
   soft-thresholding".
 

@@ -24,7 +24,8 @@ class Sparsity:
       'neurons' (whole output channels of the kernel; their biases stay).
     n, m: of 'n_m'.
     score: 'magnitude', or 'soft_threshold': max(0, |w| - k).
-    k: of 'soft_threshold', in the units of the weights.
+    k: of 'soft_threshold', in the units of the weights. Weights and neurons of which
+      nothing is above it are ranked among themselves by magnitude.
     begin: the step, counted in finished optimizer steps, of the first masks.
     end: the step at which `target` is reached; masks are fixed from then on.
       With `begin` = `end` the target is reached at once.
@@ -34,6 +35,8 @@ class Sparsity:
       the fraction of groups that are masked.
     scope: 'leaf' (each layer has its own threshold) or 'global' (all leaves of the
       rule share one).
+    floor: where layers share a threshold, what each keeps in any case: this fraction
+      of what it would keep by its own, in [0, 1], and one weight or neuron at least.
 
   >>> Sparsity(kind='n_m', n=2, m=4).target
   0.5
@@ -50,6 +53,7 @@ class Sparsity:
   every: int = 1
   schedule: str = 'cubic'
   scope: str = 'leaf'
+  floor: float = 0.1
 
   def __post_init__(self):
     choices.one_of('kind', self.kind, KINDS, '=')
@@ -112,6 +116,11 @@ def _check_numbers(s):
   if s.k and s.score != 'soft_threshold':
     raise ValueError(
       f"k={s.k} is for score='soft_threshold', but score={s.score!r}."
+    )
+  if not 0 <= s.floor <= 1:
+    raise ValueError(
+      f'floor={s.floor}; a fraction of what a layer keeps by itself, in [0, 1], is'
+      ' expected.'
     )
   if not 0 <= s.begin <= s.end:
     raise ValueError(

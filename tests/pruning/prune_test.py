@@ -1,5 +1,7 @@
 """Pruning over steps: the clock, the program, the shardings."""
 
+import warnings
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -160,6 +162,44 @@ class PruneTest(parameterized.TestCase):
       spec = Sparsity(0.5, kind='neurons', score=score, k=k)
       mask = prune.magnitude_prune({'w': w}, [(r'w', spec)])['w'].mask
       self.assertEqual(mask[0].tolist(), kept)
+
+  @parameterized.parameters('unstructured', 'neurons')
+  def test_what_is_below_k_is_ranked_by_magnitude(self, kind):
+    w = jnp.array([[1.0, 3.0, 2.0, 4.0]])
+    for k, dtype in ((10.0, 'float32'), (10.0, 'float16'), (3.5, 'bfloat16')):
+      spec = Sparsity(0.5, kind=kind, score='soft_threshold', k=k)
+      got = prune.magnitude_prune({'w': w.astype(dtype)}, [(r'w', spec)])
+      self.assertEqual(got['w'].mask.tolist(), [[False, True, False, True]])
+
+  @parameterized.parameters(
+    (Sparsity(0.5), True),
+    (Sparsity(0.05), False),  # 3 of 64 go
+    (Sparsity(0.5, kind='neurons'), True),
+    (Sparsity(0.5, scope='global'), True),
+    (Sparsity(kind='n_m', n=2, m=4), True),
+    (Sparsity(0.5, begin=1, end=1), False),  # nothing goes yet
+  )
+  def test_ties_are_told(self, spec, told):
+    params = {'w': jnp.full((8, 8), 0.5)}
+    rules = [(r'w', spec)]
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      prune.prune(rules).init(params)
+      jax.jit(prune.prune(rules).init)(params)
+    self.assertEqual(len(caught), told)
+    if told:
+      self.assertRegex(str(caught[0].message), r'^w: .* of its 64 weights')
+    # No two weights are equal, or which of them stays is all the same.
+    for w in (jnp.arange(1.0, 65.0), jnp.zeros(64)):
+      prune.prune(rules).init({'w': w.reshape(8, 8)})
+
+  def test_layers_of_a_stack_are_not_emptied_without_uses(self):
+    w = jax.random.normal(jax.random.key(0), (3, 8, 8))
+    params = {'w': w * jnp.array([1.0, 1e-3, 1.0])[:, None, None]}
+    comp = prune.prune([(r'w', Sparsity(0.5))])
+    for init in (comp.init, jax.jit(comp.init)):
+      kept = init(params).masks['w'].sum((-2, -1)).tolist()
+      self.assertEqual((kept[1], sum(kept)), (3, 96))
 
   def test_global_scope(self):
     params = make_params()

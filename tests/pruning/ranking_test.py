@@ -62,10 +62,61 @@ class RankingTest(parameterized.TestCase):
     self.assertEqual(got['w'].tolist(), [[False, True], [False, True]])
 
   def test_global_of_two_dtypes(self):
-    scores = {'a': jnp.array([[2.0]], jnp.bfloat16), 'b': jnp.array([[1.0]])}
+    scores = {
+      'a': jnp.array([[2.0, 4.0]], jnp.bfloat16),
+      'b': jnp.array([[1.0, 3.0]]),
+    }
     axes = dict.fromkeys(scores, MATRIX)
     got = ranking.masks('unstructured', 'global', scores, axes, target=0.5)
-    self.assertEqual([bool(m.all()) for m in got.values()], [True, False])
+    self.assertEqual(got['a'].tolist(), [[False, True]])
+    self.assertEqual(got['b'].tolist(), [[False, True]])
+    got = ranking.masks('unstructured', 'global', scores, axes, target=0.25)
+    self.assertEqual(got['a'].tolist(), [[True, True]])
+    self.assertEqual(got['b'].tolist(), [[False, True]])
+
+  @parameterized.parameters('unstructured', 'neurons')
+  def test_no_layer_is_emptied(self, kind):
+    # A stack of two layers and a matrix, the second layer a thousandth of the others.
+    keys = jax.random.split(jax.random.key(0))
+    scores = {
+      'stack': jax.random.uniform(keys[0], (2, 4, 20)),
+      'w': jax.random.uniform(keys[1], (4, 20)) + 1,
+    }
+    scores['stack'] *= jnp.array([1.0, 1e-3])[:, None, None]
+    axes = {'stack': uses_lib.Axes((-2,), (-3,), (-1,)), 'w': MATRIX}
+    unit = 1 if kind == 'unstructured' else 4
+    for floor in (0.0, 0.1, 0.5):
+      got = ranking.masks(kind, 'global', scores, axes, target=0.5, floor=floor)
+      kept = [int(m.sum()) // unit for m in (*got['stack'], got['w'])]
+      self.assertEqual(sum(kept), 120 // unit)
+      self.assertEqual(kept[1], max(int(floor * 40 / unit), 1))
+      # The floor is of the largest.
+      layer, mask = scores['stack'][1], got['stack'][1]
+      if kind == 'unstructured':
+        self.assertGreater(layer[mask].min(), layer[~mask].max())
+
+  def test_a_leaf_in_no_product_may_be_a_stack(self):
+    scores = {'s': jnp.array([[1.0, 2.0], [30.0, 40.0]])}
+    axes = {'s': uses_lib.Axes((), (-2,), (-1,))}
+    got = ranking.masks('unstructured', 'leaf', scores, axes, target=0.5)
+    self.assertEqual(got['s'].tolist(), [[False, True], [False, True]])
+    axes = {'s': uses_lib.Axes((), (), (-2, -1))}
+    got = ranking.masks('unstructured', 'leaf', scores, axes, target=0.5)
+    self.assertEqual(got['s'].tolist(), [[False, False], [True, True]])
+
+  @parameterized.parameters(
+    ('unstructured', 'leaf', 0.8, '^w: target=0.8 leaves none of 2'),
+    ('neurons', 'leaf', 0.8, '^w: target=0.8 leaves none of 1'),
+    ('unstructured', 'global', 0.9, '^target=0.9 leaves none of 4'),
+    ('unstructured', 'global', 0.7, 'leaves 1 in 2 layers'),
+  )
+  def test_something_is_left(self, kind, scope, target, message):
+    scores = {'v': jnp.ones((1, 2)), 'w': jnp.ones((2, 1))}
+    if scope == 'leaf':
+      del scores['v']
+    with self.assertRaisesRegex(ValueError, message):
+      axes = dict.fromkeys(scores, MATRIX)
+      ranking.masks(kind, scope, scores, axes, target=target)
 
   def test_an_error_names_the_leaf(self):
     scores = {'fine': jnp.ones((8, 2)), 'ragged': jnp.ones((6, 2))}

@@ -38,6 +38,8 @@ class SparsityTest(parameterized.TestCase):
     (dict(target=0.5, begin=5, end=4), 'begin=5 and end=4'),
     (dict(target=0.5, begin=-1), 'begin=-1'),
     (dict(target=0.5, every=0), 'every=0'),
+    (dict(target=0.5, floor=1.5), 'floor=1.5'),
+    (dict(target=0.5, floor=float('nan')), 'floor=nan'),
   )
   def test_refuses(self, kwargs, message):
     with self.assertRaisesRegex(ValueError, message):
