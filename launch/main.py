@@ -3,8 +3,8 @@
 Run the same command again to go on with a run that was stopped. Any value of a config
 can be given as a flag: --config.stage.teacher.steps=100 --config.run.tensorboard=1
 
-Exit codes: 0 done; 2 a mistake, which the last line names; 75 stopped by SIGTERM and
-saved, run it again.
+Exit codes: 0 done; 2 a mistake, which the last line names; 75 stopped by SIGTERM or
+Ctrl-C and saved, run it again.
 """
 
 import sys

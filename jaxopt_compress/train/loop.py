@@ -53,7 +53,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     ValueError: a mistake in the config or the workdir; a message of one line. So are
       another run in this workdir, and processes with different configs.
     Diverged: NaN or infinity, with the stage, the step and the last checkpoint.
-    preemption.Preempted: SIGTERM came, and all is saved.
+    preemption.Preempted: SIGTERM or Ctrl-C came, and all is saved.
   """
   # -- The plan -----------------------------------------------------------------
   config, work = _jsonable(config), workdir_lib.absolute(workdir)

@@ -1,9 +1,10 @@
 """Being asked to stop: save first, then exit with a code that says "again".
 
-One process catches SIGTERM itself. Where `jax.distributed` runs, JAX has caught it
-already, and all processes must agree on the step at which they stop.
+SIGTERM asks, and so does Ctrl-C (SIGINT). Where `jax.distributed` runs, JAX has caught
+SIGTERM already, and all processes must agree on the step at which they stop.
 """
 
+import os
 import signal
 
 import jax
@@ -26,28 +27,31 @@ class Preempted(SystemExit):
 
 
 class Watch:
-  """Catches SIGTERM between `with Watch() as watch:` and its end.
+  """Catches SIGTERM and SIGINT between `with Watch() as watch:` and its end.
 
-  A second SIGTERM ends the process at once.
+  The same signal again ends the process at once.
 
   Args:
-    saved: there is nothing to save, so SIGTERM raises `Preempted` where it comes.
+    saved: there is nothing to save, so a signal raises `Preempted` where it comes.
   """
 
   def __init__(self, saved: bool = False):
     self._saved = saved
     self._asked = False
     self._polls = 0
-    self._previous = None
+    self._previous = {}
 
   def __enter__(self):
+    signals = [signal.SIGINT]
     if not jax.distributed.is_initialized():
-      self._previous = signal.signal(signal.SIGTERM, self._handle)
+      signals.append(signal.SIGTERM)
+    self._previous = {s: signal.signal(s, self._handle) for s in signals}
     return self
 
   def __exit__(self, *unused_exc):
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
+    for signum, handler in self._previous.items():
+      if handler is not None:  # it was not set from Python
+        signal.signal(signum, handler)
 
   def _handle(self, signum, frame):
     del frame
@@ -55,6 +59,11 @@ class Watch:
     signal.signal(signum, signal.SIG_DFL)
     if self._saved:
       raise Preempted('Stopped; all stages are saved.')
+    if signum == signal.SIGINT:
+      # Not print: what was interrupted may be printing.
+      os.write(2, b'\nSaving after this step; Ctrl-C again stops at once.\n')
+      if jax.distributed.is_initialized():
+        signal.raise_signal(signal.SIGTERM)  # JAX tells the other processes
 
   def requested(self) -> bool:
     """Whether to stop now. Every process must ask, equally often."""

@@ -188,6 +188,22 @@ class LoopTest(parameterized.TestCase):
     loop.run(tiny(), self.dir)
     self._check(self.dir)
 
+  def test_ctrl_c(self):
+    getitem = batches_lib.Batches.__getitem__
+
+    def interrupted(batches, step):
+      if step == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+      return getitem(batches, step)
+
+    with self.monkeypatch.context() as patch:
+      patch.setattr(batches_lib.Batches, '__getitem__', interrupted)
+      with pytest.raises(preemption.Preempted, match="step 5 of stage 'teach"):
+        loop.run(tiny(), self.dir)
+    self.assertIn('5', os.listdir(self.dir / 'checkpoints' / 'teacher'))
+    loop.run(tiny(), self.dir)
+    self._check(self.dir)
+
   def test_nan_stops_and_keeps_the_last_good_checkpoint(self):
     getitem = batches_lib.Batches.__getitem__
 

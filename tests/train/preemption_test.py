@@ -1,33 +1,42 @@
-"""SIGTERM is noticed once, and the handler of before comes back."""
+"""SIGTERM and Ctrl-C are noticed once, and the handlers of before come back."""
 
 import os
 import signal
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import pytest
 
 from jaxopt_compress.train import preemption
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
 
-class WatchTest(absltest.TestCase):
-  def test_asked(self):
-    before = signal.getsignal(signal.SIGTERM)
+
+def _handlers():
+  return [signal.getsignal(s) for s in SIGNALS]
+
+
+class WatchTest(parameterized.TestCase):
+  @parameterized.parameters(*SIGNALS)
+  def test_asked(self, signum):
+    before = _handlers()
     with preemption.Watch() as watch:
       self.assertFalse(watch.requested())
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), signum)
       self.assertTrue(watch.requested())
       # Another one ends the process.
-      self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
-    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
+      self.assertEqual(signal.getsignal(signum), signal.SIG_DFL)
+    self.assertEqual(_handlers(), before)
 
-  def test_nothing_to_save(self):
-    before = signal.getsignal(signal.SIGTERM)
+  @parameterized.parameters(*SIGNALS)
+  def test_nothing_to_save(self, signum):
+    before = _handlers()
     with pytest.raises(preemption.Preempted) as e:
       with preemption.Watch(saved=True):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
     self.assertEqual(e.value.code, preemption.EXIT_CODE)
     self.assertEqual(str(e.value), 'Stopped; all stages are saved.')
-    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
+    self.assertEqual(_handlers(), before)
 
 
 if __name__ == '__main__':
