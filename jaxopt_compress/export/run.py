@@ -10,6 +10,7 @@ stored as float32, which holds them exactly.
 
 import os
 import sys
+import zipfile
 
 import numpy as np
 
@@ -38,17 +39,20 @@ def run(
 
 def _arguments(program, inputs):
   expected = program.manifest['signature']['inputs']
-  with np.load(inputs) as found:
-    missing = [e['name'] for e in expected if e['name'] not in found]
-    if missing:
-      raise ValueError(
-        f'{inputs} lacks {missing}; it holds {found.files}. Save each input'
-        ' under its name in the manifest.'
-      )
-    arrays = [found[e['name']] for e in expected]
-  arrays = [
-    _typed(x, e['dtype']) for x, e in zip(arrays, expected, strict=True)
-  ]
+  try:
+    with np.load(inputs) as arrays:
+      found = dict(arrays)
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    raise ValueError(
+      f'{inputs} is no .npz file, or damaged ({e}). Write it with np.savez.'
+    ) from e
+  missing = [e['name'] for e in expected if e['name'] not in found]
+  if missing:
+    raise ValueError(
+      f'{inputs} lacks {missing}; it holds {list(found)}. Save each input'
+      ' under its name in the manifest.'
+    )
+  arrays = [_typed(found[e['name']], e['dtype']) for e in expected]
   # The program takes (weights, *inputs), flat: its tree gives the inputs their form.
   args, _ = program.exported.in_tree.unflatten([*program.weights, *arrays])
   return args[1:]

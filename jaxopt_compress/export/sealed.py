@@ -50,8 +50,9 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     Damaged: the file is missing, unreadable, or not as it was written.
   """
+  content = _content(path)
   try:
-    record = json.loads(_content(path))
+    record = json.loads(content)
   except (ValueError, RecursionError) as e:
     raise Damaged(f'{path} is damaged: it is no JSON ({e}).') from e
   if not is_intact(record):

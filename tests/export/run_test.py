@@ -41,6 +41,18 @@ class RunTest(export_cases.ExportTestCase):
       run.run(self.folder, self.root / 'x.npz', self.root / 'y.npz')
     self.assertFalse((self.root / 'y.npz').exists())
 
+  def test_the_runner_names_inputs_that_it_cannot_read(self):
+    path = self.root / 'x.npz'
+    np.savez(path, **{'0': export_cases.inputs(2)})
+    whole = bytearray(path.read_bytes())
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    np.save(self.root / 'x.npy', export_cases.inputs(2))
+    array = (self.root / 'x.npy').read_bytes()
+    for content in (b'', b'text', whole[:200], flipped, array):
+      path.write_bytes(content)
+      with self.assertRaisesRegex(ValueError, 'x.npz is no .npz file, or dam'):
+        run.run(self.folder, path, self.root / 'y.npz')
+
 
 if __name__ == '__main__':
   absltest.main()

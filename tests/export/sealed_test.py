@@ -38,7 +38,7 @@ class SealedTest(parameterized.TestCase):
           self.fail(f'{i}: {sealed.read(self.path)} is not {found}')
 
   @parameterized.named_parameters(
-    ('missing', lambda path: path.unlink(), 'is missing'),
+    ('missing', lambda path: path.unlink(), r'is missing\.$'),
     ('empty', lambda path: path.write_text(''), 'is no JSON'),
     ('cut_off', lambda path: path.write_text('{"name": '), 'is no JSON'),
     ('deep', lambda path: path.write_text('[' * 100_000), 'is no JSON'),
