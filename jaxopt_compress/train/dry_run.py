@@ -1,11 +1,11 @@
 """What a plan would do, without doing it."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from jaxopt_compress import parallel
 from jaxopt_compress import report
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
@@ -52,16 +52,35 @@ def _leaves(params):
 
 
 def trace(
-  built: stages.Built, batch: Any, teacher: stages.Built | None
+  step: Callable[..., Any],
+  built: stages.Built,
+  batch: Any,
+  teacher: stages.Built | None,
 ) -> None:
-  """Traces one training step on shapes alone, and raises what is wrong with it."""
-  if built.step is None:
-    return
+  """Traces one training step as the devices will run it, on shapes alone.
+
+  Args:
+    step: from `parallel.data_parallel`.
+    built: the stage that it trains.
+    batch: this process's share of one.
+    teacher: the stage that it learns from.
+
+  Raises:
+    ValueError: what is wrong with it; the message begins with the stage's name.
+  """
   frozen = ()
   if teacher is not None:
     frozen = ((teacher.final['params'], teacher.final['variables']),)
-
-  def step(state, batch, *frozen):
-    return built.step(state, batch, parallel.step.Replicas(), *frozen)
-
-  jax.eval_shape(step, built.template, batch, *frozen)
+  try:
+    jax.eval_shape(
+      lambda state, *frozen: step(state, batch, *frozen),
+      built.template,
+      *frozen,
+    )
+  except (
+    Exception
+  ) as e:  # Of a loss, of a model: all mean that it does not run.
+    kind = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
+    raise ValueError(
+      f'Stage {built.stage.name!r} cannot take a training step. {kind}{e}'
+    ) from e

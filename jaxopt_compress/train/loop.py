@@ -24,6 +24,7 @@ from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
+from jaxopt_compress.train import fits
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
@@ -88,15 +89,12 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     )
     for stage in plan.stages
   ]
-  for b in built:
-    examples.check_answers(data, b.stage, b.model.answers, plan.data.target)
+  fits.check(built, plan.data, data, mesh.size)
+  metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
+  job = job_lib.Job(plan, data, mesh, work, metrics)
   log(dry_run_lib.describe(built, leaves=dry_run))
   if dry_run:
-    by_name = {b.stage.name: b for b in built}
-    for b in built:
-      dry_run_lib.trace(
-        b, data.batches(b.stage)[0], by_name.get(b.stage.distil.teacher)
-      )
+    _rehearse(job, built)
     log('Dry run: everything fits together; nothing was computed.')
     return
 
@@ -105,8 +103,6 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     asked = json.dumps(config, indent=2) + '\n'
     if not (work / 'config.json').exists() and jax.process_index() == 0:
       files.replace(work / 'config.json', asked)
-    metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
-    job = job_lib.Job(plan, data, mesh, work, metrics)
 
     # -- Go ---------------------------------------------------------------------
     finished = {}
@@ -139,6 +135,26 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
       processes.wait('report')
 
 
+def _rehearse(job, built):
+  """Raises what would stop a run before its first step, or at it."""
+  by_name = {b.stage.name: b for b in built}
+  for b in built:
+    if b.step is not None:
+      step_fn = step_lib.data_parallel(b.step, job.plan.run.mode, job.mesh)
+      batch = mesh_lib.share(job.data.batches(b.stage)[0])
+      teacher = by_name.get(b.stage.distil.teacher)
+      dry_run_lib.trace(step_fn, b, batch, teacher)
+  if not job.work.exists():
+    workdir_lib.check_can_be_made(job.work)
+    return
+  with workdir_lib.opened(job.work):
+    metrics_lib.read(job.work / 'metrics.jsonl')
+    for b in built:
+      if _finished(job, b) is None and job.checkpoints(b.stage.name).exists():
+        with _checkpoints(job, b) as saver:
+          _restored(job, b, saver)
+
+
 def _teacher_of(stage, plan, models):
   """The model of a stage's teacher, or None."""
   name = stage.distil.teacher
@@ -153,8 +169,8 @@ def _initial(job, built, finished):
   if stage.init:
     params, variables = stages_lib.start(
       built,
-      (params, variables),
       job.plan.stage(stage.init).model,
+      (params, variables),
       mesh_lib.local(finished[stage.init]),
     )
   ranges = built.ranges
@@ -190,16 +206,10 @@ def _train(job, built, state, finished, watch):
     source = finished[stage.distil.teacher]
     teacher = ((source['params'], source['variables']),)
 
-  with checkpoint.Checkpoints(
-    job.checkpoints(stage.name),
-    config=job.plan.fingerprint(stage),
-    keep=options.keep,
-  ) as saver:
+  with _checkpoints(job, built) as saver:
     # -- Resume -------------------------------------------------------------------
     begin = 0
-    if restored := saver.restore(
-      stages_lib.with_sharding(built.template, job.mesh)
-    ):
+    if restored := _restored(job, built, saver):
       begin, state = restored
       metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
     metrics.begin(stage.name, begin)
@@ -253,6 +263,19 @@ def _train(job, built, state, finished, watch):
         )
     progress.close()
   return state
+
+
+def _checkpoints(job, built):
+  """Those of a stage that is being trained."""
+  return checkpoint.Checkpoints(
+    job.checkpoints(built.stage.name),
+    config=job.plan.fingerprint(built.stage),
+    keep=job.plan.run.keep,
+  )
+
+
+def _restored(job, built, saver):
+  return saver.restore(stages_lib.with_sharding(built.template, job.mesh))
 
 
 def _diverged(stage, what, step, saver):

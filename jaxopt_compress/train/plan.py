@@ -22,6 +22,7 @@ import zlib
 
 from jaxopt_compress.calibration import ranges
 from jaxopt_compress.core import choices
+from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
@@ -204,6 +205,12 @@ def _check_references(plan):
       'config.report.batches is (); at least one batch size is expected.'
     )
   choices.one_of('config.run.mode', plan.run.mode, step_lib.MODES)
+  # With 'jit' there is one replica, and no axis to name.
+  axes = (None,) if plan.run.mode == 'jit' else (None, mesh_lib.AXIS)
+  for name, said in plan.models.items():
+    choices.one_of(
+      f'config.models.{name}.axis_name', said.get('axis_name'), axes
+    )
   if plan.report.reference:
     choices.one_of(
       'config.report.reference', plan.report.reference, tuple(earlier)

@@ -182,14 +182,14 @@ def calibrate(
 
 
 def start(
-  built: Built, own: tuple[Any, Any], name: str, source: dict[str, Any]
+  built: Built, name: str, own: tuple[Any, Any], source: dict[str, Any]
 ) -> tuple[Any, Any]:
   """What a stage starts from that has an `init`: (params, variables).
 
   Args:
     built: the stage.
-    own: (params, variables) of its model, as they are initialised.
     name: of the model of `init`.
+    own: (params, variables) of its model, as they are initialised.
     source: what `init` left behind; see `Built.final`.
 
   Raises:
@@ -198,15 +198,19 @@ def start(
   found = array.materialize(source['params']), source['variables']
   if name == built.model.name:
     return found
+  # In one tree: statistics of batches belong to the channels that weights come from.
+  target, source = (
+    dict(params=params, variables=variables)
+    for params, variables in (own, found)
+  )
   try:
-    # Statistics of batches belong to the channels that parameters are taken from.
-    params, variables = map(distillation.warm_start, own, found)
+    started = distillation.warm_start(target, source)
   except ValueError as e:
     raise ValueError(
       f'Stage {built.stage.name!r} starts model {built.model.name!r} from model'
       f' {name!r}: {e}'
     ) from e
-  return params, variables
+  return started['params'], started['variables']
 
 
 def everything(stage, uses, params, rng, ranges):

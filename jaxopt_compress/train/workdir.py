@@ -33,6 +33,16 @@ def absolute(directory: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(directory).absolute()
 
 
+def check_can_be_made(work: pathlib.Path) -> None:
+  """Raises a ValueError where a workdir is not there and could not be made."""
+  above = next(p for p in work.parents if p.exists())
+  if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    raise ValueError(
+      f'The workdir {work} cannot be made in {above}, which is no folder to write'
+      ' in. Choose another with --workdir.'
+    )
+
+
 @contextlib.contextmanager
 def opened(work: pathlib.Path) -> Iterator[None]:
   """Makes and checks a workdir, and keeps other runs out of it.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_compress import parallel
 from jaxopt_compress.train import dry_run
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
@@ -48,12 +49,36 @@ class DryRunTest(absltest.TestCase):
     self.assertIn('int8 channel', text)
     self.assertRegex(text, r'layers/0/bias +8 +float32')
 
+  def trace(self, built, teacher=None, mode='shard_map', devices=2):
+    mesh = parallel.data_mesh(devices)
+    step = parallel.data_parallel(built.step, mode, mesh)
+    dry_run.trace(step, built, self.batch, teacher)
+
+  def refuses(self, message, *args, **kwargs):
+    with pytest.raises(ValueError, match=message):
+      self.trace(*args, **kwargs)
+
   def test_trace(self):
-    dry_run.trace(_built(self.x), self.batch, None)
-    dry_run.trace(_built(self.x, 't'), self.batch, _built(self.x))
+    for mode in parallel.step.MODES:
+      self.trace(_built(self.x), mode=mode)
+    self.trace(_built(self.x, 't'), _built(self.x))
+    self.refuses(
+      "Stage 's' cannot .* does not divide", _built(self.x), devices=3
+    )
     del self.batch['label']
-    with pytest.raises(KeyError, match='label'):
-      dry_run.trace(_built(self.x), self.batch, None)
+    self.refuses("Stage 's' cannot .* KeyError: 'label'", _built(self.x))
+
+  def test_axes_are_those_of_the_devices(self):
+    def built(axis):
+      asked = dict(name='cnn', widths=(4,), axis_name=axis)
+      model = model_lib.build('net', asked, self.x)
+      return stages.build(
+        options.Stage(name='s', model='net', steps=1), model, None, DATA
+      )
+
+    self.trace(built('data'))
+    self.refuses('NameError: .* unbound axis name: date', built('date'))
+    self.refuses('NameError: .* unbound axis name', built('data'), mode='jit')
 
 
 if __name__ == '__main__':

@@ -106,6 +106,7 @@ class ParseTest(parameterized.TestCase):
     ('no_data_dict', 'data', 'digits', "config.data is 'digits'; a dict"),
     ('seed', 'seed', -1, 'config.seed is -1; a number in [0, 2147483648) is'),
     ('seed_type', 'seed', 0.5, 'config.seed is 0.5, a float; a int such as 0'),
+    ('axis', 'models.big.axis_name', 'date', "Did you mean 'data'?"),
     ('batches', 'report.batches', (), 'at least one batch size'),
     ('span', 'stage.teacher.prune_span', (0.7, 0.0), 'the first not above'),
     ('spans', 'stage.teacher.prune_span', (0.7,), 'two fractions of the steps'),
@@ -121,6 +122,13 @@ class ParseTest(parameterized.TestCase):
     with pytest.raises(ValueError) as e:
       plan.parse(_with(path, value))
     self.assertIn(message, str(e.value))
+
+  def test_axes_of_one_replica(self):
+    config = _with('models.big.axis_name', 'data')
+    plan.parse(config)
+    config['run'] = {'mode': 'jit'}
+    with pytest.raises(ValueError, match=r"'data'; choose one of \(None,\)"):
+      plan.parse(config)
 
   def test_fingerprint_has_what_a_stage_depends_on(self):
     p = plan.parse(CONFIG)

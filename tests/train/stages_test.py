@@ -145,7 +145,7 @@ class StartTest(parameterized.TestCase):
     source = dict(params=params, variables=variables)
     own = other.init(1)
     built = stages.build(_stage(init='t', steps=1), other, None, DATA)
-    found = stages.start(built, own, 'base', source)
+    found = stages.start(built, 'base', own, source)
     shared = min(width, 8)
     self.assertNotEmpty(jax.tree.leaves(variables))
     for left, right, fresh in zip(
@@ -169,4 +169,4 @@ class StartTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, "^Stage 's' starts model 'mlp' from model 'cnn': Only the"
     ):
-      stages.start(built, mlp.init(0), 'cnn', source)
+      stages.start(built, 'cnn', mlp.init(0), source)

@@ -1,0 +1,51 @@
+"""Whether the parts of a plan fit together: known before anything is trained."""
+
+from collections.abc import Sequence
+import functools
+
+import jax
+
+from jaxopt_compress.train import examples as examples_lib
+from jaxopt_compress.train import options
+from jaxopt_compress.train import stages as stages_lib
+
+
+def check(
+  built: Sequence[stages_lib.Built],
+  data: options.Data,
+  examples: examples_lib.Examples,
+  devices: int,
+) -> None:
+  """Raises a ValueError for what a stage would meet at its first step, or before.
+
+  Args:
+    built: all stages, in order.
+    data: options of the examples.
+    examples: that they are trained on.
+    devices: over which a batch is split.
+  """
+  by_name = {b.stage.name: b for b in built}
+  for b in built:
+    stage = b.stage
+    examples_lib.check_answers(examples, stage, b.model.answers, data.target)
+    if stage.steps or b.ranges:
+      examples.batches(stage)
+    if stage.steps and stage.batch_size % devices:
+      raise ValueError(
+        f'config.stage.{stage.name}.batch_size is {stage.batch_size}, which does'
+        f' not divide over {devices} devices. Use a multiple of {devices}, or set'
+        ' config.run.devices.'
+      )
+    if stage.init:
+      source = by_name[stage.init]
+      start = functools.partial(stages_lib.start, b, source.model.name)
+      own = b.model.params, b.model.variables
+      jax.eval_shape(start, own, source.final)
+    if stage.distil.teacher:
+      teacher = by_name[stage.distil.teacher].model
+      if teacher.answers.shape != b.model.answers.shape:
+        raise ValueError(
+          f'config.stage.{stage.name}.teacher answers'
+          f' {list(teacher.answers.shape)}, and the student'
+          f' {list(b.model.answers.shape)}. Give both models the same classes.'
+        )
