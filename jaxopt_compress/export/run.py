@@ -40,7 +40,8 @@ def run(
 def _arguments(program, inputs):
   expected = program.manifest['signature']['inputs']
   try:
-    with np.load(inputs) as arrays:
+    # numpy leaves a file open that it cannot read.
+    with open(inputs, 'rb') as f, np.load(f) as arrays:
       found = dict(arrays)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
     raise ValueError(
