@@ -190,7 +190,9 @@ def on_device(x: Any) -> Any:
   """`x` with its arrays of numpy, which each call would copy, on the device."""
   kinds = np.ndarray, np.generic
   arrays, refill = arrays_apart(x, lambda a: isinstance(a, kinds))
-  return refill(map(jnp.array, arrays)) if arrays else x
+  # Copies: the device may use the memory of what it is given, and users change theirs.
+  copies = [jax.device_put(np.array(a)) for a in arrays]
+  return refill(copies) if arrays else x
 
 
 def arrays_apart(

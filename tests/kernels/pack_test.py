@@ -10,6 +10,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.export import stablehlo
@@ -97,6 +98,23 @@ class PackTest(parameterized.TestCase):
       UserWarning, 'w0, w1, w2 and 7 more: e5m2 has no'
     ):
       pack(q)
+
+  @parameterized.parameters(
+    ('W8A8', 0, ['_packed', 'portable']),
+    ('W8A8', 1, ['_packed', '_integers', 'portable']),
+    ('int4 g8', 0, ['_packed', 'portable']),
+  )
+  def test_one_program_for_each_shape(self, scheme, zeros, programs):
+    # Of other shapes than those of other tests: their programs are still there.
+    w = jax.random.normal(_KEYS[2], (3, 72 + 8 * zeros, 48))
+    w = np.where(np.arange(w.shape[1]) % 2 < zeros, 0, np.swapaxes(w, 1, 2))
+    w = np.swapaxes(w, 1, 2)
+    q = jc.quantize(dict(zip('abc', w)), [('.*', scheme)])
+    with jax.log_compiles(), self.assertLogs('jax', 'WARNING') as logs:
+      jc.unpack(pack(q))
+    compiled = [r.getMessage() for r in logs.records]
+    compiled = [m.split()[1] for m in compiled if m.startswith('Compiling')]
+    self.assertEqual(compiled, [f'jit({name})' for name in programs])
 
   def test_where_it_would_not_pay(self):
     q = jc.quantize({'w': W}, [('w', 'int8')])

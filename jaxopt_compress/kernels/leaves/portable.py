@@ -66,6 +66,7 @@ def unpack(
   return qarray.QDotArray(q, given('act_scale'), given('act_zero'), plan.act)
 
 
+@jax.jit
 def portable(leaf):
   """The leaf for any machine as it is kept in files."""
   return unpack(leaf, stored=True)

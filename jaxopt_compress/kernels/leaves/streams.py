@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import array
+from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels.leaves import numbers
@@ -91,12 +92,12 @@ def of_codes(dense: panels.PanelArray) -> StreamArray | None:
   how = numbers.LAYOUT[dense.plan.format]
   if how.name != 'int8' or dense.zero is not None:
     return None
-  integers = jnp.round(dense.matrices().numbers / how.unit)
-  integers = np.asarray(integers).astype(np.int8)
-  if np.mean(integers == 0) < LEAST_ZEROS:
+  # What fills panels up has the code 0; that of zero is another.
+  zeros = np.asarray(dense.payload) == layout.CODES['int8'].offset
+  if np.count_nonzero(zeros) < LEAST_ZEROS * dense.size:
     return None
   thin = _lay_out(
-    integers,
+    np.asarray(_integers(dense)),
     dense.plan,
     **{
       name: getattr(dense, name)
@@ -105,6 +106,13 @@ def of_codes(dense: panels.PanelArray) -> StreamArray | None:
   )
   worth = array.nbytes(thin) < _WORTH * array.nbytes(dense)
   return thin if worth else None
+
+
+@jax.jit
+def _integers(dense):
+  """int8 [stack..., k, n]: a program for each shape, not for each operation."""
+  unit = numbers.LAYOUT[dense.plan.format].unit
+  return jnp.round(dense.matrices().numbers / unit).astype(jnp.int8)
 
 
 def of_floats(w: np.ndarray, matrix: matrix_lib.Matrix) -> StreamArray | None:
@@ -126,8 +134,8 @@ def _lay_out(
   stream, offsets, how = sparse_layout.to_streams(entries, plan.group)
   stack = entries.shape[:-2]
   return StreamArray(
-    plan_lib.full(jnp.asarray(stream), stack, plan.matrix),
-    plan_lib.full(jnp.asarray(offsets), stack, plan.matrix),
+    jax.device_put(plan_lib.full(stream, stack, plan.matrix)),
+    jax.device_put(plan_lib.full(offsets, stack, plan.matrix)),
     scale,
     totals,
     act_scale,

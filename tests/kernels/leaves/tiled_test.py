@@ -87,7 +87,7 @@ class TiledTest(parameterized.TestCase):
       ('int4, int8', 'int8 x int8 only'),
       ('int8 asym, int8', 'takes no zero points'),
     ):
-      with self.assertRaisesRegex(ValueError, why):
+      with self.assertWarnsRegex(UserWarning, why):
         jc.pack(jc.quantize({'w': W}, [('w', words)]), target='gpu')
     with self.assertRaisesRegex(
       ValueError, "choose one of .'cpu', 'gpu', 'tpu'"
