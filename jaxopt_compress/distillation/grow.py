@@ -10,9 +10,12 @@ repeating each layer in place, is the interpolation of Chang et al. 2017,
 https://arxiv.org/abs/1710.10348, who also halve the step of the residual branch.
 
 Taking leading entries is consistent everywhere: all leaves order their channels
-alike, so a channel is kept or dropped in every leaf that has it. Where one axis packs
-two (heads * head_dim), its leading entries are whole heads only if head_dim is the
-same in both networks.
+alike, so a channel is kept or dropped in every leaf that has it. But one axis may pack
+two: a flattened image [positions * channels], [heads * head_dim] with another
+head_dim, the gates of a cell. There `blocks` says how many blocks of channels it holds,
+and each block starts from a block:
+
+    [s0 s1 | s2 s3]  in 2 blocks of 3:   [s0 s1 .  | s2 s3 . ]
 """
 
 from collections.abc import Mapping
@@ -39,6 +42,7 @@ def warm_start(
   rules: Sequence[tuple[str, str | None]] = ((r'.*', 'copy'),),
   layers: str = 'uniform',
   keep: Sequence[tuple[str, Mapping[int, Any] | None]] | None = None,
+  blocks: Sequence[tuple[str, Mapping[int, int] | None]] | None = None,
   fill: str = 'target',
 ) -> Any:
   """The target's parameters, started from the source's.
@@ -59,6 +63,9 @@ def warm_start(
     keep: ordered `(regex, {axis: indices} | None)` over the target's paths: the
       source's entries to keep along an axis where it is larger, axes counted from
       the end. Default: the leading ones.
+    blocks: ordered `(regex, {axis: number} | None)` over the target's paths: how many
+      blocks of channels, one behind the other, an axis is made of. `keep` then counts
+      within one.
     fill: what entries that the source does not have become: 'target' (its own
       initial values) or 'zeros' (new inputs then change nothing at first, but a
       neuron with neither inputs nor outputs learns nothing).
@@ -68,7 +75,8 @@ def warm_start(
 
   Raises:
     ValueError: leaves of one side that the other does not have, listed; ranks that
-      differ; `keep` that does not fit.
+      differ; `keep` or `blocks` that do not fit; an axis that seems to be of blocks,
+      and `blocks` does not say of how many.
 
   >>> small, large = {'w': jnp.zeros((1, 2))}, {'w': jnp.arange(6.).reshape(2, 3)}
   >>> warm_start(small, large)['w'].tolist()
@@ -83,17 +91,32 @@ def warm_start(
   for choice in how.values():
     choices.one_of('how', choice, HOW, '=')
   kept = rules_lib.match(keep, target_params) if keep else {}
+  packed = rules_lib.match(blocks, target_params) if blocks else {}
   starts, skipped = layers_lib.starts(target, source, layers)
   _check_matched(source, starts, skipped, how)
+  copied = [p for p in target if how[p] is not None and starts[p] is not None]
+  # The first axis of scanned layers is no width.
+  width = {p: slice(1 if how[p] == 'stacked' else 0, None) for p in copied}
+  _check_blocks(
+    {p: target[p].shape[width[p]] for p in copied},
+    {p: source[starts[p]].shape[width[p]] for p in copied},
+    {p: {*(kept.get(p) or ()), *(packed.get(p) or ())} for p in copied},
+  )
 
   def started(path, t):
     if how[path] is None or starts[path] is None:
       return t
     t, s = array.materialize((t, source[starts[path]]))
+    parts = packed.get(path) or {}
     try:
+      # A block has an axis of its own, in front of that of its channels.
+      inside = {_behind(a, parts): i for a, i in (kept.get(path) or {}).items()}
+      shape, t, s = t.shape, _in_blocks(t, parts), _in_blocks(s, parts)
       if how[path] == 'stacked':
-        return _stacked(t, s, layers, kept.get(path), fill)
-      return _corner(t, _kept_entries(s, t.shape, kept.get(path)), fill)
+        out = _stacked(t, s, layers, inside, fill)
+      else:
+        out = _corner(t, _kept_entries(s, t.shape, inside), fill)
+      return out.reshape(shape)
     except ValueError as e:
       raise ValueError(f'{path} from {starts[path]}: {e}') from e
 
@@ -116,6 +139,56 @@ def _check_matched(source, starts, skipped, how):
       f' {unused[:8]} ({len(unused)}). If that is right, say so with a rule'
       f' (r"{re.escape(first)}", None) before the others.'
     )
+
+
+def _check_blocks(target, source, said):
+  """Raises where a width grows or shrinks as a multiple of another one does.
+
+  A width that leaves write is one that others read: the last axis here, another axis
+  there. One that is only written or only read comes from a program that reshapes.
+
+  Args:
+    target, source: `{path: shape}`.
+    said: `{path: axes that the user has said something about}`.
+  """
+  changed = [
+    (path, axis, source[path][axis], t[axis])
+    for path, t in target.items()
+    for axis in range(-min(len(t), len(source[path])), 0)
+    if t[axis] != source[path][axis]
+  ]
+  places = {}
+  for _, axis, n, m in changed:
+    places.setdefault((n, m), set()).add(axis == -1)
+  for path, axis, n, m in changed:
+    if len(places[n, m]) == 2 or axis in said[path]:
+      continue
+    for a, b in places:
+      if n > a and not n % a and n * b == m * a:
+        k = n // a
+        raise ValueError(
+          f'{path}: axis {axis} goes from {n} to {m}, {k} times a width that goes'
+          f' from {a} to {b}. If it holds {k} blocks of it, one behind the other (a'
+          ' flattened image, heads, gates), say'
+          f' blocks=[(r"{re.escape(path)}", {{{axis}: {k}}}), (r".*", None)]; if'
+          f' its leading entries are meant, {{{axis}: 1}}.'
+        )
+
+
+def _in_blocks(x, blocks):
+  """[..., k n, ...] -> [..., k, n, ...] where an axis is of k blocks."""
+  shape = []
+  for axis, n in enumerate(x.shape, -x.ndim):
+    k = blocks.get(axis)
+    if k is not None and (k < 1 or n % k):
+      raise ValueError(f'axis {axis} of {n} is not made of {k} blocks.')
+    shape += [n] if k is None else [k, n // k]
+  return jnp.reshape(x, shape)
+
+
+def _behind(axis, blocks):
+  """Where an axis is once blocks have axes of their own."""
+  return axis - sum(a > axis for a in blocks)
 
 
 def _stacked(t, s, layers, kept, fill):

@@ -74,6 +74,71 @@ class WarmStartTest(parameterized.TestCase):
     got = grow.warm_start(large, small, fill='zeros')
     np.testing.assert_allclose(f(got), f(small), rtol=1e-5, atol=1e-6)
 
+  @parameterized.parameters((2, 4), (4, 2))
+  def test_channels_of_a_flattened_image(self, before, after):
+    # A convolution of one row, flattened to [positions * channels], and a layer.
+    def f(p, x):
+      y = jax.nn.relu(x[..., None] * p['conv']['kernel'])
+      return y.reshape(1, -1) @ p['head']['kernel']
+
+    def network(channels, value=0.0):
+      head = jnp.arange(3.0 * channels).reshape(-1, 1) + value
+      return {
+        'conv': {'kernel': jnp.arange(1.0, channels + 1).reshape(1, 1, -1)},
+        'head': {'kernel': head},
+      }
+
+    x = jnp.array([[1.0, 2.0, 3.0]])
+    source, target = network(before), network(after, 100.0)
+    with self.assertRaisesRegex(
+      ValueError,
+      rf'^head/kernel: axis -2 goes .* 3 times .* {before} to {after}',
+    ):
+      grow.warm_start(target, source, fill='zeros')
+    blocks = [(r'head/kernel', {-2: 3}), (r'.*', None)]
+    got = grow.warm_start(target, source, fill='zeros', blocks=blocks)
+    if after > before:
+      self.assertEqual(f(got, x).tolist(), f(source, x).tolist())
+    head = source['head']['kernel'].reshape(3, before)
+    head = jnp.pad(head, ((0, 0), (0, max(after - before, 0))))[:, :after]
+    self.assertEqual(
+      got['head']['kernel'].ravel().tolist(), head.ravel().tolist()
+    )
+
+  def test_keep_counts_within_a_block(self):
+    source = {'w': jnp.arange(12.0).reshape(1, 12, 1)}
+    got = grow.warm_start(
+      {'w': jnp.zeros((1, 6, 1))},
+      source,
+      keep=[(r'w', {-2: [3, 1]})],
+      blocks=[(r'w', {-2: 3})],
+    )
+    self.assertEqual(got['w'].ravel().tolist(), [3, 1, 7, 5, 11, 9])
+    with self.assertRaisesRegex(
+      ValueError, 'axis -2 of 6 is not .* of 4 blocks'
+    ):
+      grow.warm_start(
+        {'w': jnp.zeros((1, 6, 1))}, source, blocks=[(r'w', {-2: 4})]
+      )
+
+  @parameterized.named_parameters(
+    ('queries, keys and values at once', {'qkv': (1, 3), 'o': (1, 1)}, 'qkv'),
+    ('heads of another size', {'q': (1, 2), 'norm': (1,), 'w': (1, 1)}, 'q'),
+    ('a wide hidden layer', {'up': (1, 4), 'down': (4, 1)}, None),
+    ('rows that are stored first', {'up': (4, 1), 'down': (1, 4)}, None),
+  )
+  def test_which_axes_seem_to_be_of_blocks(self, widths, refused):
+    trees = [
+      {k: jnp.zeros([n * width for width in v]) for k, v in widths.items()}
+      for n in (8, 4)
+    ]
+    if refused is None:
+      grow.warm_start(*trees)
+      return
+    with self.assertRaisesRegex(ValueError, f'^{refused}: axis -1 .*blocks='):
+      grow.warm_start(*trees)
+    grow.warm_start(*trees, blocks=[(refused, {-1: 1}), (r'.*', None)])
+
   def test_one_axis_larger_and_one_smaller(self):
     source = {'w': jnp.arange(8.0).reshape(2, 4)}
     got = grow.warm_start({'w': jnp.full((3, 2), 9.0)}, source)
