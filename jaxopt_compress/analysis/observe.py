@@ -15,6 +15,7 @@ import functools
 import re
 from typing import Any
 
+import jax
 from jax import lax
 import numpy as np
 
@@ -148,8 +149,13 @@ def reduce_stats(statistics: Any, stats: dict, axes: Any) -> dict:
 
 
 def check_seen(stats: dict) -> None:
-  """Raises ValueError where a weight, a layer or an expert saw no data."""
+  """Raises ValueError where a weight, a layer or an expert saw no data.
+
+  Counts that are traced are not known yet, and pass.
+  """
   for path, seen in stats.items():
+    if isinstance(seen.count, jax.core.Tracer):
+      continue
     count = np.asarray(seen.count)
     if not (count > 0).all():
       where = (

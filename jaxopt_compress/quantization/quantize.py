@@ -165,7 +165,9 @@ def check_values(path: str, x: jax.Array):
   if x.size == 0:
     raise ValueError(f'{path} is empty, shape {x.shape}: nothing to quantise.')
   if not isinstance(x, jax.core.Tracer):
-    bad = int(x.size - _finite(x))
+    # Inside a program that is traced, the count of a known array would be, too.
+    with jax.ensure_compile_time_eval():
+      bad = int(x.size - _finite(x))
     if bad:
       raise ValueError(
         f'{path} holds {bad} values that are NaN or infinite in float32, of'
@@ -243,13 +245,15 @@ def quantize(
       importance=(importance or {}).get(path),
       key=mine,
     )
-    if donate:
+    # What a program that is traced has as a constant, it reads when it runs.
+    if donate and not any(
+      isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(q)
+    ):
       jax.block_until_ready(q)
       for part in jax.tree.leaves(x):
         left[id(part)] -= 1
-        # Numpy's have no memory on the device, traced ones none at all.
-        traced = isinstance(part, jax.core.Tracer)
-        if not left[id(part)] and isinstance(part, jax.Array) and not traced:
+        # Numpy's have no memory on the device.
+        if not left[id(part)] and isinstance(part, jax.Array):
           part.delete()
     return q
 

@@ -79,6 +79,7 @@ class StructureTest(observing.Case):
     self.assertEqual((stats['w'].count, stats['v'].count), (8, 0))
     with self.assertRaisesRegex(ValueError, '^v saw no data'):
       jc.check_seen(stats)
+    jax.eval_shape(jc.check_seen, stats)  # what is traced is not known yet
 
   @parameterized.product(
     checked=(True, False),

@@ -269,6 +269,42 @@ class QuantizeTest(parameterized.TestCase):
     (met,) = jc.explain(embed.apply)(q, tokens)
     self.assertTrue(met.native)
 
+  @parameterized.parameters(
+    'int8, int8', 'int4 mse', 'int4 mse lsq', 'nf4 g4 dq'
+  )
+  def test_under_jit(self, words):
+    """Of arguments, of constants, and of numpy, in a program that is traced."""
+    params = {'w': _normal(8, 4)}
+
+    def codes(params):
+      if 'lsq' not in words:
+        return jc.quantize(params, [('w', words)])
+      comp = jc.fake_quantize([('w', words)])
+      return jc.freeze(comp.apply(params, comp.init(params)))
+
+    want = jax.tree.leaves(codes(params))
+    known = {'w': np.asarray(params['w'])}
+    for got in (
+      jax.jit(codes)(params),
+      jax.jit(lambda: codes(params))(),
+      jax.jit(lambda: codes(known))(),
+    ):
+      for a, b in zip(jax.tree.leaves(got), want, strict=True):
+        np.testing.assert_allclose(
+          np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-6
+        )
+
+  def test_known_values_are_checked_under_jit(self):
+    lost = {'w': _normal(8, 4).at[1, 2].set(jnp.nan)}
+    with self.assertRaisesRegex(ValueError, 'w holds 1 values that are NaN'):
+      jax.jit(lambda: jc.quantize(lost, [('w', 'int8')]))()
+
+  def test_constants_of_a_program_are_not_donated(self):
+    params = {'w': _normal(8, 4)}
+    q = jax.jit(lambda: jc.quantize(params, [('w', 'int8')], donate=True))()
+    close = jnp.abs(q['w'].materialize() - params['w']).max()
+    self.assertLess(float(close), 0.02)
+
   def test_abstract(self):
     make = lambda p: jc.quantize(p, [('w', jc.W4A16)])
     q = jax.eval_shape(make, {'w': jnp.ones((256, 4))})
