@@ -65,6 +65,7 @@ def _aside(directory):
 
 def sync(folder):
   """Waits until the files are on disk: a rename may reach it before they do."""
-  for path in folder.iterdir():
-    with open(path, 'rb') as f:
-      os.fsync(f.fileno())
+  for path in folder.rglob('*'):
+    if path.is_file():
+      with open(path, 'rb') as f:
+        os.fsync(f.fileno())

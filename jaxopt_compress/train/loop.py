@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxopt_compress import report
+from jaxopt_compress.export import layout
 from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
@@ -115,6 +116,9 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
           state = _train(job, b, state, finished, watch)
           _finish(job, b, state)
           finished[name] = _finished(job, b)
+        # Here, and so also those of a run that was killed just before.
+        if jax.process_index() == 0:
+          shutil.rmtree(job.checkpoints(name), ignore_errors=True)
         if watch.requested():
           raise preemption.Preempted(
             f'Stopped after stage {name!r}, which is saved.'
@@ -320,8 +324,8 @@ def _finish(job, built, state):
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
+    layout.sync(partial)
     os.rename(partial, whole)
-    shutil.rmtree(job.checkpoints(name), ignore_errors=True)
   processes.wait(f'{name} whole')
 
 

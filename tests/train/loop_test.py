@@ -106,6 +106,7 @@ class LoopTest(parameterized.TestCase):
 
   def _check(self, workdir):
     self.assertEqual(_bits(workdir), self._unbroken())
+    self.assertEqual(os.listdir(workdir / 'checkpoints'), [])
     for stage in ('teacher', 'student'):
       ours, theirs = (
         [x for x in metrics.read(d / 'metrics.jsonl') if x['stage'] == stage]
@@ -150,17 +151,20 @@ class LoopTest(parameterized.TestCase):
     ('at_a_save', (checkpoint, 'Checkpoints', 'save'), 2),
     ('at_the_last_save_of_a_stage', (checkpoint, 'Checkpoints', 'wait'), 5),
     ('when_a_stage_is_saved', (checkpoint, None, 'save'), 2),
-    ('before_a_stage_appears', (os, None, 'rename'), 2),
+    ('before_a_stage_appears', (os, None, 'rename'), 'stages/teacher'),
+    ('after_a_stage_appears', (shutil, None, 'rmtree'), 'checkpoints/teacher'),
     ('before_the_report', (report, None, 'write'), 1),
   )
   def test_killed(self, where, call):
+    """At a call that is given by its number, or by the path that it is about."""
     module, cls, name = where
     owner = getattr(module, cls) if cls else module
     original, calls = getattr(owner, name), []
 
     def killed(*args, **kwargs):
       calls.append(1)
-      if len(calls) == call:
+      by_path = isinstance(call, str) and str(args[-1]).endswith(call)
+      if len(calls) == call or by_path:
         raise Killed()
       return original(*args, **kwargs)
 
