@@ -36,6 +36,7 @@ from jaxopt_compress.calibration import calibrate as calibrate
 from jaxopt_compress.calibration import correct_bias as correct_bias
 from jaxopt_compress.calibration import equalize as equalize
 from jaxopt_compress.calibration import fold_norms as fold_norms
+from jaxopt_compress.calibration import output_error as output_error
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
 from jaxopt_compress.core.array import is_compressed as is_compressed
 from jaxopt_compress.core.array import materialize as materialize

@@ -3,19 +3,23 @@
     b' = b - (W_hat - W)^T E[x]
 
 Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias
-Correction, https://arxiv.org/abs/1906.04721, section 4.2, with E[x] measured.
+Correction, https://arxiv.org/abs/1906.04721, section 4.2, with E[x] measured. Layers
+behind may have made up for the shift, so each correction is tried on held-out data.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.analysis import watch
+from jaxopt_compress.calibration import trials
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
@@ -26,8 +30,9 @@ def correct_bias(
   stats: Mapping[str, watch.Observed],
   biases: Mapping[str, str],
   uses: dict,
-) -> Any:
-  """Takes the mean shift that rounding causes off the biases.
+  error: Callable[[Any], float],
+) -> tuple[Any, dict[str, trials.Trial]]:
+  """Takes the mean shift that rounding causes off the biases, where that helps.
 
   Args:
     params: the tree as it was trained.
@@ -35,9 +40,13 @@ def correct_bias(
     stats: {path of a weight: its `jc.sums()`}, from `jc.observe`.
     biases: {path of a weight: path of the bias that is added to its product}.
     uses: what `jc.uses(apply)(params, x)` returned.
+    error: of a tree like `qparams`: `jc.output_error(apply, params, held_out)`,
+      or any number that is to fall.
 
   Returns:
-    `qparams` with corrected biases, in their own dtype.
+    (tree, trials): `qparams` with the corrections that help, in the biases' own
+    dtype; {weight: errors without and with its correction, and whether it was
+    applied}, one for each layer or expert of a stacked weight.
 
   Raises:
     ValueError: a path that is not there, a weight that saw no data, or a bias
@@ -49,10 +58,11 @@ def correct_bias(
   >>> params, x = {'w': w, 'b': b}, jnp.ones((4, 2))
   >>> q = {'w': jnp.round(w), 'b': b}  # any other form of the weight
   >>> _, stats = observe.observe(f, {'w': statistics.sums()})(params, x)
-  >>> fixed = correct_bias(
-  ...   params, q, stats, {'w': 'b'}, uses_lib.uses(f)(params, x))
-  >>> bool(jnp.allclose(f(fixed, x), f(params, x), atol=1e-6))
-  True
+  >>> error = trials.output_error(f, params, [jnp.ones((1, 2))])
+  >>> fixed, tried = correct_bias(
+  ...   params, q, stats, {'w': 'b'}, uses_lib.uses(f)(params, x), error)
+  >>> bool(jnp.allclose(f(fixed, x), f(params, x), atol=1e-6)), tried['w'].applied
+  (True, True)
   """
   leaves = dict(rules_lib.named_leaves(params))
   compressed = dict(rules_lib.named_leaves(qparams))
@@ -60,20 +70,30 @@ def correct_bias(
   observe.check_seen({path: stats[path] for path in biases})
   shifts = {}
   for weight, bias in biases.items():
-    error = _value(compressed[weight]) - _value(leaves[weight])
-    shift = _mean_output(weight, error, stats[weight], uses)
+    apart = _value(compressed[weight]) - _value(leaves[weight])
+    shift = _mean_output(weight, apart, stats[weight], uses)
     want = leaves[bias].shape
     if shift.size != math.prod(want):
       raise ValueError(
         f'{bias} has shape {want}; {weight} has {shift.shape} outputs, so it is'
         ' not its bias.'
       )
-    shifts[bias] = shifts.get(bias, 0) + shift.reshape(want)
+    stacked = len(uses_lib.axes(weight, apart, uses).stacked)
+    for index in np.ndindex(*shift.shape[:stacked]):
+      name = weight if not index else f'{weight} at {list(index)}'
+      shifts[name] = bias, jnp.zeros_like(shift).at[index].set(shift[index])
 
-  def corrected(path, x):
-    return x if path not in shifts else (x - shifts[path]).astype(x.dtype)
+  def corrected(names):
+    total = {}
+    for bias, shift in map(shifts.get, names):
+      total[bias] = total.get(bias, 0) + shift.reshape(leaves[bias].shape)
 
-  return rules_lib.map_named(corrected, qparams)
+    def without_shift(path, x):
+      return x if path not in total else (x - total[path]).astype(x.dtype)
+
+    return rules_lib.map_named(without_shift, qparams)
+
+  return trials.keep(corrected, list(shifts), error)
 
 
 def _value(x) -> jax.Array:

@@ -10,11 +10,14 @@ convolutions through relu and pooling, values and outputs of attention, queries 
 keys, gated units, layers of a scan, residual streams.
 """
 
+import collections
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxopt_compress.analysis import freedoms as freedoms_lib
+from jaxopt_compress.calibration import trials
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
@@ -22,10 +25,11 @@ from jaxopt_compress.core import rules as rules_lib
 def equalize(
   params: Any,
   freedoms: freedoms_lib.Rescalings,
+  error: Callable[[Any], float] | None = None,
   *,
   sweeps: int = 20,
   tolerance: float = 1e-3,
-) -> Any:
+) -> tuple[Any, dict[str, trials.Trial]]:
   """Gives the weights around each channel the same range there.
 
   The function stays what it is, up to rounding of floats. Fold norms before
@@ -34,8 +38,16 @@ def equalize(
   Args:
     params: the tree that `freedoms` was found for.
     freedoms: what `jc.rescalings(apply)(params, x)` returned.
+    error: of a tree like `params` once it is compressed. Channels move where that
+      is lower: `lambda p: error(jc.quantize(p, rules, uses))`, with
+      `error = jc.output_error(apply, params, held_out)`. None, without data, to
+      move all.
     sweeps: at most so many times over the network.
     tolerance: it ends when no logarithm of a factor moves by more.
+
+  Returns:
+    (tree, trials): the parameters; {weights around some channels: errors without
+    and with their factors, and whether they were applied}, {} without `error`.
 
   Raises:
     ValueError: no weight shares a channel with another one, so that nothing can be
@@ -45,7 +57,7 @@ def equalize(
   >>> import jax.numpy as jnp
   >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
   >>> p = {'a': jnp.array([[8., 1.]]), 'b': jnp.array([[2.], [1.]])}
-  >>> even = equalize(p, freedoms_lib.rescalings(f)(p, jnp.ones((1, 1))))
+  >>> even, _ = equalize(p, freedoms_lib.rescalings(f)(p, jnp.ones((1, 1))))
   >>> even['a'].tolist(), even['b'].tolist()
   ([[4.0, 1.0]], [[4.0], [1.0]])
   """
@@ -64,11 +76,28 @@ def equalize(
       f' to equalise among {list(leaves)[:8]}. gelu, silu and tanh keep none;'
       ' statistics of norms must be in the first argument.'
     )
-  logs = np.zeros(freedoms.num)
+  logs = _solved(groups, freedoms.num, sweeps, tolerance)
+  if error is None:
+    return freedoms.apply(params, logs), {}
+
+  named = _named(groups)
+
+  def moved(names):
+    kept = np.zeros(freedoms.num)
+    for name in names:
+      kept[named[name]] = logs[named[name]]
+    return freedoms.apply(params, kept)
+
+  return trials.keep(moved, list(named), error)
+
+
+def _solved(groups, num, sweeps, tolerance) -> np.ndarray:
+  """Logarithms of the factors [num] with which both ends of channels agree."""
+  logs = np.zeros(num)
   for _ in range(sweeps):
     furthest = 0.0
     for channels, met in groups:
-      high = np.full((2, freedoms.num), -np.inf)
+      high = np.full((2, num), -np.inf)
       for weight in met:
         weight.reach(logs, high)
       ends = high[:, channels]
@@ -79,7 +108,18 @@ def equalize(
       furthest = max(furthest, np.abs(step).max())
     if furthest <= tolerance:
       break
-  return freedoms.apply(params, logs)
+  return logs
+
+
+def _named(groups) -> dict[str, np.ndarray]:
+  """Channels by the weights around them; layers of a scan have the same, by turn."""
+  turns, found = collections.defaultdict(list), {}
+  for channels, met in groups:
+    turns[' - '.join(w.taken.path for w in met)].append(channels)
+  for name, each in turns.items():
+    for i, channels in enumerate(each):
+      found[name if len(each) == 1 else f'{name} at [{i}]'] = channels
+  return found
 
 
 def _plain(params):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress import models
 
 
 def _rand(*shape, seed=0):
@@ -34,7 +35,9 @@ class BiasTest(parameterized.TestCase):
     q = jc.quantize(params, rules, uses)
     _, stats = jc.observe(apply, {r'.*kernel': jc.sums()})(params, x)
     biases = {p: p.replace('kernel', 'bias') for p in stats}
-    fixed = jc.correct_bias(params, q, stats, biases, uses)
+    fixed, _ = jc.correct_bias(
+      params, q, stats, biases, uses, jc.output_error(apply, params, [x])
+    )
     run = jax.jit(jc.lift(apply))
     want = apply(params, x)
     shift = lambda p: float(jnp.abs((run(p, x) - want).mean(0)).max())
@@ -61,13 +64,50 @@ class BiasTest(parameterized.TestCase):
     uses = jc.uses(apply)(params, x)
     _, stats = jc.observe(apply, {'w': jc.sums()})(params, x)
     q = jc.quantize(params, [('w', 'int2'), ('b', None)], uses)
-    fixed = jc.correct_bias(params, q, stats, {'w': 'b'}, uses)
+    wrong = jnp.array([[1.0], [-30.0], [1.0]])
+    stats['w'] = stats['w']._replace(state=stats['w'].state * wrong)
+    fixed, trials = jc.correct_bias(
+      params, q, stats, {'w': 'b'}, uses, jc.output_error(apply, params, [x])
+    )
+    applied = {name: t.applied for name, t in trials.items()}
+    self.assertEqual(
+      applied, {'w at [0]': True, 'w at [1]': False, 'w at [2]': True}
+    )
     error = np.asarray(q['w'].materialize() - params['w'])
     met = np.concatenate(
       [x[None], jnp.tanh(apply(params, x).reshape(3, 32, 8))[:2]]
     )
     want = np.einsum('lihd,li->lhd', error, np.asarray(met).mean(1))
+    want[1] = 0  # what one layer met is wrong, and the others stay
     np.testing.assert_allclose(q['b'] - fixed['b'], want, atol=1e-5)
+
+  def test_encoder_of_four_bits_does_not_get_worse(self):
+    model = models.functional(models.build('vit', width=16, depth=1, heads=2))
+    apply = lambda p, x: model.apply(p, model.variables, x)[0]
+    seen, held_out, others = (
+      jnp.abs(_rand(16, 8, 8, 1, seed=i)) for i in range(3)
+    )
+    params, uses = model.params, jc.uses(apply)(model.params, seen)
+    q = jc.quantize(params, [(r'.*kernel', 'int4'), (r'.*', None)], uses)
+    _, stats = jax.jit(jc.observe(apply, {r'.*kernel': jc.sums()}))(
+      params, seen
+    )
+    bad = 'blocks/0/down/kernel'
+    stats[bad] = stats[bad]._replace(state=-20 * stats[bad].state)
+    biases = {p: p.replace('kernel', 'bias') for p in stats}
+    error = jc.output_error(apply, params, [held_out])
+    fixed, trials = jc.correct_bias(params, q, stats, biases, uses, error)
+    self.assertFalse(trials[bad].applied)
+    self.assertGreater(sum(t.applied for t in trials.values()), 4)
+    run = jax.jit(jc.lift(apply))
+    apart = {}
+    want = run(params, others)
+    for name, tree in dict(q=q, fixed=fixed).items():
+      y = run(tree, others)
+      apart[name] = 1 - jnp.vdot(y, want) / jnp.linalg.norm(
+        y
+      ) / jnp.linalg.norm(want)
+    self.assertLess(apart['fixed'], 0.5 * apart['q'])
 
   def test_bad_input(self):
     f = lambda p, x: x @ p['w'] + p['b'][None]
@@ -75,7 +115,7 @@ class BiasTest(parameterized.TestCase):
     uses = jc.uses(f)(params, x)
     _, stats = jc.observe(f, {'w': jc.sums()})(params, x)
     fix = lambda biases, stats=stats: jc.correct_bias(
-      params, params, stats, biases, uses
+      params, params, stats, biases, uses, float
     )
     with self.assertRaisesRegex(ValueError, 'c is not in params'):
       fix({'w': 'c'})
@@ -88,6 +128,7 @@ class BiasTest(parameterized.TestCase):
         stats,
         {'w': 'b'},
         uses,
+        float,
       )
     empty = {'w': stats['w']._replace(count=jnp.zeros(()))}
     with self.assertRaisesRegex(ValueError, 'w saw no data'):

@@ -47,7 +47,7 @@ class EqualizeTest(_Case):
   def test_two_layers_are_the_equation(self):
     f = lambda p, x: jax.nn.relu(x @ p['a'] + p['c']) @ p['b']
     p = {'a': _w(4, 6), 'b': _w(6, 3), 'c': _w(1, 6)}
-    even = jc.equalize(p, jc.rescalings(f)(p, _w(2, 4)))
+    even, _ = jc.equalize(p, jc.rescalings(f)(p, _w(2, 4)))
     a, b = np.asarray(p['a']), np.asarray(p['b'])
     s = np.sqrt(np.abs(a).max(0) / np.abs(b).max(1))
     np.testing.assert_allclose(even['a'], a / s, rtol=1e-5)
@@ -59,7 +59,7 @@ class EqualizeTest(_Case):
     p['a'] = p['a'] * jnp.exp(_w(1, 6) * 2)
     p['b'] = p['b'] * jnp.exp(_w(1, 5) * 2)
     x = _w(8, 4)
-    even = jc.equalize(p, jc.rescalings(_mlp)(p, x), sweeps=100)
+    even, _ = jc.equalize(p, jc.rescalings(_mlp)(p, x), sweeps=100)
     reach = lambda w, axis: np.abs(np.asarray(w)).max(axis)
     np.testing.assert_allclose(
       reach(even['a'], 0), reach(even['b'], 1), rtol=1e-2
@@ -77,7 +77,7 @@ class EqualizeTest(_Case):
     # The same function, with factors on its channels that a network may well have.
     uneven = freedoms.without_gains()
     uneven = uneven.apply(folded, 1.5 * _RNG.normal(size=uneven.num))
-    even = jc.equalize(uneven, freedoms)
+    even, _ = jc.equalize(uneven, freedoms)
     want = apply(params, x)
     error = {}
     for name, tree in dict(folded=folded, uneven=uneven, even=even).items():
@@ -89,10 +89,32 @@ class EqualizeTest(_Case):
     self.assertLess(error['even'], error['uneven'] / 3)
     self.assertLess(error['even'], 1.2 * error['folded'])
 
+  def test_only_channels_that_help_move(self):
+    p = {'a': _w(4, 6), 'c': _w(1, 6), 'b': _w(6, 5), 'd': _w(5, 3)}
+    # Wide channels between a and b, which one scale suits badly.
+    spread = jnp.exp(_w(1, 6) * 2)
+    p |= {'a': p['a'] * spread, 'c': p['c'] * spread, 'b': p['b'] / spread.T}
+    freedoms = jc.rescalings(_mlp)(p, _w(2, 4))
+    error = jc.output_error(_mlp, p, [_w(32, 4)])
+    rules_ = [('a|b', jc.Spec('int4', 'tensor')), ('c|d', None)]
+
+    def rounded(tree):
+      return error(jc.quantize(tree, rules_))
+
+    even, trials = jc.equalize(p, freedoms, rounded)
+    self.assertEqual(set(trials), {'a - b', 'b - d'})
+    self.assertTrue(trials['a - b'].applied)
+    least = min(rounded(p), rounded(jc.equalize(p, freedoms)[0]))
+    self.assertLessEqual(rounded(even), least)
+    # An error that nothing lowers leaves all as it was.
+    same, trials = jc.equalize(p, freedoms, lambda tree: 1.0)
+    self.assertFalse(any(t.applied for t in trials.values()))
+    jax.tree.map(np.testing.assert_array_equal, same, p)
+
   def test_zero_channel_stays(self):
     p = {'a': _w(4, 6), 'c': _w(1, 6), 'b': _w(6, 5), 'd': _w(5, 3)}
     p['a'] = p['a'].at[:, 2].set(0)
-    even = jc.equalize(p, jc.rescalings(_mlp)(p, _w(2, 4)))
+    even, _ = jc.equalize(p, jc.rescalings(_mlp)(p, _w(2, 4)))
     self.assertTrue(all(np.isfinite(v).all() for v in even.values()))
     np.testing.assert_array_equal(even['c'][0, 2], p['c'][0, 2])
 
