@@ -28,7 +28,9 @@ import jax
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from jaxopt_compress.analysis import differ
 from jaxopt_compress.core import choices
+from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 
 MODES = ('shard_map', 'pmap', 'jit')
@@ -71,7 +73,8 @@ def data_parallel(
 
   Args:
     per_replica_step: `(state, batch, replicas, *frozen) -> (state, metrics)`; both
-      results must be equal on all replicas, so average with `replicas(tree)`.
+      results must be equal on all replicas, so average with `replicas(tree)`. That is
+      checked as the step is traced, except with 'jit'.
     mode: 'shard_map' (the step names its collectives), 'pmap' (the same through the
       older API), or 'jit' (arrays are sharded, the compiler inserts collectives).
     mesh: from `mesh.data_mesh`; all devices by default.
@@ -80,6 +83,10 @@ def data_parallel(
     `step(state, batch, *frozen)`, where `batch` comes from `mesh.shard` (or is a
     tree of host arrays if there is one process) and the rest is replicated.
     `step.jitted` is the compiled function, for its cache and its cost analysis.
+
+  Raises:
+    ValueError: (when called) a result depends on a replica's own part of the batch,
+      or on its index, and would be another one on each.
   """
   mesh = mesh or mesh_lib.data_mesh()
   choices.one_of('mode', mode, MODES, '=')
@@ -96,17 +103,42 @@ def data_parallel(
 def _shard_map(per_replica_step, mesh):
   everywhere, split = PartitionSpec(), PartitionSpec(mesh_lib.AXIS)
 
-  def body(state, batch, frozen):
-    return per_replica_step(state, batch, Replicas(mesh_lib.AXIS), *frozen)
-
   mapped = jax.shard_map(
-    body,
+    _checked(per_replica_step),
     mesh=mesh,
     in_specs=(everywhere, split, everywhere),
     out_specs=everywhere,
     check_vma=False,
   )
   return _jit_on(mapped, mesh)
+
+
+def _checked(per_replica_step):
+  """The body of one replica, which raises where results would differ."""
+
+  @jax.jit
+  def one(state, batch, frozen):
+    return per_replica_step(state, batch, Replicas(mesh_lib.AXIS), *frozen)
+
+  def body(state, batch, frozen):
+    # As `one` is jitted, it is traced once for both.
+    program, out = jax.make_jaxpr(one, return_shape=True)(state, batch, frozen)
+    own = [False] * len(jax.tree.leaves(state))
+    own += [True] * len(jax.tree.leaves(batch))
+    own += [False] * len(jax.tree.leaves(frozen))
+    differs = differ.differ(program, mesh_lib.AXIS, own)
+    named = rules_lib.named_leaves(out, is_leaf=None)
+    bad = [p for (p, _), d in zip(named, differs, strict=True) if d]
+    if bad:
+      raise ValueError(
+        f'{len(bad)} of the {len(differs)} results of this step are not the same on'
+        f' all replicas: {bad[:8]}, where 0 is the state and 1 the metrics. They'
+        ' would drift apart. Average what comes from the batch, gradients first, as'
+        ' in replicas((total, count, grads)).'
+      )
+    return one(state, batch, frozen)
+
+  return body
 
 
 def _jit(per_replica_step, mesh):
@@ -130,11 +162,8 @@ def _jit_on(body, mesh):
 
 
 def _pmap(per_replica_step, mesh):
-  def body(state, batch, frozen):
-    return per_replica_step(state, batch, Replicas(mesh_lib.AXIS), *frozen)
-
   mapped = jax.pmap(
-    body,
+    _checked(per_replica_step),
     axis_name=mesh_lib.AXIS,
     in_axes=(None, 0, None),
     out_axes=None,

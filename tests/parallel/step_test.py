@@ -53,6 +53,54 @@ def _batch(i, size=16):
   }
 
 
+class DriftTest(parameterized.TestCase):
+  def _run(self, mode, step):
+    mesh = mesh_lib.data_mesh(2)
+    return step_lib.data_parallel(step, mode, mesh)(_params(), _batch(0))
+
+  @parameterized.product(
+    mode=('shard_map', 'pmap'),
+    forgets=(
+      # what is averaged, what differs
+      (
+        lambda replicas, grads, loss: (grads, loss),
+        r'3 of.*0/w1.*0/w2.*1/loss',
+      ),
+      (lambda replicas, grads, loss: (grads, replicas(loss)), '2 of the 3'),
+      (
+        lambda replicas, grads, loss: (replicas(grads), loss),
+        r"1 of the 3 results.*\['1/loss'\]",
+      ),
+    ),
+  )
+  def test_results_that_differ_are_refused(self, mode, forgets):
+    average, message = forgets
+
+    def step(params, batch, replicas):
+      loss, grads = jax.value_and_grad(lambda p: _loss(p, batch)[0])(params)
+      grads, loss = average(replicas, grads, loss)
+      return jax.tree.map(jnp.subtract, params, grads), {'loss': loss}
+
+    with self.assertRaisesRegex(ValueError, f'(?s){message}.*Average'):
+      self._run(mode, step)
+
+  @parameterized.parameters('shard_map', 'pmap')
+  def test_so_is_the_index_of_a_replica(self, mode):
+    def step(params, batch, replicas):
+      key = replicas.fold_in(jax.random.key(0))
+      noise = jax.random.normal(key, params['w1'].shape)
+      return {**params, 'w1': params['w1'] + noise}, {}
+
+    with self.assertRaisesRegex(ValueError, r"1 of the 2 results.*\['0/w1'\]"):
+      self._run(mode, step)
+
+  def test_one_program_sees_the_whole_batch(self):
+    def step(params, batch, replicas):
+      return params, {'loss': _loss(params, batch)[0]}
+
+    self._run('jit', step)
+
+
 class ModesTest(parameterized.TestCase):
   def _oracle(self, steps=20):
     """One device on the whole batch, with the plain mean."""
