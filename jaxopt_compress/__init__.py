@@ -30,6 +30,7 @@ from jaxopt_compress.analysis.statistics import Statistic as Statistic
 from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
 from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
 from jaxopt_compress.analysis.statistics import sums as sums
+from jaxopt_compress.analysis.storage import nbytes as nbytes
 from jaxopt_compress.analysis.uses import uses as uses
 from jaxopt_compress.analysis.watch import Observed as Observed
 from jaxopt_compress.calibration import calibrate as calibrate
@@ -40,7 +41,6 @@ from jaxopt_compress.calibration import output_error as output_error
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
 from jaxopt_compress.core.array import is_compressed as is_compressed
 from jaxopt_compress.core.array import materialize as materialize
-from jaxopt_compress.core.array import nbytes as nbytes
 from jaxopt_compress.core.compression import by_path as by_path
 from jaxopt_compress.core.compression import chain as chain
 from jaxopt_compress.core.compression import Compression as Compression

@@ -63,19 +63,10 @@ class Compression(NamedTuple):
   observes: Callable[[Params], dict[str, Any]] = _observes_nothing
 
 
-def identity() -> Compression:
-  """Leaves the parameters as they are."""
-  return Compression(
-    init=lambda params: (),
-    apply=lambda params, state: params,
-    update=lambda state, params, info: state,
-  )
-
-
 def chain(*compressions: Compression) -> Compression:
   """Applies compressions in order; leaves nest: FakeQuant(Masked(w)).
 
-  Every `update` sees the plain parameters.
+  Every `update` sees the plain parameters. Of none, parameters stay as they are.
   """
 
   def apply(params, states):

@@ -249,7 +249,10 @@ def _treat(ctx, eqn, operands):
         f'{ctx.path(eqn)} cannot be entered in this release of JAX, and'
         ' handlers are for operations inside it.'
       )
-    return _dense(ctx, eqn, operands)
+    for x, name in operands:
+      if array.is_compressed(x):
+        ctx.note(eqn, name, False, 'its structure is not known')
+    return _materialized(eqn, [x for x, _ in operands])
 
 
 def _handled(ctx, eqn, operands):
@@ -303,14 +306,6 @@ def _first_order(ctx, eqn, operands):
   for i, why in declined.items():
     ctx.note(eqn, operands[i][1], False, why.reason)
   return _materialized(eqn, values)
-
-
-def _dense(ctx, eqn, operands):
-  """A structural equation that cannot be rebuilt."""
-  for x, name in operands:
-    if array.is_compressed(x):
-      ctx.note(eqn, name, False, 'its structure is not known')
-  return _materialized(eqn, [x for x, _ in operands])
 
 
 def _materialized(eqn, values):

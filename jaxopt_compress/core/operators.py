@@ -78,22 +78,18 @@ def cast(tree: Any, dtype: Any) -> Any:
   to `dtype`. Leaves that are not floating stay what they are.
 
   Raises:
-    ValueError: no floating type, or one that rounds more coarsely than codes do.
+    ValueError: a type in which a leaf cannot be kept: integers, float8.
   """
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f'{dtype} is no floating type; cast to bfloat16, say.')
 
   def in_dtype(path, x):
     if not jnp.issubdtype(getattr(x, 'dtype', int), jnp.floating):
       return x
-    if not array.is_compressed(x):
-      return jnp.asarray(x).astype(dtype)
     out = x.astype(dtype)
-    if not array.is_compressed(out):
+    if array.is_compressed(x) and not array.is_compressed(out):
       raise ValueError(
         f'{path} is {x.describe()}, and cannot be kept in {jnp.dtype(dtype)}.'
         ' Cast to bfloat16 or wider, or jc.materialize the leaf first.'
       )
     return out
 
-  return rules.map_named(in_dtype, tree)
+  return rules.map_named(in_dtype, array.on_device(tree))

@@ -95,7 +95,12 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
   """
   compiled = compiled_rules(rules)
   paths = [path for path, _ in named_leaves(tree)]
-  _check_distinct(paths)
+  if len(set(paths)) < len(paths):
+    twice = next(p for i, p in enumerate(paths) if p in paths[:i])
+    raise ValueError(
+      f'Two leaves are named {twice!r}: keys that hold "/" meet nested ones.'
+      ' Rename one of them.'
+    )
   values, hits = {}, [0] * len(compiled)
   uncovered = []
   for path in paths:
@@ -153,15 +158,6 @@ def split(rules: Rules, tree: Any) -> list[dict[str, Any]]:
     if owners[path] is not None:
       shares[owners[path]][path] = leaf
   return shares
-
-
-def _check_distinct(paths):
-  if len(set(paths)) < len(paths):
-    twice = next(p for i, p in enumerate(paths) if p in paths[:i])
-    raise ValueError(
-      f'Two leaves are named {twice!r}: keys that hold "/" meet nested ones.'
-      ' Rename one of them.'
-    )
 
 
 def compiled_rules(rules: Rules) -> list[tuple[re.Pattern, Any]]:

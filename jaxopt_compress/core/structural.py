@@ -347,7 +347,6 @@ RULES = {
   'stop_gradient': _stop_gradient,
   'optimization_barrier': _barrier,
   'jit': _jit,
-  'pjit': _jit,
   'closed_call': _call,
   'core_call': _call,
   'checkpoint': _remat,

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
 
@@ -78,7 +79,7 @@ def describe(params: Any) -> dict[str, dict[str, Any]]:
       else str(np.dtype(leaf.dtype)),
       'shape': list(leaf.shape),
       'dtype': str(np.dtype(leaf.dtype)),
-      'bytes': array.nbytes(leaf),
+      'bytes': storage.nbytes(leaf),
       'arrays': _arrays(path, leaf)[0],
     }
     for path, leaf in rules.named_leaves(params)

@@ -96,7 +96,7 @@ def quantize_cache(
 
   >>> cache = {'key': jnp.zeros((2, 16, 4, 8)), 'length': jnp.int32(0)}
   >>> q = quantize_cache(cache, [('key', 'int8'), ('.*', None)])
-  >>> q['key'].describe(), array.nbytes(q)  # 1024 codes, 128 scales, 1 int
+  >>> q['key'].describe(), storage.nbytes(q)  # 1024 codes, 128 scales, 1 int
   ('int8 cache', 1540)
   """
   formats = rules_lib.match(rules, cache)

@@ -218,7 +218,7 @@ def quantize(
       cannot be quantised as its rule says.
 
   >>> q = quantize({'kernel': jnp.ones((4, 2))}, [(r'kernel', 'W8A16')])
-  >>> q['kernel'].describe(), array.nbytes(q)
+  >>> q['kernel'].describe(), storage.nbytes(q)
   ('int8 channel', 16)
   """
   chosen = schemes_lib.by_leaf(rules, params)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
 from jaxopt_compress.report import records
@@ -59,7 +60,7 @@ def error_db(w: np.ndarray, w_hat: np.ndarray) -> float:
 def _leaf(path, leaf, original, met) -> records.LeafRecord:
   value = records.dense(leaf)
   compressed = array.is_compressed(leaf)
-  stored = array.nbytes(leaf)
+  stored = storage.nbytes(leaf)
   native, reason, operations = _met(path, leaf, met)
   return records.LeafRecord(
     path=path,

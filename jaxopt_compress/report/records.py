@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
 
@@ -110,7 +111,7 @@ def stage(name: str, params: Any, **known) -> StageRecord:
   """
   own = dict(
     parameters=parameters(params),
-    bytes_memory=array.nbytes(params),
+    bytes_memory=storage.nbytes(params),
     sparsity=sparsity(params),
   )
   return StageRecord(name, **(own | known))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxopt_compress import report
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import stages
@@ -27,7 +28,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
         b.stage.init or '-',
         b.stage.distil.teacher or '-',
         f'{report.records.parameters(params):,}',
-        f'{array.nbytes(params):,}',
+        f'{storage.nbytes(params):,}',
         f'{compressed} of {len(named)}',
       ]
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxopt_compress import report as report_lib
 from jaxopt_compress.analysis import explain
 from jaxopt_compress.analysis import flops as flops_lib
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -69,7 +70,7 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     **_quality(job.plan.report.metric, found),
     agreement=found.agreement,
     kl=found.kl,
-    bytes_memory=array.nbytes(stages_lib.stored(final)),
+    bytes_memory=storage.nbytes(stages_lib.stored(final)),
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],

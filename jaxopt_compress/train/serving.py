@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import kernels
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels.cpu import native
@@ -51,7 +52,7 @@ def served(params: Any, uses: dict[str, Any]) -> tuple[Any, str]:
   said = f'{done} of {done + len(skipped)} leaves, on {native.paths()[0]}'
   if skipped:
     said += f'; {by_xla}'
-  return packed, f'{said}; {array.nbytes(packed):,} bytes as laid out'
+  return packed, f'{said}; {storage.nbytes(packed):,} bytes as laid out'
 
 
 def _count(tree, kind) -> int:

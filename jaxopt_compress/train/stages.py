@@ -272,9 +272,11 @@ def compression_of(
     parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))
   # Nothing happens over time, but the ranges have to be in the state.
   if not stage.steps:
-    return compression_lib.identity()._replace(init=lambda params: ranges)
-  if not parts:
-    return compression_lib.identity()
+    return compression_lib.Compression(
+      init=lambda params: ranges,
+      apply=lambda params, state: params,
+      update=lambda state, params, info: state,
+    )
   return compression_lib.chain(*parts)
 
 

@@ -77,7 +77,7 @@ def create(
       for weights.
   """
   mesh_lib.check_plain(params, 'the parameters of an optimizer')
-  compression = compression or compression_lib.identity()
+  compression = compression or compression_lib.chain()
   learned, comp_state = compression_lib.split_learned(compression.init(params))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -125,7 +125,7 @@ def train_step(
     `(state, batch, replicas[, (params, variables) of the teacher])
     -> (state, metrics)`, metrics being `loss` and `grad_norm`.
   """
-  compression = compression or compression_lib.identity()
+  compression = compression or compression_lib.chain()
   learned_optimizer = learned_optimizer or optimizer
   # Lifted first: what is frozen are the arrays of its leaves, which stay compressed.
   taught = teachers.frozen(lift.lift(teacher)) if teacher else None

@@ -101,7 +101,7 @@ def _accuracies(name, seed, data):
     models.build(options.pop('name'), seed=seed, **options)
   )
   start = time.time()
-  plain = jc.core.compression.identity()
+  plain = jc.chain()
   train = functools.partial(_train, model, data=data[0])
   first = train(None, plain, 3e-3, _STEPS.value, seed=seed)
   first = first.params, first.variables

@@ -67,7 +67,7 @@ class CastTest(parameterized.TestCase):
     self.assertEqual(out(tree, X[:, None]).shape, (2, 1, 16))
 
   @parameterized.parameters(
-    (jnp.int8, 'int8.* is no floating type'),
+    (jnp.int8, 'w is int8 channel.* kept in int8'),
     (jnp.float8_e4m3fn, 'w is int8 channel.* kept in float8_e4m3fn'),
   )
   def test_refuses(self, dtype, said):

@@ -43,10 +43,6 @@ class Pairs(array.CompressedArray):
     return axis != -1 or size % 2 == 0
 
 
-def _struct(*shape, dtype=jnp.float32):
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
 class ArrayTest(parameterized.TestCase):
   @parameterized.parameters(
     ((), 0, 1), ((3,), 1, 3), ((2, 3, 4), 3, 24), ((2, 0), 2, 0)
@@ -77,32 +73,6 @@ class ArrayTest(parameterized.TestCase):
     np.testing.assert_array_equal(out['n'][0], [0, 6, 12, 18])
     self.assertEqual(out['n'][1:], ('relu', None))
     self.assertIs(out['b'], bias)
-
-  @parameterized.named_parameters(
-    dict(testcase_name='f32', x=_struct(3, 4), expected=48),
-    dict(testcase_name='bf16', x=_struct(5, dtype=jnp.bfloat16), expected=10),
-    dict(testcase_name='bool', x=_struct(5, dtype=jnp.bool_), expected=5),
-    dict(testcase_name='scalar', x=_struct(), expected=4),
-    dict(testcase_name='empty', x=_struct(0, 7), expected=0),
-    dict(testcase_name='tree', x={'a': [_struct(2), 'name', 3]}, expected=8),
-    dict(
-      testcase_name='leaf',
-      x=Times(_struct(6, dtype=jnp.int8), _struct(1)),
-      expected=10,
-    ),
-    dict(
-      testcase_name='leaf in a leaf',
-      x=Times(Times(_struct(6, dtype=jnp.int8), _struct(1)), _struct(1)),
-      expected=14,
-    ),
-  )
-  def test_nbytes(self, x, expected):
-    self.assertEqual(array.nbytes(x), expected)
-
-  def test_nbytes_of_numpy_and_keys(self):
-    self.assertEqual(array.nbytes(np.zeros(3, np.float64)), 24)
-    keys = jax.random.split(jax.random.key(0), 3)
-    self.assertEqual(array.nbytes(keys), 3 * 8)
 
   def test_is_compressed(self):
     leaf = Times(jnp.ones(2), jnp.ones(()))

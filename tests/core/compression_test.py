@@ -75,7 +75,7 @@ INFO = compression.Info(step=0)
 
 class CompressionTest(parameterized.TestCase):
   def test_identity(self):
-    comp = compression.identity()
+    comp = compression.chain()
     state = comp.init(PARAMS)
     self.assertIs(comp.apply(PARAMS, state), PARAMS)
     self.assertEqual(comp.update(state, PARAMS, INFO), state)
@@ -225,13 +225,13 @@ class ObservesTest(parameterized.TestCase):
 
   def _wants(self, *names):
     wanted = {name: statistics.absmax() for name in names}
-    return compression.identity()._replace(
+    return compression.chain()._replace(
       observes=lambda params: {k: v for k, v in wanted.items() if k in params}
     )
 
   def test_of_one_of_many(self):
-    self.assertEqual(compression.identity().observes(PARAMS), {})
-    chained = compression.chain(compression.identity(), self._wants('c'))
+    self.assertEqual(compression.chain().observes(PARAMS), {})
+    chained = compression.chain(compression.chain(), self._wants('c'))
     self.assertEqual(list(chained.observes(PARAMS)), ['c'])
     # Each is asked about its own leaves.
     parts = compression.by_path(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
@@ -86,7 +87,7 @@ class MaskedTest(parameterized.TestCase):
     self.assertEqual(seen, ['masked'])
 
   def test_bytes_are_counted_as_they_are(self):
-    self.assertEqual(array.nbytes(leaf()), 6 * 4 + 6)
+    self.assertEqual(storage.nbytes(leaf()), 6 * 4 + 6)
 
   def test_lifted_through_a_scan(self):
     value = jax.random.normal(jax.random.key(0), (3, 4, 4))

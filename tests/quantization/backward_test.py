@@ -227,7 +227,7 @@ class BackwardTest(_Case):
         p = step(p)
       return float(loss(p))
 
-    plain = train(jc.core.compression.identity())
+    plain = train(jc.chain())
     quantised = train(jc.fake_quantize([('.*', scheme)], uses))
     self.assertLess(plain, 0.05 * float(jnp.square(y).mean()))
     self.assertLess(quantised, 1.5 * plain + 5e-3)

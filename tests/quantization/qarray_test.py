@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import making
 import numpy as np
 
-from jaxopt_compress.core import array
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.quantization import qarray
 
 BITS = {'int8': 8, 'int4': 4}
@@ -158,14 +158,14 @@ class BytesTest(parameterized.TestCase):
       w, format, (-2,), axis=-2, group=group, scale_dtype=scale_dtype
     )
     q = jax.eval_shape(make, jnp.ones((256, 64)))
-    self.assertEqual(array.nbytes(q), want)
+    self.assertEqual(storage.nbytes(q), want)
     # What the device holds is what is counted.
     real = make(jnp.ones((256, 64)))
     self.assertEqual(sum(p.nbytes for p in jax.tree.leaves(real)), want)
 
   def test_odd_rows_cost_half_a_byte_more(self):
     q = making.leaf(jnp.ones((7, 4)), 'int4', (-2,), axis=-2)
-    self.assertEqual(array.nbytes(q), 4 * 4 + 4 * 4)
+    self.assertEqual(storage.nbytes(q), 4 * 4 + 4 * 4)
 
 
 class LeafTest(parameterized.TestCase):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import matrix as matrix_lib
@@ -104,7 +105,7 @@ def of_codes(dense: panels.PanelArray) -> StreamArray | None:
       for name in ('scale', 'totals', 'act_scale', 'act_zero')
     },
   )
-  worth = array.nbytes(thin) < _WORTH * array.nbytes(dense)
+  worth = storage.nbytes(thin) < _WORTH * storage.nbytes(dense)
   return thin if worth else None
 
 
@@ -124,7 +125,7 @@ def of_floats(w: np.ndarray, matrix: matrix_lib.Matrix) -> StreamArray | None:
   """
   plan = plan_lib.Plan('', jnp.dtype(w.dtype), matrix, matrix.k)
   thin = _lay_out(np.asarray(matrix.to_matrix(jnp.asarray(w))), plan)
-  return thin if array.nbytes(thin) < _WORTH * w.nbytes else None
+  return thin if storage.nbytes(thin) < _WORTH * w.nbytes else None
 
 
 def _lay_out(
