@@ -22,7 +22,6 @@ import numpy as np
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
 from jaxopt_compress.core import interpret
-from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 
@@ -73,16 +72,11 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
   @functools.wraps(fun)
   def replaced(*args, **kwargs):
     values, refill = array.arrays_apart((args, kwargs), _is_array)
-
-    def of_arrays(*values):
-      args, kwargs = refill(values)
-      return fun(*args, **kwargs)
-
-    closed, out_tree = jaxprs.trace(of_arrays, *values)
+    closed, out_tree = lift.trace(fun, refill, *values)
     ctx = lift.context(handler_at=handler_at)
     _check_used(compiled, rule_at, _paths(closed))
     outs = interpret.evaluate(ctx, closed, values, [None] * len(values))
-    return jax.tree.unflatten(out_tree, array.materialize(outs))
+    return jax.tree.unflatten(out_tree, array.materialize(outs))[1]
 
   return replaced
 

@@ -85,10 +85,6 @@ class Monoid:
   all_reduce: Callable[[Any, tuple[str, ...], bool], Any]
 
 
-def _claims_nothing(leaf_type):
-  return None
-
-
 def _as_it_is(leaf, spec):
   return leaf
 
@@ -125,7 +121,7 @@ class Context:
   structural: Mapping[str, Callable]
   record: Callable[[Met], None] | None = None
   inline: bool = False
-  claims_for: Callable[[type], Callable | None] = _claims_nothing
+  claims_for: Callable[[type], Callable | None] = {}.get
   jits: dict[Any, tuple[Any, Callable]] = dataclasses.field(
     default_factory=dict
   )

@@ -3,7 +3,6 @@
 This is the only file that imports `jax.extend`.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,6 @@ import jax
 from jax import lax
 from jax.extend import core
 from jax.extend import source_info_util
-
-
-def trace(fun: Callable, *args) -> tuple[Any, Any]:
-  """The closed jaxpr of `fun` and the structure of its result."""
-  closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-  return closed, jax.tree.structure(out_shape)
 
 
 def opened(jaxpr) -> tuple[Any, Sequence[Any]]:
@@ -38,6 +31,23 @@ def inside(eqn) -> list[Any]:
       if hasattr(x, 'eqns'):
         found.append(x)
   return found
+
+
+def origin(jaxpr, v) -> Any:
+  """The variable that `v` comes from, where bodies only pass it on."""
+  for eqn in jaxpr.eqns:
+    if v not in eqn.outvars:
+      continue
+    found, i = [], eqn.outvars.index(v)
+    for body in inside(eqn):
+      if len(body.outvars) == len(eqn.outvars):
+        out = origin(body, body.outvars[i])
+        # What an equation has before the operands of its bodies is not for them.
+        known = dict(zip(body.invars[::-1], eqn.invars[::-1], strict=False))
+        found.append(known.get(out) if is_var(out) else None)
+    if found and found[0] is not None and all(x is found[0] for x in found):
+      return origin(jaxpr, found[0])
+  return v
 
 
 # ----------------------------------------------------------------------- where

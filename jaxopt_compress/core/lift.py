@@ -28,9 +28,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import structural
 
 Claim = context_lib.Claim
-Context = context_lib.Context
 Dense = context_lib.Dense
-Met = context_lib.Met
 
 _RULES: dict[tuple[str, type], Callable] = {}
 _CLAIMS: dict[type, Callable] = {}
@@ -81,7 +79,9 @@ def _name(primitive) -> str:
   return primitive if isinstance(primitive, str) else primitive.name
 
 
-def context(rule_for: Callable | None = rule_for, **options) -> Context:
+def context(
+  rule_for: Callable | None = rule_for, **options
+) -> context_lib.Context:
   """What an evaluation needs to know, with the rules that are registered here.
 
   Args:
@@ -89,7 +89,9 @@ def context(rule_for: Callable | None = rule_for, **options) -> Context:
       ones.
     **options: other fields of a `Context`.
   """
-  return Context(rule_for, structural.RULES, claims_for=_CLAIMS.get, **options)
+  return context_lib.Context(
+    rule_for, structural.RULES, claims_for=_CLAIMS.get, **options
+  )
 
 
 def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
@@ -110,7 +112,8 @@ def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
 
   Raises:
     ValueError: with `strict`, where an operation has no rule for a leaf; names
-      the leaf, the primitive, why, and the line of the model.
+      the leaf, the primitive, why, and the line of the model. Where `fun` changes
+      in place what an object among its arguments holds: it is called on copies.
 
   >>> import jax.numpy as jnp
   >>> lift(lambda w, x: x @ w)(jnp.eye(2), jnp.ones((1, 2)))
@@ -130,7 +133,7 @@ def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
   return lifted
 
 
-def _refuse(met: Met):
+def _refuse(met: context_lib.Met):
   if not met.native:
     raise ValueError(
       f'{met.path} would become dense: {met.primitive} at {met.source}'
@@ -139,7 +142,7 @@ def _refuse(met: Met):
     )
 
 
-def run(ctx: Context, fun: Callable, args, kwargs) -> Any:
+def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
   """Evaluates `fun` over arguments with compressed leaves, under `ctx`.
 
   Results may be compressed.
@@ -150,14 +153,47 @@ def run(ctx: Context, fun: Callable, args, kwargs) -> Any:
   # Both walk the tree in its order, so names and values go together.
   named = rules_lib.named_leaves((args, kwargs))
   names = [_within_argument(path) for path, x in named if _is_array(x)]
+  closed, out_tree = trace(fun, refill, *map(_stands_for, values))
+  outs = interpret.evaluate(ctx, closed, values, names)
+  return jax.tree.unflatten(out_tree, outs)[1]
+
+
+def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
+  """The closed jaxpr of (something, `fun(*refill(values))`), and its structure.
+
+  A model that changes what it holds would do so in a copy, and is refused.
+  """
+  changed = {}
 
   def of_arrays(*values):
     args, kwargs = refill(values)
-    return fun(*args, **kwargs)
+    before = _held((args, kwargs))
+    out = fun(*args, **kwargs)
+    for keys, x in _held((args, kwargs)).items():
+      if x is not before.get(keys, x):
+        changed[keys] = before[keys], x
+    return list(changed.values()), out
 
-  closed, out_tree = jaxprs.trace(of_arrays, *map(_stands_for, values))
-  outs = interpret.evaluate(ctx, closed, values, names)
-  return jax.tree.unflatten(out_tree, outs)
+  closed, out = jax.make_jaxpr(of_arrays, return_shape=True)(*values)
+  outs = closed.jaxpr.outvars
+  for keys, old, new in zip(changed, outs[::2], outs[1::2], strict=False):
+    # A jit also gives back what it did not change.
+    if jaxprs.origin(closed.jaxpr, new) is not old:
+      name = jax.tree_util.keystr(keys, simple=True, separator='/')
+      raise ValueError(
+        f'{_within_argument(name)} is changed in place, in a copy of an argument:'
+        ' the change would be lost. Return what changes: make the model inside of'
+        ' the function, nnx.merge(graphdef, state, copy=True), and return its'
+        ' nnx.state. Or call model.eval(), if that leaves state alone.'
+      )
+  return closed, jax.tree.structure(out)
+
+
+def _held(tree) -> dict[Any, Any]:
+  """{keys: value} of what objects hold; dicts and sequences are passed by value."""
+  passed = jax.tree_util.DictKey, jax.tree_util.SequenceKey
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {keys: x for keys, x in flat if not isinstance(keys[-1], passed)}
 
 
 def _is_array(x) -> bool:

@@ -85,11 +85,11 @@ def cast(tree: Any, dtype: Any) -> Any:
     if not jnp.issubdtype(getattr(x, 'dtype', int), jnp.floating):
       return x
     out = x.astype(dtype)
-    if array.is_compressed(x) and not array.is_compressed(out):
-      raise ValueError(
-        f'{path} is {x.describe()}, and cannot be kept in {jnp.dtype(dtype)}.'
-        ' Cast to bfloat16 or wider, or jc.materialize the leaf first.'
-      )
-    return out
+    if array.is_compressed(x) == array.is_compressed(out):
+      return out
+    raise ValueError(
+      f'{path} is {x.describe()}, and cannot be kept in {jnp.dtype(dtype)}.'
+      ' Cast to bfloat16 or wider, or jc.materialize the leaf first.'
+    )
 
   return rules.map_named(in_dtype, array.on_device(tree))

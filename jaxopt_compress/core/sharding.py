@@ -6,6 +6,7 @@ along them). A part of higher rank does so with its first axes, and is whole on
 those after them (the rank of an adapter). A part of lower rank is replicated.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -24,17 +25,16 @@ def _cuts(entry, mesh) -> int:
 
 def local_shape(shape, spec, mesh) -> tuple[int, ...]:
   """The shape of what one device holds of an array."""
-  entries = list(spec) + [None] * (len(shape) - len(spec))
-  return tuple(n // _cuts(e, mesh) for n, e in zip(shape, entries, strict=True))
+  pairs = itertools.zip_longest(shape, spec)
+  return tuple(n // _cuts(entry, mesh) for n, entry in pairs)
 
 
 def part_spec(shape, leaf_ndim: int, spec: PartitionSpec, mesh):
   """The spec of one part, or None where it cannot be cut evenly."""
   if len(shape) < leaf_ndim:
     return PartitionSpec()
-  entries = list(spec) + [None] * (len(shape) - len(spec))
   out = []
-  for n, entry in zip(shape, entries, strict=True):
+  for n, entry in itertools.zip_longest(shape, spec):
     cuts = _cuts(entry, mesh)
     # A part of size one is shared by all that the axis is cut into.
     if n == 1 and cuts > 1:

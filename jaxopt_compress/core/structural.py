@@ -350,7 +350,6 @@ RULES = {
   'closed_call': _call,
   'core_call': _call,
   'checkpoint': _remat,
-  'remat': _remat,
   'remat2': _remat,
   'scan': _scan,
   'while': _while,

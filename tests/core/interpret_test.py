@@ -16,7 +16,6 @@ from signs import X
 from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
 from jaxopt_compress.core import interpret
-from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 
 DENSE = W.materialize()
@@ -66,7 +65,7 @@ def sums(jaxpr):
 class EvaluateTest(parameterized.TestCase):
   def test_names_and_constants(self):
     table = jnp.arange(8.0)[None]
-    closed, _ = jaxprs.trace(lambda w, x: jnp.dot(x + table, w), DENSE, X)
+    closed = jax.make_jaxpr(lambda w, x: jnp.dot(x + table, w))(DENSE, X)
     met = []
     ctx = lift.context(record=met.append, inline=True)
     (y,) = interpret.evaluate(ctx, closed, [W, X], ['layer/w', None])
@@ -75,7 +74,7 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual([(m.path, m.native) for m in met], [('layer/w', True)])
 
   def test_results_may_stay_compressed(self):
-    closed, _ = jaxprs.trace(lambda w: w.T, DENSE[:4])
+    closed = jax.make_jaxpr(lambda w: w.T)(DENSE[:4])
     ctx = lift.context()
     (y,) = interpret.evaluate(ctx, closed, [Doubled(DENSE[:4])], ['w'])
     self.assertIsInstance(y, Doubled)
@@ -128,7 +127,7 @@ class ClaimsTest(parameterized.TestCase):
 
   def test_without_claims_each_equation_is_alone(self):
     f, _ = CLAIMED['a sum']
-    closed, _ = jaxprs.trace(f, DENSE, X, X)
+    closed = jax.make_jaxpr(f)(DENSE, X, X)
     ctx = lift.context(handler_at=lambda path: None)
     args = Doubled(DENSE / 2), X, X
     (y,) = interpret.evaluate(ctx, closed, args, ['w', None, None])

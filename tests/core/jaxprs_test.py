@@ -21,6 +21,18 @@ def _tower(x):
       return jnp.cos(y) + x
 
 
+def _first(a, b):
+  return a
+
+
+def _second(a, b):
+  return b
+
+
+def _keep(i, pair):
+  return (pair[0] + 1, pair[1])
+
+
 class JaxprsTest(parameterized.TestCase):
   def test_scopes_and_lines(self):
     jaxpr = _equations(_tower, 1.0)
@@ -76,12 +88,27 @@ class JaxprsTest(parameterized.TestCase):
     values, indices = jaxprs.run_dense(top, [jnp.array([1.0, 5.0, 2.0])])
     self.assertEqual((values.tolist(), indices.tolist()), ([5.0], [1]))
 
-  def test_trace(self):
-    closed, tree = jaxprs.trace(lambda x: {'y': (x, 2 * x)}, 1.0)
-    self.assertLen(closed.jaxpr.outvars, 2)
-    self.assertEqual(tree, jax.tree.structure({'y': (0, 0)}))
-    self.assertTrue(jaxprs.is_var(closed.jaxpr.outvars[1]))
-    self.assertFalse(jaxprs.is_var(closed.jaxpr.eqns[0].invars[0]))
+  def test_is_var(self):
+    jaxpr = _equations(lambda x: 2 * x, 1.0)
+    self.assertTrue(jaxprs.is_var(jaxpr.outvars[0]))
+    self.assertFalse(jaxprs.is_var(jaxpr.eqns[0].invars[0]))
+
+  @parameterized.named_parameters(
+    ('itself', lambda a, b: a, 0),
+    ('jit', lambda a, b: jax.jit(lambda a, b: (b * 2, a))(a, b)[1], 0),
+    ('jits', lambda a, b: jax.jit(jax.jit(lambda a, b: b))(a, b), 1),
+    ('cond', lambda a, b: lax.cond(a > 0, _second, _second, a, b), 1),
+    ('cond of two', lambda a, b: lax.cond(a > 0, _second, _first, a, b), None),
+    ('loop', lambda a, b: lax.fori_loop(0, 3, _keep, (a, b))[1], 1),
+    ('computed', lambda a, b: a + b, None),
+    ('constant', lambda a, b: 2.0, None),
+  )
+  def test_origin(self, f, which):
+    jaxpr = _equations(f, 1.0, 2.0)
+    found = jaxprs.origin(jaxpr, jaxpr.outvars[0])
+    self.assertEqual(
+      [found is v for v in jaxpr.invars], [i == which for i in range(2)]
+    )
 
   def test_casts_to_vary(self):
     mesh = jax.make_mesh((4,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))

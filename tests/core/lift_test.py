@@ -14,6 +14,7 @@ from signs import W
 from signs import X
 
 from jaxopt_compress.analysis import explain
+from jaxopt_compress.analysis import scopes
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 
@@ -341,6 +342,74 @@ class ArgumentsTest(parameterized.TestCase):
       _equal(dense(w.materialize(), X), want)
       _equal(lifted(w, X), want)
       _equal(dense(w.materialize(), X), want)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Counting:
+  """An object that holds a weight and a counter, as a model does."""
+
+  def __init__(self, w, count):
+    self.w, self.count = w, count
+
+  def tree_flatten_with_keys(self):
+    key = jax.tree_util.GetAttrKey
+    return ((key('w'), self.w), (key('count'), self.count)), None
+
+  @classmethod
+  def tree_unflatten(cls, static, parts):
+    return cls(*parts)
+
+  def __call__(self, x):
+    self.count = self.count + 1
+    return x @ self.w
+
+
+def _replaced(model, x):
+  """All that the model holds is there again, through a jit."""
+  model.w, model.count = jax.jit(lambda *held: held)(model.w, model.count)
+  return x @ model.w
+
+
+def _returned(model, x):
+  model = Counting(model.w, model.count)
+  return model(x), model.count
+
+
+class StateTest(parameterized.TestCase):
+  """What a function changes in place."""
+
+  def setUp(self):
+    super().setUp()
+    self.model = Counting(W, jnp.int32(0))
+
+  @parameterized.named_parameters(
+    ('eager', lambda f: lift.lift(f)),
+    ('jit', lambda f: jax.jit(lift.lift(f))),
+    ('at scopes', lambda f: scopes.at_scopes(f, [('.*dot_general', None)])),
+  )
+  def test_is_refused_by_name(self, wrap):
+    def f(tree, x):
+      return tree['model'](x)
+
+    said = r'^model/count is changed in place.*copy=True.*nnx.state'
+    with self.assertRaisesRegex(ValueError, said):
+      wrap(f)({'model': self.model}, X)
+
+  def test_may_be_returned(self):
+    for _ in range(3):
+      y, self.model.count = lift.lift(_returned)(self.model, X)
+    self.assertEqual(self.model.count, 3)
+    _equal(y, X @ W.materialize())
+
+  def test_what_is_there_again_is_no_change(self):
+    _equal(lift.lift(_replaced)(self.model, X), X @ W.materialize())
+
+  def test_dicts_are_passed_by_value(self):
+    def f(p, x):
+      p['n'] = p['n'] + 1
+      return x @ p['w'] + p.pop('n')
+
+    _equal(lift.lift(f)({'w': W, 'n': 1.0}, X), X @ W.materialize() + 2)
 
 
 class StrictTest(parameterized.TestCase):

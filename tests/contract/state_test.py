@@ -1,0 +1,89 @@
+"""State that Flax modules change in place, where they hold compressed weights."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+
+RULES = [(r'.*/kernel', 'W8A8'), (r'.*', None)]
+X = jax.random.normal(jax.random.key(0), (4, 1, 8))
+
+
+def call(model, x):
+  return model(x)
+
+
+def quantized(model):
+  return jc.quantize(model, RULES, jc.uses(call)(model, X))
+
+
+def decoder():
+  model = nnx.MultiHeadAttention(2, 8, decode=True, rngs=nnx.Rngs(0))
+  model.init_cache((4, 4, 8))
+  return model
+
+
+def normed():
+  linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+  return nnx.Sequential(linear, nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+
+
+def dropped():
+  linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+  return nnx.Sequential(linear, nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+
+class StateTest(parameterized.TestCase):
+  @parameterized.product(
+    case=(
+      (decoder, 'cache_index'),
+      (normed, 'layers/1/mean'),
+      (dropped, 'layers/1/rngs/count'),
+    ),
+    wrap=(
+      jc.lift,
+      lambda f: nnx.jit(jc.lift(f)),
+      lambda f: jc.lift(nnx.jit(f)),
+    ),
+  )
+  def test_a_model_that_changes_is_refused(self, case, wrap):
+    model, name = case
+    with self.assertRaisesRegex(
+      ValueError, f'{name}/value is changed in place'
+    ):
+      wrap(call)(quantized(model()), X)
+
+  @parameterized.parameters(jc.lift, lambda f: jc.lift(nnx.jit(f)))
+  def test_a_model_that_does_not_is_called(self, wrap):
+    model = quantized(normed())
+    model.eval()
+    y = wrap(call)(model, X)
+    np.testing.assert_allclose(y, call(jc.materialize(model), X), atol=0.05)
+
+  @parameterized.parameters((decoder, 'cache_index'), (normed, 'mean'))
+  def test_what_changes_is_returned(self, make, name):
+    model = make()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def step(params, rest, x):
+      model = nnx.merge(graphdef, params, rest, copy=True)
+      return model(x), nnx.state(model, nnx.Not(nnx.Param))
+
+    uses = jc.uses(step)(params, rest, X)
+    lifted = jax.jit(jc.lift(step))
+    qparams = jc.quantize(params, RULES, uses)
+    for _ in range(3):
+      _, rest = lifted(qparams, rest, X)
+      call(model, X)
+    want = dict(jc.named_leaves(nnx.state(model)))
+    [(path, got)] = [p for p in jc.named_leaves(rest) if p[0].endswith(name)]
+    self.assertGreater(float(jnp.abs(got).max()), 0)
+    np.testing.assert_allclose(got, want[path], atol=0.01)
+
+
+if __name__ == '__main__':
+  absltest.main()
