@@ -192,7 +192,6 @@ KEEPS = {
   ),
   'core.compression.split_learned': lambda t: jc.split_learned(t)[1],
   'core.rules.map_named': lambda t: jc.map_named(lambda path, x: x, t),
-  'core.operators.cast': lambda t: jc.cast(t, jnp.float32),
   'kernels.pack.pack': jc.pack,
   'kernels.pack.unpack': jc.unpack,
   'parallel.mesh.local': mesh_lib.local,
