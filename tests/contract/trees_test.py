@@ -17,6 +17,7 @@ import optax
 
 import jaxopt_compress as jc
 from jaxopt_compress import report
+from jaxopt_compress.calibration import trials
 from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
@@ -97,7 +98,9 @@ def evaluated(tree):
 
 def corrected(tree):
   stats = jc.observe(apply, {'a/kernel': jc.sums()})(DENSE, X)[1]
-  return jc.correct_bias(DENSE, tree, stats, {'a/kernel': 'a/bias'}, USES)
+  error = trials.output_error(apply, DENSE, [X])
+  biases = {'a/kernel': 'a/bias'}
+  return jc.correct_bias(DENSE, tree, stats, biases, USES, error)[0]
 
 
 def replaced(tree):
@@ -129,6 +132,9 @@ COUNTS = {
   'calibration.ranges.calibrate': lambda t: jc.calibrate(
     apply, t, rules('int8, int8 tensor static'), [X], USES, 'minmax'
   ),
+  'calibration.trials.output_error': lambda t: trials.output_error(
+    apply, DENSE, [X]
+  )(t),
   'core.lift.lift': lambda t: jc.lift(apply)(t, X),
   'core.operators.cast': lambda t: jc.cast(t, jnp.bfloat16),
   'distillation.grow.warm_start': lambda t: (
@@ -232,6 +238,7 @@ OTHERS = {
   'analysis.freedoms.rescalings',  # asks about shapes
   'analysis.observe.merge_stats',
   'analysis.storage.nbytes',
+  'calibration.trials.keep',
   'core.array.is_compressed',
   'core.lift.rule',
   'core.rules.match',
