@@ -47,8 +47,8 @@ def warm_start(
 ) -> Any:
   """The target's parameters, started from the source's.
 
-  Layers in a list ('blocks/0/...', 'blocks/1/...') are matched by `layers` where
-  target and source have different numbers of them.
+  Layers ('blocks/0/...', 'layer_0/...', 'h.0...', see `layers`) are matched by `layers`
+  where target and source have different numbers of them.
 
   Args:
     target_params: freshly initialised, as the new model needs it.

@@ -1,9 +1,16 @@
 """Which layer of one network stands for which layer of another.
 
-Layers in a list are children named 0, 1, 2, ... of one path: 'blocks/0/kernel'.
+Layers are children of one path that are numbered without a gap: a list, from 0 on
+('blocks/0/kernel', 'h.0.kernel'), or names that end in a number ('layer_0/kernel',
+'block1/kernel') if all have leaves of the same paths and shapes. So Dense_0 and
+Dense_1 of an MLP, which differ, are no layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import numpy as np
 
 from jaxopt_compress.core import choices
 
@@ -47,15 +54,15 @@ def layer_map(
 
 
 def starts(
-  target: Iterable[str], source: Iterable[str], layers: str = 'uniform'
+  target: Mapping[str, Any], source: Mapping[str, Any], layers: str = 'uniform'
 ) -> tuple[dict[str, str | None], set[str]]:
   """For each target path, the source path that it starts from.
 
-  Paths are equal except in lists that are longer on one side: `layer_map` matches
+  Paths are equal except where there are more layers on one side: `layer_map` matches
   those, at every level of nesting.
 
   Args:
-    target, source: paths of leaves, words joined by '/'.
+    target, source: `{path: leaf}`, words of a path joined by '/' or '.'.
     layers: 'uniform', 'first' or 'last'.
 
   Returns:
@@ -63,56 +70,87 @@ def starts(
     nothing; the source may lack such a path. And the source paths in layers that no
     target layer starts from.
 
-  >>> starts(['b/0/w', 'b/1/w'], ['b/0/w', 'b/1/w', 'b/2/w'], 'last')
-  ({'b/0/w': 'b/1/w', 'b/1/w': 'b/2/w'}, {'b/0/w'})
+  >>> starts({'b/0': 1, 'b/1': 1}, {'b/0': 1, 'b/1': 1, 'b/2': 1}, 'last')
+  ({'b/0': 'b/1', 'b/1': 'b/2'}, {'b/0'})
   """
   choices.one_of('layers', layers, LAYERS, '=')
   found, skipped = {}, set()
 
   def walk(t, s, t_path, s_path):
-    if not t:  # An empty dict is a leaf.
-      found['/'.join(t_path)] = None if s_path is None else '/'.join(s_path)
+    if not isinstance(t, dict):
+      found[t_path] = s_path
       return
-    chosen = _children(t, s, layers)
-    for name, start in chosen.items():
+    s = s if isinstance(s, dict) else {}
+    chosen, unused = _children(t, s, layers)
+    for word, start in chosen.items():
       begins = s_path is not None and start is not None
       walk(
-        t[name],
+        t[word],
         s.get(start, {}),
-        (*t_path, name),
-        (*s_path, start) if begins else None,
+        t_path + word,
+        s_path + start if begins else None,
       )
-    if s_path is not None and _is_list(t) and _is_list(s):
-      for name in s.keys() - chosen.values():
-        skipped.update(_leaves(s[name], (*s_path, name)))
+    for word in unused if s_path is not None else ():
+      skipped.update(s_path + end for end in _leaves(s[word], word))
 
-  walk(_nested(target), _nested(source), (), ())
+  walk(_nested(target), _nested(source), '', '')
   return found, skipped - set(found.values())
 
 
-def _children(t, s, layers) -> dict[str, str | None]:
-  if not (_is_list(t) and _is_list(s)):
-    return {name: name for name in t}
-  sources = layer_map(len(t), len(s), layers)
-  return {str(i): None if j is None else str(j) for i, j in enumerate(sources)}
+def _children(t, s, layers) -> tuple[dict[str, str | None], set[str]]:
+  """For each child of t one of s, and the layers of s that are left."""
+  chosen, unused = {word: word for word in t}, set()
+  ours, theirs = _stacks(t), _stacks(s)
+  for name in ours.keys() & theirs.keys():
+    mine, others = ours[name], theirs[name]
+    sources = layer_map(len(mine), len(others), layers)
+    starts = [None if j is None else others[j] for j in sources]
+    chosen.update(zip(mine, starts, strict=True))
+    unused |= set(others) - set(starts)
+  return chosen, unused
 
 
-def _is_list(node) -> bool:
-  return bool(node) and node.keys() == {str(i) for i in range(len(node))}
+def _stacks(node) -> dict[tuple[str, str], list[str]]:
+  """Words of the layers of a node, in order, by what is around their numbers."""
+  numbered = {}
+  for word in node:
+    if found := re.fullmatch(r'(.*?)([0-9]+)([/.]?)', word):
+      before, number, after = found.groups()
+      numbered.setdefault((before, after), {})[int(number)] = word
+  stacks = {}
+  for name, words in numbered.items():
+    order = sorted(words)
+    is_list = not name[0] and order[0] == 0 and len(words) == len(node)
+    if order[-1] - order[0] + 1 == len(order) and (
+      is_list or (name[0] and _alike([node[w] for w in words.values()]))
+    ):
+      stacks[name] = [words[i] for i in order]
+  return stacks
 
 
-def _nested(paths) -> dict:
-  """Paths as dicts in dicts; a leaf is an empty one."""
+def _alike(nodes) -> bool:
+  """Whether all have leaves of the same paths and shapes."""
+  shapes = [{p: np.shape(x) for p, x in _leaves(n).items()} for n in nodes]
+  return all(s == shapes[0] for s in shapes)
+
+
+def _nested(leaves) -> dict:
+  """Paths as dicts in dicts, by words that keep the '/' or '.' behind them."""
   root = {}
-  for path in paths:
+  for path, leaf in leaves.items():
+    *words, last = re.findall(r'[^/.]*[/.]|[^/.]+$', path) or ['']
     node = root
-    for word in path.split('/'):
+    for word in words:
       node = node.setdefault(word, {})
+    node[last] = leaf
   return root
 
 
-def _leaves(node, path):
-  if not node:
-    yield '/'.join(path)
-  for name, child in node.items():
-    yield from _leaves(child, (*path, name))
+def _leaves(node, path='') -> dict[str, Any]:
+  if not isinstance(node, dict):
+    return {path: node}
+  return {
+    p: leaf
+    for word, child in node.items()
+    for p, leaf in _leaves(child, path + word).items()
+  }
