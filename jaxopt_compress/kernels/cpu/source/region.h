@@ -199,16 +199,21 @@ bool run(Pool& pool, const Site& site, int64_t helpers, Region::Task task,
   if (!is_of_xla()) {
     region->patience = ends_program(site) ? Lounge::kBetween : Lounge::kWithin;
   }
-  const bool given = helpers > 0 && lounge.give(region);
-  for (int64_t i = given ? 1 : 0; i < helpers; ++i) {
-    pool.Schedule([region]() mutable {
-      while (region != nullptr) {
-        region->work();
-        const Lounge::Time patience = region->patience;
-        region = nullptr;
-        if (patience.count() > 0) region = lounge.wait(patience);
-      }
-    });
+  // From here on a helper may be at work for this call, so nothing may end the call but
+  // the end of all work. Where there is no memory to ask helpers, it does without them.
+  try {
+    const bool given = helpers > 0 && lounge.give(region);
+    for (int64_t i = given ? 1 : 0; i < helpers; ++i) {
+      pool.Schedule([region]() mutable {
+        while (region != nullptr) {
+          region->work();
+          const Lounge::Time patience = region->patience;
+          region = nullptr;
+          if (patience.count() > 0) region = lounge.wait(patience);
+        }
+      });
+    }
+  } catch (...) {
   }
   region->work();
   return !region->failed();
