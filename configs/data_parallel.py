@@ -13,11 +13,14 @@ Command: python -m launch.main --config=configs/data_parallel.py --workdir=/tmp/
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 
 def get_config(arg=''):
   words = arg.split(',') if arg else []
+  for word in words:
+    choices.one_of('arg', word, ('runlocal', 'pmap', 'jit'), '=')
   mode = next((w for w in words if w in ('pmap', 'jit')), 'shard_map')
   c = ml_collections.ConfigDict()
   c.seed = 0

@@ -18,6 +18,7 @@ or fewer are naive loops.
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 KERNELS = r'.*/kernel'
@@ -71,6 +72,7 @@ def _stages():
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(

@@ -8,12 +8,14 @@ Command: python -m launch.main --config=configs/lm.py --workdir=/tmp/lm
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 MATRICES = r'blocks/.*/kernel'
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(

@@ -10,6 +10,7 @@ Command: python -m launch.main --config=configs/prune.py --workdir=/tmp/prune
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 # The stem and the head are small and hurt most.
@@ -17,6 +18,7 @@ KEEP = ((r'(stem|head)/.*', None),)
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(name='digits', train='train+validation', eval_batch_size=359)

@@ -18,6 +18,7 @@ https://arxiv.org/abs/2305.14314.
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 MATRICES = r'blocks/.*/kernel'
@@ -25,6 +26,7 @@ DOMAIN = r'(idlelib|tkinter|turtledemo)/.*|turtle\.py'
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(

@@ -10,10 +10,12 @@ Command: python -m launch.main --config=configs/quantize_fp8_training.py --workd
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(name='digits', train='train+validation', eval_batch_size=359)

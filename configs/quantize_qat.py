@@ -15,6 +15,7 @@ Command: python -m launch.main --config=configs/quantize_qat.py --workdir=/tmp/q
 
 import ml_collections
 
+from jaxopt_compress.core import choices
 from jaxopt_compress.train import plan
 
 RULES = ((r'.*/kernel', 'int4 tensor, int8 token'), (r'.*', None))
@@ -29,6 +30,7 @@ W4A4 = {
 
 
 def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.data = dict(name='digits', train='train+validation', eval_batch_size=359)

@@ -3,7 +3,7 @@
 Run the same command again to go on with a run that was stopped. Any value of a config
 can be given as a flag: --config.stage.teacher.steps=100 --config.run.tensorboard=1
 
-Exit codes: 0 done; 2 a mistake, which the last line names; 75 stopped by SIGTERM or
+Exit codes: 0 done; 2 a mistake, which the only line on stderr names; 75 stopped by SIGTERM or
 Ctrl-C and saved, run it again.
 """
 
@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from jaxopt_compress.parallel import cluster
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import preemption
+from launch import mistakes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of get_config(arg), as in configs/digits.py:runlocal.'
@@ -36,11 +37,9 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where a mistake was noticed, not only which it is.'
 )
-flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(argv):
-  del argv
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells all that it does.
   try:
@@ -51,25 +50,32 @@ def main(argv):
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     raise
-  except (ValueError, OSError) as e:
-    _fail(e, _TRACEBACK.value)
+  except (ValueError, OSError, ImportError, MemoryError) as e:
+    _fail(e, mistakes.said(e), _TRACEBACK.value)
 
 
 def parse(argv):
-  """Parses flags; a config key that is not there is a mistake like others."""
+  """Parses flags; whatever is wrong with a config is a mistake like others."""
+  logging.set_verbosity(logging.ERROR)  # What is wrong is said once, below.
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    _fail(e, '--traceback' in argv)
+    _, *more = flags.FLAGS(argv)
+    if more:
+      raise ValueError(f'{more[0]!r} is no flag. Write --flag=value.')
+    for flag in (_CONFIG, _WORKDIR):
+      if not flag.present:
+        raise ValueError(
+          f'--{flag.name} is missing. {flags.FLAGS[flag.name].help}'
+        )
+    hasattr(_CONFIG.value, 'keys')  # A file that was not found raises here.
+  except Exception as e:
+    _fail(e, mistakes.explain(e, argv), '--traceback' in argv)
+  return argv[:1]
 
 
-def _fail(error, show):
+def _fail(error, text, show):
   if show:
-    traceback.print_exc()
-  # ml_collections quotes its messages twice.
-  text = str(error).strip('"\'').replace(r'\n', ' ').replace(r'\'', "'")
-  text = ' '.join(text.split())
-  print(f'Error: {text}\n(--traceback shows where.)', file=sys.stderr)
+    traceback.print_exception(error)
+  print(f'Error: {text} (--traceback shows where.)', file=sys.stderr)
   sys.exit(2)
 
 

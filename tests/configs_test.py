@@ -43,6 +43,11 @@ class ConfigsTest(parameterized.TestCase):
     plan.parse(_load(name).get_config())
 
   @parameterized.parameters(*NAMES)
+  def test_argument_is_checked(self, name):
+    with pytest.raises(ValueError, match="Did you mean 'runlocal'"):
+      _load(name).get_config('runlcal')
+
+  @parameterized.parameters(*NAMES)
   def test_tiny(self, name):
     config = _load(name).get_config('runlocal')
     for stage in config.stages:

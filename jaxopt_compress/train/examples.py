@@ -50,12 +50,10 @@ def load(data: options.Data, seed: int) -> Examples:
       elsewhere it gives named arrays.
     seed: of the order in which examples come.
   """
-  module = getattr(data_lib, data.name, None)
-  if not hasattr(module, 'load'):
-    raise ValueError(
-      f'config.data.name is {data.name!r}, which is no module of'
-      ' jaxopt_compress.data that has a load(split).'
-    )
+  # The namespace is the registry.
+  modules = {n: m for n, m in vars(data_lib).items() if hasattr(m, 'load')}
+  choices.one_of('config.data.name', data.name, modules)
+  module = modules[data.name]
   read = _text if hasattr(module, 'windows') else _arrays
   return read(module, data, lambda s: plan_lib.stage_seed(seed, s.name))
 

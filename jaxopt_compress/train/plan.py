@@ -78,6 +78,7 @@ def parse(config: Mapping[str, Any]) -> Plan:
       not there.
   """
   config = _plain(config)
+  fields.check_mapping('config', config)
   known = ('seed', 'data', 'models', 'stages', 'stage', 'report', 'run')
   fields.check_keys('config', config, known)
   for key in ('data', 'models', 'stages', 'stage'):
@@ -146,7 +147,7 @@ def complete(config: Any) -> Any:
   _fill(config, 'data', options.Data)
   _fill(config, 'report', options.Report)
   _fill(config, 'run', options.Run)
-  for name in config.stage:
+  for name in config.get('stage', {}):
     config.stage[name].name = name
     _fill(config.stage, name, options.Stage)
   return config

@@ -54,7 +54,7 @@ class LaunchTest(parameterized.TestCase):
     (
       'unknown_key',
       dict(flags=('--config.sede=1',)),
-      'Did you mean "seed"',
+      "config has no 'sede'. Did you mean 'seed'?",
     ),
     (
       'unknown_preset',
@@ -69,16 +69,27 @@ class LaunchTest(parameterized.TestCase):
     (
       'no_config',
       dict(config='configs/digit.py'),
-      'configs/digit.py',
+      "There is no config configs/digit.py. Did you mean 'configs/digits.py'?",
+    ),
+    (
+      'no_workdir',
+      dict(workdir=()),
+      '--workdir is missing. Directory of checkpoints',
+    ),
+    (
+      'argument',
+      dict(flags=('more',)),
+      "'more' is no flag. Write --flag=value.",
     ),
   )
   def test_mistakes(self, how, message):
     flags = how.get('flags', ())
     config = how.get('config', 'configs/quantize_ptq.py:runlocal')
-    done = _launch(f'--workdir={self.workdir}', *flags, config=config)
+    workdir = how.get('workdir', (f'--workdir={self.workdir}',))
+    done = _launch(*workdir, *flags, config=config)
     self.assertIn(message, done.stderr)
-    self.assertNotEqual(done.returncode, 0)
-    self.assertLess(len(done.stderr.splitlines()), 8, done.stderr)
+    self.assertEqual(done.returncode, 2)
+    self.assertLen(done.stderr.splitlines(), 1, done.stderr)
 
   def test_workdir_that_cannot_be_written(self):
     self.workdir.write_text('a file')
