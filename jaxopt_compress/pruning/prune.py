@@ -231,6 +231,8 @@ def _score(path, x, spec):
     select.refuse_nan([w])
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from e
+  # Under jit it is not known, and stays: behind a mask nobody would see it.
+  w = jnp.where(jnp.isnan(w), jnp.inf, w)
   if spec.score == 'magnitude':
     return scores_lib.magnitude(w)
   w = w.astype(jnp.promote_types(w.dtype, jnp.float32))

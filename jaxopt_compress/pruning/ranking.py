@@ -64,9 +64,9 @@ def masks(
       # Axes count from the end, so the largest is the last.
       return masks_lib.n_m(scores, n, m, max(axes.contracted), ramp=ramp)
     if kind == 'unstructured':
-      _kept(scores.size, target)
+      _kept(scores.size, target, 'weights')
       return masks_lib.unstructured(scores, target, ramp=ramp)
-    _kept(math.prod(scores.shape[a] for a in axes.free), target)
+    _kept(math.prod(scores.shape[a] for a in axes.free), target, 'neurons')
     return masks_lib.neurons(scores, target, axes.free, ramp=ramp)
 
   out = {}
@@ -87,7 +87,8 @@ def by_place(
   """Where masks depend on the order of equal scores alone.
 
   Of equal scores the first stay, so what changes when all is ranked backwards has
-  no better reason. Zeros are not counted: which of them is kept changes nothing.
+  no better reason. Zeros count in a leaf of zeros alone: beside others it changes
+  nothing which of them stays.
 
   Args:
     rank: `{path: scores} -> {path: mask}`, for any order of indices.
@@ -98,7 +99,12 @@ def by_place(
     `{path: bool}` of the shapes of the scores.
   """
   back = rank({p: jnp.flip(s) for p, s in reversed(scores.items())})
-  return {p: (masks[p] != jnp.flip(back[p])) & (scores[p] != 0) for p in masks}
+
+  def undecided(path, s):
+    counts = (s != 0) | (s == 0).all()
+    return (masks[path] != jnp.flip(back[path])) & counts
+
+  return {path: undecided(path, s) for path, s in scores.items()}
 
 
 def per_layer(
@@ -137,13 +143,13 @@ def per_layer(
   return jnp.moveaxis(per_stack(layers), front, stacked)
 
 
-def _kept(n, target) -> int:
+def _kept(n, target, units) -> int:
   """How many of `n` are kept."""
   kept = n - select.portion(n, target)
   if n and not kept:
     raise ValueError(
-      f'target={target} leaves none of {n}. Lower it, or leave such leaves as they'
-      ' are by a rule with None before this one.'
+      f'target={target} leaves none of {n} {units}. Lower it, or leave such leaves'
+      ' as they are by a rule with None before this one.'
     )
   return kept
 
@@ -162,7 +168,7 @@ def _together(kind, scores, axes, target, floor, ramp) -> Leaves:
   dtype = jnp.result_type(*ranked.values())
   ranked = {path: s.astype(dtype) for path, s in ranked.items()}
   n = sum(s.size for s in ranked.values())
-  kept = _kept(n, target)
+  kept = _kept(n, target, 'neurons' if kind == 'neurons' else 'weights')
   ranked = _above_floors(ranked, axes, target, floor, kept)
   gone = select.portion(n - kept, ramp)
   chosen = select.top_k_masks(list(ranked.values()), n - gone)

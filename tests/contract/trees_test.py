@@ -243,6 +243,7 @@ OTHERS = {
   'core.lift.rule',
   'core.rules.match',
   'core.rules.named_leaves',
+  'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',
   'pruning.ranking.by_place',  # of scores

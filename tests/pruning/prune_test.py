@@ -190,8 +190,12 @@ class PruneTest(parameterized.TestCase):
     if told:
       self.assertRegex(str(caught[0].message), r'^w: .* of its 64 weights')
     # No two weights are equal, or which of them stays is all the same.
-    for w in (jnp.arange(1.0, 65.0), jnp.zeros(64)):
+    for w in (jnp.arange(1.0, 65.0), jnp.maximum(jnp.arange(64.0) - 40, 0)):
       prune.prune(rules).init({'w': w.reshape(8, 8)})
+
+  def test_leaves_of_zeros_are_told(self):
+    with self.assertWarnsRegex(UserWarning, '^w: whether 4 of its 4 weights'):
+      prune.magnitude_prune({'w': jnp.zeros((2, 2))}, [(r'w', Sparsity(0.5))])
 
   def test_layers_of_a_stack_are_not_emptied_without_uses(self):
     w = jax.random.normal(jax.random.key(0), (3, 8, 8))
@@ -323,6 +327,13 @@ class PruneTest(parameterized.TestCase):
     params['down'] = params['down'].at[3, 1].set(jnp.nan)
     with self.assertRaisesRegex(ValueError, '^down: 1 scores are NaN'):
       prune.prune(kernels(Sparsity(0.5))).init(params)
+
+  @parameterized.parameters('unstructured', 'neurons')
+  def test_nan_does_not_hide_behind_a_mask(self, kind):
+    params = make_params()
+    params['down'] = params['down'].at[3, 1].set(jnp.nan)
+    comp = prune.prune(kernels(Sparsity(0.5, kind=kind)))
+    self.assertTrue(jax.jit(comp.init)(params).masks['down'][3, 1])
 
   def test_masks_of_other_parameters_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'no such leaf'):

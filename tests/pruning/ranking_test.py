@@ -105,8 +105,8 @@ class RankingTest(parameterized.TestCase):
     self.assertEqual(got['s'].tolist(), [[False, False], [True, True]])
 
   @parameterized.parameters(
-    ('unstructured', 'leaf', 0.8, '^w: target=0.8 leaves none of 2'),
-    ('neurons', 'leaf', 0.8, '^w: target=0.8 leaves none of 1'),
+    ('unstructured', 'leaf', 0.8, '^w: target=0.8 leaves none of 2 weights'),
+    ('neurons', 'leaf', 0.8, '^w: target=0.8 leaves none of 1 neurons'),
     ('unstructured', 'global', 0.9, '^target=0.9 leaves none of 4'),
     ('unstructured', 'global', 0.7, 'leaves 1 in 2 layers'),
   )
