@@ -41,52 +41,38 @@ def in_place(ctx, jaxpr, operands):
   return interpret.run(ctx, jaxpr, consts, args, names)
 
 
-def whole(ctx, jaxpr, names):
-  """A function of values that evaluates `jaxpr`; its results may be leaves."""
-  jaxpr, consts = jaxprs.opened(jaxpr)
+def dense(ctx, eqn, jaxpr, names, kept=()):
+  """A function of values that evaluates `jaxpr`, the body of an equation.
+
+  Its results are dense, but for leaves at the positions `kept`.
+  """
   scope = ctx.scope  # a derivative calls it when the evaluation is elsewhere
 
   def body(*args):
     with ctx.within(scope):
-      return [x for x, _ in interpret.run(ctx, jaxpr, consts, args, names)]
+      outs = in_place(ctx, jaxpr, zip(args, names, strict=True))
+      return [
+        (out if i in kept else drop(ctx, eqn, out, 'it is a result there'))[0]
+        for i, out in enumerate(outs)
+      ]
 
   return body
 
 
-def dense(ctx, jaxpr, names, written=()):
-  """A function of values that evaluates `jaxpr` and returns dense results.
-
-  Of the results at the positions `written`, caches stay leaves.
-  """
-  run = whole(ctx, jaxpr, names)
-
-  def body(*args):
-    return [
-      x if i in written and _is_written(x) else array.materialize(x)
-      for i, x in enumerate(run(*args))
-    ]
-
-  return body
-
-
-def apart(ctx, jaxpr, names, written=()):
+def apart(ctx, eqn, jaxpr, names, kept=()):
   """`dense`, returning (results, what rules found out in the body)."""
-  return ctx.apart(dense(ctx, jaxpr, names, written))
+  return ctx.apart(dense(ctx, eqn, jaxpr, names, kept))
 
 
 # ------------------------------------------------------------------- what stays
 
 
-def _is_written(x) -> bool:
-  return array.is_compressed(x) and x.writable
-
-
 def _alike(a, b) -> bool:
-  """Whether two leaves have the same fields and arrays of the same shapes."""
-  # Structures hold the static fields of leaves, and no shapes.
-  shapes = [[c.shape for c in jax.tree.leaves(x)] for x in (a, b)]
+  """Whether two leaves have the same fields and arrays of the same types."""
+  # Structures hold the static fields of leaves, and no types.
+  types = [[(c.shape, c.dtype) for c in jax.tree.leaves(x)] for x in (a, b)]
   return jax.tree.structure(a) == jax.tree.structure(b) and (
-    shapes[0] == shapes[1]
+    types[0] == types[1]
   )
 
 
@@ -137,14 +123,16 @@ def written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
     n_whole: how many arguments come whole; the loop cuts the others along their
       first axis.
   """
-  places = {i: j for i, j in places.items() if _is_written(args[j])}
+  places = {
+    i: j for i, j in places.items() if getattr(args[j], 'writable', False)
+  }
   while places:
 
     def turn(*args, places=tuple(places)):
       # As in a scan, of what it cuts the body sees one slice.
       cut = jax.tree.map(lambda p: p[0], args[n_whole:] if n_whole else ())
-      run = dense(ctx.quiet(), jaxpr, names, places)
-      return run(*args[:n_whole], *cut)
+      here = zip([*args[:n_whole], *cut], names, strict=True)
+      return unzip(in_place(ctx.quiet(), jaxpr, here))[0]
 
     outs = jax.eval_shape(turn, *args)
     changed = {i: j for i, j in places.items() if not _alike(outs[i], args[j])}
@@ -158,19 +146,23 @@ def written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
   return set(places)
 
 
-def written_by_all(ctx, branches, args, names) -> set[int]:
-  """The results that all branches give as caches of one form."""
-  if not any(map(_is_written, args)):
-    return set()
-  everything = range(len(branches[0].out_avals))
-  outs = [
-    jax.eval_shape(dense(ctx.quiet(), b, names, everything), *args)
-    for b in branches
-  ]
+def kept_by_all(ctx, branches, args, names) -> dict[int, str | None]:
+  """The results that all branches give as leaves of one form, and their names."""
+  if not any(map(array.is_compressed, args)):
+    return {}
+  given = []
+
+  def trial(*args):
+    operands = list(zip(args, names, strict=True))
+    outs = [unzip(in_place(ctx.quiet(), b, operands)) for b in branches]
+    given.extend(outs[0][1])
+    return [values for values, _ in outs]
+
+  alternatives = zip(*jax.eval_shape(trial, *args), strict=True)
   return {
-    i
-    for i, each in enumerate(zip(*outs, strict=True))
-    if all(_is_written(x) and _alike(x, each[0]) for x in each)
+    i: given[i]
+    for i, each in enumerate(alternatives)
+    if all(array.is_compressed(x) and _alike(x, each[0]) for x in each)
   }
 
 

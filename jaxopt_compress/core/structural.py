@@ -32,7 +32,8 @@ def _jit(ctx, eqn, operands):
   # second call of the same block as it would without us.
   key = id(closed), ctx.scope
   if key not in ctx.jits:
-    body = bodies.whole(ctx, closed, [None] * len(args))
+    everything = range(len(eqn.outvars))
+    body = bodies.dense(ctx, eqn, closed, [None] * len(args), everything)
 
     def run(*args):
       return _constrain(body(*_constrain(args, ins)), outs)
@@ -69,7 +70,7 @@ def _remat(ctx, eqn, operands):
     # forward pass is added when it is lowered, which `jax.checkpoint` undoes.
     args = lax.optimization_barrier(args)
   run = jax.checkpoint(
-    bodies.dense(ctx, eqn.params['jaxpr'], names, range(len(eqn.outvars))),
+    bodies.dense(ctx, eqn, eqn.params['jaxpr'], names, range(len(eqn.outvars))),
     prevent_cse=eqn.params['prevent_cse'],
     policy=eqn.params['policy'],
   )
@@ -102,7 +103,7 @@ def _scan(ctx, eqn, operands):
   consts, carry, xs = _split(args, n_consts, n_carry)
   # Results of each turn may be leaves: a scan stacks their parts.
   results = {*written, *range(n_carry, len(eqn.outvars))}
-  run = bodies.apart(ctx, closed, names, results)
+  run = bodies.apart(ctx, eqn, closed, names, results)
   init, rebuild = bodies.carried(carry, written)
 
   def body(state, xs):
@@ -155,8 +156,8 @@ def _while(ctx, eqn, operands):
   body_args, carry_args = args[:n_consts], args[n_consts:]
   carry_names = names[n_consts:]
   # A condition computes no layer; what is found in it is left.
-  test = bodies.apart(ctx, cond, cond_names + carry_names)
-  step = bodies.apart(ctx, body, names, written)
+  test = bodies.apart(ctx, eqn, cond, cond_names + carry_names)
+  step = bodies.apart(ctx, eqn, body, names, written)
   init, rebuild = bodies.carried(carry_args, written)
 
   def turn(carried):
@@ -185,9 +186,9 @@ def _split(operands, n_first, n_second):
 def _cond(ctx, eqn, operands):
   index, *rest = operands
   args, names = bodies.unzip(rest)
-  written = bodies.written_by_all(ctx, eqn.params['branches'], args, names)
+  kept = bodies.kept_by_all(ctx, eqn.params['branches'], args, names)
   branches = [
-    bodies.apart(ctx, b, names, written) for b in eqn.params['branches']
+    bodies.apart(ctx, eqn, b, names, kept) for b in eqn.params['branches']
   ]
   # All branches must return the same tree.
   branches = bodies.complete(ctx, branches, args)
@@ -200,7 +201,7 @@ def _cond(ctx, eqn, operands):
   else:
     outs, found = lax.switch(index, branches, *args)
   ctx.give(found)
-  return [(x, None) for x in outs]
+  return [(x, kept.get(i)) for i, x in enumerate(outs)]
 
 
 def _custom_jvp(ctx, eqn, operands):
@@ -208,7 +209,7 @@ def _custom_jvp(ctx, eqn, operands):
   if ctx.monoids:
     return bodies.in_place(ctx, closed, operands)
   args, names = bodies.unzip(operands)
-  run = jax.custom_jvp(bodies.dense(ctx, closed, names))
+  run = jax.custom_jvp(bodies.dense(ctx, eqn, closed, names))
 
   @run.defjvp
   def derivative(primals, tangents):
@@ -233,7 +234,7 @@ def _custom_vjp(ctx, eqn, operands):
   if ctx.monoids:
     return bodies.in_place(ctx, closed, operands)
   args, names = bodies.unzip(operands)
-  run = jax.custom_vjp(bodies.dense(ctx, closed, names))
+  run = jax.custom_vjp(bodies.dense(ctx, eqn, closed, names))
 
   def forward(*values):
     return run(*values), jax.vjp(_as_it_was(eqn), *values)[1]
@@ -266,7 +267,7 @@ def _shard_map(ctx, eqn, operands):
   if 'newly_manual_axes' in p:
     kwargs['axis_names'] = set(p['newly_manual_axes'])
   checked = p.get('check_vma', True)
-  inner = bodies.apart(ctx, p['jaxpr'], names)
+  inner = bodies.apart(ctx, eqn, p['jaxpr'], names)
 
   def body(*args):
     outs, found = inner(*args)

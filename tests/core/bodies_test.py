@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from signs import signs
 from signs import STACK
 from signs import W
+from signs import X
 
+from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
 from jaxopt_compress.core import bodies
 from jaxopt_compress.core import context
@@ -73,6 +75,23 @@ class WrittenTest(parameterized.TestCase):
     got = jax.jit(lift.lift(f, keep=True))(log, 1)
     self.assertIsInstance(got, kind)
     chex.assert_trees_all_equal(array.materialize(got), jnp.full(4, 3.0))
+
+  def test_a_branch_chooses_a_weight(self):
+    def f(ws, x, i):
+      a, b = ws
+      return x @ lax.cond(i > 0, lambda: a, lambda: b)
+
+    for other, primitives in (
+      (signs(8, 8, seed=2), ['dot_general']),
+      # Branches of different forms: that the weight became dense is told.
+      (jnp.ones((8, 8)), ['cond']),
+    ):
+      met = explain.explain(f)((W, other), X, 1)
+      self.assertEqual([m.primitive for m in met], primitives)
+      self.assertEqual([m.native for m in met], [primitives != ['cond']])
+      self.assertIn(met[0].path, ('0', '1'))  # it is one of them
+      got = lift.lift(f)((W, other), X, 1)
+      chex.assert_trees_all_equal(got, X @ W.materialize())
 
 
 class CarriedTest(parameterized.TestCase):
