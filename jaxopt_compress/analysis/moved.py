@@ -84,10 +84,17 @@ class Move(NamedTuple):
 def of(eqn, operand: int = 0) -> Move | None:
   """How an equation moves one of its operands; None where that is not moved."""
   name = eqn.primitive.name
-  if operand and name != 'concatenate':  # others are indices or fillings
+  if not moves_operand(name, operand):
     return None
   shape = getattr(eqn.invars[operand].aval, 'shape', ())
   return Move(name, eqn.params, shape, [v.aval.shape for v in eqn.outvars])
+
+
+def moves_operand(name: str, operand: int) -> bool:
+  """Whether a primitive moves this operand; others are indices or fillings."""
+  if name in _FIRST_OF_SEVERAL:
+    return operand >= _FIRST_OF_SEVERAL[name]
+  return operand == 0
 
 
 def moves_axes(name: str) -> bool:
@@ -213,6 +220,11 @@ def _cut_axes(move, pieces):
   return [list(map(part, pieces, move.shape, shape)) for shape in move.shapes]
 
 
+def _stacked_axes(move, pieces):
+  at = move.params['axis']
+  return [[*pieces[:at], (), *pieces[at:]]]
+
+
 def _joined_axes(move, pieces):
   return [list(map(fit, pieces, move.shapes[0]))]
 
@@ -225,18 +237,25 @@ def _gathered_axes(move, pieces):
   return _joined_axes(move, pieces)
 
 
+# What moves all its operands from this one on.
+_FIRST_OF_SEVERAL = {'concatenate': 0, 'stack': 0, 'select_n': 1}
+
 _AXES: dict[str, Callable] = {
   'all_gather': _gathered_axes,
   'broadcast_in_dim': _broadcast_axes,
   'concatenate': _joined_axes,
   'convert_element_type': _same_axes,
   'dynamic_slice': _cut_axes,
+  'pad': _joined_axes,
   'reduce_precision': _same_axes,
   'reshape': _reshaped_axes,
   'rev': _same_axes,
+  'select_n': _same_axes,
   'slice': _cut_axes,
   'split': _cut_axes,
   'squeeze': _squeezed_axes,
+  'stack': _stacked_axes,
+  'tile': _joined_axes,
   'transpose': _transposed_axes,
   'unstack': _unstacked_axes,
 }

@@ -80,7 +80,7 @@ def move_for(primitive) -> Callable | None:
 def _move(primitive, /, *operands, **params):
   """Moves the array, and the names of its axes with it."""
   side = [isinstance(x, Probe) for x in operands].index(True)
-  if side and primitive.name != 'concatenate':
+  if not moved.moves_operand(primitive.name, side):
     return lift.Dense('an index')
   probe = operands[side]
   values = [x.value if x is probe else x for x in operands]

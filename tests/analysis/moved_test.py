@@ -102,6 +102,25 @@ class MoveTest(parameterized.TestCase):
       moved.of(eqn, 1).axes(moved.whole(w.shape)), [[((-2, 12),), ((-1, 4),)]]
     )
 
+  @parameterized.named_parameters(
+    ('stack', lambda w: jnp.stack([0 * w, w], 1), [((-2, 6),), (), ((-1, 4),)]),
+    (
+      'select',
+      lambda w: lax.select_n(w[0, 0] > 0, 0 * w, w),
+      [((-2, 6),), ((-1, 4),)],
+    ),
+    ('tile', lambda w: jnp.tile(w, (2, 1)), [((-2, 12),), ((-1, 4),)]),
+    (
+      'pad',
+      lambda w: lax.pad(w, 0.0, ((1, 1, 0), (0, 0, 0))),
+      [((-2, 8),), ((-1, 4),)],
+    ),
+  )
+  def test_joined(self, f, want):
+    *_, eqn = jax.make_jaxpr(f)(np.zeros((6, 4), np.float32)).jaxpr.eqns
+    last = [i for i, v in enumerate(eqn.invars) if v.aval.shape == (6, 4)][-1]
+    self.assertEqual(moved.of(eqn, last).axes(moved.whole((6, 4))), [want])
+
   def test_what_computes_is_no_move(self):
     move = _move(lambda x: x + x, np.zeros((2, 3)))
     self.assertIsNone(move.axes(moved.whole((2, 3))))
