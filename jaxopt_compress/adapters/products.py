@@ -327,6 +327,30 @@ def _split(factor, shape, *, sizes, axis):
   return lax.split(factor, sizes, axis)
 
 
+def _unstack(factor, shape, *, axis):
+  if factor.shape[axis] != shape[axis]:
+    return [lax.squeeze(factor, (axis,))] * shape[axis]
+  return lax.unstack(factor, axis)
+
+
+def _tile(factor, shape, *, reps):
+  reps = [n if factor.shape[i] == shape[i] else 1 for i, n in enumerate(reps)]
+  return lax.tile(factor, (*reps, 1))
+
+
+def _pad(factor, shape, value, *, padding_config):
+  """The base is padded with the value, what is learned beside it with nothing."""
+  padded = [i for i, p in enumerate(padding_config) if any(p)]
+  if any(factor.shape[i] != shape[i] for i in padded):
+    return lift.Dense('padded along an axis that a factor is shared along')
+  nothing = jnp.zeros((), factor.dtype)
+  return lax.pad(factor, nothing, (*padding_config, (0, 0, 0)))
+
+
+def _several(*operands, **params):
+  return lift.Dense('several weights have adapters of their own')
+
+
 def _dynamic_slice(factor, shape, *starts, slice_sizes):
   for i, (start, n) in enumerate(zip(starts, slice_sizes, strict=True)):
     if factor.shape[i] == shape[i]:
@@ -355,6 +379,9 @@ MOVES = {
   lax.broadcast_in_dim_p: _broadcast,
   lax.slice_p: _slice,
   lax.split_p: _split,
+  lax.unstack_p: _unstack,
+  lax.tile_p: _tile,
+  lax.pad_p: _pad,
   lax.dynamic_slice_p: _dynamic_slice,
   lax.rev_p: _reverse,
 }
@@ -366,3 +393,5 @@ def register() -> None:
     lift.rule(primitive, lora.LoRA)(rule)
   for primitive, of_factor in MOVES.items():
     lift.rule(primitive, lora.LoRA)(_move_rule(primitive, of_factor))
+  for primitive in (lax.concatenate_p, lax.stack_p, lax.select_n_p):
+    lift.rule(primitive, lora.LoRA)(_several)

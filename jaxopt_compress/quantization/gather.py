@@ -3,8 +3,6 @@
 Only the codes and the scales of the rows that are asked for are read.
 """
 
-import dataclasses
-
 from jax import lax
 import jax.numpy as jnp
 
@@ -16,7 +14,8 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   """Rows of a table: the codes and the scales of just those rows."""
   if not isinstance(operand, qarray.QArray):
     return lift.Dense('it is an index')
-  q = _one_level(operand)
+  plain = operand.global_scale is None and operand.scale.dtype == jnp.float32
+  q = operand if plain else operand.of_one_level()
   picked = set(dimension_numbers.start_index_map)
   whole = all(
     slice_sizes[i] == (1 if i in picked else q.shape[i]) for i in range(q.ndim)
@@ -54,19 +53,6 @@ def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
     }
     rows[name] = part._replace(array=out, units=moved)
   return q.with_parts(rows).materialize()
-
-
-def _one_level(q):
-  """The same leaf without a second level of scales."""
-  if q.global_scale is None and q.scale.dtype == jnp.float32:
-    return q
-  return dataclasses.replace(
-    q,
-    scale=q.scale_hat,
-    global_scale=None,
-    global_offset=None,
-    global_blocks=(),
-  )
 
 
 def gather_weight_rows(operand, indices, **params):

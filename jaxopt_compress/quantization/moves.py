@@ -1,13 +1,13 @@
 """What keeps a QArray a QArray on its way to a product.
 
 Weights reach dots through transpose, reshape, squeeze, slice, split and convert.
-Each is done to every part of the leaf: codes, scales, zero points; where a part
-cannot follow, the rule declines and the array becomes dense.
+Each is done to every part of the leaf: codes, scales, zero points. Where codes that
+share bytes cannot follow they are unpacked first; where scales cannot, the rule
+declines and the array becomes dense.
 """
 
 import dataclasses
 import functools
-import math
 
 from jax import lax
 import jax.numpy as jnp
@@ -41,11 +41,16 @@ def of_weight(primitive, move):
 def _again(x: qarray.QDotArray, weight: qarray.QArray) -> qarray.QDotArray:
   """The same with another weight; a calibrated range keeps to its rank."""
   static = {
-    name: ranged.reshape((1,) * weight.ndim)
+    name: of_rank(ranged, weight.ndim)
     for name, ranged in (('act_scale', x.act_scale), ('act_zero', x.act_zero))
-    if ranged is not None and ranged.size == 1
+    if ranged is not None
   }
   return dataclasses.replace(x, weight=weight, **static)
+
+
+def of_rank(p, ndim):
+  """What there is one of for a whole leaf, in another rank."""
+  return p.reshape((1,) * ndim) if p.size == 1 and p.ndim != ndim else p
 
 
 def _with(q, move):
@@ -54,7 +59,8 @@ def _with(q, move):
   for name, part in q.parts().items():
     moved = move(part)
     if isinstance(moved, lift.Dense):
-      return moved
+      # Codes that share bytes can move when each has one of its own.
+      return _with(q.unpacked(), move) if part.packed else moved
     parts[name] = moved
   return q.with_parts(parts)
 
@@ -78,8 +84,10 @@ def transpose(q, *, permutation):
 
 def reverse(q, *, dimensions):
   def move(part):
-    if any(i - q.ndim in part.units for i in dimensions):
-      return lift.Dense('a reversal of a packed or grouped axis')
+    for i in dimensions:
+      entries, _ = part.units.get(i - q.ndim, (1, 1))
+      if entries > 1 and (part.packed or q.shape[i] % entries):
+        return lift.Dense('a reversal of a packed axis, or of a ragged group')
     return part._replace(array=lax.rev(part.array, dimensions))
 
   return _with(q, move)
@@ -101,10 +109,27 @@ def squeeze(q, *, dimensions):
   return reshape(q, shape)
 
 
-def broadcast(q, *sizes, shape, **_):
-  if math.prod(shape) != q.size:
-    return lift.Dense('a broadcast')
-  return reshape(q, shape)
+def broadcast(q, *sizes, shape, broadcast_dimensions, **_):
+  """New axes and axes of one are repeated in the codes; scales are shared there."""
+  if not isinstance(q, qarray.QArray):
+    return lift.Dense('it is a size')
+  if 0 in shape or not q.size:
+    return lift.Dense('an empty array')
+  place = dict(enumerate(broadcast_dimensions))
+  repeated = {j for i, j in place.items() if q.shape[i] != shape[j]}
+
+  def move(part):
+    if repeated & {place[q.ndim + a] for a in part.units}:
+      return lift.Dense('a broadcast of a packed or grouped axis')
+    numbers = part.array is q.qvalue
+    sizes = list(shape) if numbers else [1] * len(shape)
+    for i, j in place.items():
+      if not numbers or j not in repeated:
+        sizes[j] = part.array.shape[i]
+    x = lax.broadcast_in_dim(part.array, sizes, broadcast_dimensions)
+    return part._replace(array=x, units=_units(part, len(shape), place))
+
+  return _with(q, move)
 
 
 def reshape_as(q, *sizes, new_sizes, dimensions, **_):
@@ -204,15 +229,19 @@ def split(q, *, sizes, axis):
   return declined[0] if declined else pieces
 
 
+def unstack(q, *, axis):
+  """Slices of one along an axis, without it."""
+  pieces = [_cut(q, {axis: (i, i + 1, 1)}) for i in range(q.shape[axis])]
+  declined = [p for p in pieces if isinstance(p, lift.Dense)]
+  if declined:
+    return declined[0]
+  return [squeeze(p, dimensions=(axis,)) for p in pieces]
+
+
 def _cut(q, cuts):
   """The entries start, start + stride, ... < limit of some axes."""
   if any(start >= limit for start, limit, _ in cuts.values()):
     return lift.Dense('an empty slice')
-  # Filling codes are at the end of the packed axis: a cut before it has none.
-  tail = q.tail
-  if q.packed and q.ndim + q.packed in cuts:
-    _, limit, _ = cuts[q.ndim + q.packed]
-    tail = q.tail if limit == q.shape[q.packed] else 0
 
   def move(part):
     x = part.array
@@ -233,6 +262,9 @@ def _cut(q, cuts):
   out = _with(q, move)
   if isinstance(out, lift.Dense):
     return out
+  # Filling codes are at the end of the packed axis: a cut before it has none.
+  _, limit, _ = cuts.get(out.ndim + out.packed, (0, q.shape[out.packed], 1))
+  tail = out.tail if limit == q.shape[out.packed] else 0
   return _single(dataclasses.replace(out, tail=tail))
 
 
@@ -277,5 +309,6 @@ MOVES = {
   lax.reshape_p: reshape_as,
   lax.slice_p: cut_slice,
   lax.split_p: split,
+  lax.unstack_p: unstack,
   lax.dynamic_slice_p: dynamic_slice,
 }

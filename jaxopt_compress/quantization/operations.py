@@ -13,6 +13,7 @@ from jaxopt_compress.quantization import cache
 from jaxopt_compress.quantization import conv
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import gather
+from jaxopt_compress.quantization import joins
 from jaxopt_compress.quantization import moves
 from jaxopt_compress.quantization import product as product_lib
 from jaxopt_compress.quantization import qarray
@@ -57,12 +58,20 @@ def register() -> None:
     lift.rule(primitive, FakeQuant)(trained.product_rule(primitive, how))
     unrounded = backward.product_rule(on_codes, how)
     lift.rule(primitive, backward.Unrounded)(unrounded)
-  for primitive, move in moves.MOVES.items():
+  for primitive, move in (moves.MOVES | joins.MOVES).items():
     lift.rule(primitive, QArray)(move)
     lift.rule(primitive, QDotArray)(moves.of_weight(primitive, move))
     lift.rule(primitive, FakeQuant)(trained.move_rule(primitive))
+  for primitive, move in moves.MOVES.items():
     lift.rule(primitive, QCache)(cache.move_rule(primitive, move))
     lift.rule(primitive, backward.Unrounded)(backward.move_rule(primitive))
+  for primitive, join in joins.JOINS.items():
+    for leaf_type, rule in (
+      (QArray, join),
+      (QDotArray, joins.of_weights(join)),
+      (FakeQuant, trained.join_rule(primitive)),
+    ):
+      lift.rule(primitive, leaf_type, together=True)(rule)
   for primitive, leaf_type, rule in ROWS:
     lift.rule(primitive, leaf_type)(rule)
   for primitive, rule in WRITES:

@@ -171,6 +171,20 @@ class QArray(array.CompressedArray):
       global_blocks=sizes('global_scale') if 'global_scale' in parts else (),
     )
 
+  def unpacked(self) -> 'QArray':
+    """The same, one code to a byte."""
+    return dataclasses.replace(self, qvalue=self.codes, packed=0, tail=0)
+
+  def of_one_level(self) -> 'QArray':
+    """The same, without scales of its scales."""
+    return dataclasses.replace(
+      self,
+      scale=self.scale_hat,
+      global_scale=None,
+      global_offset=None,
+      global_blocks=(),
+    )
+
   def can_cut(self, axis, size):
     for part in self.parts().values():
       # A cut between codes of one byte, or inside of a group, has no bytes or scale

@@ -181,11 +181,34 @@ def move_rule(primitive):
   return trained_move
 
 
+def join_rule(primitive):
+  """Joins the float weights and their stored forms alike."""
+
+  def trained_join(*operands, **params):
+    leaves = [x for x in operands if isinstance(x, FakeQuant)]
+    first = leaves[0]
+    for x in leaves:
+      if x.act is not first.act or x.grad != first.grad:
+        return lift.Dense('each is trained in its own way')
+    rule = lift.rule_for(primitive, type(first.frozen))
+
+    def each(part):
+      return [part(x) if isinstance(x, FakeQuant) else x for x in operands]
+
+    frozen = rule(*each(lambda x: x.frozen), **params)
+    if isinstance(frozen, lift.Dense):
+      return frozen
+    values = each(lambda x: array.materialize(x.value))
+    return _moved(first, primitive.bind(*values, **params), frozen)
+
+  return trained_join
+
+
 def _moved(leaf, value, frozen):
   """The leaf again; what it has one of for each layer keeps to its rank."""
 
   def of_rank(p):
-    return p.reshape((1,) * frozen.ndim) if p.size == 1 else p
+    return moves.of_rank(p, frozen.ndim)
 
   act, share = jax.tree.map(of_rank, (leaf.act, leaf.share))
   return dataclasses.replace(
