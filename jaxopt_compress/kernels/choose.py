@@ -62,10 +62,7 @@ def tune(
   Raises:
     ValueError: rows that are not positive, or a file that is not of this kind.
   """
-  if isinstance(rows, int) or not rows or min(rows) < 1:
-    raise ValueError(
-      f'rows={rows}; give one or more positive numbers, as (1, 16).'
-    )
+  pack_lib.check_rows(rows)
   rows = tuple(sorted(set(rows)))
   known = measured.read(file)
   target = jax.default_backend()

@@ -5,6 +5,7 @@ A leaf is packed where a kernel computes its products; others stay as they are, 
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 from typing import Any
 import warnings
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
@@ -37,7 +39,8 @@ def pack(
   uses: dict | None = None,
   *,
   target: str | None = None,
-  sparse: bool = True,
+  rows: Sequence[int] = (1, 16, 128),
+  sparse: bool | None = None,
   skipped: Callable[[str, str], None] | None = None,
 ) -> Any:
   """Lays quantised and pruned weights out for the kernels of a kind of machine.
@@ -58,10 +61,12 @@ def pack(
     target: 'cpu'; 'gpu' or 'tpu' for matrices of int8 and int4; None for 'cpu' or
       'gpu', where programs run by default, if there are kernels. Else nothing is
       packed, with a warning: unpacking in every call would be slower.
+    rows: how many rows the other operand may have.
     sparse: leave zeros out of weights of which half or more are zero: of int8, and
       with `uses` plain arrays of bfloat16 and float32, that meet dot products only.
-      Not under `jax.jit`, where zeros are not known. Faster for a few rows; for many
-      hardly, and slower where the matrix is small.
+      Not under `jax.jit`, where zeros are not known. None for where that should be
+      faster for each of `rows`: for a few, if not all weights fit into the caches.
+      True for less memory.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
       Where all do, a warning says why.
 
@@ -69,7 +74,7 @@ def pack(
     The tree with `PackedArray` leaves; `TiledArray` for GPUs and TPUs.
 
   Raises:
-    ValueError: no such target.
+    ValueError: no such target, or rows that are not positive.
 
   >>> from jaxopt_compress.quantization import quantize
   >>> q = quantize.quantize({'kernel': jnp.ones((64, 32))}, [('kernel', 'int4 g32')])
@@ -82,13 +87,18 @@ def pack(
     return array.on_device(params)
   target = target or jax.default_backend()
   choices.one_of('target', target, ('cpu', 'gpu', 'tpu'))
-  sparse = sparse and target == 'cpu'
+  check_rows(rows)
   made, reasons = {}, {}
+  pays = functools.partial(
+    streams.pays,
+    rows=() if sparse else rows,  # of no rows at all it is true
+    all_read=_read_by_products(params, uses),
+  )
   for path, leaf in rules_lib.named_leaves(params):
     why = packable(path, leaf, uses, target)
     laid = None if why else pack_leaf(path, leaf, uses)
-    if sparse:
-      thin = _without_zeros(path, leaf, uses, laid)
+    if target == 'cpu' and sparse is not False:
+      thin = _without_zeros(path, leaf, uses, laid, pays)
       laid = laid if thin is None else thin
     if laid is not None:
       made[path] = laid if target == 'cpu' else tiled.tile(laid, target)
@@ -115,6 +125,14 @@ def _not_here() -> str:
   return '' if native.available() else native.MISSING
 
 
+def check_rows(rows: Sequence[int]) -> None:
+  """Raises ValueError for what are no numbers of rows."""
+  if isinstance(rows, int) or not rows or min(rows) < 1:
+    raise ValueError(
+      f'rows={rows}; give one or more positive numbers, as (1, 16).'
+    )
+
+
 def nothing_done(done: str, reasons: dict[str, str]) -> str:
   """What is said of a tree whose leaves stay as they are; why, by path."""
   paths = {}
@@ -125,7 +143,10 @@ def nothing_done(done: str, reasons: dict[str, str]) -> str:
     more = f' and {len(alike) - 3} more' if len(alike) > 3 else ''
     listed.append(f'{", ".join(alike[:3])}{more}: {why}')
   if not listed:
-    listed = ['no leaf is compressed, or mostly zero. Call jc.quantize first']
+    listed = [
+      'no leaf is compressed. Call jc.quantize first; of pruned arrays zeros are'
+      ' left out for few `rows`, and with sparse=True'
+    ]
   return f'Nothing is {done}: {"; ".join(listed[:8])}.'
 
 
@@ -221,16 +242,42 @@ def _range(p, stack):
   return jnp.broadcast_to(one, (*stack, 1, 1))
 
 
-def _without_zeros(path, leaf, uses, laid) -> streams.StreamArray | None:
-  """A leaf without its zeros, `laid` out with them or not; None where that is no use."""
+def _read_by_products(params, uses) -> int:
+  """Bytes of the leaves that products read."""
+  return sum(
+    storage.nbytes(leaf)
+    for path, leaf in rules_lib.named_leaves(params)
+    if getattr(leaf, 'ndim', 0) > 1
+    and (uses is None or planning.products_of(path, uses) & _PRODUCTS)
+  )
+
+
+def _without_zeros(path, leaf, uses, laid, pays) -> streams.StreamArray | None:
+  """A leaf without its zeros; None where that is no use.
+
+  Args:
+    path, leaf, uses: as for `packable`.
+    laid: the leaf laid out with its zeros, or None.
+    pays: (bytes of what is left, of the leaf, entries) -> whether that is faster.
+  """
   traced = any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf))
   met = planning.products_of(path, uses)
-  if traced or met - {'dot_general'}:
+  if traced or met - {'dot_general'} or getattr(leaf, 'ndim', 0) < 2:
     return None
+  size = storage.nbytes(leaf if laid is None else laid), leaf.size
+  # What is left is not looked for where it would be slower however little it were.
+  if not pays(0, *size):
+    return None
+  thin = None
   if laid is not None:
-    return streams.of_codes(laid)
-  if not met or not _is_pruned(leaf):
-    return None
+    thin = streams.of_codes(laid)
+  elif met and _is_pruned(leaf):
+    thin = _floats_without_zeros(path, leaf, uses)
+  pays_off = thin is not None and pays(storage.nbytes(thin), *size)
+  return thin if pays_off else None
+
+
+def _floats_without_zeros(path, leaf, uses):
   w = np.asarray(array.materialize(leaf))
   try:
     matrix, _, why = planning.as_matrix(path, w, uses)
@@ -245,8 +292,7 @@ def _is_pruned(leaf: Any) -> bool:
     return False
   if array.is_compressed(leaf) and array.is_compressed(leaf.value):
     return False
-  floats = getattr(leaf, 'dtype', None) in (jnp.float32, jnp.bfloat16)
-  if not floats or leaf.ndim < 2:
+  if leaf.dtype not in (jnp.float32, jnp.bfloat16):
     return False
   w = np.asarray(array.materialize(leaf))
   return w.size > 0 and np.mean(w == 0) >= streams.LEAST_ZEROS

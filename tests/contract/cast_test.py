@@ -21,7 +21,7 @@ USES = jc.uses(apply)(PARAMS, X)
 MAKE = {
   **{name: row.compress for name, row in contract_leaves.LEAVES.items()},
   'packed without zeros': lambda params, uses: jc.pack(
-    {'w': params['w'].at[:60].set(0)}, uses, target='cpu'
+    {'w': params['w'].at[:60].set(0)}, uses, target='cpu', sparse=True
   ),
   'tiled': lambda params, uses: jc.pack(
     jc.quantize(params, [('w', 'int8')], uses), uses, target='gpu'

@@ -76,7 +76,7 @@ def _tree(w):
 def _packed(f, params, x, scheme):
   uses = jc.uses(f)(params, x)
   q = jc.quantize(params, [('w', scheme), ('.*', None)], uses)
-  return q, jc.pack(q, uses)
+  return q, jc.pack(q, uses, sparse=True)
 
 
 def _distance(y, expected):
@@ -209,7 +209,7 @@ class EpilogueTest(parameterized.TestCase):
     w = jnp.where(jnp.arange(96)[:, None] % 4 == 0, W, 0.0)
     f = lambda p, x: jax.nn.relu(x @ p['w'] + p['b'])
     params = _tree(w)
-    p = jc.pack(params, jc.uses(f)(params, X))
+    p = jc.pack(params, jc.uses(f)(params, X), sparse=True)
     self.assertIsNotNone(p['w'].plan.sparse)
     got = jax.jit(jc.lift(f, strict=True))(p, X)
     self.assertLess(_distance(got, f(params, X)), 1e-5)

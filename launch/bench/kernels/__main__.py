@@ -3,8 +3,8 @@
     python -m launch.bench.kernels --rivals=/path/to/python
 
 Prints one table for each number of rows m and each weight [k, n]; with --mlp also that
-of an MLP, with --end_to_end those of whole models; then which bars are met. Whatever is
-compared was measured in the same run, in turns on the same cores.
+of an MLP, with --end_to_end those of whole models, with --zeros where zeros are worth
+leaving out; then which bars are met. Whatever is compared was measured in the same run, in turns on the same cores.
 
 - `ms` is the time of a call from Python: the median over turns, and the quartiles.
 - `inside`, of a few rows only, is the time of one product in a program of many: a call
@@ -42,6 +42,7 @@ from launch.bench.kernels import cells
 from launch.bench.kernels import mlp
 from launch.bench.kernels import models
 from launch.bench.kernels import turns
+from launch.bench.kernels import zeros
 
 _ROWS = flags.DEFINE_list('rows', ['1', '8', '64', '512'], 'Numbers of rows m.')
 _SIZES = flags.DEFINE_list(
@@ -62,6 +63,11 @@ _STREAM_MIB = flags.DEFINE_integer(
   'stream_mib', 64, 'The buffer that the ceiling of reading is measured with.'
 )
 _MLP = flags.DEFINE_bool('mlp', False, 'An MLP 768-3072-768 as well.')
+_ZEROS = flags.DEFINE_bool(
+  'zeros',
+  False,
+  'Weights without their zeros against the same with them as well.',
+)
 _END_TO_END = flags.DEFINE_bool('end_to_end', False, 'Whole models as well.')
 _CONTEXT = flags.DEFINE_integer(
   'context', 128, 'Tokens that the cache of the decoder holds; it is half full.'
@@ -291,6 +297,8 @@ def main(_):
       rival.close()
     if worker is not None:
       worker.close()
+  if _ZEROS.value:
+    zeros.run([tuple(map(int, s.split('x'))) for s in _SIZES.value], **how)
   if _END_TO_END.value:
     sizes = dict(tiny=_TINY.value, context=_CONTEXT.value)
     models.run(paths, bars, **sizes, **how)

@@ -138,7 +138,7 @@ class Weights:
         rule = [('.*', ours.sparsity)]
         params = jc.freeze(jc.magnitude_prune(params, rule, uses))
       q = self.leaves[name] = jc.quantize(params, [('.*', ours.scheme)], uses)
-      self.packed[name] = jc.pack(q, uses)
+      self.packed[name] = jc.pack(q, uses, sparse=True)
     int8, int4, nf4 = map(self.weight, ('int8', 'int4 g128 W4A8', 'NF4'))
     save(
       folder,

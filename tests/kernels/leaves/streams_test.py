@@ -1,6 +1,7 @@
 """The law for weights without their zeros, and which weights these are."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
+from jaxopt_compress.kernels.leaves import streams
 
 # On machines without the library, too: the portable path computes the same.
-pack = functools.partial(jc.pack, target='cpu')
+pack = functools.partial(jc.pack, target='cpu', sparse=True)
 
 _KEYS = [jax.random.key(i) for i in range(8)]
 X = jax.random.normal(_KEYS[0], (2, 5, 64))
@@ -89,6 +91,34 @@ class WithoutZerosTest(parameterized.TestCase):
     q = jc.quantize({'w': w}, [('w', 'int8')])
     p = pack(q, sparse=False)
     self.assertEqual(p['w'].describe(), 'int8 channel, packed')
+
+  @parameterized.parameters(
+    # rows, zeros, int8: of weights in caches, and of others
+    ((1,), 0.5, True, False, True),
+    ((1,), 0.9, True, False, True),
+    ((32,), 0.9, True, False, False),
+    ((260,), 0.9, True, False, False),
+    ((1, 260), 0.9, True, False, False),
+    ((1, 16, 128), 0.9, True, False, False),
+    # float32
+    ((1,), 0.5, False, True, True),
+    ((8,), 0.5, False, True, True),
+    ((32,), 0.5, False, False, False),
+    ((260,), 0.9, False, False, False),
+    ((1, 16, 128), 0.9, False, False, False),
+  )
+  def test_left_out_where_that_is_faster(self, rows, zeros, codes, *expected):
+    w = jax.random.normal(_KEYS[1], (256, 96))
+    w = jnp.where(jax.random.uniform(_KEYS[2], w.shape) < zeros, 0, w)
+    uses = jc.uses(_matmul)({'w': w}, w.T)
+    q = jc.quantize({'w': w}, [('w', 'int8' if codes else None)], uses)
+    for caches, thin in zip((1 << 30, 1 << 10), expected, strict=True):
+      # Where nothing is packed there is a warning, which is not asked for here.
+      other = {'b': jc.quantize({'b': W}, [('b', 'int8')])['b']}
+      more = uses | {'b': uses['w']}
+      with mock.patch.object(streams, '_cache_bytes', lambda: caches):  # noqa: B023
+        p = pack(q | other, more, rows=rows, sparse=None)
+      self.assertEqual('zeros' in str(p['w']), thin)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from absl.testing import absltest
 
 from jaxopt_compress.kernels.cpu import native
 from launch.bench.kernels import cells
+from launch.bench.kernels import zeros
 
 
 def _run(*flags):
@@ -36,6 +37,12 @@ class BenchKernelsTest(absltest.TestCase):
     self.assertNotIn('WRONG', out)
     self.assertNotIn('does not take part', out)
     self.assertIn('int8 over float32', out)
+
+  def test_zeros(self):
+    found = zeros.measured(64, 64, None, 0.5, rounds=1, budget=1e-4)
+    speeds, stars = zip(*((float(f[:-1]), f[-1]) for f in found))
+    self.assertGreater(min(speeds), 0)
+    self.assertEqual(stars, ('*', ' ', ' '))
 
   def test_whole_models(self):
     out = _run('--rows=', '--sizes=', '--end_to_end', '--tiny')
