@@ -55,7 +55,7 @@ def save(
       exported in their portable form.
     *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
     polymorphic: whether the leading axis of the inputs may have any length, the same
-      for all of them.
+      for all of them; the program must not depend on it.
     platforms: such as ('cpu', 'cuda', 'tpu'); by default the current one.
     facts: further entries of the manifest, as JSON.
 
@@ -66,7 +66,18 @@ def save(
   params = _portable(params)
   weights, rebuild = weights_lib.flatten(params)
   inputs = _specs(example_args, polymorphic)
-  exported = _export(_over_weights(fun, rebuild), weights, inputs, platforms)
+  program = _over_weights(fun, rebuild)
+  try:
+    exported = _export(program, weights, inputs, platforms)
+  except Exception as e:
+    if polymorphic and _is_export(
+      program, weights, _specs(example_args, False), platforms
+    ):
+      raise ValueError(
+        'The program depends on how long the leading axis of its inputs is. Export'
+        f' it for the length of the examples: polymorphic=False. {e}'
+      ) from e
+    raise
   new = directory.with_name(f'.{directory.name}.new')
   shutil.rmtree(new, ignore_errors=True)
   new.mkdir(parents=True)
@@ -123,7 +134,26 @@ def _export(program, weights, inputs, platforms):
   }
   if platforms is not None:
     platforms = list(platforms)
-  return export.export(jax.jit(program), platforms=platforms)(abstract, *inputs)
+  try:
+    return export.export(jax.jit(program), platforms=platforms)(
+      abstract, *inputs
+    )
+  except ValueError as e:
+    if 'custom calls' in str(e):
+      e.add_note(
+        'It calls kernels of this machine: fun closes over packed leaves. Pass them'
+        ' as params, or close over jc.unpack of them.'
+      )
+    raise
+
+
+def _is_export(*args) -> bool:
+  """Whether `_export` takes the arguments."""
+  try:
+    _export(*args)
+  except Exception:
+    return False
+  return True
 
 
 def _serialized(exported) -> bytes:

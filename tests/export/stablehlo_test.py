@@ -100,6 +100,24 @@ class RoundTripTest(export_cases.ExportTestCase):
       export.load(self.folder)(np.float32([1, 2])), [3, 6]
     )
 
+  def test_a_program_that_depends_on_the_length(self):
+    def fun(p, x):
+      return sum(p * row for row in x)
+
+    said = r'how long the leading axis .*: polymorphic=False'
+    with self.assertRaisesRegex(ValueError, said):
+      export.save(self.folder, fun, jnp.ones(2), np.ones((3, 2)))
+    with self.assertRaisesRegex(TypeError, 'contracting'):
+      export.save(self.folder, jnp.dot, np.ones((2, 2)), np.ones((3, 3)))
+
+  def test_packed_leaves_that_it_closes_over(self):
+    q = jc.quantize({'w': jnp.eye(8)}, [('w', 'int8')])
+    packed = jc.pack(q, target='cpu')
+    fun = jc.lift(lambda p, x: x @ p['w'])
+    with self.assertRaises(ValueError) as caught:
+      export.save(self.folder, lambda p, x: fun(packed, x), {}, np.ones((3, 8)))
+    self.assertIn('jc.unpack', caught.exception.__notes__[0])
+
   def test_other_platforms_lower_here(self):
     manifest = export.save(
       self.folder,
