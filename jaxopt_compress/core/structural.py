@@ -114,7 +114,8 @@ def _scan(ctx, eqn, operands):
     body,
     init,
     xs,
-    length=p['length'],
+    # A length that is left open in an export is that of what the loop cuts.
+    length=None if xs else p['length'],
     reverse=p['reverse'],
     unroll=p['unroll'],
   )
@@ -344,7 +345,6 @@ RULES = {
   'pvary': _pvary,
   'sharding_constraint': _unchanged,
   'copy': _unchanged,
-  'copy_p': _unchanged,
   'stop_gradient': _stop_gradient,
   'optimization_barrier': _barrier,
   'jit': _jit,

@@ -233,5 +233,15 @@ class CostTest(parameterized.TestCase):
     np.testing.assert_allclose(f(SIGNS, x), want, rtol=1e-4, atol=1e-4)
 
 
+class OpenLengthTest(absltest.TestCase):
+  def test_a_loop_over_a_batch_of_any_length(self):
+    def f(w, x):
+      return lax.scan(lambda c, row: (c, row @ w), 0, x)[1]
+
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape('b, 16'), jnp.float32)
+    exported = jax.export.export(jax.jit(jc.lift(f)))(_leaf('int8'), x)
+    self.assertEqual(str(exported.out_avals[0].shape), '(b, 8)')
+
+
 if __name__ == '__main__':
   absltest.main()
