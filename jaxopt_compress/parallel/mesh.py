@@ -78,27 +78,24 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     A tree of global arrays [b * processes, ...].
 
   Raises:
-    ValueError: b does not divide over the devices, or a leaf is compressed.
+    ValueError: b does not divide over the devices, or a leaf is compressed, a
+      scalar or a PRNG key.
   """
-  check_plain(batch, 'a batch')
+  check_batch(batch, len(mesh.local_devices))
   sharding = sharded(mesh)
-  local = len(mesh.local_devices)
 
   def put(x):
-    x = np.asarray(x)
-    check_divides(x, local)
-    return jax.make_array_from_process_local_data(sharding, x)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(put, batch)
 
 
 def share(batch: Any) -> Any:
   """The part of a global batch [b, ...] that this process gives to `shard`."""
-  check_plain(batch, 'a batch')
   n, i = jax.process_count(), jax.process_index()
+  check_batch(batch, n, 'processes')
 
   def part(x):
-    check_divides(x, n, 'processes')
     # Contiguous parts in the order of the processes, as `shard` joins them again.
     size = x.shape[0] // n
     return x[i * size : (i + 1) * size]
@@ -122,13 +119,23 @@ def check_plain(tree: Any, role: str) -> None:
       )
 
 
-def check_divides(x: np.ndarray, n: int, parts: str = 'devices') -> None:
-  """Raises ValueError unless the batch axis of `x` splits evenly into n parts."""
-  if x.shape[0] % n:
-    raise ValueError(
-      f'A batch of {x.shape[0]} does not divide over {n} {parts}. Use a multiple'
-      f' of {n}, or pad it and mask the padding.'
-    )
+def check_batch(batch: Any, n: int, parts: str = 'devices') -> None:
+  """Raises ValueError unless the arrays [b, ...] of a batch split into n parts."""
+  check_plain(batch, 'a batch')
+  for path, x in rules_lib.named_leaves(batch):
+    shape, dtype = np.shape(x), getattr(x, 'dtype', np.generic)
+    if not shape or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+      kind = jax.typeof(x) if hasattr(x, 'dtype') else repr(x)
+      raise ValueError(
+        f'{path or "A leaf"} of a batch is {kind}, and an array [b, ...] is expected,'
+        ' of which each device takes its part. What every device needs whole, as'
+        ' PRNG keys and scalars, goes into the state or is closed over.'
+      )
+    if shape[0] % n:
+      raise ValueError(
+        f'A batch of {shape[0]} does not divide over {n} {parts}. Use a multiple'
+        f' of {n}, or pad it and mask the padding.'
+      )
 
 
 def local(tree: Any) -> Any:

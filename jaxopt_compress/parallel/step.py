@@ -177,13 +177,17 @@ def _stack(batch, n):
   """[b, ...] -> [n, b / n, ...] on the host, as pmap wants it."""
   mesh_lib.check_plain(batch, 'a batch')
 
-  def stack(x):
+  def here(x):
     # Shards of this process lie in the order of the mesh, so joined they are its
     # part of the batch.
-    if isinstance(x, jax.Array):
-      x = np.concatenate([s.data for s in x.addressable_shards])
+    if isinstance(x, jax.Array) and x.ndim:
+      return np.concatenate([s.data for s in x.addressable_shards])
+    return x
+
+  def stack(x):
     x = np.asarray(x)
-    mesh_lib.check_divides(x, n)
     return x.reshape((n, x.shape[0] // n) + x.shape[1:])
 
+  batch = jax.tree.map(here, batch)
+  mesh_lib.check_batch(batch, n)
   return jax.tree.map(stack, batch)

@@ -32,6 +32,14 @@ class MeshTest(parameterized.TestCase):
     np.testing.assert_array_equal(split, x)
     np.testing.assert_array_equal(whole['x'], x)
 
+  @parameterized.parameters(
+    (lambda: jax.random.key(0),), (lambda: 1.0,), (lambda: np.float32(1),)
+  )
+  def test_what_has_no_axis_of_a_batch(self, make):
+    batch = {'x': np.zeros(8), 'rest': make()}
+    with pytest.raises(ValueError, match=r'^rest of a batch is .*the state or'):
+      mesh_lib.shard(batch, mesh_lib.data_mesh(4))
+
   def test_shard_of_what_does_not_divide(self):
     with pytest.raises(ValueError, match='batch of 6 does not divide over 4'):
       mesh_lib.shard(np.zeros(6), mesh_lib.data_mesh(4))
