@@ -11,6 +11,7 @@ entries alone, and what each of its axes was in the leaf (`moved`).
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -80,6 +81,22 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
   return used
 
 
+def of(
+  path: str, uses: dict[str, tuple[Use, ...]] | None
+) -> tuple[Use, ...] | None:
+  """What is known of a leaf; None where nothing is.
+
+  Raises:
+    ValueError: `uses` is the function `jc.uses(apply)`, which was not called.
+  """
+  if uses is not None and not isinstance(uses, Mapping):
+    raise ValueError(
+      f'uses is {uses!r}, not what a program uses its leaves for. Call it on the'
+      ' parameters and an example: jc.uses(apply)(params, x).'
+    )
+  return (uses or {}).get(path)
+
+
 def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
   """The contracted, stacked and free axes of a leaf.
 
@@ -99,14 +116,15 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
   ndim = len(leaf.shape)
   if uses is None:
     return _by_convention(path, tuple(leaf.shape))
-  if path not in uses:
+  all_of_leaf = of(path, uses)
+  if all_of_leaf is None:
     raise ValueError(
       f'uses has no entry for {path}: it was made for another tree, with'
       f' leaves {list(uses)[:8]}. Call jc.uses(apply)(params, x) on this one.'
     )
-  found = [u for u in uses[path] if u.contracted]
+  found = [u for u in all_of_leaf if u.contracted]
   if not found:
-    met = sorted({f'{u.primitive} at {u.source}' for u in uses[path]})
+    met = sorted({f'{u.primitive} at {u.source}' for u in all_of_leaf})
     where = '; '.join(met) if met else 'no operation at all'
     raise ValueError(
       f'{path} reaches no dot, convolution or gather, only {where}. Leave it'

@@ -16,6 +16,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -79,7 +80,7 @@ def tune(
     if why:
       return leaf
     made = pack_lib.pack_leaf(path, leaf, uses)
-    met = {u.primitive for u in (uses or {}).get(path, ())}
+    met = {u.primitive for u in uses_lib.of(path, uses) or ()}
     if 'conv_general_dilated' in met or len(made.plan.matrix.rows) > 2:
       return made
     found = []

@@ -44,7 +44,7 @@ def plan(path: str, leaf: Any, uses: dict | None) -> Planned:
     )
   act = leaf.act if isinstance(leaf, qarray.QDotArray) else None
   groups = max(
-    (u.feature_groups for u in (uses or {}).get(path, ())), default=1
+    (u.feature_groups for u in uses_lib.of(path, uses) or ()), default=1
   )
   made = plan_lib.Plan(q.format, q.dtype, matrix, group, act, groups)
   return Planned(made, stack)
@@ -57,7 +57,8 @@ def weight_of(leaf: qarray.QArray | qarray.QDotArray) -> qarray.QArray:
 
 def products_of(path: str, uses: dict | None) -> set[str]:
   """The primitives that contract a weight, as far as `uses` knows."""
-  return {u.primitive for u in (uses or {}).get(path, ()) if u.contracted}
+  found = uses_lib.of(path, uses) or ()
+  return {u.primitive for u in found if u.contracted}
 
 
 def as_matrix(
@@ -75,7 +76,7 @@ def as_matrix(
     return None, 0, 'its scales change along two contracted axes'
   order = [a for a in contracted if a not in blocked] + blocked
   # Kernels of convolutions read windows in the order of their axes.
-  for use in (uses or {}).get(path, ()):
+  for use in uses_lib.of(path, uses) or ():
     if use.primitive == 'conv_general_dilated' and use.contracted:
       order = list(use.contracted)
   axes = [*order, *free]

@@ -88,6 +88,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
   >>> comp.apply(params, comp.init(params))['w'].materialize().tolist()
   [3.0, 0.0]
   """
+  rules = rules_lib.pairs(rules)
 
   def init(params):
     step = jnp.zeros((), jnp.int32)
@@ -101,6 +102,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
 
   def update(state, params, info):
     step = jnp.asarray(info.step, jnp.int32)
+    _check_masks(params, state.masks)
     masks = {}
     for spec, leaves in _by_rule(rules, params):
       # Due when the count has grown since the last update, so steps may be skipped.
@@ -150,7 +152,6 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
   Raises:
     ValueError: a mask for a leaf that is not there, or of another shape.
   """
-  shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
   for path, x in rules_lib.named_leaves(params):
     stored = array.is_compressed(x) and not isinstance(x, masked.Masked)
     if path in masks and stored:
@@ -158,6 +159,15 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
         f'{path} is {x.describe()} already; a mask over it would be stored as'
         ' floats. Prune first: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
       )
+  _check_masks(params, masks)
+  return rules_lib.map_named(
+    lambda path, x: masked.Masked(x, masks[path]) if path in masks else x,
+    params,
+  )
+
+
+def _check_masks(params, masks):
+  shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
   for path, mask in masks.items():
     if shapes.get(path) != tuple(mask.shape):
       was = f'shape {shapes[path]}' if path in shapes else 'no such leaf'
@@ -165,16 +175,11 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
         f'A mask of shape {tuple(mask.shape)} for {path!r}: {was}. Masks belong to'
         ' the parameters that they were made from.'
       )
-  return rules_lib.map_named(
-    lambda path, x: masked.Masked(x, masks[path]) if path in masks else x,
-    params,
-  )
 
 
 def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
   """The leaves of each rule that prunes."""
-  pairs = list(rules.items() if isinstance(rules, dict) else rules)
-  groups = []
+  groups, pairs = [], rules_lib.pairs(rules)
   shares = rules_lib.split(pairs, params)
   for (pattern, spec), leaves in zip(pairs, shares, strict=True):
     if spec is None:
@@ -242,7 +247,8 @@ def _score(path, x, spec):
 
 def _axes(path, x, spec, uses) -> uses_lib.Axes:
   # Any leaf can be pruned weight by weight, even one that is in no product.
-  in_none = path in (uses or {}) and not any(u.contracted for u in uses[path])
+  found = uses_lib.of(path, uses)
+  in_none = found is not None and not any(u.contracted for u in found)
   if spec.kind == 'unstructured' and (uses is None or in_none):
     # A matrix has no layers, but [layers, n] of scales in a scan has.
     stack = 1 if x.ndim > (1 if in_none else 2) else 0

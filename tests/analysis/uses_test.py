@@ -314,6 +314,19 @@ class AxesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"no entry for v.*leaves \['w'\]"):
       uses_lib.axes('v', jnp.ones((2, 2)), {'w': ()})
 
+  @parameterized.parameters(
+    lambda p, uses: jc.quantize(p, [('w', 'int8')], uses),
+    lambda p, uses: jc.pack(
+      jc.quantize(p, [('w', 'int8')]), uses, target='cpu'
+    ),
+    lambda p, uses: jc.magnitude_prune(p, [('w', jc.Sparsity(0.5))], uses),
+    lambda p, uses: jc.add_lora(p, [('w', 1)], uses, key=jax.random.key(0)),
+  )
+  def test_the_function_that_was_not_called(self, make):
+    not_called = jc.uses(lambda p, x: x @ p['w'])
+    with self.assertRaisesRegex(ValueError, r'jc\.uses\(apply\)\(params, x\)'):
+      make({'w': jnp.eye(4)}, not_called)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -340,6 +340,12 @@ class PruneTest(parameterized.TestCase):
       prune.apply_masks({'w': jnp.ones(2)}, {'v': jnp.ones(2, bool)})
     with self.assertRaisesRegex(ValueError, r'shape \(2,\)'):
       prune.apply_masks({'w': jnp.ones(2)}, {'w': jnp.ones(3, bool)})
+    comp = prune.prune([('w', Sparsity(0.5, end=4))])
+    state = comp.init({'w': jnp.arange(3.0)})
+    with self.assertRaisesRegex(
+      ValueError, r"shape \(3,\) for 'w': shape \(2,"
+    ):
+      comp.update(state, {'w': jnp.arange(2.0)}, Info(1))
 
 
 if __name__ == '__main__':
