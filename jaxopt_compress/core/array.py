@@ -210,8 +210,7 @@ def arrays_apart(
   Returns:
     (arrays, refill): `refill(arrays)` is the tree again.
 
-  >>> is_array = lambda x: hasattr(x, 'shape')
-  >>> arrays, refill = arrays_apart({'n': 2, 'w': jnp.ones(3)}, is_array)
+  >>> arrays, refill = arrays_apart({'n': 2, 'w': jnp.ones(3)}, jnp.ndim)
   >>> refill(['another'])
   {'n': 2, 'w': 'another'}
   """

@@ -108,6 +108,8 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
   rules, if it has any, match the same paths. `None` leaves leaves alone.
   """
 
+  rules = rules_lib.pairs(rules)
+
   def shares(tree):
     """(name of its state, compression, its leaves) of each rule that has one."""
     leaves = rules_lib.split(rules, tree)

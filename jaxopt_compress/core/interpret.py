@@ -30,16 +30,13 @@ def evaluate(
   args: Sequence[Any],
   names: Sequence[str | None],
 ) -> list[Any]:
-  """Evaluates a closed jaxpr; `args` and the results may be compressed.
+  """The value of each output of a closed jaxpr; some may be compressed.
 
   Args:
     ctx: the rules, and where meetings are recorded.
     closed: a ClosedJaxpr.
     args: one value for each input; arrays, or leaves that stand for them.
     names: the path of the leaf that each argument comes from, or None.
-
-  Returns:
-    One value for each output.
   """
   return [v for v, _ in run(ctx, closed.jaxpr, closed.consts, args, names)]
 

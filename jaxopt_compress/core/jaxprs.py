@@ -59,8 +59,6 @@ def source_of(eqn) -> str:
 
 
 _Scope = type(source_info_util.new_name_stack('a').stack[0])
-# What JAX itself opens around a recomputation.
-_MARKS = ('rematted_computation',)
 
 
 def scope_names(eqn) -> list[str]:
@@ -75,7 +73,8 @@ def scope_names(eqn) -> list[str]:
   if 'transpose' in marks:
     # The backward pass of a remat has its scopes twice: transpose(jvp(a))/jvp(a).
     runs = [r for i, r in enumerate(runs) if not r or r not in runs[:i]]
-  return [n for run in runs for n in run if n not in _MARKS]
+  # JAX itself opens a scope around a recomputation.
+  return [n for run in runs for n in run if n != 'rematted_computation']
 
 
 def within(eqn):

@@ -94,7 +94,9 @@ def context(
   )
 
 
-def lift(fun: Callable, strict: bool = False, keep: bool = False) -> Callable:
+def lift(
+  fun: Callable, *, strict: bool = False, keep: bool = False
+) -> Callable:
   """Lets any array argument of `fun` be a compressed leaf.
 
   Without compressed leaves among the arguments, `fun` is called as it is. With
@@ -143,10 +145,7 @@ def _refuse(met: context_lib.Met):
 
 
 def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
-  """Evaluates `fun` over arguments with compressed leaves, under `ctx`.
-
-  Results may be compressed.
-  """
+  """Evaluates `fun` over arguments with leaves; its results may be leaves."""
   values, refill = array.arrays_apart(
     (args, kwargs), _is_array, array.is_compressed
   )

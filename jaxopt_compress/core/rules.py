@@ -6,6 +6,7 @@ and guesses the typo. An explicit `(r'.*', None)` covers the rest.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import re
 from typing import Any
@@ -93,46 +94,8 @@ def match(rules: Rules, tree: Any) -> dict[str, Any]:
   >>> match([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
   {'a/bias': None, 'a/kernel': 8}
   """
-  compiled = compiled_rules(rules)
-  paths = [path for path, _ in named_leaves(tree)]
-  if len(set(paths)) < len(paths):
-    twice = next(p for i, p in enumerate(paths) if p in paths[:i])
-    raise ValueError(
-      f'Two leaves are named {twice!r}: keys that hold "/" meet nested ones.'
-      ' Rename one of them.'
-    )
-  values, hits = {}, [0] * len(compiled)
-  uncovered = []
-  for path in paths:
-    for i, (pattern, value) in enumerate(compiled):
-      if pattern.fullmatch(path):
-        values[path] = value
-        hits[i] += 1
-        break
-    else:
-      uncovered.append(path)
-  patterns = [p.pattern for p, _ in compiled]
-  if uncovered:
-    raise ValueError(
-      f'No rule covers {_listed(uncovered)}. Rules: {patterns}. Add'
-      f' (r"{re.escape(uncovered[0])}", None) to leave that leaf as it is, or'
-      ' a last (r".*", None) to leave all the rest.'
-    )
-  for i, (pattern, value) in enumerate(compiled):
-    covers_the_rest = pattern.pattern == '.*' and value is None
-    if hits[i] or covers_the_rest:
-      continue
-    taken = [p for p in paths if pattern.fullmatch(p)]
-    if taken:
-      raise ValueError(
-        f'The rule {pattern.pattern!r} is never used: earlier rules take all'
-        f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
-      )
-    raise ValueError(
-      f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
-      f' Paths: {_listed(paths, 20)}.'
-    )
-  return values
+  compiled, owners = _owners(rules, tree)
+  return {path: compiled[i][1] for path, i in owners.items()}
 
 
 def split(rules: Rules, tree: Any) -> list[dict[str, Any]]:
@@ -147,33 +110,71 @@ def split(rules: Rules, tree: Any) -> list[dict[str, Any]]:
   >>> split([(r'.*/bias', None), (r'.*', 8)], {'a': {'bias': 0, 'kernel': 1}})
   [{}, {'a/kernel': 1}]
   """
-  pairs = [(p.pattern, v) for p, v in compiled_rules(rules)]
-  numbered = [
-    (pattern, None if value is None else i)
-    for i, (pattern, value) in enumerate(pairs)
-  ]
-  owners = match(numbered, tree)
-  shares = [{} for _ in pairs]
+  compiled, owners = _owners(rules, tree)
+  shares = [{} for _ in compiled]
   for path, leaf in named_leaves(tree):
-    if owners[path] is not None:
+    if compiled[owners[path]][1] is not None:
       shares[owners[path]][path] = leaf
   return shares
 
 
+def _owners(rules, tree) -> tuple[list[tuple[re.Pattern, Any]], dict[str, int]]:
+  """The rules, and which of them takes each leaf."""
+  compiled = compiled_rules(rules)
+  paths = [path for path, _ in named_leaves(tree)]
+  if len(set(paths)) < len(paths):
+    twice = next(p for i, p in enumerate(paths) if p in paths[:i])
+    raise ValueError(
+      f'Two leaves are named {twice!r}: keys that hold "/" meet nested ones.'
+      ' Rename one of them.'
+    )
+  owners = {}
+  for i, (pattern, _) in reversed(list(enumerate(compiled))):
+    owners |= {path: i for path in paths if pattern.fullmatch(path)}
+  if uncovered := [path for path in paths if path not in owners]:
+    patterns = [p.pattern for p, _ in compiled]
+    raise ValueError(
+      f'No rule covers {_listed(uncovered)}. Rules: {patterns}. Add'
+      f' (r"{re.escape(uncovered[0])}", None) to leave that leaf as it is, or'
+      ' a last (r".*", None) to leave all the rest.'
+    )
+  for i, (pattern, value) in enumerate(compiled):
+    if i in owners.values() or (value is None and pattern.pattern == '.*'):
+      continue
+    taken = [p for p in paths if pattern.fullmatch(p)]
+    if taken:
+      raise ValueError(
+        f'The rule {pattern.pattern!r} is never used: earlier rules take all'
+        f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
+      )
+    raise ValueError(
+      f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
+      f' Paths: {_listed(paths, 20)}.'
+    )
+  return compiled, {path: owners[path] for path in paths}
+
+
+def pairs(rules: Rules) -> list[tuple[str, Any]]:
+  """`rules` as a list, or ValueError where they are no pairs (regex, value)."""
+  if isinstance(rules, str) or not isinstance(rules, Iterable):
+    rules = [rules]
+  listed = list(rules.items() if isinstance(rules, dict) else rules)
+  for rule in listed:
+    if not isinstance(rule, (tuple, list)) or len(rule) != 2:
+      raise ValueError(
+        f'Rules are a list of pairs (regex, value), and {rule!r} is no pair. To give'
+        ' a value to all kernels: [(r".*/kernel", value), (r".*", None)].'
+      )
+    try:
+      re.compile(rule[0])
+    except (re.error, TypeError) as e:
+      raise ValueError(f'{rule[0]!r} is not a regular expression: {e}') from e
+  return listed
+
+
 def compiled_rules(rules: Rules) -> list[tuple[re.Pattern, Any]]:
   """The pairs with their patterns compiled; ValueError where one is none."""
-  if isinstance(rules, dict):
-    rules = list(rules.items())
-  compiled = []
-  for rule in rules:
-    if not isinstance(rule, (tuple, list)) or len(rule) != 2:
-      raise ValueError(f'A rule is a pair (regex, value), not {rule!r}.')
-    pattern, value = rule
-    try:
-      compiled.append((re.compile(pattern), value))
-    except (re.error, TypeError) as e:
-      raise ValueError(f'{pattern!r} is not a regular expression: {e}') from e
-  return compiled
+  return [(re.compile(pattern), value) for pattern, value in pairs(rules)]
 
 
 def _listed(paths, most=8) -> str:

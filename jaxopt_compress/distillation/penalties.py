@@ -105,11 +105,12 @@ def by_path(rules: Sequence[tuple[str, Penalty | None]]) -> Penalty:
   3.0
   """
 
+  rules = rules_lib.pairs(rules)
+
   def penalty(params):
-    pairs = list(rules.items() if isinstance(rules, dict) else rules)
-    shares = rules_lib.split(pairs, params)
+    shares = rules_lib.split(rules, params)
     total = jnp.float32(0)
-    for (_, of_leaves), leaves in zip(pairs, shares, strict=True):
+    for (_, of_leaves), leaves in zip(rules, shares, strict=True):
       if of_leaves is not None:
         total += of_leaves(leaves)
     return total

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.analysis import scopes
 from jaxopt_compress.core import lift
+from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.quantization import activation
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import product
@@ -50,7 +51,9 @@ def quantize_activations(
   >>> abs(g(q, q) - f(q, q)).max() < 0.05
   Array(True, dtype=bool)
   """
-  return scopes.at_scopes(fun, [(r, _handler(value)) for r, value in rules])
+  return scopes.at_scopes(
+    fun, [(r, _handler(value)) for r, value in rules_lib.pairs(rules)]
+  )
 
 
 def _handler(value: spec_lib.Spec | str | None):

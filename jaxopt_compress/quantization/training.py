@@ -75,6 +75,7 @@ def fake_quantize(
   """
   if end and end < begin:
     raise ValueError(f'begin={begin} is after end={end}.')
+  rules = rules_lib.pairs(rules)
   if original_residuals:
     _needs_no_rounded(rules)
   clock = _Clock(rules, uses, ranges or {}, begin, end, decay, seed)

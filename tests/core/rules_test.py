@@ -193,13 +193,21 @@ class MatchTest(parameterized.TestCase):
     dict(
       testcase_name='no pair',
       given=[r'.*'],
-      says=r"A rule is a pair \(regex, value\), not '\.\*'",
+      says=r"list of pairs \(regex, value\), and '\.\*' is no pair",
     ),
     dict(
       testcase_name='three values',
       given=[(r'.*', 8, 4)],
-      says=r'A rule is a pair',
+      says=r"\('\.\*', 8, 4\) is no pair",
     ),
+    dict(
+      testcase_name='one pair alone',
+      given=('.*/kernel', 8),
+      says=r"'\.\*/kernel' is no pair",
+    ),
+    dict(testcase_name='words alone', given='W8A8', says="'W8A8' is no pair"),
+    dict(testcase_name='a value alone', given=8, says=' 8 is no pair.*"[.]'),
+    dict(testcase_name='nothing', given=None, says='None is no pair'),
   )
   def test_errors(self, given, says):
     with self.assertRaisesRegex(ValueError, says):
@@ -214,6 +222,14 @@ class MatchTest(parameterized.TestCase):
   def test_two_leaves_of_one_name(self):
     with self.assertRaisesRegex(ValueError, "Two leaves are named 'a/b'"):
       rules.match([(r'.*', 1)], {'a': {'b': 1}, 'a/b': 2})
+
+
+class PairsTest(parameterized.TestCase):
+  def test_what_rules_may_be(self):
+    given = {'w': 8, '.*': None}
+    want = [('w', 8), ('.*', None)]
+    for form in (given, given.items(), want, tuple(want), iter(want)):
+      self.assertEqual(rules.pairs(form), want)
 
 
 class SplitTest(parameterized.TestCase):

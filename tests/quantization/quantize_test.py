@@ -210,7 +210,8 @@ class QuantizeTest(parameterized.TestCase):
       rules=[(r'kernel', jc.W8A8)],
       says='No rule covers bias',
     ),
-    dict(testcase_name='no pair', rules=['kernel'], says='A rule is a pair'),
+    dict(testcase_name='no pair', rules=['kernel'], says='is no pair'),
+    dict(testcase_name='a scheme', rules=jc.W8A8, says='is no pair'),
     dict(
       testcase_name='scheme',
       rules=[(r'kernel', 'W8A9'), (r'.*', None)],
