@@ -67,8 +67,9 @@ def warm_start(
       blocks of channels, one behind the other, an axis is made of. `keep` then counts
       within one.
     fill: what entries that the source does not have become: 'target' (its own
-      initial values) or 'zeros' (new inputs then change nothing at first, but a
-      neuron with neither inputs nor outputs learns nothing).
+      initial values) or 'zeros' (new inputs then change nothing at first, except of
+      a norm over channels, which counts them; a neuron with neither inputs nor
+      outputs learns nothing).
 
   Returns:
     A tree like `target_params`, same shapes and dtypes.

@@ -208,20 +208,19 @@ def _masks(spec, leaves, uses, ramp) -> dict[str, jax.Array]:
   )
   masks = rank(scores)
   if not any(isinstance(m, jax.core.Tracer) for m in masks.values()):
-    _tell_ties(ranking.by_place(rank, scores, masks))
+    for path, number in ranking.by_place(rank, scores, masks).items():
+      _tell_ties(path, int(number), masks[path].size)
   return masks
 
 
-def _tell_ties(tied):
-  for path, places in tied.items():
-    if jnp.mean(places) > _MANY_TIES:
-      warnings.warn(
-        f'{path}: whether {int(places.sum())} of its {places.size} weights stay'
-        ' depends on their order alone, as scores are equal; the first stay. Leave'
-        f' constant leaves as they are by a rule (r"{re.escape(path)}", None), and'
-        ' prune before you quantise.',
-        stacklevel=2,
-      )
+def _tell_ties(path, number, size):
+  if number > _MANY_TIES * size:
+    warnings.warn(
+      f'{path}: whether {number} of its {size} weights stay depends on their order'
+      ' alone, as scores are equal; the first stay. Leave constant leaves as they'
+      f' are by a rule (r"{re.escape(path)}", None), and prune before you quantise.',
+      stacklevel=2,
+    )
 
 
 def _score(path, x, spec):
@@ -237,7 +236,7 @@ def _score(path, x, spec):
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from e
   # Under jit it is not known, and stays: behind a mask nobody would see it.
-  w = jnp.where(jnp.isnan(w), jnp.inf, w)
+  w = jnp.nan_to_num(w, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   if spec.score == 'magnitude':
     return scores_lib.magnitude(w)
   w = w.astype(jnp.promote_types(w.dtype, jnp.float32))

@@ -83,8 +83,8 @@ def masks(
 
 def by_place(
   rank: Callable[[Leaves], Leaves], scores: Leaves, masks: Leaves
-) -> Leaves:
-  """Where masks depend on the order of equal scores alone.
+) -> dict[str, jax.Array]:
+  """How many entries of each mask depend on the order of equal scores alone.
 
   Of equal scores the first stay, so what changes when all is ranked backwards has
   no better reason. Zeros count in a leaf of zeros alone: beside others it changes
@@ -96,15 +96,16 @@ def by_place(
     masks: `rank(scores)`.
 
   Returns:
-    `{path: bool}` of the shapes of the scores.
+    `{path: number}`.
   """
   back = rank({p: jnp.flip(s) for p, s in reversed(scores.items())})
+  return {p: _changed(masks[p], back[p], s) for p, s in scores.items()}
 
-  def undecided(path, s):
-    counts = (s != 0) | (s == 0).all()
-    return (masks[path] != jnp.flip(back[path])) & counts
 
-  return {path: undecided(path, s) for path, s in scores.items()}
+@jax.jit
+def _changed(mask, back, scores):
+  counts = (scores != 0) | (scores == 0).all()
+  return jnp.sum((mask != jnp.flip(back)) & counts)
 
 
 def per_layer(
