@@ -38,10 +38,14 @@ _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where a mistake was noticed, not only which it is.'
 )
 
+# Other errors are ours, and show where they were raised.
+_MISTAKES = (ValueError, OSError, ImportError, MemoryError)
+
 
 def main(argv):
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells all that it does.
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_of_others)
   try:
     cluster.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -50,8 +54,16 @@ def main(argv):
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     raise
-  except (ValueError, OSError, ImportError, MemoryError) as e:
-    _fail(e, mistakes.said(e), _TRACEBACK.value)
+  except Exception as e:
+    text = mistakes.of_the_machine(e, _WORKDIR.value)
+    if not text and not isinstance(e, _MISTAKES):
+      raise
+    _fail(e, text or mistakes.said(e), _TRACEBACK.value)
+
+
+def _of_others(record):
+  """Whether it is not Orbax that logs: what fails there is raised as well."""
+  return 'orbax' not in record.pathname
 
 
 def parse(argv):

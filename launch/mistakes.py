@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import errno
+import os
 import pathlib
+import shutil
 import traceback
 
 from absl import flags
@@ -35,6 +38,22 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
       if wrong := _wrong_key(key, _config(argv)):
         return wrong
   return said(error)
+
+
+def of_the_machine(error: BaseException, workdir: str) -> str:
+  """What the machine has no more of, in whichever words a library put it; or ''."""
+  texts = [str(e) for e in _chain(error)]
+  for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if any(os.strerror(code) in text for text in texts):
+      above = [pathlib.Path(workdir), *pathlib.Path(workdir).absolute().parents]
+      free = shutil.disk_usage(next(p for p in above if p.exists())).free
+      return (
+        f'{os.strerror(code)}: {workdir} has {free:,} bytes left. What was saved'
+        ' is kept: make room, and run the same command again.'
+      )
+  if any('RESOURCE_EXHAUSTED' in text for text in texts):
+    return f'{said(error)} Choose smaller batches or a smaller model, or more devices.'
+  return ''
 
 
 def said(error: BaseException) -> str:

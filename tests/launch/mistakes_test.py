@@ -1,5 +1,6 @@
 """Mistakes of a command line, each in one line that names it."""
 
+import errno
 import pathlib
 import sys
 import tempfile
@@ -125,3 +126,34 @@ class MistakesTest(parameterized.TestCase):
     self.assertEqual(mistakes.said(ValueError('a\n  b')), 'a b')
     self.assertEqual(mistakes.said(KeyError('a')), 'a')
     self.assertEqual(mistakes.said(MemoryError()), 'MemoryError')
+
+  @parameterized.parameters(
+    OSError(errno.ENOSPC, 'No space left on device'),
+    OSError(errno.EDQUOT, 'Disk quota exceeded'),
+    OSError(errno.EFBIG, 'File too large'),
+    ValueError("Failed: No space left on device [os_error_code='28']"),
+    RuntimeError('I/O error: No space left on device (os error 28)'),
+  )
+  def test_full_disks(self, error):
+    """However the library that wrote has put it."""
+    work = self.file.parent / 'not' / 'there'
+    text = mistakes.of_the_machine(error, str(work))
+    self.assertRegex(
+      text,
+      rf'^(No space|Disk quota|File too).*: {work} has [\d,]+ bytes left. What',
+    )
+    try:
+      try:
+        raise error
+      except Exception as e:
+        raise RuntimeError('It could not be saved.') from e
+    except RuntimeError as e:
+      self.assertEqual(mistakes.of_the_machine(e, str(work))[:40], text[:40])
+
+  def test_other_limits(self):
+    memory = RuntimeError('RESOURCE_EXHAUSTED: Out of memory, 9 bytes.')
+    text = mistakes.of_the_machine(memory, '/tmp')
+    self.assertStartsWith(
+      text, 'RESOURCE_EXHAUSTED: Out of memory, 9 bytes. Ch'
+    )
+    self.assertEqual(mistakes.of_the_machine(ValueError('x'), '/tmp'), '')
