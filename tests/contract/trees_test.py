@@ -213,6 +213,7 @@ KEEPS = {
 REFUSES = {
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
   'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
+  'parallel.mesh.check_batch': lambda t: mesh_lib.check_batch(t, 1),
   'parallel.mesh.check_plain': lambda t: mesh_lib.check_plain(t, 'this'),
   'parallel.mesh.shard': lambda t: mesh_lib.shard(t, MESH),
   'parallel.mesh.share': mesh_lib.share,
