@@ -4,7 +4,7 @@ Run the same command again to go on with a run that was stopped. Any value of a 
 can be given as a flag: --config.stage.teacher.steps=100 --config.run.tensorboard=1
 
 Exit codes: 0 done; 2 a mistake, which the only line on stderr names; 75 stopped by SIGTERM or
-Ctrl-C and saved, run it again.
+Ctrl-C and saved, run it again; 130 stopped by Ctrl-C before there was anything to save.
 """
 
 import sys
@@ -54,6 +54,9 @@ def main(argv):
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     raise
+  except KeyboardInterrupt:
+    print('Stopped; there was nothing to save.', file=sys.stderr)
+    sys.exit(130)
   except Exception as e:
     text = mistakes.of_the_machine(e, _WORKDIR.value)
     if not text and not isinstance(e, _MISTAKES):

@@ -22,9 +22,34 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 gc.set_threshold(100_000)
 
 import jax  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def compiled(tmp_path_factory, monkeypatch):
+  """For runs that compile the same programs, in processes of their own as well.
+
+  The first leaves them in a folder for the others. Tests of single programs find
+  nothing there, and only pay for what is written.
+  """
+  folder = str(tmp_path_factory.getbasetemp() / 'compiled')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
+  before = [getattr(jax.config, name) for name in names]
+  for name, value in zip(names, (folder, 0.0), strict=True):
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in zip(names, before, strict=True):
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True, scope='module')

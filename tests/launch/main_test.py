@@ -1,5 +1,6 @@
 """The command line: mistakes get one line, a good command gets a report."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -14,33 +15,79 @@ ONE_STAGE = (
   '--config.stage.float.steps=2',
   '--config.report.plots=False',
 )
+PROCESS = dict(cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
 
 
-def _launch(*flags, config='configs/quantize_ptq.py:runlocal'):
-  return subprocess.run(
-    [sys.executable, '-m', 'launch.main', f'--config={config}', *flags],
-    cwd=ROOT,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+# Most of a short command's time goes into imports. They are done once here, and each
+# command gets a process of its own that has them.
+SERVER = """
+import json, os, sys, warnings
+from absl import app
+from launch import main
+for line in sys.stdin:
+  argv, stdout, stderr = json.loads(line)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # JAX warns, and has started nothing yet
+    process = os.fork()
+  if not process:
+    for number, path in ((1, stdout), (2, stderr)):
+      os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = argv
+    app.run(main.main, argv=argv, flags_parser=main.parse)
+  _, status = os.waitpid(process, 0)
+  print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+def _command(*flags, config='configs/quantize_ptq.py:runlocal'):
+  return ['launch.main', f'--config={config}', *flags]
 
 
 class LaunchTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.server = cls.enterClassContext(
+      subprocess.Popen(
+        [sys.executable, '-c', SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **PROCESS,
+      )
+    )
+
   @pytest.fixture(autouse=True)
   def _tmp(self, tmp_path):
     self.workdir = tmp_path / 'workdir'
+    self.outputs = [str(tmp_path / name) for name in ('stdout', 'stderr')]
+
+  def _launch(self, *flags, **config):
+    argv = _command(*flags, **config)
+    print(json.dumps([argv, *self.outputs]), file=self.server.stdin, flush=True)
+    code = int(self.server.stdout.readline())
+    output = [pathlib.Path(path).read_text() for path in self.outputs]
+    return subprocess.CompletedProcess(argv, code, *output)
 
   def test_runs_and_reports(self):
-    done = _launch(f'--workdir={self.workdir}', *ONE_STAGE)
+    done = subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        *_command(f'--workdir={self.workdir}', *ONE_STAGE),
+      ],
+      capture_output=True,
+      text=True,
+      timeout=300,
+      **PROCESS,
+    )
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn('[float] step 2/2', done.stdout)
     self.assertIn('parameters', done.stdout)
     self.assertTrue((self.workdir / 'report.md').exists())
 
   def test_dry_run(self):
-    done = _launch(f'--workdir={self.workdir}', '--dry_run')
+    done = self._launch(f'--workdir={self.workdir}', '--dry_run')
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn('int8 channel', done.stdout)
     self.assertFalse(self.workdir.exists())
@@ -86,14 +133,14 @@ class LaunchTest(parameterized.TestCase):
     flags = how.get('flags', ())
     config = how.get('config', 'configs/quantize_ptq.py:runlocal')
     workdir = how.get('workdir', (f'--workdir={self.workdir}',))
-    done = _launch(*workdir, *flags, config=config)
+    done = self._launch(*workdir, *flags, config=config)
     self.assertIn(message, done.stderr)
     self.assertEqual(done.returncode, 2)
     self.assertLen(done.stderr.splitlines(), 1, done.stderr)
 
   def test_workdir_that_cannot_be_written(self):
     self.workdir.write_text('a file')
-    done = _launch(f'--workdir={self.workdir}')
+    done = self._launch(f'--workdir={self.workdir}')
     self.assertEqual(done.returncode, 2)
     self.assertIn('cannot be read and written', done.stderr)
     self.assertNotIn('Traceback', done.stderr)

@@ -120,6 +120,7 @@ class StageTest(parameterized.TestCase):
       _built(**change)
 
 
+@pytest.mark.usefixtures('compiled')
 class LoopTest(absltest.TestCase):
   @pytest.fixture(autouse=True)
   def _tmp(self, tmp_path, monkeypatch):

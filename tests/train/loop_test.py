@@ -11,7 +11,6 @@ import sys
 
 from absl.testing import parameterized
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -24,8 +23,11 @@ from jaxopt_compress.train import preemption
 
 # Runs that died leave files and event loops open, which is no mistake here.
 pytestmark = [
-  pytest.mark.filterwarnings(f'ignore::{name}')
-  for name in ('pytest.PytestUnraisableExceptionWarning', 'ResourceWarning')
+  *(
+    pytest.mark.filterwarnings(f'ignore::{name}')
+    for name in ('pytest.PytestUnraisableExceptionWarning', 'ResourceWarning')
+  ),
+  pytest.mark.usefixtures('compiled'),
 ]
 
 QUANTIZE = ((r'.*/kernel', 'W8A8'), (r'.*', None))
@@ -87,15 +89,7 @@ class LoopTest(parameterized.TestCase):
   def _tmp(self, tmp_path, monkeypatch, tmp_path_factory, capsys):
     self.dir, self.monkeypatch, self.capsys = tmp_path, monkeypatch, capsys
     self.shared = tmp_path_factory.getbasetemp() / 'unbroken'
-    # Every run compiles the same programs; the first leaves them for the others.
-    cache = str(tmp_path_factory.getbasetemp() / 'compiled')
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', cache)
-    jax.config.update('jax_compilation_cache_dir', cache)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     yield
-    jax.config.update('jax_compilation_cache_dir', None)
-    compilation_cache.reset_cache()
     gc.collect()  # now, where the mark above is in force
 
   def _unbroken(self):

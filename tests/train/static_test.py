@@ -55,6 +55,7 @@ class Killed(BaseException):
   """Nothing in the library catches this."""
 
 
+@pytest.mark.usefixtures('compiled')
 class StaticTest(parameterized.TestCase):
   @pytest.fixture(autouse=True)
   def _tmp(self, tmp_path, monkeypatch):
