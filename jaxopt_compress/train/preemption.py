@@ -45,7 +45,10 @@ class Watch:
     signals = [signal.SIGINT]
     if not jax.distributed.is_initialized():
       signals.append(signal.SIGTERM)
-    self._previous = {s: signal.signal(s, self._handle) for s in signals}
+    # Scripts start what runs in the background with SIGINT ignored: it stays so.
+    for signum in signals:
+      if signal.getsignal(signum) != signal.SIG_IGN:
+        self._previous[signum] = signal.signal(signum, self._handle)
     return self
 
   def __exit__(self, *unused_exc):

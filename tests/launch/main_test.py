@@ -37,6 +37,16 @@ for line in sys.stdin:
   _, status = os.waitpid(process, 0)
   print(os.waitstatus_to_exitcode(status), flush=True)
 """
+INTERRUPTED = """
+from configs import quantize_ptq
+from jaxopt_compress.train import examples
+
+def load(*args):
+  raise KeyboardInterrupt
+
+examples.load = load
+get_config = quantize_ptq.get_config
+"""
 
 
 def _command(*flags, config='configs/quantize_ptq.py:runlocal'):
@@ -85,6 +95,15 @@ class LaunchTest(parameterized.TestCase):
     self.assertIn('[float] step 2/2', done.stdout)
     self.assertIn('parameters', done.stdout)
     self.assertTrue((self.workdir / 'report.md').exists())
+
+  def test_ctrl_c_before_there_is_anything_to_save(self):
+    config = self.workdir.with_name('interrupted.py')
+    config.write_text(INTERRUPTED)
+    done = self._launch(
+      f'--workdir={self.workdir}', config=f'{config}:runlocal'
+    )
+    self.assertEqual(done.returncode, 130, done.stderr)
+    self.assertEqual(done.stderr, 'Stopped; there was nothing to save.\n')
 
   def test_dry_run(self):
     done = self._launch(f'--workdir={self.workdir}', '--dry_run')

@@ -194,6 +194,9 @@ class LoopTest(parameterized.TestCase):
         os.kill(os.getpid(), signal.SIGINT)
       return getitem(batches, step)
 
+    # The tests themselves may run in the background, where SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, before)
     with self.monkeypatch.context() as patch:
       patch.setattr(batches_lib.Batches, '__getitem__', interrupted)
       with pytest.raises(preemption.Preempted, match="step 5 of stage 'teach"):

@@ -17,6 +17,12 @@ def _handlers():
 
 
 class WatchTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    # The tests themselves may run in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, before)
+
   @parameterized.parameters(*SIGNALS)
   def test_asked(self, signum):
     before = _handlers()
@@ -37,6 +43,13 @@ class WatchTest(parameterized.TestCase):
     self.assertEqual(e.value.code, preemption.EXIT_CODE)
     self.assertEqual(str(e.value), 'Stopped; all stages are saved.')
     self.assertEqual(_handlers(), before)
+
+  def test_what_is_ignored_stays_so(self):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with preemption.Watch() as watch:
+      os.kill(os.getpid(), signal.SIGINT)
+      self.assertFalse(watch.requested())
+      self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
 
 
 if __name__ == '__main__':
