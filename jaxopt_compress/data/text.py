@@ -27,9 +27,10 @@ from jaxopt_compress.data.batches import eval_batches
 
 _SPLITS = ('train', 'validation', 'test')
 
-# Not written by people or not part of the library: character tables, generated help,
-# records of the build, installed packages, tests.
+# Not written by people or not part of the library: copies that editors hide, character
+# tables, generated help, records of the build, installed packages, tests.
 SKIP = (
+  '.*',
   *('site-packages', 'dist-packages', '__pycache__'),
   *('test', 'tests', 'idle_test'),
   *('encodings', 'pydoc_data', '_sysconfigdata*', '__phello__*'),
@@ -65,11 +66,18 @@ def load(
     raise ValueError(
       f'No split {unknown[0]!r}; there are {list(_SPLITS)}, joined by "+".'
     )
+  try:
+    chosen = re.compile(only)
+  except re.error as e:
+    raise ValueError(
+      f'{only!r}, which chooses files, is not a regular expression: {e}. All'
+      " Python files are '.*\\.py'."
+    ) from e
   root = _root(root)
   names = [
     name
     for name in files(root, suffixes=suffixes, skip=skip)
-    if split_of(name) in wanted and re.fullmatch(only, name)
+    if split_of(name) in wanted and chosen.fullmatch(name)
   ]
   if not names:
     among = '' if only == '.*' else f' that match {only!r}'

@@ -90,6 +90,7 @@ def _arrays(module, data, seed_of) -> Examples:
   fields.check_unread('config.data', data, ('window', 'files'), 'a text')
   train, test = module.load(data.train), module.load(data.test)
   _check_names(data, train)
+  _check_labels(data, train[data.target])
   _check_alike(train[data.input], test[data.input])
   said = _said_of_classes(module, data, train, test)
   classes = 1 + max(int(x[data.target].max()) for x in (train, test))
@@ -122,6 +123,14 @@ def _check_stage(stage, key, need):
 def _check_names(data, there):
   for key in ('input', 'target'):
     choices.one_of(f'config.data.{key}', getattr(data, key), there)
+
+
+def _check_labels(data, labels):
+  if labels.dtype.kind not in 'iu':
+    raise ValueError(
+      f'config.data.target is {data.target!r}, which are {labels.dtype}'
+      f'{list(labels.shape)}; whole numbers of classes are expected.'
+    )
 
 
 def _check_alike(train, test):

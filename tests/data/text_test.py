@@ -84,6 +84,12 @@ class UsersFilesTest(parameterized.TestCase):
     found = text.files(self.root, suffixes=('.txt',), skip=('skip*',))
     self.assertEqual(found, ['a/z.txt', 'b.txt'])
 
+  def test_hidden_files_are_nobodys_data(self):
+    """A copy of a file would be in another split than the file."""
+    for name in ('a.py', '.ipynb_checkpoints/a-checkpoint.py', '._a.py'):
+      self.write(name, b'x')
+    self.assertEqual(text.files(self.root), ['a.py'])
+
   def test_load_takes_the_files_of_the_split(self):
     for i in range(60):
       self.write(f'{i}.txt', f'{i} '.encode())

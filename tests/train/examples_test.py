@@ -94,6 +94,11 @@ class ChecksTest(parameterized.TestCase):
       *splits,
       input='imag',
     )
+    self.refuses(
+      r"target is 'image', which are float32\[3, 4, 4, 1\]; whole numbers",
+      *splits,
+      target='image',
+    )
     data = options.Data(name='text', files=r'json/.*', test='train')
     with self.assertRaisesRegex(ValueError, "input is 'image'.*'tokens'"):
       examples.load(data, seed=0)
@@ -156,6 +161,10 @@ class FilesTest(absltest.TestCase):
   def test_no_such_files(self):
     with self.assertRaisesRegex(ValueError, "that match 'jsn/.*' falls into"):
       text.load('train', only=r'jsn/.*')
+    with self.assertRaisesRegex(
+      ValueError, "'[*].py', .* is not a regular expr"
+    ):
+      text.load('train', only='*.py')
 
   def test_data_without_files(self):
     with self.assertRaisesRegex(ValueError, 'has no effect without a text'):
