@@ -22,6 +22,7 @@ from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
 from jaxopt_compress.analysis.observe import observe as observe
+from jaxopt_compress.analysis.plan import Plan as Plan
 from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
 from jaxopt_compress.analysis.statistics import absmax as absmax
 from jaxopt_compress.analysis.statistics import gram as gram
@@ -31,6 +32,7 @@ from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
 from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
 from jaxopt_compress.analysis.statistics import sums as sums
 from jaxopt_compress.analysis.storage import nbytes as nbytes
+from jaxopt_compress.analysis.structure import structure as structure
 from jaxopt_compress.analysis.uses import uses as uses
 from jaxopt_compress.analysis.watch import Observed as Observed
 from jaxopt_compress.calibration import calibrate as calibrate

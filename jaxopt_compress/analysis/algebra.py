@@ -79,6 +79,9 @@ class Algebra:
     """
     return self.plain(aval)
 
+  def scanned(self, xs: list) -> None:
+    """Meets what a scan goes through, all of it along the first axis."""
+
   def layer(self, x, turn: int | None, aval) -> Any:
     """What a turn of a scan gets of x; `turn` is None where one stands for all."""
     return self.plain(aval)
@@ -152,6 +155,7 @@ def _through_scan(algebra, at, inside, inputs):
   consts = inputs[: inside.num_consts]
   whole = inside.num_consts + inside.num_carry
   carry, xs = inputs[inside.num_consts : whole], inputs[whole:]
+  algebra.scanned(xs)
   parts = _avals(jaxprs.opened(inside.body)[0].invars[whole:])
 
   def run(carry, turn):

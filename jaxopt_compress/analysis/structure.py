@@ -1,0 +1,211 @@
+"""Which channels of a network go together.
+
+    y = relu(x W1 + b) W2       column c of W1, entry c of b and row c of W2: one channel
+
+`structure(apply)(params, x)` finds the groups of channels of a program, in all leaves
+that hold them: statistics of norms, residual streams, heads, tied embeddings. No layer
+is known by its name, and what nobody knows locks what it meets. What to do with
+groups is a `plan.Plan`.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+import dataclasses
+import json
+import math
+from typing import Any
+
+from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import structure_rules
+from jaxopt_compress.analysis import tied
+from jaxopt_compress.analysis import walk
+from jaxopt_compress.core import array
+
+# An axis as it is kept: the groups that it is a product of, by name, the one whose
+# index changes slowest first; in place of a group, a list of axes is their sum.
+Layout = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Channels that go together: entry i of every axis that has the group.
+
+  Attributes:
+    name: the first leaf and axis that have it, as in 'mlp/up/kernel:-1'.
+    size: how many channels there are.
+    locked: why they have to stay; () if they may go.
+    inexact: why the network without some of them is not the one in which these are
+      masked; () if it is. Norms over the group, for example, divide by its size.
+  """
+
+  name: str
+  size: int
+  locked: tuple[str, ...] = ()
+  inexact: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+  """The groups of channels of a network.
+
+  Attributes:
+    shapes: {path: shape} of the leaves that it was found for.
+    groups: {name: Group}, in the order of the tree.
+    axes: {path: layout of each axis}.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  groups: dict[str, Group]
+  axes: dict[str, tuple[Layout, ...]]
+
+  def members(self, name: str) -> list[tuple[str, int]]:
+    """The (path, axis counted from the end) that have a group."""
+    return [
+      (path, i - len(layouts))
+      for path, layouts in self.axes.items()
+      for i, layout in enumerate(layouts)
+      if name in names(layout)
+    ]
+
+  def size(self, layout: Layout) -> int:
+    """How many entries an axis has."""
+    return math.prod(
+      self.groups[g].size if isinstance(g, str) else sum(map(self.size, g))
+      for g in layout
+    )
+
+  @property
+  def free(self) -> dict[str, Group]:
+    """The groups that are not locked."""
+    return {n: g for n, g in self.groups.items() if not g.locked}
+
+  def to_json(self) -> str:
+    """As text, from which `from_json` makes it again."""
+    return json.dumps(dataclasses.asdict(self))
+
+  @classmethod
+  def from_json(cls, text: str) -> 'Structure':
+    """The inverse of `to_json`."""
+    read = json.loads(text)
+    groups = {
+      name: Group(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}
+      )
+      for name, g in read['groups'].items()
+    }
+    axes = {
+      path: tuple(map(_layout, layouts))
+      for path, layouts in read['axes'].items()
+    }
+    shapes = {path: tuple(shape) for path, shape in read['shapes'].items()}
+    return cls(shapes, groups, axes)
+
+  def __str__(self) -> str:
+    """The groups that may go, then those that stay, and why."""
+    lines = ['  size  leaves  group']
+    for group in sorted(self.groups.values(), key=lambda g: bool(g.locked)):
+      members = len(self.members(group.name))
+      lines.append(f'{group.size:6}  {members:6}  {group.name}')
+      lines += [f'{"":16}stays: {why}' for why in group.locked[:1]]
+      if not group.locked:
+        lines += [f'{"":16}not exact: {why}' for why in group.inexact]
+    return '\n'.join(lines)
+
+
+def names(layout: Layout) -> Iterator[str]:
+  """The groups of an axis."""
+  for g in layout:
+    if isinstance(g, str):
+      yield g
+    else:
+      for term in g:
+        yield from names(term)
+
+
+def _layout(read) -> Layout:
+  return tuple(
+    g if isinstance(g, str) else tuple(map(_layout, g)) for g in read
+  )
+
+
+def structure(fun: Callable) -> Callable[..., Structure]:
+  """The groups of channels of `fun(params, *args)`, in all leaves of `params`.
+
+  Args:
+    fun: a function of parameters and further arguments. What is in its first
+      argument may shrink: so statistics of norms belong there, too. The sizes of
+      the other arguments and of the results stay.
+
+  Returns:
+    A function of the same arguments that returns the `Structure`. The program is not
+    run; arguments may be abstract.
+
+  >>> import jax, jax.numpy as jnp
+  >>> f = lambda p, x: jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
+  >>> p = {'a': jnp.ones((3, 4)), 'b': jnp.ones((1, 4)), 'c': jnp.ones((4, 2))}
+  >>> found = structure(f)(p, jnp.ones((5, 3)))
+  >>> list(found.free), found.members('a:-1')
+  (['a:-1'], [('a', -1), ('b', -1), ('c', -2)])
+  """
+
+  def found(params, *args, **kwargs):
+    params = array.materialize(params)
+    closed, arrays = walk.trace(fun, params, args, kwargs)
+    asked = tied.Tied(structure_rules.RULES)
+    axes = {
+      path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays
+    }
+    inputs = [
+      tied.Value(a, frozenset(c for axis in a for c in axis))
+      for a in axes.values()
+    ]
+    others = closed.jaxpr.invars[len(inputs) :]
+    inputs += [asked.plain(v.aval, 'the size of an input') for v in others]
+    for out in algebra.evaluate(asked, closed, inputs):
+      asked.lock(out, 'the size of a result')
+    return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
+
+  return found
+
+
+def _collected(asked, shapes, axes) -> Structure:
+  """Names the leaves of the union-find, and says of what every axis is made."""
+  channels, remarks = asked.channels, asked.remarks()
+  named = _names(channels, axes)
+
+  def layout(axis):
+    parts = ((c, channels.terms(c)) for c in channels.factors(axis))
+    return tuple(
+      named[c] if terms is None else tuple(map(layout, terms))
+      for c, terms in parts
+    )
+
+  groups = {
+    name: Group(
+      name,
+      channels.size((leaf,)),
+      channels.locks(leaf),
+      tuple(remarks.get(leaf, ())),
+    )
+    for leaf, name in named.items()
+  }
+  layouts = {path: tuple(map(layout, mine)) for path, mine in axes.items()}
+  return Structure(shapes, groups, layouts)
+
+
+def _names(channels, axes) -> dict[int, str]:
+  """{leaf: name}, in the order of the tree."""
+  # A kernel says more than its bias: matrices give their names first.
+  order = sorted(axes.items(), key=lambda item: len(item[1]) < 2)
+  wanted = {}
+  for path, mine in order:
+    for i, axis in enumerate(mine):
+      for leaf in channels.leaves(axis):
+        wanted.setdefault(leaf, f'{path}:{i - len(mine)}')
+  times = collections.Counter()
+  named = {}
+  for leaf, name in wanted.items():
+    named[leaf] = f'{name}.{times[name]}' if times[name] else name
+    times[name] += 1
+  return named

@@ -1,0 +1,255 @@
+"""What operations that move entries say of the channels of their operands.
+
+    reshape        an axis comes apart into a product, or is one of several
+    concatenate    an axis is the sum of others
+    gather         where rows lie is in the indices, so they stay
+
+As in `structure_rules`, which see, a rule is `(asked, at, inputs) -> values`, or None.
+"""
+
+from collections.abc import Callable
+import math
+
+from jaxopt_compress.analysis import moved
+from jaxopt_compress.analysis.tied import everywhere
+from jaxopt_compress.analysis.tied import nowhere
+from jaxopt_compress.analysis.tied import Value
+
+
+def _transpose(asked, at, inputs):
+  (x,) = inputs
+  order = at.eqn.params['permutation']
+  return [x._replace(axes=tuple(x.axes[i] for i in order))]
+
+
+def _squeeze(asked, at, inputs):
+  (x,) = inputs
+  gone = at.eqn.params['dimensions']
+  return [
+    x._replace(axes=tuple(a for i, a in enumerate(x.axes) if i not in gone))
+  ]
+
+
+def _expand(asked, at, inputs):
+  (x,), shape = inputs, at.shape()
+  new = [d % len(shape) for d in at.eqn.params['dimensions']]
+  old = iter(x.axes)
+  return [
+    x._replace(
+      axes=tuple(() if i in new else next(old) for i in range(len(shape)))
+    )
+  ]
+
+
+def _broadcast(asked, at, inputs):
+  x, shape = inputs[0], at.shape()
+  places = dict(zip(at.eqn.params['broadcast_dimensions'], x.axes, strict=True))
+  axes = []
+  for i, n in enumerate(shape):
+    kept = i in places and asked.channels.size(places[i]) == n
+    axes.append(places[i] if kept else asked.channels.axis(n))
+  return [x._replace(axes=tuple(axes))]
+
+
+def _tile(asked, at, inputs):
+  (x,) = inputs
+  axes = zip(at.eqn.params['reps'], x.axes, strict=True)
+  new = tuple((*asked.channels.axis(n), *axis) for n, axis in axes)
+  return [x._replace(axes=new)]
+
+
+def _reshape(asked, at, inputs):
+  x, shape = inputs[0], at.shape()
+  if at.eqn.params['dimensions'] is not None:
+    x = x._replace(axes=tuple(x.axes[i] for i in at.eqn.params['dimensions']))
+  old = [asked.channels.size(a) for a in x.axes]
+  axes = [()] * len(shape)
+  if math.prod(old) == 0:
+    return None
+  for before, after in moved.common_blocks(old, shape):
+    left = tuple(c for i in before for c in x.axes[i])
+    for i in reversed(after):
+      parts = asked.channels.split(left, shape[i])
+      if parts is None:
+        for j in after:
+          axes[j] = asked.channels.axis(shape[j], asked.said(at))
+        break
+      left, axes[i] = parts
+  return [x._replace(axes=tuple(axes))]
+
+
+def _reverse(asked, at, inputs):
+  (x,) = inputs
+  for i in at.eqn.params['dimensions']:
+    asked.channels.lock(x.axes[i], asked.said(at))
+  return [x]
+
+
+def _slice(asked, at, inputs):
+  (x,), p = inputs, at.eqn.params
+  strides = p['strides'] or (1,) * len(x.axes)
+  axes = [
+    _piece(asked, at, axis, start, limit, stride)
+    for axis, start, limit, stride in zip(
+      x.axes, p['start_indices'], p['limit_indices'], strides, strict=True
+    )
+  ]
+  return [x._replace(axes=tuple(axes))]
+
+
+def _piece(asked, at, axis, start, limit, stride):
+  n = asked.channels.size(axis)
+  if (start, limit) == (0, n) and (stride == 1 or n == 1):
+    return axis
+  pieces = None
+  if stride == 1:
+    sizes = [start, limit - start, n - limit]
+    pieces = asked.channels.cut(axis, [s for s in sizes if s])
+  if pieces is None:
+    asked.channels.lock(axis, asked.said(at))
+    size = math.ceil((limit - start) / stride)
+    return asked.channels.axis(size, asked.said(at))
+  return pieces[1 if start else 0]
+
+
+def _split(asked, at, inputs):
+  (x,), p = inputs, at.eqn.params
+  pieces = asked.channels.cut(x.axes[p['axis']], p['sizes'])
+  if pieces is None:
+    pieces = [asked.channels.axis(n, asked.said(at)) for n in p['sizes']]
+  out = []
+  for piece in pieces:
+    axes = list(x.axes)
+    axes[p['axis']] = piece
+    out.append(x._replace(axes=tuple(axes)))
+  return out
+
+
+def _concatenate(asked, at, inputs):
+  along = at.eqn.params['dimension']
+  joined = asked.channels.join([x.axes[along] for x in inputs])
+  first, *others = inputs
+  for other in others:
+    for i, axis in enumerate(other.axes):
+      if i != along:
+        asked.channels.tie(first.axes[i], axis)
+  axes = list(first.axes)
+  axes[along] = joined
+  if all(x.zeros is everywhere for x in inputs):
+    return [Value(tuple(axes), everywhere)]
+  # It vanishes where every operand does that has the channel.
+  outside = map(asked.outside, inputs)
+  here = frozenset(c for a in axes for c in asked.channels.leaves(a))
+  zeros = here.difference(*outside)
+  return [Value(tuple(axes), zeros)]
+
+
+def _pad(asked, at, inputs):
+  x, filling = inputs
+  axes, shape = list(x.axes), at.shape()
+  for i, amounts in enumerate(at.eqn.params['padding_config']):
+    if any(amounts):
+      asked.channels.lock(axes[i], asked.said(at))
+      axes[i] = asked.channels.axis(shape[i], asked.said(at))
+  zeros = x.zeros if filling.zeros is everywhere else nowhere
+  return [Value(tuple(axes), zeros)]
+
+
+def _dynamic_slice(asked, at, inputs):
+  x, shape = inputs[0], at.shape()
+  return [x._replace(axes=_full_axes(asked, at, x, shape))]
+
+
+def _full_axes(asked, at, x, shape):
+  """Axes that are taken whole pass; those of which a part is taken stay."""
+  axes = []
+  for axis, n in zip(x.axes, shape, strict=True):
+    if asked.channels.size(axis) != n:
+      asked.channels.lock(axis, asked.said(at))
+      axis = asked.channels.axis(n, asked.said(at))
+    axes.append(axis)
+  return tuple(axes)
+
+
+def _dynamic_update(asked, at, inputs):
+  x, update = inputs[:2]
+  for a, b in zip(x.axes, update.axes, strict=True):
+    if asked.channels.size(a) == asked.channels.size(b):
+      asked.channels.tie(a, b)
+    else:
+      asked.channels.lock(a, asked.said(at))
+      asked.channels.lock(b, asked.said(at))
+  return [Value(x.axes, asked.meet([x.zeros, update.zeros]))]
+
+
+def _gather(asked, at, inputs):
+  """Rows of a table: where they lie is in the indices, so they stay."""
+  table, indices = inputs
+  d, sizes = at.eqn.params['dimension_numbers'], at.eqn.params['slice_sizes']
+  rows = tuple(d.start_index_map)
+  if tuple(d.collapsed_slice_dims) != rows or d.operand_batching_dims:
+    return None
+  for i in rows:
+    asked.channels.lock(table.axes[i], asked.said(at, 'is indexed'))
+  kept = [i for i in range(len(table.axes)) if i not in rows]
+  shape = at.shape()
+  axes = dict(zip(d.offset_dims, kept, strict=True))
+  batch = iter(indices.axes[:-1])
+  out = []
+  for i, n in enumerate(shape):
+    if i not in axes:
+      out.append(next(batch))
+      continue
+    axis = table.axes[axes[i]]
+    if sizes[axes[i]] != asked.channels.size(axis):
+      asked.channels.lock(axis, asked.said(at))
+      axis = asked.channels.axis(n, asked.said(at))
+    out.append(axis)
+  return [Value(tuple(out), table.zeros)]
+
+
+def _iota(asked, at, inputs):
+  """The place of an entry: it changes if others go."""
+  along = at.eqn.params['dimension']
+  why = asked.said(at, 'numbers them')
+  return [
+    Value(
+      tuple(
+        asked.channels.axis(n, why if i == along else '')
+        for i, n in enumerate(at.shape())
+      ),
+      nowhere,
+    )
+  ]
+
+
+def _new(asked, at, inputs):
+  """Numbers that are drawn: as many as are needed."""
+  return [
+    Value(tuple(map(asked.channels.axis, v.aval.shape)), nowhere)
+    for v in at.eqn.outvars
+  ]
+
+
+_TABLE = {
+  _transpose: 'transpose',
+  _squeeze: 'squeeze',
+  _expand: 'expand_dims',
+  _broadcast: 'broadcast_in_dim',
+  _tile: 'tile',
+  _reshape: 'reshape',
+  _reverse: 'rev',
+  _slice: 'slice',
+  _split: 'split',
+  _concatenate: 'concatenate',
+  _pad: 'pad',
+  _dynamic_slice: 'dynamic_slice',
+  _dynamic_update: 'dynamic_update_slice',
+  _gather: 'gather',
+  _iota: 'iota',
+  _new: 'random_bits rng_uniform rng_bit_generator random_gamma',
+}
+
+RULES: dict[str, Callable] = {
+  name: rule for rule, names in _TABLE.items() for name in names.split()
+}

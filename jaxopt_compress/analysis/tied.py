@@ -1,0 +1,188 @@
+"""Which axes of the values of a program hold the same channels.
+
+The walk of `algebra` goes through a program with the channels of each axis of each
+value (`channels`), and with what becomes of it where a channel is masked: where all
+parameters are zero at a channel, a value *vanishes* there or not. So
+
+    sum over the channel         exact if what is summed vanishes
+    maximum over the channel     not exact
+    mean over the channel        a program for fewer channels divides by fewer
+
+and `structure` can say whether a network without the channel computes the same as the
+one in which it is masked.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import channels as channels_lib
+from jaxopt_compress.analysis import walk
+
+Axis = channels_lib.Axis
+
+# Of a value that is zero, and of one that vanishes for no channel.
+everywhere = None
+nowhere: frozenset[int] = frozenset()
+
+Zeros = frozenset[int] | None
+
+
+class Value(NamedTuple):
+  """What is known of a value of the program.
+
+  Attributes:
+    axes: the channels of each axis.
+    zeros: the channels for which it vanishes where they are masked.
+    number: what it is, of a scalar that the program has written down.
+    summed: channels that it is the sum over, entry by entry.
+  """
+
+  axes: tuple[Axis, ...]
+  zeros: Zeros = nowhere
+  number: float | None = None
+  summed: Axis = ()
+
+
+class Tied(algebra.Algebra):
+  """Ties channels, and notes what is not exact where they go."""
+
+  def __init__(self, rules: dict[str, Callable]):
+    self.rules = rules
+    self.channels = channels_lib.Channels()
+    self._inexact: list[tuple[Axis, str]] = []
+
+  # ----------------------------------------------------------------- for rules
+
+  def said(self, at: walk.At, what: str = '') -> str:
+    """An operation and its line, as a reason."""
+    name = at.eqn.primitive.name
+    return ' '.join(w for w in (name, what, 'at', at.source or at.path) if w)
+
+  def lock(self, x: Value, why: str):
+    """Keeps all channels of a value."""
+    for axis in x.axes:
+      self.channels.lock(axis, why)
+
+  def inexact(self, axis: Axis, why: str):
+    """Notes that the result is another one if channels of the axis go."""
+    self._inexact.append((axis, why))
+
+  def sums_over(self, at: walk.At, axis: Axis, zeros: Zeros):
+    """Meets a sum over an axis of what vanishes for some channels."""
+    left = self.outside(Value((axis,), zeros))
+    self.inexact(tuple(left), self.said(at, 'sums what does not vanish'))
+
+  def meet_width(self, at: walk.At, inputs: Sequence[Value]):
+    """Meets a product or quotient: does a number say how many channels there are?
+
+    Means divide a sum by n, attention a product over n channels, or one factor of it,
+    by sqrt(n). A number that is one of these by chance is taken for it.
+    """
+    for x, other in zip(inputs, reversed(inputs), strict=True):
+      if not other.number:
+        continue
+      for axis in (x.summed, *x.axes):
+        n = self.channels.size(axis)
+        powers = (1, -1, 0.5, -0.5) if axis == x.summed else (0.5, -0.5)
+        if n >= 8 and any(
+          math.isclose(other.number, n**e, rel_tol=1e-5) for e in powers
+        ):
+          self.inexact(axis, self.said(at, f'has a number for a width of {n}'))
+
+  def meet(self, zeros: Sequence[Zeros]) -> Zeros:
+    """The channels for which all vanish."""
+    known = [self._leaves(z) for z in zeros if z is not everywhere]
+    return frozenset.intersection(*known) if known else everywhere
+
+  def unite(self, zeros: Sequence[Zeros]) -> Zeros:
+    """The channels for which one vanishes."""
+    everything = any(z is everywhere for z in zeros)
+    return everywhere if everything else frozenset().union(*zeros)
+
+  def only(self, zeros: Zeros, axes: Iterable[Axis]) -> Zeros:
+    """Of the channels for which a value vanishes, those on some axes."""
+    if zeros is everywhere:
+      return zeros
+    here = frozenset(c for axis in axes for c in self.channels.leaves(axis))
+    return self._leaves(zeros) & here
+
+  def apart(self, x: Value, axes: Sequence[int]):
+    """(axes that go, axes that stay) of a value."""
+    gone = [a for i, a in enumerate(x.axes) if i in axes]
+    return gone, tuple(a for i, a in enumerate(x.axes) if i not in axes)
+
+  def _leaves(self, zeros) -> frozenset[int]:
+    return frozenset(self.channels.leaves(zeros))
+
+  def outside(self, x: Value) -> frozenset[int]:
+    """The channels of a value for which it does not vanish."""
+    here = frozenset(c for axis in x.axes for c in self.channels.leaves(axis))
+    return (
+      frozenset() if x.zeros is everywhere else here - self._leaves(x.zeros)
+    )
+
+  def remarks(self) -> dict[int, list[str]]:
+    """Why what is left is not exact, by leaf."""
+    found: dict[int, list[str]] = {}
+    for axis, why in self._inexact:
+      for leaf in self.channels.leaves(axis):
+        found.setdefault(leaf, []).append(why)
+    return {leaf: list(dict.fromkeys(whys)) for leaf, whys in found.items()}
+
+  # ------------------------------------------------------------ of the algebra
+
+  def plain(self, aval, why: str = 'nothing is known of it') -> Value:
+    shape = getattr(aval, 'shape', ())
+    return Value(tuple(self.channels.axis(n, why) for n in shape))
+
+  def constant(self, x: Any) -> Value:
+    shape = np.shape(x)
+    zeros, number = nowhere, None
+    if math.prod(shape) < 2**20 and hasattr(x, 'dtype') or not shape:
+      try:
+        zeros = nowhere if np.any(np.asarray(x)) else everywhere
+        number = None if shape else float(x)
+      except (TypeError, ValueError):  # keys
+        pass
+    why = 'a constant of the program has as many'
+    axes = tuple(self.channels.axis(n, why) for n in shape)
+    return Value(axes, zeros, number)
+
+  def unknown(self, at, inputs):
+    why = self.said(at)
+    for x in inputs:
+      self.lock(x, why)
+    return [self.plain(v.aval, why) for v in at.eqn.outvars]
+
+  def join(self, cases, aval):
+    first, *others = cases
+    for other in others:
+      for a, b in zip(first.axes, other.axes, strict=True):
+        self.channels.tie(a, b)
+    return Value(first.axes, self.meet([x.zeros for x in cases]))
+
+  def carry(self, x, aval):
+    # One turn stands for all: whether it still vanishes then is not known.
+    return Value(x.axes)
+
+  def scanned(self, xs):
+    # A layer of zeros passes on what it gets only where there is a residual.
+    for x in xs[:1]:
+      self.inexact(x.axes[0], 'a loop runs once for each')
+    for x, other in zip(xs, xs[1:]):
+      self.channels.tie(x.axes[0], other.axes[0])
+
+  def layer(self, x, turn, aval):
+    return Value(x.axes[1:], x.zeros)
+
+  def stack(self, ys, aval):
+    (y,) = ys
+    first = self.channels.axis(aval.shape[0], 'a loop stacks its results')
+    return Value((first, *y.axes), y.zeros)
