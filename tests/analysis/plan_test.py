@@ -1,0 +1,129 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+from networks import made
+from networks import NETWORKS
+import numpy as np
+import optax
+
+import jaxopt_compress as jc
+from jaxopt_compress.analysis import plan as plan_lib
+
+
+def _half(structure, params, x):
+  """Keeps a half of every exact group, drawn."""
+  rng = np.random.default_rng(0)
+  sources = {
+    name: np.sort(rng.choice(g.size, max(g.size // 2, 1), replace=False))
+    for name, g in structure(params, x).free.items()
+    if not g.inexact
+  }
+  return plan_lib.Plan(structure(params, x), sources)
+
+
+# What a size of the program says itself: groups of 4 heads; two queries for a key.
+_FIXED = {'fused': 'layers/o:-2', 'grouped_queries': 'o:-3'}
+
+
+class PlanTest(parameterized.TestCase):
+  @parameterized.parameters(*NETWORKS)
+  def test_masked_is_shrunk(self, name):
+    fun, params, x = made(name)
+    plan = _half(jc.structure(fun), params, x)
+    sources = {g: s for g, s in plan.sources.items() if g != _FIXED.get(name)}
+    plan = plan_lib.Plan(plan.structure, sources)
+    run = jax.jit(jax.value_and_grad(lambda p: (fun(p, x) ** 2).sum()))
+    (y, grads), (y_small, grads_small) = map(
+      run, (plan.mask(params), plan.apply(params))
+    )
+    self.assertNotAlmostEqual(float(y), float(run(params)[0]), places=3)
+    np.testing.assert_allclose(y, y_small, rtol=1e-5)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    chex.assert_trees_all_close(
+      plan.apply(grads), grads_small, rtol=1e-4, atol=1e-5 * scale
+    )
+
+  def test_drawn(self):
+    #                 a -> b -> c: channel 1 of three goes
+    fun, params = (
+      lambda p, x: x @ p['a'] @ p['b'],
+      {
+        'a': jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+        'b': jnp.array([[1.0], [2.0], [3.0]]),
+      },
+    )
+    found = jc.structure(fun)(params, jnp.ones((1, 2)))
+    plan = plan_lib.Plan(found, {'a:-1': [0, 2]})
+    self.assertEqual(plan.shapes, {'a': (2, 2), 'b': (2, 1)})
+    small = jax.tree.map(
+      np.ndarray.tolist, jax.tree.map(np.asarray, plan.apply(params))
+    )
+    self.assertEqual(small, {'a': [[1, 3], [4, 6]], 'b': [[1], [3]]})
+    masked = plan.mask(params)
+    self.assertEqual(masked['a'].tolist(), [[1, 0, 3], [4, 0, 6]])
+    self.assertEqual(masked['b'].tolist(), [[1], [0], [3]])
+    wide = plan_lib.Plan(found, {'a:-1': [0, 1, 1, 2]}).apply(params)
+    self.assertEqual(wide['a'].tolist(), [[1, 2, 2, 3], [4, 5, 5, 6]])
+    again = plan_lib.Plan.from_json(plan.to_json())
+    self.assertEqual(again.structure, plan.structure)
+    self.assertEqual(again.shapes, plan.shapes)
+
+  @parameterized.parameters(
+    'adam', 'lion', 'rmsprop', 'adafactor', 'lamb', 'sgd', 'MultiSteps'
+  )
+  def test_state_of_optimizers(self, name):
+    fun, params, x = made('mlp')
+    make = getattr(optax, name, None)
+    if name == 'MultiSteps':
+      optimizer = optax.MultiSteps(optax.adam(0.1), 2)
+    else:
+      optimizer = make(0.1, momentum=0.9) if name == 'sgd' else make(0.1)
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6]})
+    small = plan.apply(params)
+    grads = jax.tree.map(jnp.cos, params)
+    state = optimizer.update(grads, optimizer.init(params), params)[1]
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      plan.apply(state), optimizer.init(small)
+    )
+
+  def test_sharding_is_kept(self):
+    fun, params, x = made('mlp')
+    mesh = jax.make_mesh((2,), ('model',), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec(None, 'model')
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    params['a'] = jax.device_put(params['a'], sharding)
+    found = jc.structure(fun)(params, x)
+    small = plan_lib.Plan(found, {'a:-1': [0, 1, 2, 5]}).apply(params)
+    self.assertEqual(small['a'].sharding, sharding)
+    with self.assertRaisesRegex(ValueError, 'multiples of the number of dev'):
+      plan_lib.Plan(found, {'a:-1': [0, 1, 2]}).apply(params)
+
+  @parameterized.parameters(
+    ({'a:-2': [0]}, 'a:-2 has to stay as it is: the size of an input'),
+    ({'a:-3': [0]}, "'a:-3'"),
+    ({'a:-1': []}, 'one at least'),
+    ({'a:-1': [0.5]}, 'not integers'),
+    ({'a:-1': [0, 8]}, 'channels 0 to 7'),
+  )
+  def test_refused(self, sources, message):
+    fun, params, x = made('mlp')
+    with self.assertRaisesRegex(ValueError, message):
+      plan_lib.Plan(jc.structure(fun)(params, x), sources)
+
+  def test_trees_that_are_refused(self):
+    fun, params, x = made('mlp')
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4]})
+    q = jc.quantize(params, [('a', jc.W8A8), ('.*', None)])
+    for tree, message in (
+      (dict(params, a=jnp.ones((3, 9))), r'a has shape \(3, 9\), not \(3, 8\)'),
+      ({'other': jnp.ones(3)}, "No leaf of the tree.*'a'"),
+      (q, 'shrink first, then quantise'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        plan.apply(tree)
+
+
+if __name__ == '__main__':
+  absltest.main()
