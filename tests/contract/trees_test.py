@@ -127,6 +127,7 @@ COUNTS = {
     apply, {'a/kernel': jc.absmax()}
   )(t, X),
   'analysis.scopes.at_scopes': replaced,
+  'analysis.structure.structure': lambda t: str(jc.structure(apply)(t, X)),
   'analysis.uses.uses': lambda t: sorted(jc.uses(apply)(t, X)),
   'calibration.bias.correct_bias': corrected,
   'calibration.ranges.calibrate': lambda t: jc.calibrate(
