@@ -231,11 +231,12 @@ class LoopTest(parameterized.TestCase):
     with pytest.raises(loop.Diverged, match="stage 'teacher'.*none yet"):
       loop.run(config, self.dir)
 
-  def test_another_config(self):
+  @parameterized.parameters(False, True)
+  def test_another_config(self, dry_run):
     self._unbroken()
     config = tiny(student=dict(alpha=0.5))
     with pytest.raises(ValueError, match='stage.student.alpha was 0.9, is 0.5'):
-      loop.run(config, self.shared)
+      loop.run(config, self.shared, dry_run=dry_run)
 
   def test_damaged_stage(self):
     self._unbroken()
@@ -259,6 +260,25 @@ class LoopTest(parameterized.TestCase):
     self.assertIn('layers/0/kernel', out)
     self.assertIn('int8 channel', out)
     self.assertFalse((self.dir / 'none').exists())
+
+  def test_dry_run_looks_into_the_workdir(self):
+    """Checkpoints of another config, lines that are damaged, no room for it."""
+    config = tiny()
+    config['stages'] = ('teacher',)
+    work = self.dir / 'work'
+    with checkpoint.Checkpoints(
+      work / 'checkpoints/teacher', config={'seed': 1}
+    ) as saver:
+      saver.save(1, {'x': np.ones(1)})
+    with pytest.raises(ValueError, match='seed was 1, is 0'):
+      loop.run(config, work, dry_run=True)
+    (work / 'metrics.jsonl').write_text('{bad\n')
+    with pytest.raises(ValueError, match='metrics.jsonl:1 is damaged'):
+      loop.run(config, work, dry_run=True)
+    with pytest.raises(
+      ValueError, match='work/.*metrics.jsonl, which is no fo'
+    ):
+      loop.run(config, work / 'metrics.jsonl' / 'work', dry_run=True)
 
   @parameterized.named_parameters(
     ('rule', dict(quantize=((r'kernl', 'W8A8'), (r'.*', None))), 'matches no'),

@@ -38,6 +38,21 @@ class WorkdirTest(parameterized.TestCase):
     with pytest.raises(ValueError, match='workdir is empty. Set it with'):
       workdir.absolute(name)
 
+  def test_where_it_could_be_made(self):
+    workdir.check_can_be_made(self.work)
+    self.assertFalse(self.work.exists())
+    top = self.work.parents[1]
+    (top / 'file').write_text('')
+    with pytest.raises(
+      ValueError, match=f'made in {top}/file, which is no fol'
+    ):
+      workdir.check_can_be_made(top / 'file' / 'work')
+    with mock.patch.object(os, 'access', return_value=False):
+      with pytest.raises(
+        ValueError, match=f'made in {top}, which is no folder'
+      ):
+        workdir.check_can_be_made(self.work)
+
   def test_a_second_run_is_refused(self):
     who = f'process {os.getpid()} on {socket.gethostname()}, since 20'
     with workdir.opened(self.work):
