@@ -74,6 +74,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
 
   # -- Data ---------------------------------------------------------------------
   data = examples.load(plan.data, plan.seed)
+  processes.agree({'the data': data.description})
   log(f'Data: {plan.data.name}, {data.description}.')
 
   # -- Models and stages, all checked before the first is trained ----------------

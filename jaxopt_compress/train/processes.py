@@ -48,7 +48,7 @@ def agree(settings: Mapping[str, Any]) -> None:
       if ours != theirs:
         raise ValueError(
           f'{key} is {ours!r} in process 0 and {theirs!r} in process {i}. Start'
-          ' all processes of a run with the same command.'
+          ' all processes of a run with the same command, on the same files.'
         )
 
 

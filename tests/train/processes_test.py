@@ -1,10 +1,12 @@
 """Two processes train what one does, and refuse together what one refuses."""
 
+import dataclasses
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -13,6 +15,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jaxopt_compress.parallel import cluster
+from jaxopt_compress.train import examples
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import processes
@@ -66,6 +69,7 @@ class ProcessesTest(absltest.TestCase):
     for process, output in zip(running, outputs, strict=True):
       self.assertEqual(process.returncode, 0, output)
       for refusal in (
+        "Refused: the data is '0 examples' in process 0 and '1 examples' in",
         'Refused: config.seed is 1 in process 0 and 2 in process 1. Start all',
         f'Refused: The workdir {held} is in use by process {os.getpid()} on',
       ):
@@ -91,6 +95,16 @@ class ProcessTest(absltest.TestCase):
       processes.fail_together('wrong')
 
 
+def _read_by(index):
+  load = examples.load
+
+  def other(*args):
+    data = load(*args)
+    return dataclasses.replace(data, description=f'{index} examples')
+
+  return other
+
+
 def main(address, process_id, folder):
   folder = pathlib.Path(folder)
   assert cluster.initialize(address, 2, int(process_id)) == 'arguments'
@@ -99,6 +113,11 @@ def main(address, process_id, folder):
   assert processes.gather('é' * index) == ['', 'é']
   try:
     loop.run({**CONFIG, 'seed': 1 + index}, folder / 'two')
+  except ValueError as e:
+    print('Refused:', e)
+  try:
+    with mock.patch.object(examples, 'load', _read_by(index)):
+      loop.run(CONFIG, folder / 'two')
   except ValueError as e:
     print('Refused:', e)
   assert not (folder / 'two').exists()
