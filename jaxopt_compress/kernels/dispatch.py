@@ -207,6 +207,11 @@ def _operands(x, leaf, epilogue, summed, columns, out_dtype):
   x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
   x, rounding = _activations(x, leaf, summed)
   scale, zero = _in_units(leaf)
+  factor = _float32(_part(leaf, 'global_scale'))
+  if factor is not None and rounding.act == native.Act.FLOAT:
+    rounding = dataclasses.replace(rounding, scale=factor)
+  elif factor is not None:  # its operand is that of a range
+    scale = leaf.scale_hat()
   if epilogue is not None:
     scale, rounding = _rescaled(scale, rounding, epilogue, columns)
   finish = _finish(epilogue, columns, out_dtype)

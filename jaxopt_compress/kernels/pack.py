@@ -47,7 +47,8 @@ def pack(
 
   To be done once, before a model is called; `lift` calls the kernels on such a
   machine (on CPUs where the library of C++ was built), and otherwise computes the
-  same, slower. Scales of two levels become float32; numbers stay what they are.
+  same, slower. Scales of two levels become float32, but for those of NVFP4; numbers
+  stay what they are, in the next number of bits that there is a kernel for.
 
   Convolutions of few channels with float activations may be faster in XLA.
 
@@ -195,10 +196,12 @@ def pack_leaf(
 def _packed(leaf, plan, stack):
   """The leaf laid out by a plan, of which `stack` axes are not of matrices."""
   q, matrix = planning.weight_of(leaf), plan.matrix
-  exact = q.scale.dtype in (jnp.bfloat16, jnp.float8_e8m0fnu)
-  exact = exact and q.global_scale is None
+  short = q.scale.dtype in (jnp.bfloat16, jnp.float8_e8m0fnu)
+  short = short and q.global_scale is None
+  factor = _global_scale(q, plan, stack)
+  as_stored = short or factor is not None
   parts = dict(
-    scale=_by_groups(q.scale if exact else q.scale_hat, q, plan, stack),
+    scale=_by_groups(q.scale if as_stored else q.scale_hat, q, plan, stack),
     zero=None if q.zero is None else _by_groups(q.zero, q, plan, stack),
     act_scale=_range(getattr(leaf, 'act_scale', None), q.shape[:stack]),
     act_zero=_range(getattr(leaf, 'act_zero', None), q.shape[:stack]),
@@ -211,7 +214,19 @@ def _packed(leaf, plan, stack):
     w = matrix.to_matrix(q.materialize().astype(jnp.float32))
     totals = jnp.sum(w, axis=-2, keepdims=True)
   codes = matrix.to_matrix(numbers.codes_of(q))
-  return panels.lay_out(codes, plan, totals=totals, **parts)
+  return panels.lay_out(
+    codes, plan, totals=totals, global_scale=factor, **parts
+  )
+
+
+def _global_scale(q, plan, stack):
+  """[stack..., 1, 1]: a factor of all scales, which have eight bits; or None."""
+  p = q.global_scale
+  if p is None or q.global_offset is not None or plan.depthwise:
+    return None
+  if q.scale.dtype != jnp.float8_e4m3fn or any(n > 1 for n in p.shape[stack:]):
+    return None
+  return _range(p.astype(jnp.float32), q.shape[:stack])
 
 
 def _by_groups(p, q, plan, stack):

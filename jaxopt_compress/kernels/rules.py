@@ -226,15 +226,15 @@ def gather(
     inside,
   )
 
-  def along(name):
+  def along(p):
     """[..., k] of scales or zero points."""
-    p = plan_lib.part(operand, name).T[inside][..., None].astype(jnp.float32)
+    p = p.T[inside][..., None].astype(jnp.float32)
     return matrix_lib.by_row(p, plan.group, m.k)[..., 0]
 
   x = numbers.of_codes(codes, plan.format)
   if operand.zero is not None:
-    x = x - along('zero')
-  x = (x * along('scale')).astype(plan.dtype)
+    x = x - along(plan_lib.part(operand, 'zero'))
+  x = (x * along(operand.scale_hat())).astype(plan.dtype)
   if params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP:
     fill = jnp.nan if fill_value is None else fill_value
     x = jnp.where((at == inside)[..., None], x, jnp.asarray(fill, x.dtype))

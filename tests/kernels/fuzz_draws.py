@@ -114,7 +114,7 @@ class Draws:
     """Scales and what goes with them: [..., *inner], where inner ends in (groups, n)."""
     rng = self.rng
     *outer, _, n = inner
-    types = ['float32', jnp.bfloat16, jnp.float8_e8m0fnu]
+    types = ['float32', jnp.bfloat16, jnp.float8_e8m0fnu, jnp.float8_e4m3fn]
     scale = rng.uniform(0.5, 1.5, (*self.some(), *inner))
     zero = rng.integers(-3, 4, (*self.some(), *inner))
 
@@ -131,7 +131,7 @@ class Draws:
       ('scale', 'zero', 'totals', 'bias', 'act_scale', 'act_zero')
     )
     if how.act is not Act.CODES:
-      p['scale'] = scale.astype(types[rng.integers(3)])
+      p['scale'] = scale.astype(types[rng.integers(4)])
       p['zero'] = maybe(zero.astype(rng.choice(['float32', 'int8'])))
       p['totals'] = of_each_column() * 50
       p['bias'] = maybe(of_each_column())

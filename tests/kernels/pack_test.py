@@ -116,6 +116,21 @@ class PackTest(parameterized.TestCase):
     compiled = [m.split()[1] for m in compiled if m.startswith('Compiling')]
     self.assertEqual(compiled, [f'jit({name})' for name in programs])
 
+  @parameterized.parameters(
+    ('NVFP4', 4.5), ('MXFP4', 4.25), ('W4A16', 4.125), ('W8A8', 8.125)
+  )
+  def test_costs_what_its_format_costs(self, scheme, bits):
+    w = jax.random.normal(_KEYS[3], (256, 64))
+    q, p = _both(_matmul, {'w': w}, w.T, scheme)
+    self.assertLessEqual(jc.nbytes(p), jc.nbytes(q))
+    self.assertAlmostEqual(8 * jc.nbytes(p) / w.size, bits, delta=0.01)
+    # The same numbers: scales are multiplied in the same order.
+    for leaf in (p['w'], jc.unpack(p)['w']):
+      np.testing.assert_array_equal(*map(jc.materialize, (q['w'], leaf)))
+    self.assertEqual(jc.nbytes(jc.unpack(p)), jc.nbytes(q))
+    f = jax.jit(jc.lift(_matmul, strict=True))
+    self.assertLess(_distance(f(p, w.T), f(q, w.T)), 1e-5)
+
   def test_where_it_would_not_pay(self):
     q = jc.quantize({'w': W}, [('w', 'int8')])
     with mock.patch.object(native, 'available', lambda: False):

@@ -20,9 +20,9 @@ SCHEMES = {
   'int4 g16 asym, int8 token asym': 'int4 g16 asym, int8 activations, packed',
   'int3 g32 asym, int8': 'int3 g32 asym, int8 activations, packed',
   'W2A16': 'int2 channel asym, packed',
-  'binary': 'binary channel, packed',
+  'binary': 'binary channel, packed in 2 bits',
   'ternary, int8': 'ternary channel, int8 activations, packed',
-  'int6': 'int6 channel, packed',
+  'int6': 'int6 channel, packed in 8 bits',
   'int8 tensor, int8 tensor asym': 'int8 channel, int8 activations, packed',
   'W4A4': 'int4 channel, int4 activations, packed',
   'int8, int2 token asym': 'int8 channel, int2 activations, packed',
@@ -30,8 +30,8 @@ SCHEMES = {
   'NF4': 'nf4 channel, packed',
   'nf4 g32, int8': 'nf4 g32, int8 activations, packed',
   'MXFP4': 'e2m1 g32 mx, e2m1 activations, packed',
-  'MXFP6': 'e2m3 g32 mx, e2m3 activations, packed',
-  'NVFP4': 'e2m1 g16, e2m1 activations, packed',
+  'MXFP6': 'e2m3 g32 mx, e2m3 activations, packed in 8 bits',
+  'NVFP4': 'e2m1 g16 nv, e2m1 activations, packed',
   'int8 g32, e4m3 token': 'int8 g32, e4m3 activations, packed',
 }
 

@@ -102,7 +102,7 @@ def conv(
       Act.CODES.
     w: [..., feature_groups, panels, units, bytes], `layout.to_panels` of the kernel
       seen as [height * width * channels, features] of each group.
-    scale: [..., feature_groups, groups, n] float32, bfloat16 or float8_e8m0fnu;
+    scale: [..., feature_groups, groups, n] of the types of `native.matmul`;
       None for codes.
     zero: [..., feature_groups, groups, n] float32 or int8, in numbers of the
       format; None for Act.CODES.
@@ -166,7 +166,7 @@ def depthwise(
     x: [..., images, height, width, channels] float32 or bfloat16; int8 codes for
       Act.CODES.
     w: [..., quads, width, columns, 4] int8, `layout.to_quads` of the kernel.
-    scale: [..., 1, n] float32, bfloat16 or float8_e8m0fnu; None for codes.
+    scale: [..., 1, n] of the types of `native.matmul`; None for codes.
     zero: [..., 1, n] float32 or int8; None for Act.CODES.
     rounding: as for `conv`.
     finish: a bias and a floor, and no more.

@@ -121,6 +121,7 @@ class Rounding:
 
   Attributes:
     scale, zero: [..., 1, 1] float32, the range of Act.STATIC. A `zero` of None is 0.
+      With Act.FLOAT `scale` is a factor of all scales of the weight, or None.
     totals: [..., 1, n] float32, the sums of the columns of the weight; needed if
       codes of x have zero points. `cpu.conv.depthwise` computes them itself.
     act: CODES: x has int8 codes already. DYNAMIC: the range of each row is measured
@@ -203,7 +204,8 @@ def matmul(
   Args:
     x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
     w: [..., panels, units, bytes] as `layout.to_panels` makes them.
-    scale: [..., groups, n] float32, bfloat16 or float8_e8m0fnu; None for codes.
+    scale: [..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn; None
+      for codes.
     zero: [..., groups, n] float32 or int8, in numbers of the format.
     rounding: how x is rounded.
     finish: what is done with results.

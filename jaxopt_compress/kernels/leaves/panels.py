@@ -30,12 +30,13 @@ class PanelArray(array.CompressedArray):
 
   Attributes:
     payload: [stack..., panels, units, bytes] uint8.
-    scale: [stack..., groups, n] float32, bfloat16 or float8_e8m0fnu.
+    scale: [stack..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn.
     zero: None; or the shape of `scale`, int8 or float32.
     totals: None; or [stack..., 1, n] float32, the sums of the columns, for codes of
       the other operand with zero points.
     act_scale, act_zero: [stack..., 1, 1] or None: a given range of the other
       operand.
+    global_scale: None; or [stack..., 1, 1] float32, a factor of all scales.
     plan: what is static.
   """
 
@@ -45,6 +46,7 @@ class PanelArray(array.CompressedArray):
   totals: jax.Array | None
   act_scale: jax.Array | None
   act_zero: jax.Array | None
+  global_scale: jax.Array | None
   plan: plan_lib.Plan = dataclasses.field(metadata={'static': True})
 
   shape = property(plan_lib.shape)
@@ -65,7 +67,17 @@ class PanelArray(array.CompressedArray):
       totals=2 + more,
       act_scale=2,
       act_zero=2,
+      global_scale=2,
     )
+
+  def scale_hat(self) -> jax.Array:
+    """The scales with the factor of all of them, in the shape of `scale`."""
+    scale, factor = plan_lib.part(self, 'scale'), self.global_scale
+    if factor is None:
+      return scale
+    stack = plan_lib.stack(self)
+    ones = (1,) * (scale.ndim - len(stack))
+    return scale.astype(jnp.float32) * factor.reshape(*stack, *ones)
 
   def matrices(self) -> portable_lib.Matrices:
     plan = self.plan
@@ -85,11 +97,15 @@ class PanelArray(array.CompressedArray):
       )
     )
     return portable_lib.Matrices(
-      numbers.of_codes(codes, plan.format), scale, zero
+      numbers.of_codes(codes, plan.format),
+      scale,
+      zero,
+      plan_lib.part(self, 'global_scale'),
     )
 
   def describe(self):
-    return plan_lib.describe(self, 'packed')
+    name = numbers.LAYOUT[self.plan.format].name
+    return plan_lib.describe(self, 'packed', layout.CODES[name].bits)
 
 
 def lay_out(
@@ -100,6 +116,7 @@ def lay_out(
   totals: jax.Array | None,
   act_scale: jax.Array | None,
   act_zero: jax.Array | None,
+  global_scale: jax.Array | None = None,
 ) -> PanelArray:
   """The leaf of a weight seen as matrices.
 
@@ -108,7 +125,7 @@ def lay_out(
     plan: what is static.
     scale, zero: [stack..., groups, n].
     totals: [stack..., 1, n].
-    act_scale, act_zero: [stack..., 1, 1].
+    act_scale, act_zero, global_scale: [stack..., 1, 1].
   """
   stack, groups = codes.shape[:-2], plan.feature_groups
   name = numbers.LAYOUT[plan.format].name
@@ -117,7 +134,7 @@ def lay_out(
   return PanelArray(
     *(
       plan_lib.full(p, stack, plan.matrix)
-      for p in (payload, *of_columns, act_scale, act_zero)
+      for p in (payload, *of_columns, act_scale, act_zero, global_scale)
     ),
     plan,
   )

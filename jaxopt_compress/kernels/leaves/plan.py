@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
+from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
 
@@ -147,13 +148,16 @@ def dtypes(leaf) -> dict[str, jnp.dtype]:
   return {name: jnp.dtype(leaf.stored)}
 
 
-def describe(leaf, laid_out: str) -> str:
-  """The format in a few words, and how it is laid out."""
+def describe(leaf, laid_out: str, bits: int = 0) -> str:
+  """The format in a few words, and how it is laid out: if wider, in how many bits."""
   plan = leaf.plan
+  if bits and bits > formats.FORMATS[plan.format].bits:
+    laid_out += f' in {bits} bits'
   words = [plan.format or plan.sparse.type]
   if leaf.scale is not None:
     words += [f'g{plan.group}' if plan.grouped else 'channel']
     words += ['mx'] * (leaf.scale.dtype == jnp.float8_e8m0fnu)
+    words += ['nv'] * (getattr(leaf, 'global_scale', None) is not None)
   words += ['asym'] * (getattr(leaf, 'zero', None) is not None)
   said = ' '.join(words)
   if plan.act is not None:

@@ -21,17 +21,26 @@ class Matrices(NamedTuple):
   Attributes:
     numbers: [stack..., k, n] float32 numbers of the format; the floats themselves.
     scale, zero: None, or [stack..., groups, n].
+    factor: None, or [stack..., 1, 1] of all scales.
   """
 
   numbers: jax.Array
   scale: jax.Array | None = None
   zero: jax.Array | None = None
+  factor: jax.Array | None = None
+
+  def scale_hat(self) -> jax.Array | None:
+    """Scales of one level."""
+    if self.factor is None:
+      return self.scale
+    return self.scale.astype(jnp.float32) * self.factor
 
 
 def materialize(leaf) -> jax.Array:
   """[stack..., *matrix.shape]: the array that a leaf stands for."""
   plan = leaf.plan
-  x, scale, zero = leaf.matrices()
+  found = leaf.matrices()
+  x, scale, zero = found.numbers, found.scale_hat(), found.zero
 
   def by_row(p):
     return matrix_lib.by_row(p.astype(jnp.float32), plan.group, plan.matrix.k)
@@ -49,7 +58,7 @@ def unpack(
 ) -> qarray.QArray | qarray.QDotArray | jax.Array:
   """The leaf of the same numbers for any machine; of floats, the array.
 
-  Scales are of one level. `stored`: narrow codes share bytes, to be kept.
+  Scales of two levels are those of NVFP4. `stored`: narrow codes share bytes, to be kept.
   """
   plan = leaf.plan
   if not plan.format:
@@ -104,14 +113,14 @@ def _assembled(
   if matrices.scale.shape[-2] > 1:
     rows = (*m.rows[:-1], -(-m.rows[-1] // plan.group))
 
-  def along_array(p):
-    return None if p is None else m.from_matrix(p, (*rows, *m.columns))
+  def along_array(p, sizes=(*rows, *m.columns)):
+    return None if p is None else m.from_matrix(p, sizes)
 
   return qarray.QArray(
     codes,
     along_array(matrices.scale),
     along_array(matrices.zero),
-    None,
+    along_array(matrices.factor, (1,) * len(m.sizes)),
     None,
     plan.format,
     plan.dtype,

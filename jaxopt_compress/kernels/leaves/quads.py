@@ -63,7 +63,7 @@ class QuadArray(array.CompressedArray):
     )
 
   def describe(self):
-    return plan_lib.describe(self, 'packed')
+    return plan_lib.describe(self, 'packed', bits=8)
 
 
 def lay_out(

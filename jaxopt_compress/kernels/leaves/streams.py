@@ -103,7 +103,8 @@ class StreamArray(array.CompressedArray):
 def of_codes(dense: panels.PanelArray) -> StreamArray | None:
   """A leaf without its zeros; None where it has few, or is not of bytes."""
   how = numbers.LAYOUT[dense.plan.format]
-  if how.name != 'int8' or dense.zero is not None:
+  given = dense.zero, dense.global_scale
+  if how.name != 'int8' or given != (None, None):
     return None
   # What fills panels up has the code 0; that of zero is another.
   zeros = np.asarray(dense.payload) == layout.CODES['int8'].offset

@@ -128,8 +128,9 @@ def suits(format: str, zero, act) -> str:
 def tile(leaf: panels.PanelArray, target: str) -> TiledArray:
   """Lays a packed weight, of which `suits` says nothing, out for a target."""
   plan, stack = leaf.plan._replace(target=target), plan_lib.stack(leaf)
-  numbers, scale, zero = leaf.matrices()
-  codes = numbers.astype(jnp.int8)
+  found = leaf.matrices()
+  codes, scale, zero = found.numbers, found.scale_hat(), found.zero
+  codes = codes.astype(jnp.int8)
   lay_out = functools.partial(_kernel(plan).lay_out, **_numbers(plan))
   if plan.act is not None:
     parts = codes, scale.astype(jnp.float32)

@@ -154,16 +154,36 @@ class MatmulTest(parameterized.TestCase):
     x = (codes + 7) * 0.03
     self.assertLess(_distance(y, x @ case.w + bias), 1e-5)
 
-  @parameterized.parameters(jnp.bfloat16, jnp.float8_e8m0fnu)
-  def test_types_of_scales(self, dtype):
+  @parameterized.parameters(
+    (jnp.bfloat16,),
+    (jnp.float8_e8m0fnu,),
+    (jnp.float8_e4m3fn,),
+    (jnp.float8_e4m3fn, 0.37),
+  )
+  def test_types_of_scales(self, dtype, factor=None):
     case = Case('e2m1', (4, 64, 40, 32))
     scale = np.asarray(
       jnp.asarray(case.scale).astype(dtype).astype(jnp.float32)
     )
     case.w = oracle.weight(case.codes, 'e2m1', scale, None, 32)
     case.scale = jnp.asarray(case.scale).astype(dtype)
-    y = case.run(Act.FLOAT)
-    self.assertLess(_distance(y, case.x @ case.w), 2e-6)
+    given = None if factor is None else jnp.full((1, 1), factor)
+    y = case.run(Act.FLOAT, scale=given)
+    self.assertLess(_distance(y, case.x @ case.w * (factor or 1)), 2e-6)
+
+  def test_every_scale_of_e4m3(self):
+    scale = np.arange(256, dtype=np.uint8).view(jnp.float8_e4m3fn)[None]
+    ones = jnp.full((4, 256), 129, jnp.uint8)
+    y = native.matmul(
+      jnp.ones((1, 4)),
+      layout.to_panels(ones, 'int8', 4),
+      jnp.asarray(scale),
+      format='int8',
+      k=4,
+      n=256,
+      group=4,
+    )
+    np.testing.assert_array_equal(y, 4 * scale.astype(np.float32))
 
   def test_bfloat16(self):
     case = Case('int4', (20, 64, 40, 32))

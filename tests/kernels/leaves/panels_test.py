@@ -25,7 +25,7 @@ class PanelsTest(absltest.TestCase):
       plan_lib.part(leaf, 'scale').tolist(),
       [[[0, 1, 2, 3, 4, 5]], [[6, 7, 8, 9, 10, 11]]],
     )
-    numbers, of_columns, zero = leaf.matrices()
+    numbers, of_columns, zero, _ = leaf.matrices()
     np.testing.assert_array_equal(numbers, codes - 128)
     np.testing.assert_array_equal(of_columns, scale)
     self.assertIsNone(zero)

@@ -28,7 +28,7 @@ def _leaf(kind):
     target = 'tpu'
   uses = jc.uses(_matmul)({'w': w}, jnp.ones((3, 5, 64)))
   q = jc.quantize({'w': w}, [('w', 'int8')], uses)
-  return jc.pack(q, uses, target=target)['w']
+  return jc.pack(q, uses, target=target, sparse=True)['w']
 
 
 KINDS = ('PanelArray', 'StreamArray', 'TiledArray')

@@ -120,8 +120,8 @@ inline bool types_fit(const Operands& p, const Job& job, bool scaled) {
   const bool codes = job.act == Act::kCodes;
   const bool results = codes ? job.x_type == Type::kS8 && job.out_type == Type::kS32
                              : floating(job.x_type) && floating(job.out_type);
-  const bool scales =
-      !scaled || floating(job.scale_type) || job.scale_type == Type::kE8m0;
+  const bool scales = !scaled || floating(job.scale_type) ||
+                      job.scale_type == Type::kE8m0 || job.scale_type == Type::kE4m3;
   const bool zeros = job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
                      job.zero_type == Type::kS8;
   const bool floats = p.totals.is(Type::kF32) && p.bias.is(Type::kF32) &&
@@ -160,7 +160,7 @@ inline ffi::Error check_operands(const Operands& p, const Job& job, bool scaled,
 }
 
 // Operands of entry `i` of a stack.
-inline Item item_of(const Operands& p, Dims lead, int64_t i) {
+inline Item item_of(const Operands& p, const Job& job, Dims lead, int64_t i) {
   Item item = {};
   item.x = p.x.at(lead, i);
   item.w = reinterpret_cast<const uint8_t*>(p.w.at(lead, i));
@@ -170,6 +170,8 @@ inline Item item_of(const Operands& p, Dims lead, int64_t i) {
   item.bias = p.bias.floats(lead, i);
   item.act_scale = p.act_scale.number(lead, i, 1.0f);
   item.act_zero = p.act_zero.number(lead, i, 0.0f);
+  // Where x has no range that is given, the operand is that of the scales.
+  item.global_scale = job.act == Act::kFloat ? item.act_scale : 1.0f;
   item.out = p.out.at(lead, i);
   item.other = p.other.at(lead, i);
   return item;

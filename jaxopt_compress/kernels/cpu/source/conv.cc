@@ -232,7 +232,7 @@ void fill(const Operands& p, Dims lead, int64_t stacks, Call* call) {
   for (int64_t i = 0; i < stacks; ++i) {
     call->stacks.push_back(
         stack_of(p, scene, lead, i, memory + i * stack_bytes(scene)));
-    const Item first = item_of(p, lead, i);
+    const Item first = item_of(p, job, lead, i);
     for (int64_t f = 0; f < scene.features; ++f) {
       // Numbers of columns lie group of features after group of features.
       const int64_t column = f * job.n, scale = column * job.groups;

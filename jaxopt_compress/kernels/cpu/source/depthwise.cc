@@ -123,7 +123,7 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   for (int64_t i = 0; i < stacks; ++i) {
     call->stacks.push_back(
         stack_of(*p, scene, lead, i, memory + i * stack_bytes(scene)));
-    call->items.push_back(item_of(*p, lead, i));
+    call->items.push_back(item_of(*p, call->job, lead, i));
   }
 
   const int64_t images = stacks * scene.images;

@@ -32,7 +32,7 @@ enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 // A place in kCurves of curves.h, or this: results go through nothing.
 constexpr int kNoCurve = -1;
 
-enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kU8, kOther };
+enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kE4m3, kU8, kOther };
 
 // The most products of codes whose sum fits in 32 bits. (Codes of weights are unsigned;
 // their offset is taken off the sum afterwards.)
@@ -47,6 +47,7 @@ struct Item {
   const float* totals;  // [n] or null
   const float* bias;    // [n] or null
   float act_scale, act_zero;  // where they are given
+  float global_scale;  // a factor of all s
   void* out;            // [rows, n]
   const void* other;    // of the type and shape of out, or null
   // Made from x, tile by tile.

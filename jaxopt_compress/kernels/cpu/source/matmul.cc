@@ -182,7 +182,7 @@ ffi::Error fill(const Operands& p, const Part* offsets, Dims lead, int64_t produ
   char* memory = call->alone ? nullptr : room.of(products * layout.bytes());
   call->items.reserve(products);
   for (int64_t i = 0; i < products; ++i) {
-    Item item = item_of(p, lead, i);
+    Item item = item_of(p, job, lead, i);
     if (job.sparse) {
       item.offsets = reinterpret_cast<const int32_t*>(offsets->at(lead, i));
       if (!runs_fit(job, item)) return wrong("offsets do not fit the stream");

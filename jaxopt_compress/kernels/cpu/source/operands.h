@@ -33,6 +33,8 @@ inline Type type_of(const ffi::AnyBuffer& buffer) {
       return Type::kS32;
     case ffi::F8E8M0FNU:
       return Type::kE8m0;
+    case ffi::F8E4M3FN:
+      return Type::kE4m3;
     default:
       return Type::kOther;
   }

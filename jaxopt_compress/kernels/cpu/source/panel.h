@@ -50,6 +50,20 @@ inline int columns_of(const Job& job, int64_t panel) {
   return left < kColumns ? left : kColumns;
 }
 
+// A sign, four bits of exponent and three of mantissa; all ones are NaN.
+inline float from_e4m3(uint8_t code) {
+  const uint32_t magnitude = code & 127;
+  if (magnitude < 8) {  // below the smallest exponent
+    const float x = magnitude * 0x1p-9f;
+    return code & 128 ? -x : x;
+  }
+  uint32_t bits = magnitude == 127 ? 0x7fc00000u : (magnitude << 20) + (120u << 23);
+  bits |= static_cast<uint32_t>(code & 128) << 24;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
 inline void to_floats(Type type, const void* from, int64_t at, int n,
                       float* out) {
   if (type == Type::kF32) {
@@ -65,6 +79,9 @@ inline void to_floats(Type type, const void* from, int64_t at, int n,
       const uint32_t bits = e == 0 ? 0x00400000u : e == 255 ? 0x7fc00000u : e << 23;
       std::memcpy(out + i, &bits, 4);
     }
+  } else if (type == Type::kE4m3) {
+    const uint8_t* p = static_cast<const uint8_t*>(from) + at;
+    for (int i = 0; i < n; ++i) out[i] = from_e4m3(p[i]);
   } else {
     const int8_t* p = static_cast<const int8_t*>(from) + at;
     for (int i = 0; i < n; ++i) out[i] = p[i];
@@ -90,6 +107,9 @@ inline PanelScales scales_of(const Job& job, const Item& item, int64_t panel,
   for (int64_t g = 0; g < job.groups; ++g) {
     to_floats(job.scale_type, item.scale, g * job.n + first, n,
               room + g * kColumns);
+  }
+  if (item.global_scale != 1.0f) {
+    for (int64_t i = 0; i < job.groups * kColumns; ++i) room[i] *= item.global_scale;
   }
   if (job.format.unit != 1.0f) {
     for (int64_t i = 0; i < job.groups * kColumns; ++i) {
