@@ -136,8 +136,9 @@ def on_codes(lhs, rhs, **params):
   a, b = dot.as_operand(x, ()), dot.as_operand(q, ())
   numbers = _conv(a.numbers, b.numbers, params)
   y = _less_zeros(numbers, a.numbers, b.numbers, a.zero, b.zero, params)
-  y = y.astype(jnp.float32) * _per_image(a.scale, params, b.numbers)
-  y = y * _per_output(b.scale, params)
+  y = product.rescale(
+    y, _per_image(a.scale, params, b.numbers), _per_output(b.scale, params)
+  )
   preferred = params['preferred_element_type']
   return y.astype(dot.result_dtype(preferred, lhs, q))
 

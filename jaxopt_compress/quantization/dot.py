@@ -50,14 +50,19 @@ def as_operand(
     dtype: of its numbers; as they are if None.
   """
   numbers = q.numbers if q.integer or dtype is not None else q.qvalue
-  numbers = numbers if dtype is None else numbers.astype(dtype)
   free = tuple((a, n) for a, n in q.blocks if q.ndim + a not in contracted)
 
   def spread(p):
     return blocks_lib.expand(p, free, q.shape)
 
   zero = None if q.zero is None else spread(q.zero)
-  return product.Operand(numbers, spread(q.scale_hat), zero)
+  x = product.Operand(numbers, spread(q.scale_hat), zero)
+  if dtype is None:
+    return x
+  # What float16 cannot hold, its sums in float32 can.
+  if jnp.finfo(dtype).maxexp < 128:
+    return x._replace(numbers=numbers.astype(dtype))
+  return product.split_scale(x, dtype)
 
 
 def weight_only(

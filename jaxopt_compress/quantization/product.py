@@ -112,12 +112,54 @@ def multiply(a: Operand, b: Operand, d: Dims, precision=None) -> jax.Array:
     n = math.prod(a.numbers.shape[i] for i in d.contracting[0])
     zeros = at(a.zero, 0).astype(y.dtype) * at(b.zero, 1).astype(y.dtype)
     y = y + n * zeros
+  return rescale(
+    y,
+    *(
+      at(x.scale, side) for side, x in enumerate((a, b)) if x.scale is not None
+    ),
+  )
+
+
+def rescale(y: jax.Array, *scales: jax.Array) -> jax.Array:
+  """Sums of numbers times the scales of both operands, the smaller one first.
+
+  Not finite only where the result is not: the smaller scale makes the sum larger
+  only if the larger one does so, too.
+
+  Args:
+    y: [...] integers or float32.
+    *scales: one or two, broadcastable to it.
+
+  Returns:
+    [...] float32.
+  """
+  scales = [lax.convert_element_type(s, jnp.float32) for s in scales]
+  if len(scales) == 2:
+    scales = [jnp.minimum(*scales), jnp.maximum(*scales)]
   y = lax.convert_element_type(y, jnp.float32)
-  for x, side in ((a, 0), (b, 1)):
-    if x.scale is not None:
-      scale = lax.convert_element_type(x.scale, jnp.float32)
-      y = lax.mul(y, at(scale, side))
+  for scale in scales:
+    y = lax.mul(y, scale)
   return y
+
+
+def split_scale(x: Operand, dtype) -> Operand:
+  """The same factor with floating numbers, these numbers times the power of two of its scale.
+
+      numbers * scale = (numbers * 2^e) * (scale / 2^e),   1 <= scale / 2^e < 2
+
+  Both are exact. Sums with numbers of hundreds overflow early; with these they do
+  where those with the factor itself do.
+
+  Args:
+    x: integers, or numbers of `dtype`; its scales not contracted.
+    dtype: of the numbers, with the exponents of float32.
+  """
+  bits = lax.bitcast_convert_type(x.scale, jnp.int32)
+  power = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
+  mantissa = lax.bitcast_convert_type(bits & 0x7FFFFF | 0x3F800000, jnp.float32)
+  numbers = (x.numbers.astype(jnp.float32) * power).astype(dtype)
+  zero = None if x.zero is None else x.zero.astype(jnp.float32) * power
+  return Operand(numbers, mantissa, zero)
 
 
 def same_type(y, zero):

@@ -122,10 +122,8 @@ def _multiply(a, b, group_sizes, params):
     total = jnp.sum(number, axis=d.contracting[1], keepdims=True)
     y, zero = product.same_type(y, of_token(a.zero))
     y = y - zero * of_expert(total).astype(y.dtype)
-  y = y.astype(jnp.float32)
-  if a.scale is not None:
-    y = y * of_token(a.scale)
-  y = y * of_expert(b.scale)
+  scales = [] if a.scale is None else [of_token(a.scale)]
+  y = product.rescale(y, *scales, of_expert(b.scale))
   return jnp.where(_routed(rows, group_sizes, ragged, d, rank), y, 0)
 
 

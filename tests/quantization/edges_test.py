@@ -5,6 +5,7 @@ import itertools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,6 +57,52 @@ class ActivationsTest(parameterized.TestCase):
   def test_no_rows(self, scheme):
     y = jax.jit(jc.lift(_apply))(_quantised(scheme), X[:0])
     self.assertEqual(y.shape, (0, 32))
+
+
+def _conv(p, x):
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  x = x.reshape(1, 4, 8, 8)
+  w = p['w'].reshape(2, 4, 8, 32)
+  return lax.conv_general_dilated(
+    x, w, (1, 1), 'SAME', dimension_numbers=numbers
+  )
+
+
+def _ragged(p, x):
+  return lax.ragged_dot(x, p['w'][None], jnp.array([4]))
+
+
+class LargeTest(parameterized.TestCase):
+  @parameterized.product(
+    f=(_apply, _conv, _ragged),
+    scheme=('W8A16', 'int8 asym', 'int4 asym, int8 asym', 'FP8_DYNAMIC'),
+  )
+  def test_finite_where_the_result_is(self, f, scheme):
+    x = X * 1e37
+    uses = jc.uses(f)({'w': W}, x)
+    q = jc.quantize({'w': W / 8}, [('w', scheme)], uses)
+    y = jax.jit(jc.lift(f))(q, x)
+    dense = f(jc.materialize(q), x)
+    self.assertTrue(bool(jnp.isfinite(dense).all()))
+    error = jnp.linalg.norm(y * 1e-37 - dense * 1e-37)
+    within = 1e-6 if scheme in ('W8A16', 'int8 asym') else 0.04
+    self.assertLess(float(error / jnp.linalg.norm(dense * 1e-37)), within)
+
+  def test_keys_of_a_cache(self):
+    cache = jc.quantize_cache({'k': X[None]}, [('k', 'int8')])
+    scores = lambda c, q: jnp.einsum('bqd,bkd->bqk', q, c['k'])
+    y = jc.lift(scores)(cache, X[None] * 1e36)
+    self.assertTrue(bool(jnp.isfinite(y).all()))
+
+  def test_gradients_on_codes(self):
+    comp = jc.fake_quantize([('w', 'int8, int8, int8')])
+
+    def loss(w, x):
+      leaves = comp.apply({'w': w}, comp.init({'w': w}))
+      return jnp.sum(jc.lift(_apply)(leaves, x) * 1e36)
+
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(W, X)
+    self.assertTrue(all(bool(jnp.isfinite(g).all()) for g in grads))
 
 
 class LeafTest(absltest.TestCase):
