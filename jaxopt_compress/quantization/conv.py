@@ -112,9 +112,9 @@ def weight_only(lhs, rhs, **params):
   if not inside or not _scaled_per_output(rhs, params):
     w = rhs.materialize()
     return lax.conv_general_dilated_p.bind(lhs, w, **params).astype(out_dtype)
-  q = dot.as_operand(rhs, (), lhs.dtype)
-  y = _conv(lhs, q.numbers, params)
-  y = _less_zeros(y, lhs, q.numbers, None, q.zero, params)
+  x, q = dot.beside_numbers(lhs, rhs, ())
+  y = _conv(x.numbers, q.numbers, params)
+  y = _less_zeros(y, x.numbers, q.numbers, None, q.zero, params)
   return (y * _per_output(q.scale, params)).astype(out_dtype)
 
 

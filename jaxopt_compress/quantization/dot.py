@@ -55,14 +55,32 @@ def as_operand(
   def spread(p):
     return blocks_lib.expand(p, free, q.shape)
 
+  numbers = numbers if dtype is None else numbers.astype(dtype)
   zero = None if q.zero is None else spread(q.zero)
-  x = product.Operand(numbers, spread(q.scale_hat), zero)
-  if dtype is None:
-    return x
-  # What float16 cannot hold, its sums in float32 can.
-  if jnp.finfo(dtype).maxexp < 128:
-    return x._replace(numbers=numbers.astype(dtype))
-  return product.split_scale(x, dtype)
+  return product.Operand(numbers, spread(q.scale_hat), zero)
+
+
+def beside_numbers(
+  x, q: qarray.QArray, contracted: tuple[int, ...]
+) -> tuple[product.Operand, product.Operand]:
+  """A float operand, and the weight that it meets as numbers of its type.
+
+  Numbers are larger than what they stand for, and so are their sums. A power of two
+  goes from `x` to the scales, which is exact, so that sums are at most those with a
+  weight whose largest entry is one: they overflow where |x| times that does.
+
+  Args:
+    x: [...] floating.
+    q: the leaf.
+    contracted: as for `as_operand`.
+  """
+  w = as_operand(q, contracted, x.dtype)
+  # The exponents of float16 have no room for it, and its sums in float32 have.
+  if jnp.finfo(x.dtype).maxexp >= 128:
+    fmt = q.numbers_format
+    power = 2.0 ** math.ceil(math.log2(max(-fmt.lowest, fmt.highest)))
+    x, w = x * (1 / power), w._replace(scale=w.scale * power)
+  return product.Operand(x), w
 
 
 def weight_only(
@@ -85,7 +103,7 @@ def weight_only(
       preferred_element_type=preferred_element_type,
       **params,
     )
-  w, x_ = as_operand(q, d.contracting[side], x.dtype), product.Operand(x)
+  x_, w = beside_numbers(x, q, d.contracting[side])
   a, b = (x_, w) if side else (w, x_)
   y = product.multiply(a, b, d, precision)
   return y.astype(result_dtype(preferred_element_type, x, q))

@@ -142,26 +142,6 @@ def rescale(y: jax.Array, *scales: jax.Array) -> jax.Array:
   return y
 
 
-def split_scale(x: Operand, dtype) -> Operand:
-  """The same factor with floating numbers, these numbers times the power of two of its scale.
-
-      numbers * scale = (numbers * 2^e) * (scale / 2^e),   1 <= scale / 2^e < 2
-
-  Both are exact. Sums with numbers of hundreds overflow early; with these they do
-  where those with the factor itself do.
-
-  Args:
-    x: integers, or numbers of `dtype`; its scales not contracted.
-    dtype: of the numbers, with the exponents of float32.
-  """
-  bits = lax.bitcast_convert_type(x.scale, jnp.int32)
-  power = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
-  mantissa = lax.bitcast_convert_type(bits & 0x7FFFFF | 0x3F800000, jnp.float32)
-  numbers = (x.numbers.astype(jnp.float32) * power).astype(dtype)
-  zero = None if x.zero is None else x.zero.astype(jnp.float32) * power
-  return Operand(numbers, mantissa, zero)
-
-
 def same_type(y, zero):
   """Sums and zero points in one type: int32 while both are integers."""
   if all(jnp.issubdtype(x.dtype, jnp.integer) for x in (y, zero)):

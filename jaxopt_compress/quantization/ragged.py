@@ -146,12 +146,8 @@ def weight_only(lhs, rhs, group_sizes, **params):
     q.numbers_format, lhs.dtype
   ) or not dot.shared_along(q, d.contracting[1]):
     return bind(lhs, q.materialize(), group_sizes, **params)
-  y = _multiply(
-    product.Operand(lhs),
-    dot.as_operand(q, d.contracting[1], lhs.dtype),
-    group_sizes,
-    params,
-  )
+  x, w = dot.beside_numbers(lhs, q, d.contracting[1])
+  y = _multiply(x, w, group_sizes, params)
   preferred = params['preferred_element_type']
   return y.astype(dot.result_dtype(preferred, lhs, q))
 

@@ -139,9 +139,33 @@ class WeightOnlyTest(parameterized.TestCase):
       )
 
   def test_the_weight_stays_integer_up_to_the_product(self):
-    x, q, _ = _operands('mk,kn->mn')
-    text = str(jax.make_jaxpr(jc.lift(jnp.dot))(x, q))
-    self.assertLess(text.index('dot_general'), text.index(' mul '))
+    x, q, w = _operands('mk,kn->mn')
+    eqns = jax.make_jaxpr(jc.lift(jnp.dot))(x, q).jaxpr.eqns
+    last = [e.primitive.name for e in eqns].index('dot_general')
+    # A power of two goes from the one operand to the scales; the codes are converted.
+    of_weight = [
+      e.primitive.name
+      for e in eqns[:last]
+      if any(v.aval.shape == w.shape for v in e.outvars)
+    ]
+    self.assertEqual(set(of_weight) - {'convert_element_type'}, set())
+    self.assertIn('mul', [e.primitive.name for e in eqns[last:]])
+
+  @parameterized.product(
+    words=('int8', 'int4 asym', 'e4m3', 'e2m1', 'ternary'),
+    dtype=('float32', 'bfloat16', 'float16'),
+  )
+  def test_room_for_large_numbers_costs_no_bit(self, words, dtype):
+    x = making.normal(3, 16, seed=1).astype(dtype)
+    q = jc.quantize({'w': making.normal(16, 6)}, [('w', words)])['w']
+    f = functools.partial(lax.dot, preferred_element_type='float32')
+    y = jc.lift(f)(x, q)
+    numbers = q.numbers.astype(dtype)
+    want = f(x, numbers)
+    if q.zero is not None:
+      total = jnp.sum(x.astype('float32'), axis=1, keepdims=True)
+      want = want - q.zero.astype('float32') * total
+    np.testing.assert_array_equal(y, want * q.scale)
 
   def test_both_operands_are_leaves(self):
     _, q, w = _operands('mk,kn->mn')

@@ -46,24 +46,9 @@ class ProductTest(parameterized.TestCase):
       got, np.float64([-1e6, 0, 7]) * np.float32(a) * np.float32(b), rtol=1e-6
     )
 
-  @parameterized.product(dtype=(jnp.float32, jnp.bfloat16), zero=(False, True))
-  def test_a_split_scale_is_the_same_factor(self, dtype, zero):
-    rng = np.random.default_rng(0)
-    x, dense = _operand(rng, (8, 5), (1, 5), zero)
-    x = x._replace(scale=x.scale * 2.0 ** jnp.arange(-50, 50, 20)[None])
-    dense = dense * 2.0 ** np.arange(-50, 50, 20)
-    got = product.split_scale(x, dtype)
-    self.assertEqual(got.numbers.dtype, dtype)
-    self.assertTrue(bool(((got.scale >= 1) & (got.scale < 2)).all()))
-    numbers = np.asarray(got.numbers, np.float64)
-    middle = np.asarray(got.zero, np.float64) if zero else 0
-    np.testing.assert_array_equal(
-      (numbers - middle) * np.asarray(got.scale, np.float64), dense
-    )
-
   @parameterized.parameters((None, 0, 1), (0, 1, 0))
   def test_the_other_operand_is_rounded(self, at, side, rounded):
-    how = product.Product(None, at, lambda *_: 'rounded')
+    how = product.Product(None, at, lambda *_: 'rounded', None)
     got = how.round_other(['a', 'b', 'sizes'], side, None, {})
     want = ['a', 'b', 'sizes']
     want[rounded] = 'rounded'
