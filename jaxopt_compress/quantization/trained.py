@@ -174,6 +174,9 @@ def move_rule(primitive):
     frozen = rule(leaf.frozen, *rest, **params)
     if isinstance(frozen, lift.Dense):
       return frozen
+    if leaf.share is not None and isinstance(leaf.value, learned_lib.Ranged):
+      # A moved value is one array, and here two are mixed: rounded and float.
+      return lift.Dense('its learned range is blended in')
     value = primitive.bind(array.materialize(leaf.value), *rest, **params)
     moved = functools.partial(_moved, leaf)
     return moves.each(primitive, moved, value, frozen)

@@ -61,6 +61,16 @@ class GradientTest(parameterized.TestCase):
       scale = float(jnp.abs(want[path]).max())
       np.testing.assert_allclose(got[path], want[path], atol=1e-5 * scale)
 
+  def test_a_learned_range_that_is_blended_in_moves(self):
+    f = lambda p, x: x @ p['w'].T
+    params = {'w': training_models.normal(4, 8)}
+    x = training_models.normal(5, 8, seed=1)
+    uses = jc.uses(f)(params, x)
+    comp = jc.fake_quantize([('w', 'int2 lsq')], uses, end=10)
+    leaf = comp.apply(params, comp.init(params))
+    want = f(jc.materialize(leaf), x)
+    np.testing.assert_allclose(jc.lift(f)(leaf, x), want, atol=1e-5)
+
   def test_with_integer_activations(self):
     # y = x_hat . w_hat; dy/dw = x_hat, dy/dx = w_hat (both roundings skipped).
     w, x = training_models.normal(8, 4), training_models.normal(5, 8, seed=1)
