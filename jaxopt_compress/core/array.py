@@ -41,12 +41,8 @@ class CompressedArray:
 
   def __init_subclass__(cls, **kwargs):
     super().__init_subclass__(**kwargs)
-    concrete = [
-      base
-      for base in cls.__bases__
-      if issubclass(base, CompressedArray) and base is not CompressedArray
-    ]
-    if concrete:
+    concrete = [b for b in cls.__mro__[1:] if issubclass(b, CompressedArray)]
+    if len(concrete) > 1:
       raise TypeError(
         f'{cls.__name__} derives from {concrete[0].__name__}, a concrete leaf'
         ' type. Leaf types are final, so that a rule registered for one means one'

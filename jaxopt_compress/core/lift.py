@@ -18,6 +18,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import array
@@ -152,9 +153,27 @@ def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
   # Both walk the tree in its order, so names and values go together.
   named = rules_lib.named_leaves((args, kwargs))
   names = [_within_argument(path) for path, x in named if _is_array(x)]
+  values = array.map_leaves(lambda leaf: jax.tree.map(_codes, leaf), values)
   closed, out_tree = trace(fun, refill, *map(_stands_for, values))
   outs = interpret.evaluate(ctx, closed, values, names)
   return jax.tree.unflatten(out_tree, outs)[1]
+
+
+def _codes(x):
+  """`x` itself; of float8 without a derivative, as JAX has it for integers."""
+  is_float8 = x.dtype.itemsize == 1 and jnp.issubdtype(x.dtype, jnp.floating)
+  return _constant(x) if is_float8 else x
+
+
+_constant = jax.custom_jvp(jnp.asarray)
+
+
+@_constant.defjvp
+def has_no_gradient(primals, tangents):
+  raise ValueError(
+    f'Codes ({primals[0].dtype}) have no gradient. Train floats: jc.fake_quantize'
+    ' of the weights, or jc.add_lora beside the codes.'
+  )
 
 
 def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
@@ -191,8 +210,8 @@ def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
 def _held(tree) -> dict[Any, Any]:
   """{keys: value} of what objects hold; dicts and sequences are passed by value."""
   passed = jax.tree_util.DictKey, jax.tree_util.SequenceKey
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {keys: x for keys, x in flat if not isinstance(keys[-1], passed)}
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {keys: x for keys, x in leaves if not isinstance(keys[-1], passed)}
 
 
 def _is_array(x) -> bool:
@@ -203,7 +222,6 @@ def _is_array(x) -> bool:
 def _stands_for(x):
   if not array.is_compressed(x):
     return x
-  x.check_dtypes()
   # In a shard_map the type of an array also says where it differs.
   if any(jaxprs.varying(jax.typeof(c)) for c in jax.tree.leaves(x)):
     return jax.eval_shape(x.materialize)

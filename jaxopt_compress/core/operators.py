@@ -27,9 +27,7 @@ def _move(name: str) -> Callable:
   """The method of an array of this name; its arguments say where entries go."""
 
   def method(leaf, *args, **kwargs):
-    def moved(w):
-      return getattr(w, name)(*args, **kwargs)
-
+    moved = operator.methodcaller(name, *args, **kwargs)
     return lift.lift(moved, keep=True)(leaf)
 
   return method

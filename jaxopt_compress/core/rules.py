@@ -19,13 +19,6 @@ from jaxopt_compress.core import choices
 Rules = Sequence[tuple[str, Any]]
 
 
-def _key_name(key) -> str:
-  for attribute in ('key', 'name', 'idx'):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
-
-
 def _is_value_of_variable(keys) -> bool:
   """Flax NNX keeps the array of a Variable under an attribute `value`."""
   return (
@@ -55,7 +48,8 @@ def named_leaves(
     # A field `value` with others beside it is no Variable's, and keeps its name.
     if _is_value_of_variable(keys) and siblings[keys[:-1]] == 1:
       keys = keys[:-1]
-    named.append(('/'.join(_key_name(k) for k in keys), leaf))
+    path = jax.tree_util.keystr(keys, simple=True, separator='/')
+    named.append((path, leaf))
   return named
 
 

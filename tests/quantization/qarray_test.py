@@ -5,10 +5,12 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+from jax import lax
 import jax.numpy as jnp
 import making
 import numpy as np
 
+import jaxopt_compress as jc
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.quantization import qarray
 
@@ -217,6 +219,49 @@ class LeafTest(parameterized.TestCase):
     q = making.leaf(jnp.ones((12, 6)), format, (-2,), axis=-2, group=group)
     for leaf in (q, qarray.QDotArray(q)):
       self.assertEqual(leaf.can_cut(axis, size), want)
+
+
+@jax.custom_vjp
+def _clipped(x, w):
+  return x @ w
+
+
+_clipped.defvjp(
+  lambda x, w: (x @ w, w),
+  lambda w, g: (jnp.clip(g, -1, 1) @ w.T, jnp.zeros_like(w)),
+)
+
+PRODUCTS = {
+  'dot': lambda w, x: x @ w,
+  'custom_vjp': lambda w, x: _clipped(x, w),
+  'scan': lambda w, x: lax.scan(lambda x, _: (x @ w, None), x, length=2)[0],
+  'cond': lambda w, x: lax.cond(x[0, 0] > 0, jnp.dot, lambda x, w: x, x, w),
+}
+
+
+class GradientTest(parameterized.TestCase):
+  """Of float8 JAX would compute one, which moves codes by what they round away."""
+
+  def setUp(self):
+    super().setUp()
+    w = jax.random.normal(jax.random.key(0), (4, 4))
+    self.w = jc.quantize({'w': w}, [('w', 'e4m3')])['w']
+    self.x = jnp.ones((2, 4))
+
+  def test_codes_have_none(self):
+    loss = lambda w, x: jc.lift(jnp.dot)(x, w).sum()
+    for f in (loss, jax.jit(loss), jax.checkpoint(loss)):
+      with self.assertRaisesRegex(
+        ValueError, 'float8_e4m3fn. have no gradient'
+      ):
+        jax.grad(f)(self.w, self.x)
+
+  @parameterized.named_parameters(*PRODUCTS.items())
+  def test_what_they_meet_has_one(self, f):
+    lifted = lambda x: jc.lift(f)(self.w, x).sum()
+    want = jax.grad(lambda x: f(self.w.materialize(), x).sum())(self.x)
+    got = jax.jit(jax.grad(lifted))(self.x)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 if __name__ == '__main__':
