@@ -14,6 +14,15 @@ from ml_collections import config_flags
 from jaxopt_compress.core import choices
 
 
+# What JAX says of a machine, and what to do about it.
+_LIMITS = {
+  'RESOURCE_EXHAUSTED': (
+    'Choose smaller batches or a smaller model, or more devices.'
+  ),
+  'Unable to initialize backend': 'Set JAX_PLATFORMS to one that is there.',
+}
+
+
 def explain(error: BaseException, argv: Sequence[str]) -> str:
   """One line on why flags could not be parsed, or why a run could not go on.
 
@@ -51,8 +60,9 @@ def of_the_machine(error: BaseException, workdir: str) -> str:
         f'{os.strerror(code)}: {workdir} has {free:,} bytes left. What was saved'
         ' is kept: make room, and run the same command again.'
       )
-  if any('RESOURCE_EXHAUSTED' in text for text in texts):
-    return f'{said(error)} Choose smaller batches or a smaller model, or more devices.'
+  for words, advice in _LIMITS.items():
+    if any(words in text for text in texts):
+      return f'{said(error)} {advice}'
   return ''
 
 
@@ -130,7 +140,8 @@ def _wrong_key(key, config):
     if word not in there:
       return (
         f'{where} has no {word!r}.{choices.guess(word, there)} It has'
-        f' {", ".join(sorted(there)) or "no keys"}.'
+        f' {", ".join(sorted(there)) or "no keys"}. What it shall have besides is'
+        ' written into the file.'
       )
     where, config = f'{where}.{word}', config[word]
   return ''

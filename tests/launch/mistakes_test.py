@@ -49,7 +49,11 @@ class MistakesTest(parameterized.TestCase):
     raise AssertionError('It was taken.')
 
   @parameterized.named_parameters(
-    ('stage', '--config.stage.c.steps=3', "config.stage has no 'c'. It has a."),
+    (
+      'stage',
+      '--config.stage.c.steps=3',
+      "config.stage has no 'c'. It has a. Wh",
+    ),
     (
       'option',
       '--config.stage.a.stpes=3',
@@ -156,4 +160,7 @@ class MistakesTest(parameterized.TestCase):
     self.assertStartsWith(
       text, 'RESOURCE_EXHAUSTED: Out of memory, 9 bytes. Ch'
     )
+    backend = RuntimeError("Unable to initialize backend 'tqu'.")
+    text = mistakes.of_the_machine(backend, '/tmp')
+    self.assertEndsWith(text, "'tqu'. Set JAX_PLATFORMS to one that is there.")
     self.assertEqual(mistakes.of_the_machine(ValueError('x'), '/tmp'), '')
