@@ -249,10 +249,12 @@ def _axes(path, x, spec, uses) -> uses_lib.Axes:
   found = uses_lib.of(path, uses)
   in_none = found is not None and not any(u.contracted for u in found)
   if spec.kind == 'unstructured' and (uses is None or in_none):
-    # A matrix has no layers, but [layers, n] of scales in a scan has.
-    stack = 1 if x.ndim > (1 if in_none else 2) else 0
+    # A matrix has no layers, but [layers, n] of scales in a scan has; [n, 1], of
+    # which not every row could keep a weight, is none.
+    has_layers = x.ndim > (1 if in_none else 2)
+    stack = has_layers and x.size * (1 - spec.target) >= x.shape[0]
     every = tuple(range(-x.ndim, 0))
-    return uses_lib.Axes((), every[:stack], every[stack:])
+    return uses_lib.Axes((), every[: int(stack)], every[int(stack) :])
   axes = uses_lib.axes(path, x, uses)
   if spec.kind == 'neurons' and not axes.free:
     raise ValueError(

@@ -185,8 +185,7 @@ def _above_floors(ranked, axes, target, floor, kept) -> Leaves:
   for path, s in ranked.items():
     layers[path] = math.prod(s.shape[a] for a in axes[path].stacked)
     size = s.size // max(layers[path], 1)
-    own = size - select.portion(size, target)
-    least[path] = min(max(int(floor * own), 1), size)
+    least[path] = min(max(int(floor * (1 - target) * size), 1), size)
   number = sum(layers.values())
   if number <= 1:
     return ranked

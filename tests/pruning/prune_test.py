@@ -205,6 +205,20 @@ class PruneTest(parameterized.TestCase):
       kept = init(params).masks['w'].sum((-2, -1)).tolist()
       self.assertEqual((kept[1], sum(kept)), (3, 96))
 
+  def test_a_column_is_no_stack(self):
+    params = {'w': jnp.arange(1.0, 7.0).reshape(6, 1)}
+    f = lambda p, x: x + p['w']
+    uses = uses_lib.uses(f)(params, jnp.ones((6, 1)))
+    got = prune.magnitude_prune(params, [(r'w', Sparsity(0.5))], uses)['w']
+    self.assertEqual(got.mask.ravel().tolist(), [False] * 3 + [True] * 3)
+
+  def test_scales_of_a_scan_are_a_stack(self):
+    params = {'w': jnp.outer(jnp.array([1e-3, 1.0]), jnp.arange(1.0, 21.0))}
+    f = lambda p, x: jax.lax.scan(lambda x, w: (x * w, None), x, p['w'])[0]
+    uses = uses_lib.uses(f)(params, jnp.ones(20))
+    got = prune.magnitude_prune(params, [(r'w', Sparsity(0.5))], uses)['w']
+    self.assertEqual(got.mask.sum(1).tolist(), [1, 19])
+
   def test_global_scope(self):
     params = make_params()
     params['up'] *= 10
