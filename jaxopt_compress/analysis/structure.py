@@ -16,6 +16,8 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import structure_rules
 from jaxopt_compress.analysis import tied
@@ -74,6 +76,18 @@ class Structure:
       self.groups[g].size if isinstance(g, str) else sum(map(self.size, g))
       for g in layout
     )
+
+  def channels(self, layout: Layout, name: str) -> np.ndarray:
+    """int [entries]: the channel of a group that each entry of an axis is of, or -1."""
+    index = np.full(1, -1)
+    for part in layout:
+      if isinstance(part, str):
+        n = self.groups[part].size
+        inner = np.arange(n) if part == name else np.full(n, -1)
+      else:
+        inner = np.concatenate([self.channels(term, name) for term in part])
+      index = np.where(inner >= 0, inner, index[:, None]).ravel()
+    return index
 
   @property
   def free(self) -> dict[str, Group]:

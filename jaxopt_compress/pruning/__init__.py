@@ -7,6 +7,8 @@ comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
 from jax import lax
 
 from jaxopt_compress.core import lift
+from jaxopt_compress.pruning import budget
+from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
@@ -15,6 +17,7 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import shrink
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
@@ -25,6 +28,8 @@ lift.rule(lax.convert_element_type_p, Masked)(masked.convert)
 __all__ = [
   'Masked',
   'Sparsity',
+  'budget',
+  'importance',
   'magnitude_prune',
   'masks',
   'measure',
@@ -33,5 +38,6 @@ __all__ = [
   'schedules',
   'scores',
   'select',
+  'shrink',
   'sparsity',
 ]

@@ -2,9 +2,11 @@
 
     magnitude        |x|
     soft threshold   max(0, |x| - k)
+    first order      x g
+    taylor           (x g)^2
 
-Each is a function of one array: a score for each weight, or their mean over axes.
-The mean over a neuron's weights is the neuron's score.
+Each is a function of arrays: a score for each weight, or, of the first two, their mean
+over axes. The mean over a neuron's weights is the neuron's score.
 """
 
 from collections.abc import Sequence
@@ -67,6 +69,41 @@ def soft_threshold(
   x = jnp.asarray(x)
   above = jnp.abs(x) - jnp.asarray(k, x.dtype)
   return _mean(jnp.maximum(above, 0), axes)
+
+
+def first_order(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """x g: by how much the loss falls, to first order, if a weight becomes zero.
+
+  It has a sign: over a channel the loss falls by the sum, so what weights gain and
+  lose may cancel. Molchanov et al. 2017, https://arxiv.org/abs/1611.06440, eq. 8,
+  take the absolute value of that mean, which `importance` does.
+
+  Args:
+    x: floating array.
+    gradient: of the loss by it, the same shape.
+
+  >>> first_order(jnp.array([1., -2.]), jnp.array([3., 1.])).tolist()
+  [3.0, -2.0]
+  """
+  return x * gradient
+
+
+def taylor(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """(x g)^2: the square of the change of the loss if a weight becomes zero.
+
+  Molchanov et al. 2019, https://arxiv.org/abs/1906.10771, eq. 8. With the mean of
+  squared gradients in place of the square of one, it is the diagonal of the Fisher
+  information: `taylor(x, jnp.sqrt(mean_of_squares))`, LeCun et al. 1989 (OBD), eq. 5
+  up to a factor.
+
+  Args:
+    x: floating array.
+    gradient: of the loss by it, the same shape.
+
+  >>> taylor(jnp.array([1., -2.]), jnp.array([3., 1.])).tolist()
+  [9.0, 4.0]
+  """
+  return jnp.square(x * gradient)
 
 
 def _mean(scores, axes):

@@ -185,6 +185,9 @@ COUNTS = {
   'train.evaluate.evaluate': evaluated,
   'train.state.is_finite': state_lib.is_finite,
   'train.state.train_step': one_step,
+  'pruning.importance.importance': lambda t: jc.importance(
+    jc.structure(apply)(DENSE, X), t
+  ),
 }
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
