@@ -279,6 +279,54 @@ def _plain():
   return Case(apply, params, _vectors())
 
 
+def _foreign():
+  """What models from elsewhere do: names, layouts and loops that are not Flax's."""
+  shapes = {
+    'mix': {'kernel': (4, 1, 8)},
+    'blocks': {  # two of them, stacked along axis 1
+      'norm': {'w': (8, 2)},
+      'q': (2, 2, 8, 4),  # N D H
+      'kv': (2, 2, 1, 8, 4),  # C K D H
+      'out': (2, 2, 4, 8),  # N H D
+    },
+    'gru': {'update': (8, 8), 'new': (8, 8), 'hidden': (16, 8)},  # [out, in]
+  }
+  leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: type(x) is tuple)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  params = tree.unflatten(
+    [jax.random.normal(k, s) / 2 for k, s in zip(keys, leaves, strict=True)]
+  )
+
+  def mixed(x, layer):
+    w = layer['norm']['w'].reshape(1, 1, -1)
+    h = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * w
+    q = jnp.einsum('btd,ndh->btnh', h, layer['q'])
+    k, v = jnp.einsum('bsd,ckdh->cbskh', h, layer['kv'])
+    y = jnp.einsum('btnh,nhd->btd', jnp.tanh(q * k) * v, layer['out'])
+    return x + y, None
+
+  def apply(p, x):
+    # A causal convolution of each channel by itself, along the sequence.
+    kernel = p['mix']['kernel'].astype(x.dtype)
+    axes = ('NWC', 'WIO', 'NWC')
+    x = lax.conv_general_dilated(
+      x, kernel, (1,), [(3, 0)], None, None, axes, feature_group_count=8
+    )
+    layers = jax.tree.map(lambda w: jnp.moveaxis(w, 1, 0), p['blocks'])
+    x = lax.scan(mixed, x, layers)[0]
+
+    def gru(h, x):
+      # One product for two weights, joined in each turn.
+      joined = jnp.concatenate([p['gru']['update'], p['gru']['new']], 1)
+      update, new = jnp.split(x @ joined + h @ p['gru']['hidden'].T, 2, 1)
+      update = jax.nn.sigmoid(update)
+      return update * h + (1 - update) * jnp.tanh(new), None
+
+    return lax.scan(gru, jnp.zeros_like(x[:, 0]), x.swapaxes(0, 1))[0]
+
+  return Case(apply, params, _sequences())
+
+
 CASES = {
   'mlp nnx': lambda: _nnx(NnxMlp(nnx.Rngs(0)), _vectors()),
   'mlp linen': lambda: _linen(LinenMlp(), _vectors()),
@@ -299,4 +347,5 @@ CASES = {
   'dropout nnx': lambda: _nnx(NnxDropout(nnx.Rngs(0)), _vectors()),
   'dropout linen': _linen_dropout,
   'plain': _plain,
+  'foreign': _foreign,
 }
