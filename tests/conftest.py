@@ -28,6 +28,12 @@ import pytest  # noqa: E402
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def pytest_collection_finish():
+  """What was imported stays: whoever looks for garbage need not go through it."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture
 def compiled(tmp_path_factory, monkeypatch):
   """For runs that compile the same programs, in processes of their own as well.
