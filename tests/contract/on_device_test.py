@@ -49,7 +49,9 @@ def applied(comp):
 
 def corrected():
   _, stats = jc.observe(apply, {'w': jc.sums()})(PARAMS, X)
-  return jc.correct_bias(PARAMS, QUANTISED, stats, {'w': 'b'}, USES)
+  error = jc.output_error(apply, PARAMS, [X])
+  given = PARAMS, QUANTISED, stats, {'w': 'b'}, USES, error
+  return jc.correct_bias(*given)[0]
 
 
 def rescaled(how):
@@ -79,6 +81,7 @@ TRANSFORMS = {
   'calibrate': lambda: jc.calibrate(
     apply, PARAMS, [('w', jc.FP8), ('.*', None)], [X], USES
   ),
+  'cast': lambda: jc.cast(QUANTISED, jnp.bfloat16),
   'chain': lambda: applied(
     jc.chain(jc.prune(HALF, USES), jc.fake_quantize(RULES, USES))
   ),
@@ -111,7 +114,9 @@ TRANSFORMS = {
 # one. `device_put` says in its name where to.
 OTHERS = """
   absmax at_scopes check_seen device_put explain gram is_compressed lift match
-  merge_stats minmax named_leaves nbytes observe quantize_activations rescalings rule split_learned sum_abs sum_squares sums uses
+  merge_stats minmax named_leaves nbytes observe output_error
+  quantize_activations rescalings rule split_learned structure sum_abs
+  sum_squares sums uses
 """.split()
 
 
