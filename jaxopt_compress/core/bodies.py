@@ -134,7 +134,7 @@ def written(ctx, jaxpr, args, names, places, n_whole=None) -> set[int]:
       here = zip([*args[:n_whole], *cut], names, strict=True)
       return unzip(in_place(ctx.quiet(), jaxpr, here))[0]
 
-    outs = jax.eval_shape(turn, *args)
+    outs, _ = jax.eval_shape(ctx.apart(turn), *args)
     changed = {i: j for i, j in places.items() if not _alike(outs[i], args[j])}
     if not changed:
       break
@@ -158,7 +158,8 @@ def kept_by_all(ctx, branches, args, names) -> dict[int, str | None]:
     given.extend(outs[0][1])
     return [values for values, _ in outs]
 
-  alternatives = zip(*jax.eval_shape(trial, *args), strict=True)
+  outs, _ = jax.eval_shape(ctx.apart(trial), *args)
+  alternatives = zip(*outs, strict=True)
   return {
     i: given[i]
     for i, each in enumerate(alternatives)
