@@ -13,7 +13,6 @@ from ml_collections import config_flags
 
 from jaxopt_compress.core import choices
 
-
 # What JAX says of a machine, and what to do about it.
 _LIMITS = {
   'RESOURCE_EXHAUSTED': (
