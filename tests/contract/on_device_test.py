@@ -113,9 +113,9 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
-  absmax at_scopes check_seen device_put explain gram is_compressed lift match
+  absmax at_scopes check_seen device_put explain gram importance is_compressed
   merge_stats minmax named_leaves nbytes observe output_error
-  quantize_activations rescalings rule split_learned structure sum_abs
+  quantize_activations rescalings rule select split_learned structure sum_abs
   sum_squares sums uses
 """.split()
 
