@@ -114,7 +114,7 @@ TRANSFORMS = {
 # one. `device_put` says in its name where to.
 OTHERS = """
   absmax at_scopes check_seen device_put explain gram importance is_compressed
-  merge_stats minmax named_leaves nbytes observe output_error
+  lift match merge_stats minmax named_leaves nbytes observe output_error
   quantize_activations rescalings rule select split_learned structure sum_abs
   sum_squares sums uses
 """.split()
