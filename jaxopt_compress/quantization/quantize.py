@@ -47,12 +47,28 @@ def layout(path: str, leaf: Any, spec: spec_lib.Spec, uses: dict | None):
     )
   axis = max(contracted, key=lambda a: (leaf.shape[a], a))
   sizes = spec.group if isinstance(spec.group, tuple) else (spec.group,) * 2
+  group = _group(leaf.shape, contracted, axis, sizes[0])
   blocks = {
     'tensor': _whole(contracted + free),
-    'group': ((axis, sizes[0]),),
-    'block': ((axis, sizes[0]), *((a, sizes[1]) for a in free[-1:])),
+    'group': group,
+    'block': (*group, *((a, sizes[1]) for a in free[-1:])),
   }.get(spec.granularity, _whole(contracted))
   return tuple(sorted(blocks)), axis, stacked
+
+
+def _group(shape, contracted, axis, size):
+  """At most `size` entries along `axis`; if it is shorter, whole axes beside it.
+
+  The window of a depthwise convolution, say, has one channel: a group is the window.
+  """
+  blocks, room = [(axis, size)], size // shape[axis]
+  # From the last axis on, as neighbours in memory are those that kernels read together.
+  for a in sorted(set(contracted) - {axis}, reverse=True):
+    if shape[a] > room:
+      break
+    blocks.append((a, 0))
+    room //= shape[a]
+  return tuple(blocks)
 
 
 def _whole(axes):

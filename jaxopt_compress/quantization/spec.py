@@ -30,8 +30,9 @@ class Spec:
     granularity: what shares a scale. 'tensor': one for each matrix, so one for
       each layer of a stack; 'channel', for activations also written 'token': one
       for each entry of the free axes; 'group': `group` entries along the longest
-      contracted axis; 'block': `group` x `group` entries (or a pair of sizes)
-      along it and the last free axis.
+      contracted axis and, if it is shorter, whole ones beside it; 'block':
+      `group` x `group` entries (or a pair of sizes) along it and the last free
+      axis.
     group: of 'group' and 'block'; 0 otherwise.
     symmetric: without a zero point. With one, the range is made to contain zero.
     scale: how scales are stored. 'float32', 'bfloat16'; 'e8m0', powers of two

@@ -271,6 +271,43 @@ class QuantizeTest(parameterized.TestCase):
     self.assertTrue(met.native)
 
   @parameterized.parameters(
+    # kernel, groups of features, words, scales, what is said of them
+    ((5, 5, 1, 6), 6, 'int4 g128', (1, 1, 1, 6), 'int4 channel'),  # depthwise
+    ((31, 1, 6), 6, 'int4 g32', (1, 1, 6), 'int4 channel'),
+    ((31, 1, 6), 6, 'int4 g16', (2, 1, 6), 'int4 g16'),
+    ((1, 7, 4, 6), 1, 'int4 g32', (1, 1, 1, 6), 'int4 channel'),
+    ((3, 3, 3, 6), 1, 'int4 g128', (1, 1, 1, 6), 'int4 channel'),
+    ((3, 3, 8, 6), 1, 'int4 g32', (3, 1, 1, 6), None),  # a row of the window
+    ((3, 3, 8, 6), 1, 'int4 g8', (3, 3, 1, 6), None),
+    ((3, 3, 64, 6), 1, 'int4 g32', (3, 3, 2, 6), 'int4 g32'),
+    ((3, 3, 3, 6), 1, 'int8 32x3', (1, 1, 1, 2), None),
+  )
+  def test_groups_that_a_kernel_does_not_fill(
+    self, shape, groups, words, scale, says
+  ):
+    numbers = 'NWC WIO NWC' if len(shape) == 3 else 'NHWC HWIO NHWC'
+    w = _normal(*shape)
+    x = _normal(1, *(8 for _ in shape[:-2]), groups * shape[-2], seed=1)
+
+    def f(p, x):
+      return lax.conv_general_dilated(
+        x,
+        p['w'],
+        (1,) * (len(shape) - 2),
+        'SAME',
+        dimension_numbers=tuple(numbers.split()),
+        feature_group_count=groups,
+      )
+
+    q = jc.quantize({'w': w}, [('w', words)], jc.uses(f)({'w': w}, x))
+    self.assertEqual(q['w'].scale.shape, scale)
+    if says:
+      self.assertEqual(q['w'].describe(), says)
+    np.testing.assert_allclose(
+      jax.jit(jc.lift(f))(q, x), f(jc.materialize(q), x), atol=1e-4
+    )
+
+  @parameterized.parameters(
     'int8, int8', 'int4 mse', 'int4 mse lsq', 'nf4 g4 dq'
   )
   def test_under_jit(self, words):
