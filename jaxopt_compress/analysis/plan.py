@@ -70,8 +70,9 @@ class Plan:
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """{path: new shape} of every leaf."""
+    sizes = self.sizes
     return {
-      path: tuple(self.index(layout).size for layout in layouts)
+      path: tuple(self.structure.size(layout, sizes) for layout in layouts)
       for path, layouts in self.structure.axes.items()
     }
 

@@ -11,11 +11,14 @@ groups is a `plan.Plan`.
 import collections
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxopt_compress.analysis import algebra
@@ -23,6 +26,7 @@ from jaxopt_compress.analysis import structure_rules
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
 
 # An axis as it is kept: the groups that it is a product of, by name, the one whose
 # index changes slowest first; in place of a group, a list of axes is their sum.
@@ -39,12 +43,16 @@ class Group:
     locked: why they have to stay; () if they may go.
     inexact: why the network without some of them is not the one in which these are
       masked; () if it is. Norms over the group, for example, divide by its size.
+    fixed: why the program does not run, or becomes another one, with parameters of
+      another size; '' if it takes the size from them. A model that has sizes of its
+      own is to be built again: `Plan.sizes` says with which.
   """
 
   name: str
   size: int
   locked: tuple[str, ...] = ()
   inexact: tuple[str, ...] = ()
+  fixed: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +78,12 @@ class Structure:
       if name in names(layout)
     ]
 
-  def size(self, layout: Layout) -> int:
-    """How many entries an axis has."""
+  def size(self, layout: Layout, sizes: Mapping[str, int] = {}) -> int:
+    """How many entries an axis has, if some groups have other sizes."""
     return math.prod(
-      self.groups[g].size if isinstance(g, str) else sum(map(self.size, g))
+      sizes.get(g, self.groups[g].size)
+      if isinstance(g, str)
+      else sum(self.size(term, sizes) for term in g)
       for g in layout
     )
 
@@ -124,6 +134,8 @@ class Structure:
       lines += [f'{"":16}stays: {why}' for why in group.locked[:1]]
       if not group.locked:
         lines += [f'{"":16}not exact: {why}' for why in group.inexact]
+      if group.fixed:
+        lines.append(f'{"":16}build the model again: {group.fixed}')
     return '\n'.join(lines)
 
 
@@ -165,22 +177,34 @@ def structure(fun: Callable) -> Callable[..., Structure]:
 
   def found(params, *args, **kwargs):
     params = array.materialize(params)
-    closed, arrays = walk.trace(fun, params, args, kwargs)
-    asked = tied.Tied(structure_rules.RULES)
-    axes = {
-      path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays
-    }
-    inputs = [
-      tied.Value(a, frozenset(c for axis in a for c in axis))
-      for a in axes.values()
-    ]
-    others = closed.jaxpr.invars[len(inputs) :]
-    inputs += [asked.plain(v.aval, 'the size of an input') for v in others]
-    for out in algebra.evaluate(asked, closed, inputs):
-      asked.lock(out, 'the size of a result')
-    return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
+    made = _found(fun, params, args, kwargs)
+
+    def again(sizes):
+      leaves = [
+        _resized(x, made, path, sizes)
+        for path, x in rules_lib.named_leaves(params)
+      ]
+      resized = jax.tree.unflatten(jax.tree.structure(params), leaves)
+      return _found(fun, resized, args, kwargs)
+
+    return _with_fixed(made, again)
 
   return found
+
+
+def _found(fun, params, args, kwargs) -> Structure:
+  closed, arrays = walk.trace(fun, params, args, kwargs)
+  asked = tied.Tied(structure_rules.RULES)
+  axes = {path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays}
+  inputs = [
+    tied.Value(a, frozenset(c for axis in a for c in axis))
+    for a in axes.values()
+  ]
+  others = closed.jaxpr.invars[len(inputs) :]
+  inputs += [asked.plain(v.aval, 'the size of an input') for v in others]
+  for out in algebra.evaluate(asked, closed, inputs):
+    asked.lock(out, 'the size of a result')
+  return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
 
 
 def _collected(asked, shapes, axes) -> Structure:
@@ -223,3 +247,53 @@ def _names(channels, axes) -> dict[int, str]:
     named[leaf] = f'{name}.{times[name]}' if times[name] else name
     times[name] += 1
   return named
+
+
+# ------------------------------------------------------- sizes that a program has
+
+
+def _resized(x, structure, path, sizes):
+  if path not in structure.axes:
+    return x
+  shape = [structure.size(layout, sizes) for layout in structure.axes[path]]
+  return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+
+def _with_fixed(structure, again) -> Structure:
+  """The same, and which groups the program has sizes of its own for.
+
+  Of parameters with one channel more it must make the same groups, one larger.
+  """
+  if _differs(structure, again, structure.free) is None:
+    return structure
+  # Layers that are alike are so in this, too: one question for all of them.
+  kinds = collections.defaultdict(list)
+  for name, group in structure.free.items():
+    kinds[re.sub(r'\d+', '#', name), group.size].append(name)
+  kept, fixed = [], {}
+  for names_ in kinds.values():
+    why = _differs(structure, again, kept + names_)
+    if why is None:
+      kept += names_
+    else:
+      fixed |= dict.fromkeys(names_, why)
+  groups = {
+    name: dataclasses.replace(group, fixed=fixed.get(name, ''))
+    for name, group in structure.groups.items()
+  }
+  return dataclasses.replace(structure, groups=groups)
+
+
+def _differs(structure, again, grown) -> str | None:
+  """Why the program is another one if some groups grow; None if it is the same."""
+  sizes = {name: structure.groups[name].size + 1 for name in grown}
+  try:
+    other = again(sizes)
+  except Exception as e:  # whatever the model raises
+    return str(e).partition('\n')[0]
+  got = {name: group.size for name, group in other.groups.items()}
+  want = {name: group.size for name, group in structure.groups.items()} | sizes
+  if other.axes == structure.axes and got == want:
+    return None
+  apart = [n for n in want if got.get(n) != want[n]]
+  return f'with one channel more it has other groups ({", ".join(apart[:3])})'

@@ -41,7 +41,7 @@ def select(
     by: an ordered list `(regex, fraction)` over the names of the groups in
       `importance`: of those it matches that much stays, or all of it (None), or what
       `keep` or the budget says ('keep'). Without it that is so for all groups but
-      those that are not exact: they stay as they are.
+      those that are not exact, or of which the program has sizes: they stay.
     multiple: sizes are rounded to multiples of it, down; groups of fewer channels
       stay as they are.
     at_least: so many channels stay in any case.
@@ -66,6 +66,12 @@ def select(
     )
   _check_importance(structure, importance)
   fractions = _fractions(structure, importance, by)
+  if not any(f is not None for f in fractions.values()):
+    raise ValueError(
+      f'All of {list(fractions)[:5]} stay as they are: they are not exact, the program'
+      ' has their sizes (see print(structure)), or a rule says so. Name the ones that'
+      " may go, as in by=[('mlp.*', 'keep'), ('.*', None)]."
+    )
 
   def planned(keep):
     sources = {}
@@ -123,9 +129,10 @@ def _size(size, keep, multiple, at_least) -> int:
 def _fractions(structure, importance, by):
   """{group: fraction, 'keep', or None for all of it}."""
   if by is None:
+    groups = {name: structure.groups[name] for name in importance}
     return {
-      name: None if structure.groups[name].inexact else 'keep'
-      for name in importance
+      name: None if group.inexact or group.fixed else 'keep'
+      for name, group in groups.items()
     }
   found = rules_lib.match(by, dict.fromkeys(importance, 0))
   for name, fraction in found.items():

@@ -110,6 +110,30 @@ class StructureTest(parameterized.TestCase):
     exact = lambda p, x: jnp.tanh(x @ p['a']).sum(-1)
     self.assertEmpty(jc.structure(exact)(p, x).groups['a:-1'].inexact)
 
+  @parameterized.named_parameters(
+    # one channel more does not fit, or becomes one more for each of the heads
+    (
+      'refused',
+      lambda y: y.reshape(5, 2, 4),
+      'cannot reshape.*(5, 2, 4)',
+      True,
+    ),
+    ('another', lambda y: y.reshape(5, 2, -1), 'it has other groups', True),
+    ('taken', lambda y: y.reshape(5, -1, 4), 'cannot reshape', False),
+  )
+  def test_sizes_of_the_program(self, cut, why, both):
+    def fun(p, x):
+      return jnp.tanh(cut(x @ p['a'])).reshape(5, -1) @ p['b']
+
+    p = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    found = jc.structure(fun)(p, jnp.ones((5, 3)))
+    heads, within = found.free.values()
+    self.assertEqual((heads.size, within.size), (2, 4))
+    self.assertEqual(bool(heads.fixed), both)
+    if both:
+      self.assertRegex(heads.fixed, why)
+    self.assertIn('build the model again', str(found))
+
   def test_unknown_operations_lock(self):
     fun = lambda p, x: jnp.linalg.cholesky(p['a'] @ p['a'].T + jnp.eye(3))
     found = jc.structure(fun)({'a': jnp.ones((3, 8))}, jnp.ones(()))

@@ -73,6 +73,7 @@ class SelectTest(parameterized.TestCase):
     ('keep', dict(keep=0), 'keep=0'),
     ('multiple', dict(keep=0.5, multiple=0), 'multiple=0'),
     ('fraction', dict(keep=0.5, by=[('.*', 2.0)]), '=2.0; a fraction'),
+    ('nothing', dict(keep=0.5, by=[('.*', None)]), 'stay as they are'),
     ('rule', dict(keep=0.5, by=[('d.*', 0.5), ('.*', None)]), 'd\\.\\*'),
     (
       'budget',
