@@ -105,11 +105,14 @@ def quantize_leaf(
       static activation without a range.
   """
   x = jnp.asarray(array.materialize(x))
-  check_values(path, x)
+  _check_kind(path, x)
   blocks, axis, stacked = layout(path, x, scheme.weight, uses)
   if importance is not None:
     importance = _spread(path, importance, x, uses)
-  q = _rounded(x, importance, key, scheme.weight, blocks, axis, stacked)
+  # One program for each shape: counting and rounding are compiled together.
+  how = scheme.weight, blocks, axis, stacked
+  q, bad = _rounded(x, importance, key, *how)
+  _check_finite(path, x, bad)
   if scheme.act is None:
     return q
   if scheme.act.static and act_range is None:
@@ -128,7 +131,8 @@ def no_range(path: str, scheme: schemes_lib.Scheme) -> ValueError:
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _rounded(x, importance, key, spec, blocks, packed, stacked):
-  return qarray.quantize_array(
+  """The leaf, and how many values of `x` have no codes."""
+  q = qarray.quantize_array(
     x,
     spec,
     blocks,
@@ -137,6 +141,7 @@ def _rounded(x, importance, key, spec, blocks, packed, stacked):
     importance=importance,
     key=key,
   )
+  return q, _count_bad(x)
 
 
 def _spread(path, importance, x, uses):
@@ -173,6 +178,11 @@ def _sources(uses, path):
 
 def check_values(path: str, x: jax.Array):
   """Raises ValueError for what has no codes: integers, nothing, NaN, infinity."""
+  _check_kind(path, x)
+  _check_finite(path, x)
+
+
+def _check_kind(path, x):
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
       f'{path} is {x.dtype}; only floating leaves are quantised. Put'
@@ -180,22 +190,28 @@ def check_values(path: str, x: jax.Array):
     )
   if x.size == 0:
     raise ValueError(f'{path} is empty, shape {x.shape}: nothing to quantise.')
-  if not isinstance(x, jax.core.Tracer):
+
+
+def _check_finite(path, x, bad=None):
+  """Raises where some of a known array are not finite; `bad`: how many, if known."""
+  if isinstance(x, jax.core.Tracer):
+    return
+  if bad is None or isinstance(bad, jax.core.Tracer):
     # Inside a program that is traced, the count of a known array would be, too.
     with jax.ensure_compile_time_eval():
-      bad = int(x.size - _finite(x))
-    if bad:
-      raise ValueError(
-        f'{path} holds {bad} values that are NaN or infinite in float32, of'
-        f' {x.size}.'
-        ' Quantising would spread them over their scales; find where training'
-        ' went wrong.'
-      )
+      bad = _count_bad(x)
+  if int(bad):
+    raise ValueError(
+      f'{path} holds {int(bad)} values that are NaN or infinite in float32, of'
+      f' {x.size}.'
+      ' Quantising would spread them over their scales; find where training'
+      ' went wrong.'
+    )
 
 
 @jax.jit
-def _finite(x):
-  return jnp.isfinite(x.astype(jnp.float32)).sum()
+def _count_bad(x):
+  return (~jnp.isfinite(x.astype(jnp.float32))).sum()
 
 
 def quantize(

@@ -223,6 +223,14 @@ class QuantizeTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, says):
       jc.quantize(params, rules)
 
+  def test_one_program_for_each_shape(self):
+    ones = {n: np.ones((7, 5), np.float32) for n in 'abc'}
+    params = {**ones, 'd': np.ones((5, 11), np.float32)}
+    with jax.log_compiles(), self.assertLogs('jax', 'WARNING') as logs:
+      jc.quantize(params, [('.*', 'W8A8')])
+    compiled = [m for m in logs.output if 'Compiling jit' in m]
+    self.assertLen(compiled, 2)
+
   def test_a_dict_of_rules(self):
     params = {'kernel': _normal(4, 4), 'bias': jnp.ones(4)}
     q = jc.quantize(params, {'kernel': 'W8A8', 'bias': None})
