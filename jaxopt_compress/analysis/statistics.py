@@ -72,7 +72,8 @@ def minmax(per: str = 'channel') -> Statistic:
 
   return Statistic(
     init=lambda k: Range(
-      jnp.full(_size(k, per), jnp.inf), jnp.full(_size(k, per), -jnp.inf)
+      jnp.full(_size(k, per), jnp.inf, jnp.float32),
+      jnp.full(_size(k, per), -jnp.inf, jnp.float32),
     ),
     add=add,
     merge=lambda a, b: Range(
@@ -90,7 +91,7 @@ def total(
 ) -> Statistic:
   """The sum of `f(x)` over rows, f of x with unwanted rows zero: [k]."""
   return Statistic(
-    init=lambda k: jnp.zeros(shape(k)),
+    init=lambda k: jnp.zeros(shape(k), jnp.float32),
     add=lambda s, x, mask: s + f(jnp.where(mask[:, None], x, 0)),
     merge=jnp.add,
     all_reduce=lax.psum,

@@ -206,7 +206,8 @@ def trace(fun: Callable, params, args, kwargs) -> tuple[Any, list[tuple]]:
     for x in values
   ]
   named = [(p, x) for p, x in rules_lib.named_leaves(params) if _is_array(x)]
-  return jax.make_jaxpr(of_arrays)(*dense), named
+  with jax.disable_jit(False):  # else loops come unrolled
+    return jax.make_jaxpr(of_arrays)(*dense), named
 
 
 def _is_array(x) -> bool:

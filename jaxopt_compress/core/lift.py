@@ -192,7 +192,8 @@ def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
         changed[keys] = before[keys], x
     return list(changed.values()), out
 
-  closed, out = jax.make_jaxpr(of_arrays, return_shape=True)(*values)
+  with jax.disable_jit(False):  # else loops come unrolled
+    closed, out = jax.make_jaxpr(of_arrays, return_shape=True)(*values)
   outs = closed.jaxpr.outvars
   for keys, old, new in zip(changed, outs[::2], outs[1::2], strict=False):
     # A jit also gives back what it did not change.

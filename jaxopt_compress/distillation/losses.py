@@ -237,7 +237,8 @@ def _hard(logits, labels, mask, label_smoothing):
   loss = (1 - label_smoothing) * loss + positions.term(
     label_smoothing, lambda log_q: -jnp.mean(log_q, axis=-1), log_q
   )
-  return jnp.where(is_class, loss, jnp.nan)
+  fine = is_class if mask is None else is_class | ~mask.astype(bool)
+  return jnp.where(fine, loss, jnp.nan)
 
 
 def _check_pair(student_logits, teacher_logits, temperature, mask):

@@ -25,7 +25,7 @@ def prepared(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     mask: [...], or None.
   """
   x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return x if mask is None else jnp.where((mask != 0)[..., None], x, 0.0)
+  return x if mask is None else jnp.where(mask.astype(bool)[..., None], x, 0.0)
 
 
 def total(loss: jax.Array, mask: jax.Array | None) -> SumAndCount:

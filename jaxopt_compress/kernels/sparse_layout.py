@@ -233,13 +233,13 @@ def _read_run(stream, start, how, units):
     there = (at(start + unit // 8) >> (unit % 8).astype(jnp.uint8)) & 1 > 0
   # The mask of a unit comes after those of the units before it that are there; the
   # place of a value is the number of kept entries before it.
-  order = jnp.cumsum(there) - there
+  order = _before(there)
   values = masks + jnp.sum(there) * _MASK
   byte = at((masks + order * _MASK)[:, None] + jnp.arange(_MASK)[None])
   kept = jnp.unpackbits(byte, axis=-1, bitorder='little') > 0
   kept &= there[:, None]
   flat = kept.reshape(-1)
-  place = values + (jnp.cumsum(flat) - flat) * how.size
+  place = values + _before(flat) * how.size
   byte = at(place[:, None] + jnp.arange(how.size)[None])
   if how.type == 'int8':
     entries = jax.lax.bitcast_convert_type(byte[:, 0] ^ 128, jnp.int8)
@@ -247,6 +247,12 @@ def _read_run(stream, start, how, units):
     entries = jax.lax.bitcast_convert_type(byte, jnp.dtype(how.type))
   entries = jnp.where(flat, entries, jnp.zeros((), entries.dtype))
   return entries.reshape(units, _ENTRIES)
+
+
+def _before(flags):
+  """How many flags before each are set."""
+  n = flags.astype(jnp.int32)
+  return jnp.cumsum(n) - n
 
 
 def _to_entries(w, group):

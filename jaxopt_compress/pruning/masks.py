@@ -143,7 +143,8 @@ def _ranks(keys):
   for j in range(m):
     other = keys[..., j : j + 1]
     earlier = (index > j).reshape((1,) * (keys.ndim - 1) + (m,))
-    ranks += (other > keys) | ((other == keys) & earlier)
+    before = (other > keys) | ((other == keys) & earlier)
+    ranks += before.astype(jnp.int32)
   return ranks
 
 

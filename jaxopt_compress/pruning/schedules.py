@@ -75,5 +75,5 @@ def updates(step, *, begin: int, end: int, every: int) -> jax.Array:
   # Updates on the grid so far, the first at `begin`; `end` adds one of its own if
   # the grid does not hit it.
   on_grid = (jnp.minimum(step, end) - begin) // every + 1
-  forced = (step >= end) if (end - begin) % every else False
-  return jnp.where(step >= begin, on_grid + forced, 0).astype(jnp.int32)
+  forced = (step >= end).astype(jnp.int32) if (end - begin) % every else 0
+  return jnp.where(step >= begin, on_grid + forced, 0)

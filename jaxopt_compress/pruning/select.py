@@ -127,7 +127,7 @@ def _threshold(keys, k):
   # A bit stays set if enough keys reach the threshold with it; lower bits only
   # raise the threshold further, so no bit has to be taken back.
   def one_bit(i, t):
-    higher = t | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+    higher = t | (jnp.ones((), dtype) << jnp.asarray(bits - 1 - i, dtype))
     enough = _count([key >= higher for key in keys]) >= k
     return jnp.where(enough, higher, t)
 

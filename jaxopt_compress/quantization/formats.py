@@ -147,7 +147,8 @@ class Float:
     ulps = jnp.round(ulps) if noise is None else jnp.floor(ulps + noise)
     code = (e - self.smallest) * 2**self.mantissa + ulps.astype(jnp.int32)
     code = jnp.minimum(code, self.last)
-    code = code + jnp.signbit(x) * 2 ** (self.bits - 1)
+    sign = jnp.signbit(x).astype(jnp.int32)
+    code = code + sign * 2 ** (self.bits - 1)
     return self.stored(code)
 
   def stored(self, code: jax.Array) -> jax.Array:

@@ -327,7 +327,7 @@ def quantize_array(
     shrink = clip.search(error)
   noise = None
   if spec.rounding == 'stochastic':
-    noise = jax.random.uniform(key, x.shape)
+    noise = jax.random.uniform(key, x.shape, jnp.float32)
   return rounded(shrink, packed, noise)
 
 
