@@ -162,6 +162,7 @@ def packable(
   """Why a leaf cannot be packed for a target; '' if it can."""
   if not array.is_compressed(leaf):
     return 'it is not compressed'
+  leaf.check_dtypes()
   if isinstance(leaf, leaves.PackedArray | leaves.TiledArray):
     return 'it is packed already'
   if not isinstance(leaf, qarray.QArray | qarray.QDotArray):

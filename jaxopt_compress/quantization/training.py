@@ -347,6 +347,14 @@ def _is_stochastic(scheme) -> bool:
 def _in_learned_range(path, x, spec, learned, uses):
   """How a weight is stored in a learned range, and what is differentiated."""
   blocks, axis, _ = quantize.layout(path, x, spec, uses)
+  first = functools.partial(learned_lib.first_range, spec=spec, blocks=blocks)
+  wanted = jax.eval_shape(first, array.materialize(x))['scale'].shape
+  if learned['scale'].shape != wanted:
+    raise ValueError(
+      f'{path}, shape {x.shape}, has ranges of shape {wanted}, and its learned'
+      f' ones have {learned["scale"].shape}: the state is that of other'
+      ' parameters. Call init on these.'
+    )
   scales, zero = learned_lib.stored(
     jax.tree.map(lax.stop_gradient, learned), spec
   )

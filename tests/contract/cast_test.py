@@ -30,6 +30,14 @@ MAKE = {
 }
 
 
+USED = (
+  jc.materialize,
+  jc.freeze,
+  lambda tree: jc.lift(apply)(tree, X),
+  lambda tree: jc.pack(tree, target='cpu'),
+)
+
+
 class CastTest(parameterized.TestCase):
   @parameterized.named_parameters((name, make) for name, make in MAKE.items())
   def test_a_leaf(self, make):
@@ -49,7 +57,7 @@ class CastTest(parameterized.TestCase):
     y = jax.eval_shape(jc.lift(apply), cast, X.astype(jnp.bfloat16))
     self.assertEqual(y.dtype, jnp.bfloat16)
     parts = jax.tree.map(lambda p: p.astype(jnp.bfloat16), tree)
-    for use in (jc.materialize, jc.freeze, lambda t: jc.lift(apply)(t, X)):
+    for use in USED:
       with self.assertRaisesRegex(ValueError, r' is bfloat16, not .* jc\.cast'):
         use(parts)
 

@@ -91,6 +91,13 @@ class FollowingTest(parameterized.TestCase):
 
 
 class ClockTest(parameterized.TestCase):
+  def test_learned_ranges_of_other_parameters(self):
+    comp = jc.fake_quantize([('w', 'int4 lsq')])
+    state = comp.init({'w': jnp.ones((4, 6))})
+    said = r'w, shape \(4, 2\), has ranges of shape \(1, 2\), .* \(1, 6\)'
+    with self.assertRaisesRegex(ValueError, said):
+      comp.apply({'w': jnp.ones((4, 2))}, state)
+
   def test_rules_are_checked_and_none_leaves_alone(self):
     params = {'w': training_models.normal(8, 4), 'b': jnp.ones(4)}
     comp = jc.fake_quantize([('w', 'W8A8'), ('b', None)])
