@@ -143,6 +143,28 @@ class PackTest(parameterized.TestCase):
           self.assertIs(jc.tune(q), q)
       self.assertIsInstance(pack(q)['w'], jc.PackedArray)
 
+  @parameterized.parameters(
+    ((5, 5, 1, 32), 32, 'W4A16', 5.5),
+    ((3, 3, 3, 32), 1, 'W4A16', 6.0),
+  )
+  def test_groups_over_a_window(self, shape, groups, scheme, bits):
+    w = jax.random.normal(jax.random.key(0), shape)
+    x = jax.random.normal(jax.random.key(1), (1, 6, 6, groups * shape[2]))
+    f = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=(1, 1),
+      padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+    )
+    uses = jc.uses(lambda w, x: f(x, w))(w, x)
+    q = jc.quantize(w, [('', scheme)], uses)
+    packed = jc.pack(q, uses)
+    self.assertIsInstance(packed, jc.PackedArray)
+    self.assertLess(8 * jc.nbytes(q) / w.size, bits)
+    y = jax.jit(jc.lift(f))(x, packed)
+    np.testing.assert_allclose(y, f(x, q.materialize()), atol=1e-4)
+
   def test_cast_parts(self):
     q, p = _both(_matmul, {'w': W}, X, 'int8, int8 token asym')
     half = jax.tree.map(
