@@ -154,8 +154,7 @@ class CompressedArray:
     if hasattr(type(self), name):  # a property that failed, and says why
       return self.__getattribute__(name)
     if hasattr(jax.Array, name) and not name.startswith('__'):
-      said += ', as arrays have: call what needs it through jc.lift, or'
-      said += ' .materialize() it'
+      said += ', as arrays have: use it in jc.lift, or .materialize() first'
     raise AttributeError(said)
 
   # numpy leaves `array @ leaf` to the leaf.
