@@ -71,9 +71,8 @@ def _alike(a, b) -> bool:
   """Whether two leaves have the same fields and arrays of the same types."""
   # Structures hold the static fields of leaves, and no types.
   types = [[(c.shape, c.dtype) for c in jax.tree.leaves(x)] for x in (a, b)]
-  return jax.tree.structure(a) == jax.tree.structure(b) and (
-    types[0] == types[1]
-  )
+  structures = [jax.tree.structure(x) for x in (a, b)]
+  return structures[0] == structures[1] and types[0] == types[1]
 
 
 def settled(
