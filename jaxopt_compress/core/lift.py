@@ -153,16 +153,20 @@ def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
   # Both walk the tree in its order, so names and values go together.
   named = rules_lib.named_leaves((args, kwargs))
   names = [_within_argument(path) for path, x in named if _is_array(x)]
-  values = array.map_leaves(lambda leaf: jax.tree.map(_codes, leaf), values)
+  values = array.map_leaves(_codes, values)
   closed, out_tree = trace(fun, refill, *map(_stands_for, values))
   outs = interpret.evaluate(ctx, closed, values, names)
   return jax.tree.unflatten(out_tree, outs)[1]
 
 
-def _codes(x):
-  """`x` itself; of float8 without a derivative, as JAX has it for integers."""
-  is_float8 = x.dtype.itemsize == 1 and jnp.issubdtype(x.dtype, jnp.floating)
-  return _constant(x) if is_float8 else x
+def _codes(leaf):
+  """A leaf whose float8 codes have no derivative; scales, which are fewer, have."""
+
+  def part(x):
+    floats = jnp.issubdtype(x.dtype, jnp.floating) and x.size == leaf.size
+    return _constant(x) if floats and x.dtype.itemsize == 1 else x
+
+  return jax.tree.map(part, leaf)
 
 
 _constant = jax.custom_jvp(jnp.asarray)
@@ -177,10 +181,7 @@ def has_no_gradient(primals, tangents):
 
 
 def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
-  """The closed jaxpr of (something, `fun(*refill(values))`), and its structure.
-
-  A model that changes what it holds would do so in a copy, and is refused.
-  """
+  """Jaxpr and structure of (pairs, `fun(*refill(values))`); changes are refused."""
   changed = {}
 
   def of_arrays(*values):
