@@ -31,7 +31,7 @@ from jaxopt_compress.kernels import sparse_layout
 _TARGETS = ('matmul', 'sparse_matmul', 'conv', 'depthwise')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
 # operands or attributes of a call change.
-_INTERFACE = 2
+_INTERFACE = 3
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
