@@ -197,8 +197,9 @@ def least_divergence(s: Histogram, spec: spec_lib.Spec):
   last bin; Q is P without that, its bins joined to as many as the format has
   magnitudes, and spread evenly again over those that are not empty. The clip of
   least KL(P || Q) is taken, where Q stays smaller than P by what is cut: a clip that
-  cuts nearly all is then not the best for having little left to get wrong. Migacz 2017, 8-bit Inference with TensorRT, GTC; with
-  the first bin as full as the second, as in ModelOpt.
+  cuts nearly all is then not the best for having little left to get wrong. Migacz
+  2017, 8-bit Inference with TensorRT, GTC; with the first bin as full as the second,
+  as in ModelOpt.
   """
   if none := _no_range(s):
     return none
