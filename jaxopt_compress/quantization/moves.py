@@ -33,7 +33,15 @@ def of_weight(primitive, move):
     out = move(x.weight, *rest, **params)
     if isinstance(out, lift.Dense):
       return out
-    return each(primitive, functools.partial(_again, x), out)
+    if x.act_scale is None or x.act_scale.size == 1:
+      return each(primitive, functools.partial(_again, x), out)
+    # Ranges of stacked weights lie along the stack, as scales of weights do.
+    ranges = move(
+      _with_scales(x.weight, x.act_scale, x.act_zero), *rest, **params
+    )
+    if isinstance(ranges, lift.Dense):
+      return ranges
+    return each(primitive, functools.partial(_ranged, x), out, ranges)
 
   return move_weight
 
@@ -46,6 +54,18 @@ def _again(x: qarray.QDotArray, weight: qarray.QArray) -> qarray.QDotArray:
     if ranged is not None
   }
   return dataclasses.replace(x, weight=weight, **static)
+
+
+def _with_scales(q, scale, zero):
+  return dataclasses.replace(
+    q.of_one_level(), scale=scale, zero=zero, blocks=()
+  )
+
+
+def _ranged(x, weight, ranges):
+  return dataclasses.replace(
+    x, weight=weight, act_scale=ranges.scale, act_zero=ranges.zero
+  )
 
 
 def of_rank(p, ndim):

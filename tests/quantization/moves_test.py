@@ -281,6 +281,29 @@ class MovesTest(parameterized.TestCase):
     )
     self.assertEqual([p.shape for p in pieces], [(2, 6, 8)] * 2)
 
+  def test_ranges_of_stacked_weights_move_with_them(self):
+    # Each of three experts meets numbers ten times as large as the one before.
+    w = jax.random.normal(jax.random.key(0), (3, 16, 8))
+    x = jax.random.normal(jax.random.key(1), (3, 4, 16))
+    x = x * jnp.array([1.0, 10.0, 100.0])[:, None, None]
+
+    def product(w, x):
+      return jnp.einsum('etk,ekn->etn', x, w)
+
+    rules = [('', 'int8, int8 tensor static')]
+    uses = jc.uses(product)(w, x)
+    ranges = jc.calibrate(product, w, rules, [x], uses, 'absmax')
+    q = jc.quantize(w, rules, uses, ranges=ranges)
+    want = jax.jit(jc.lift(product))(q, x)
+    for f in (
+      lambda w, x: jnp.stack([x[i] @ w[i] for i in range(3)]),
+      lambda w, x: product(w[::-1], x[::-1])[::-1],
+      lambda w, x: jnp.stack([a @ b for a, b in zip(x, jnp.unstack(w))]),
+      lambda w, x: product(w.reshape(3, 4, 4, 8).reshape(w.shape), x),
+    ):
+      got = jax.jit(jc.lift(f, strict=True))(q, x)
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
   def test_vmap_of_a_slice_of_two(self):
     # Two int4 rows share a byte: one of them alone cannot be cut out.
     q = _sharing(-2, format='int4', shape=(2, 4))
