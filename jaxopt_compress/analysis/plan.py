@@ -132,7 +132,7 @@ class Plan:
 
   def _map(self, f, tree):
     """`f(path, leaf)` of what has the name and the shape of a parameter."""
-    shapes, met = self.structure.shapes, set()
+    shapes, resized, met = self.structure.shapes, self.shapes, set()
 
     def mapped(path, x):
       mine = _named(path, shapes)
@@ -144,11 +144,17 @@ class Plan:
           ' quantise; or pass jc.materialize(tree).'
         )
       if tuple(x.shape) != shapes[mine]:
-        # Optimizers keep numbers and parts under the names of parameters, too.
         if path == mine:
           raise ValueError(
             f'{path} has shape {tuple(x.shape)}, not {shapes[mine]}: the plan is for'
             ' parameters of another network. Make it from these: jc.structure.'
+          )
+        # Optimizers keep numbers and parts under the names of parameters, too.
+        if x.size > 1 and resized[mine] != shapes[mine]:
+          raise ValueError(
+            f'{path} has shape {tuple(x.shape)}, and {mine} has {shapes[mine]}: which'
+            ' of its axes these are is not known. Start this state anew from the'
+            ' parameters that the plan makes.'
           )
         return x
       met.add(mine)
@@ -156,7 +162,7 @@ class Plan:
 
     out = rules_lib.map_named(mapped, tree)
     missing = [p for p in shapes if p not in met]
-    if not met:
+    if not met and jax.tree.leaves(tree):
       raise ValueError(
         f'No leaf of the tree is one of the plan, such as {missing[:3]}.'
       )

@@ -26,6 +26,7 @@ from jaxopt_compress.analysis import structure_rules
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
+from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
 
 # An axis as it is kept: the groups that it is a product of, by name, the one whose
@@ -42,7 +43,8 @@ class Group:
     size: how many channels there are.
     locked: why they have to stay; () if they may go.
     inexact: why the network without some of them is not the one in which these are
-      masked; () if it is. Norms over the group, for example, divide by its size.
+      masked; () if it is. Norms over the group, for example, divide by its size. Not
+      known of what is `fixed`.
     fixed: why the program does not run, or becomes another one, with parameters of
       another size; '' if it takes the size from them. A model that has sizes of its
       own is to be built again: `Plan.sizes` says with which.
@@ -165,7 +167,9 @@ def structure(fun: Callable) -> Callable[..., Structure]:
 
   Returns:
     A function of the same arguments that returns the `Structure`. The program is not
-    run; arguments may be abstract.
+    run; arguments may be abstract. It is traced again with one channel more for each
+    kind of group, which shows sizes that it has itself, and numbers that depend on
+    them; what a Python `if` does at yet another size stays unseen.
 
   >>> import jax, jax.numpy as jnp
   >>> f = lambda p, x: jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
@@ -177,23 +181,24 @@ def structure(fun: Callable) -> Callable[..., Structure]:
 
   def found(params, *args, **kwargs):
     params = array.materialize(params)
-    made = _found(fun, params, args, kwargs)
 
-    def again(sizes):
+    def traced(sizes):
+      """The program, and its structure, with other sizes of some groups."""
       leaves = [
-        _resized(x, made, path, sizes)
+        _resized(x, made, path, sizes) if sizes else x
         for path, x in rules_lib.named_leaves(params)
       ]
       resized = jax.tree.unflatten(jax.tree.structure(params), leaves)
-      return _found(fun, resized, args, kwargs)
+      closed, arrays = walk.trace(fun, resized, args, kwargs)
+      return closed, _found(closed, arrays)
 
-    return _with_fixed(made, again)
+    closed, made = traced({})
+    return _compared(closed, made, traced)
 
   return found
 
 
-def _found(fun, params, args, kwargs) -> Structure:
-  closed, arrays = walk.trace(fun, params, args, kwargs)
+def _found(closed, arrays) -> Structure:
   asked = tied.Tied(structure_rules.RULES)
   axes = {path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays}
   inputs = [
@@ -259,41 +264,68 @@ def _resized(x, structure, path, sizes):
   return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
 
-def _with_fixed(structure, again) -> Structure:
-  """The same, and which groups the program has sizes of its own for.
+def _compared(closed, structure, traced) -> Structure:
+  """What the program itself says of sizes.
 
-  Of parameters with one channel more it must make the same groups, one larger.
+  Of parameters with one channel more it must make the same groups, one larger, or it
+  has a size of its own; and if it then has other numbers, they depend on the size.
   """
-  if _differs(structure, again, structure.free) is None:
-    return structure
   # Layers that are alike are so in this, too: one question for all of them.
   kinds = collections.defaultdict(list)
   for name, group in structure.free.items():
     kinds[re.sub(r'\d+', '#', name), group.size].append(name)
-  kept, fixed = [], {}
-  for names_ in kinds.values():
-    why = _differs(structure, again, kept + names_)
-    if why is None:
-      kept += names_
-    else:
-      fixed |= dict.fromkeys(names_, why)
-  groups = {
-    name: dataclasses.replace(group, fixed=fixed.get(name, ''))
-    for name, group in structure.groups.items()
-  }
+  groups = dict(structure.groups)
+  for alike in kinds.values():
+    sizes = {name: groups[name].size + 1 for name in alike}
+    try:
+      other, again = traced(sizes)
+      fixed = _groups_apart(structure, again, sizes)
+    except Exception as e:  # whatever the model raises
+      other, fixed = None, str(e).partition('\n')[0] or type(e).__name__
+    numbers = () if other is None else _numbers_apart(closed, other)
+    for name in alike:
+      inexact = (*groups[name].inexact, *numbers)
+      groups[name] = dataclasses.replace(
+        groups[name], fixed=fixed, inexact=inexact
+      )
   return dataclasses.replace(structure, groups=groups)
 
 
-def _differs(structure, again, grown) -> str | None:
-  """Why the program is another one if some groups grow; None if it is the same."""
-  sizes = {name: structure.groups[name].size + 1 for name in grown}
-  try:
-    other = again(sizes)
-  except Exception as e:  # whatever the model raises
-    return str(e).partition('\n')[0]
+def _groups_apart(structure, other, sizes) -> str:
   got = {name: group.size for name, group in other.groups.items()}
   want = {name: group.size for name, group in structure.groups.items()} | sizes
   if other.axes == structure.axes and got == want:
-    return None
+    return ''
   apart = [n for n in want if got.get(n) != want[n]]
   return f'with one channel more it has other groups ({", ".join(apart[:3])})'
+
+
+def _numbers_apart(a, b) -> tuple[str, ...]:
+  """Where two programs differ in the numbers that are written in them."""
+  here, there = list(walk.places(a)), list(walk.places(b))
+  if [at.path for at in here] != [at.path for at in there]:
+    return ('with one channel more it has other operations',)
+  apart = {}
+  for at, other in zip(here, there, strict=True):
+    for v, w in zip(at.eqn.invars, other.eqn.invars, strict=True):
+      if _number(v) != _number(w):
+        name = at.eqn.primitive.name
+        apart[
+          f'{name} has a number for their size at {at.source or at.path}'
+        ] = 1
+  scalars = [
+    [float(x) for x in jaxprs.opened(c)[1] if np.shape(x) == () and _real(x)]
+    for c in (a, b)
+  ]
+  if scalars[0] != scalars[1]:
+    apart['a constant of the program depends on their size'] = 1
+  return tuple(apart)
+
+
+def _number(v):
+  # As text: NaN is not itself.
+  return '' if jaxprs.is_var(v) or np.shape(v.val) else str(v.val)
+
+
+def _real(x) -> bool:
+  return hasattr(x, 'dtype') and np.issubdtype(x.dtype, np.number)

@@ -223,12 +223,16 @@ def _iota(asked, at, inputs):
   ]
 
 
-def _new(asked, at, inputs):
-  """Numbers that are drawn: as many as are needed."""
-  return [
+def _drawn(asked, at, inputs):
+  """As many random numbers as are needed: of fewer, others are drawn."""
+  out = [
     Value(tuple(map(asked.channels.axis, v.aval.shape)), nowhere)
     for v in at.eqn.outvars
   ]
+  for x in out:
+    for axis in x.axes:
+      asked.inexact(axis, asked.said(at, 'draws other numbers'))
+  return out
 
 
 _TABLE = {
@@ -247,7 +251,7 @@ _TABLE = {
   _dynamic_update: 'dynamic_update_slice',
   _gather: 'gather',
   _iota: 'iota',
-  _new: 'random_bits rng_uniform rng_bit_generator random_gamma',
+  _drawn: 'random_bits rng_uniform rng_bit_generator random_gamma',
 }
 
 RULES: dict[str, Callable] = {

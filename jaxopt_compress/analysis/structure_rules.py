@@ -50,7 +50,16 @@ def _keeps_zero(asked, at, inputs):
 
 def _power(asked, at, inputs):
   (x,) = inputs
-  return [Value(x.axes, x.zeros if at.eqn.params['y'] > 0 else nowhere)]
+  if at.eqn.params['y'] < 0:
+    return _infinite(asked, at, inputs)
+  return [Value(x.axes, x.zeros if at.eqn.params['y'] else nowhere)]
+
+
+def _infinite(asked, at, inputs):
+  """f(0) is not finite."""
+  out = _any(asked, at, inputs)
+  asked.meets_zero(at, inputs[0])
+  return out
 
 
 def _zero_if_all(asked, at, inputs):
@@ -64,13 +73,13 @@ def _select(asked, at, inputs):
 
 def _zero_if_one(asked, at, inputs):
   """Zero where one operand is."""
-  asked.meet_width(at, inputs)
   return _entries(asked, at, inputs, asked.unite)
 
 
 def _divide(asked, at, inputs):
-  asked.meet_width(at, inputs)
-  return _entries(asked, at, inputs, lambda zeros: zeros[0])
+  (out,) = _entries(asked, at, inputs, lambda zeros: zeros[0])
+  asked.meets_zero(at, inputs[1])
+  return [out]
 
 
 # -------------------------------------------------------------------- reductions
@@ -82,7 +91,7 @@ def _sum(asked, at, inputs):
   flat = tuple(c for axis in gone for c in axis)
   asked.sums_over(at, flat, x.zeros)
   zeros = asked.only(x.zeros, kept)
-  return [Value(kept, zeros, summed=flat)]
+  return [Value(kept, zeros)]
 
 
 def _extreme(asked, at, inputs):
@@ -153,8 +162,7 @@ def _dot(asked, at, inputs):
       asked.only(y.zeros, [*batch, *right]),
     ]
   )
-  summed = tuple(c for i in lc for c in x.axes[i])
-  return [Value((*batch, *left, *right), zeros, summed=summed)]
+  return [Value((*batch, *left, *right), zeros)]
 
 
 def _conv(asked, at, inputs):
@@ -189,8 +197,8 @@ def _conv(asked, at, inputs):
 
 _TABLE = {
   _any: (
-    'exp exp2 log cos acos acosh cosh logistic rsqrt erfc erf_inv lgamma digamma'
-    ' is_finite eq ne lt le gt ge not pow atan2 nextafter rem '
+    'exp exp2 cos acos acosh cosh logistic erfc erf_inv'
+    ' is_finite eq ne lt le gt ge not atan2 nextafter rem '
     ' population_count bitcast_convert_type shift_left shift_right_logical'
     ' shift_right_arithmetic or xor'
   ),
@@ -201,6 +209,7 @@ _TABLE = {
     ' name'
   ),
   _power: 'integer_pow',
+  _infinite: 'log rsqrt pow lgamma digamma',
   _zero_if_all: 'add sub max min add_any clamp',
   _select: 'select_n',
   _zero_if_one: 'mul and',

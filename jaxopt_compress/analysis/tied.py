@@ -6,10 +6,11 @@ parameters are zero at a channel, a value *vanishes* there or not. So
 
     sum over the channel         exact if what is summed vanishes
     maximum over the channel     not exact
-    mean over the channel        a program for fewer channels divides by fewer
+    1 / x                        not exact where x vanishes
 
 and `structure` can say whether a network without the channel computes the same as the
-one in which it is masked.
+one in which it is masked. Whether the program has the number of channels in it, as a
+mean has, shows when it is traced with another one.
 """
 
 from collections.abc import Callable
@@ -40,14 +41,10 @@ class Value(NamedTuple):
   Attributes:
     axes: the channels of each axis.
     zeros: the channels for which it vanishes where they are masked.
-    number: what it is, of a scalar that the program has written down.
-    summed: channels that it is the sum over, entry by entry.
   """
 
   axes: tuple[Axis, ...]
   zeros: Zeros = nowhere
-  number: float | None = None
-  summed: Axis = ()
 
 
 class Tied(algebra.Algebra):
@@ -79,22 +76,14 @@ class Tied(algebra.Algebra):
     left = self.outside(Value((axis,), zeros))
     self.inexact(tuple(left), self.said(at, 'sums what does not vanish'))
 
-  def meet_width(self, at: walk.At, inputs: Sequence[Value]):
-    """Meets a product or quotient: does a number say how many channels there are?
-
-    Means divide a sum by n, attention a product over n channels, or one factor of it,
-    by sqrt(n). A number that is one of these by chance is taken for it.
-    """
-    for x, other in zip(inputs, reversed(inputs), strict=True):
-      if not other.number:
-        continue
-      for axis in (x.summed, *x.axes):
-        n = self.channels.size(axis)
-        powers = (1, -1, 0.5, -0.5) if axis == x.summed else (0.5, -0.5)
-        if n >= 8 and any(
-          math.isclose(other.number, n**e, rel_tol=1e-5) for e in powers
-        ):
-          self.inexact(axis, self.said(at, f'has a number for a width of {n}'))
+  def meets_zero(self, at: walk.At, x: Value):
+    """Meets an operation that is not finite at zero."""
+    here = frozenset(c for axis in x.axes for c in self.channels.leaves(axis))
+    if x.zeros is not everywhere:
+      self.inexact(
+        tuple(here - self.outside(x)),
+        self.said(at, 'meets zero where they are masked'),
+      )
 
   def meet(self, zeros: Sequence[Zeros]) -> Zeros:
     """The channels for which all vanish."""
@@ -144,16 +133,15 @@ class Tied(algebra.Algebra):
 
   def constant(self, x: Any) -> Value:
     shape = np.shape(x)
-    zeros, number = nowhere, None
+    zeros = nowhere
     if math.prod(shape) < 2**20 and hasattr(x, 'dtype') or not shape:
       try:
         zeros = nowhere if np.any(np.asarray(x)) else everywhere
-        number = None if shape else float(x)
       except (TypeError, ValueError):  # keys
         pass
     why = 'a constant of the program has as many'
     axes = tuple(self.channels.axis(n, why) for n in shape)
-    return Value(axes, zeros, number)
+    return Value(axes, zeros)
 
   def unknown(self, at, inputs):
     why = self.said(at)

@@ -88,6 +88,15 @@ class PlanTest(parameterized.TestCase):
       plan.apply(state), optimizer.init(small)
     )
 
+  def test_state_without_axes_of_parameters(self):
+    fun, params, x = made('mlp')
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6]})
+    state = optax.sgd(0.1).init(params)
+    self.assertEqual(plan.apply(state), state)
+    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    with self.assertRaisesRegex(ValueError, 'v_row/a.*is not known'):
+      plan.apply(optimizer.init(params))
+
   def test_sharding_is_kept(self):
     fun, params, x = made('mlp')
     mesh = jax.make_mesh((2,), ('model',), devices=jax.devices()[:2])

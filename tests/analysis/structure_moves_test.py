@@ -30,7 +30,7 @@ CASES = {
   'numbered': (lambda p: (p * jnp.arange(6)[None, :, None]).sum(), '2 4'),
   'dropout': (
     lambda p: (p * jax.random.bernoulli(jax.random.key(0), 0.5, p.shape)).sum(),
-    '2 6 4',
+    '2~ 6~ 4~',
   ),
 }
 

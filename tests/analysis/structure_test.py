@@ -94,21 +94,51 @@ class StructureTest(parameterized.TestCase):
         self.assertRegex('; '.join(found.groups[name].locked), why)
         self.assertRegex(str(found), why)
 
-  def test_what_is_not_exact(self):
-    cases = {
-      'a mean divides by the width': lambda p, x: (x @ p['a']).mean(-1),
-      'softmax is over it': lambda p, x: jax.nn.softmax(x @ p['a']) @ p['b'],
-      'sigmoid(0) is not 0': lambda p, x: jax.nn.sigmoid(x @ p['a']).sum(-1),
-      'one over its root': lambda p, x: (
-        jnp.einsum('td,sd->ts', x @ p['a'], x @ p['a']) * 8**-0.5
+  @parameterized.named_parameters(
+    ('mean', lambda h: h.mean(-1)),
+    ('softmax', lambda h: jax.nn.softmax(h) @ jnp.ones((h.shape[-1], 2))),
+    ('sum of sigmoids', lambda h: jax.nn.sigmoid(h).sum(-1)),
+    ('root', lambda h: (h @ h.T) * h.shape[-1] ** -0.5),
+    ('root of an array', lambda h: (h @ h.T) / jnp.sqrt(h.shape[-1])),
+    ('root behind a sum', lambda h: (h @ h.T + 1) / h.shape[-1] ** 0.5),
+    ('divided before', lambda h: (h / h.shape[-1]).sum(-1)),
+    ('0 / 0', lambda h: (h / jnp.tanh(h)).sum(-1)),
+    ('0 log 0', lambda h: (h * jnp.log(h)).sum(-1)),
+    ('1 / root', lambda h: (h * jax.lax.rsqrt(h)).sum(-1)),
+    ('branch', lambda h: (h if h.shape[-1] < 7 else jnp.tanh(h)).sum(-1)),
+    (
+      'dropout',
+      lambda h: (h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)).sum(
+        -1
       ),
-    }
-    p, x = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}, jnp.ones((5, 3))
-    for what, fun in cases.items():
-      with self.subTest(what):
-        self.assertNotEmpty(jc.structure(fun)(p, x).groups['a:-1'].inexact)
-    exact = lambda p, x: jnp.tanh(x @ p['a']).sum(-1)
-    self.assertEmpty(jc.structure(exact)(p, x).groups['a:-1'].inexact)
+    ),
+  )
+  def test_not_exact(self, rest):
+    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
+    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
+    self.assertNotEmpty(found.groups['a:-1'].inexact)
+
+  @parameterized.named_parameters(
+    ('tanh', lambda h: jnp.tanh(h).sum(-1)),
+    ('eps', lambda h: (h * jax.lax.rsqrt(h + 1e-5)).sum(-1)),
+    ('product', lambda h: jax.nn.softplus(h) * h @ h.T),
+  )
+  def test_exact(self, rest):
+    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
+    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
+    self.assertEmpty(found.groups['a:-1'].inexact)
+
+  def test_sizes_that_must_agree(self):
+    # The features of keys and of values are apart, but this function wants one size.
+    def attention(p, x):
+      q, k, v = (jnp.einsum('btd,dhk->bthk', x, p[n]) for n in 'qkv')
+      y = jax.nn.dot_product_attention(q, k, v)
+      return jnp.einsum('bthk,hkd->btd', y, p['o'])
+
+    p = {n: jnp.ones((3, 4, 8)) for n in 'qkv'} | {'o': jnp.ones((4, 8, 3))}
+    found = jc.structure(attention)(p, jnp.ones((2, 5, 3)))
+    fixed = {n: bool(g.fixed) for n, g in found.free.items()}
+    self.assertEqual(fixed, {'k:-2': False, 'k:-1': True, 'o:-2': True})
 
   @parameterized.named_parameters(
     # one channel more does not fit, or becomes one more for each of the heads
