@@ -19,11 +19,13 @@ import numpy as np
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.analysis import watch
+from jaxopt_compress.calibration import known
 from jaxopt_compress.calibration import trials
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
 
+@known.computed
 def correct_bias(
   params: Any,
   qparams: Any,
@@ -49,8 +51,9 @@ def correct_bias(
     applied}, one for each layer or expert of a stacked weight.
 
   Raises:
-    ValueError: a path that is not there, a weight that saw no data, or a bias
-      that is compressed or does not have one entry for each output.
+    ValueError: a path that is not there, a weight that saw no data, a bias that
+      is compressed or does not have one entry for each output, or arrays that
+      are traced.
 
   >>> from jaxopt_compress.analysis import statistics
   >>> w, b = jnp.array([[0.3], [0.9]]), jnp.zeros((1, 1))

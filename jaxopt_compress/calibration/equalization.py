@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress.analysis import freedoms as freedoms_lib
+from jaxopt_compress.calibration import known
 from jaxopt_compress.calibration import trials
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 
 
+@known.computed
 def equalize(
   params: Any,
   freedoms: freedoms_lib.Rescalings,
@@ -51,7 +53,7 @@ def equalize(
 
   Raises:
     ValueError: no weight shares a channel with another one, so that nothing can be
-      done, or a weight is not finite, or compressed.
+      done, or a weight is not finite, compressed, or traced.
 
   >>> import jax
   >>> import jax.numpy as jnp
@@ -184,6 +186,7 @@ def _groups(weights, num):
   ]
 
 
+@known.computed
 def fold_norms(
   params: Any, freedoms: freedoms_lib.Rescalings
 ) -> tuple[Any, tuple[str, ...]]:
@@ -211,7 +214,7 @@ def fold_norms(
     of zero.
 
   Raises:
-    ValueError: no gain follows a weight, or a leaf is compressed.
+    ValueError: no gain follows a weight, or a leaf is compressed, or traced.
 
   >>> import jax.numpy as jnp
   >>> f = lambda p, x: (x @ p['w'] - p['mean']) * p['gain'] + p['bias']

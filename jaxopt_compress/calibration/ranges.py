@@ -23,6 +23,7 @@ from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.calibration import histograms
+from jaxopt_compress.calibration import known
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.quantization import ranges
@@ -164,6 +165,7 @@ METHODS = {
 }
 
 
+@known.computed
 def calibrate(
   apply: Callable,
   params: Any,
@@ -191,7 +193,7 @@ def calibrate(
 
   Raises:
     ValueError: no batches, nothing static, a weight, layer or expert that saw no
-      data, or values that are not finite.
+      data, values that are not finite, or arrays that are traced.
   """
   if isinstance(method, str):
     choices.one_of('method', method, tuple(METHODS))
@@ -206,6 +208,7 @@ def calibrate(
   observed = jax.jit(observe_lib.observe(apply, found))
   stats = {}
   for batch in batches:
+    known.check('calibrate', batch)
     _, met = batches_lib.call(observed, (params,), batch)
     stats = observe_lib.merge_stats(found, stats, met)
   if not stats:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import batches as batches_lib
+from jaxopt_compress.calibration import known
 from jaxopt_compress.core import lift
 
 
@@ -31,6 +32,7 @@ class Trial(NamedTuple):
     return self.repaired < self.without
 
 
+@known.computed
 def output_error(
   apply: Callable, params: Any, batches: Iterable[Any]
 ) -> Callable[[Any], float]:
@@ -49,7 +51,8 @@ def output_error(
     `error(tree)`, for trees of compressed leaves.
 
   Raises:
-    ValueError: no batches, or nothing floating in what is returned.
+    ValueError: no batches, nothing floating in what is returned, or arrays that
+      are traced.
 
   >>> f = lambda p, x: x @ p
   >>> error = output_error(f, jnp.array([[2.0]]), [jnp.ones((1, 1))])
@@ -70,6 +73,7 @@ def output_error(
     return sum(jnp.sum(jnp.square(y - want)) for y, want in pairs)
 
   batches = list(batches)
+  known.check('output_error', batches)
   wanted = [run(params, batch) for batch in batches]
   if not sum(y.size for y in jax.tree.leaves(wanted)):
     raise ValueError(
@@ -78,6 +82,7 @@ def output_error(
     )
   total = sum(float(jnp.sum(jnp.square(y))) for y in jax.tree.leaves(wanted))
 
+  @known.computed
   def error(tree):
     pairs = zip(batches, wanted, strict=True)
     apart = sum(float(squares(tree, *pair)) for pair in pairs)
