@@ -14,7 +14,8 @@ def check(
 ) -> None:
   """Raises a ValueError for a keyword that is not there or a number out of range.
 
-  A whole number counts something, so it is at least 1, or 0 where that is its default.
+  A whole number counts something, so it is at least 1, or 0 where that is its default
+  or it counts layers.
   A fraction (of dropout, of momentum) is below 1, and any other factor is above 0.
 
   Args:
@@ -44,20 +45,20 @@ def check(
     elif not isinstance(value, (tuple, list)):
       numbers = (value,)
     for number in numbers:
-      if expected := _unlike(number, default):
+      if expected := _unlike(key, number, default):
         raise ValueError(
           f'{key} of {name} is {value!r}; {expected} is expected.'
         )
 
 
-def _unlike(value, default) -> str:
+def _unlike(key, value, default) -> str:
   """What a number would have to be; '' where it is that, or is none."""
   if isinstance(default, bool) or not isinstance(default, (int, float)):
     return ''
   if type(value) not in (int, float):
     return f'a number such as {default!r}'
   if isinstance(default, int):
-    least = min(1, default)
+    least = 0 if key in ('depth', 'depths') else min(1, default)
     fits = type(value) is int and least <= value < 2**31
     return '' if fits else f'a whole number, at least {least},'
   if default < 1:

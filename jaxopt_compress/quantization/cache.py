@@ -94,6 +94,7 @@ def quantize_cache(
     ValueError: uncovered leaf, unused rule, a format with zero points or scales
       of two levels, or a leaf that is not floating.
 
+  >>> from jaxopt_compress.analysis import storage
   >>> cache = {'key': jnp.zeros((2, 16, 4, 8)), 'length': jnp.int32(0)}
   >>> q = quantize_cache(cache, [('key', 'int8'), ('.*', None)])
   >>> q['key'].describe(), storage.nbytes(q)  # 1024 codes, 128 scales, 1 int

@@ -249,6 +249,7 @@ def quantize(
     ValueError: uncovered leaf, unused rule, unknown scheme, or a leaf that
       cannot be quantised as its rule says.
 
+  >>> from jaxopt_compress.analysis import storage
   >>> q = quantize({'kernel': jnp.ones((4, 2))}, [(r'kernel', 'W8A16')])
   >>> q['kernel'].describe(), storage.nbytes(q)
   ('int8 channel', 16)

@@ -108,15 +108,16 @@ def oracle(params, tokens, heads, kv_heads):
 
 
 def shaken(params):
-  """Norm scales away from one, so that they count."""
-  return rules.map_named(
+  """Norm scales away from one, so that they count; numpy arrays."""
+  scaled = rules.map_named(
     lambda path, x: (
       x * np.linspace(0.5, 2, x.shape[-1], dtype=np.float32)
       if path.endswith('scale')
       else x
     ),
-    jax.tree.map(np.asarray, params),
+    params,
   )
+  return jax.tree.map(np.asarray, scaled)
 
 
 class EquationsTest(parameterized.TestCase):

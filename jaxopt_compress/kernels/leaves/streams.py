@@ -139,7 +139,7 @@ def pays(
   >>> float_bytes = 4 * 4096**2
   >>> size = dict(thin=float_bytes // 2, dense=float_bytes, entries=4096**2)
   >>> [pays(**size, rows=(m,), all_read=2**40) for m in (1, 32, 260)]
-  [True, True, False]
+  [True, False, False]
   """
   kind = 1 if dense < 2 * entries else 4
   read = _READ if all_read > _cache_bytes() else 0.0
