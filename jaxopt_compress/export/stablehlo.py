@@ -55,7 +55,8 @@ def save(
       exported in their portable form.
     *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
     polymorphic: whether the leading axis of the inputs may have any length, the same
-      for all of them; the program must not depend on it.
+      for all of them; the program must not depend on it. Shapes of its outputs are
+      compared on the examples; values are not.
     platforms: such as ('cpu', 'cuda', 'tpu'); by default the current one.
     facts: further entries of the manifest, as JSON.
 
@@ -69,6 +70,9 @@ def save(
   program = _over_weights(fun, rebuild)
   try:
     exported = _export(program, weights, inputs, platforms)
+    if polymorphic:
+      examples = _specs(example_args, False)
+      _check_examples(exported, program, weights, examples)
   except Exception as e:
     if polymorphic and _is_export(
       program, weights, _specs(example_args, False), platforms
@@ -118,14 +122,28 @@ def _over_weights(fun, rebuild):
 def _specs(args, polymorphic):
   """Abstract inputs, with a symbolic leading axis if `polymorphic`."""
   batch = export.symbolic_shape('batch') if polymorphic else ()
+  lengths = {}
 
-  def spec(x):
+  def spec(path, x):
     x = x if hasattr(x, 'dtype') else jnp.asarray(x)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      raise ValueError(
+        f'Input {jax.tree_util.keystr(path)} is a PRNG key. Take its data, of'
+        ' jax.random.key_data, and wrap it inside: jax.random.wrap_key_data.'
+      )
+    if x.shape:
+      lengths[jax.tree_util.keystr(path)] = x.shape[0]
     # One symbol for all inputs: their leading axes have the same length.
     shape = (*batch, *x.shape[1:]) if x.shape and polymorphic else x.shape
     return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype))
 
-  return jax.tree.map(spec, args)
+  specs = jax.tree_util.tree_map_with_path(spec, args)
+  if polymorphic and len(set(lengths.values())) > 1:
+    raise ValueError(
+      f'Leading axes of the inputs have lengths {lengths}, and one length for all'
+      ' of them is exported. Export those of the examples: polymorphic=False.'
+    )
+  return specs
 
 
 def _export(program, weights, inputs, platforms):
@@ -145,6 +163,21 @@ def _export(program, weights, inputs, platforms):
         ' as params, or close over jc.unpack of them.'
       )
     raise
+
+
+def _check_examples(exported, program, weights, examples):
+  """Raises unless outputs have the shapes that `program` gives on examples."""
+  # As 'batch' is traced, `n == 8` is False: a branch for 8 would be left out.
+  kept, right = (
+    [(x.shape, x.dtype) for x in jax.tree.leaves(out)]
+    for out in (
+      jax.eval_shape(f, weights, *examples) for f in (exported.call, program)
+    )
+  )
+  if kept != right:
+    raise ValueError(
+      f'Outputs would be {kept}, and on the examples are {right}.'
+    )
 
 
 def _is_export(*args) -> bool:

@@ -110,6 +110,21 @@ class RoundTripTest(export_cases.ExportTestCase):
     with self.assertRaisesRegex(TypeError, 'contracting'):
       export.save(self.folder, jnp.dot, np.ones((2, 2)), np.ones((3, 3)))
 
+  def test_a_branch_that_symbols_do_not_take(self):
+    def fun(p, x):
+      return x @ p if x.shape[0] == 8 else x
+
+    with self.assertRaisesRegex(ValueError, r'length.*polymorphic=False.*8, 2'):
+      export.save(self.folder, fun, np.ones((4, 2)), np.ones((8, 4)))
+
+  @parameterized.parameters(
+    (lambda: np.ones((3, 2)), r"{'\[0\]': 8, '\[1\]': 3}.*polymorphic=False"),
+    (lambda: jax.random.key(0), r'Input \[1\] is a PRNG key.*key_data'),
+  )
+  def test_inputs_beside_a_batch(self, make, says):
+    with self.assertRaisesRegex(ValueError, says):
+      export.save(self.folder, lambda p, x, y: x, {}, np.ones((8, 4)), make())
+
   def test_packed_leaves_that_it_closes_over(self):
     q = jc.quantize({'w': jnp.eye(8)}, [('w', 'int8')])
     packed = jc.pack(q, target='cpu')
