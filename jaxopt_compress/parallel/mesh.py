@@ -78,8 +78,8 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     A tree of global arrays [b * processes, ...].
 
   Raises:
-    ValueError: b does not divide over the devices, or a leaf is compressed, a
-      scalar or a PRNG key.
+    ValueError: b is 0, differs between leaves or does not divide over the devices,
+      or a leaf is compressed, a scalar or a PRNG key.
   """
   check_batch(batch, len(mesh.local_devices))
   sharding = sharded(mesh)
@@ -122,6 +122,7 @@ def check_plain(tree: Any, role: str) -> None:
 def check_batch(batch: Any, n: int, parts: str = 'devices') -> None:
   """Raises ValueError unless the arrays [b, ...] of a batch split into n parts."""
   check_plain(batch, 'a batch')
+  lengths = {}
   for path, x in rules_lib.named_leaves(batch):
     shape, dtype = np.shape(x), getattr(x, 'dtype', np.generic)
     if not shape or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
@@ -131,10 +132,17 @@ def check_batch(batch: Any, n: int, parts: str = 'devices') -> None:
         ' of which each device takes its part. What every device needs whole, as'
         ' PRNG keys and scalars, goes into the state or is closed over.'
       )
-    if shape[0] % n:
+    lengths[path or 'x'] = shape[0]
+    if len(set(lengths.values())) > 1:
       raise ValueError(
-        f'A batch of {shape[0]} does not divide over {n} {parts}. Use a multiple'
-        f' of {n}, or pad it and mask the padding.'
+        f'Leaves of a batch have lengths {lengths}, and one length for all is'
+        ' expected: each device takes the same rows of every leaf. What is no rows,'
+        ' as the words of a PRNG key, goes into the state or is closed over.'
+      )
+    if not shape[0] or shape[0] % n:
+      raise ValueError(
+        f'A batch of {shape[0]} does not divide over {n} {parts}. Use {n} or'
+        ' a multiple of it, or pad it and mask the padding.'
       )
 
 

@@ -40,6 +40,17 @@ class MeshTest(parameterized.TestCase):
     with pytest.raises(ValueError, match=r'^rest of a batch is .*the state or'):
       mesh_lib.shard(batch, mesh_lib.data_mesh(4))
 
+  @parameterized.parameters((2,), (4,))
+  def test_leaves_of_other_lengths(self, n):
+    batch = {'x': np.zeros((8, 3)), 'y': np.zeros(n, np.uint32)}
+    says = f"lengths {{'x': 8, 'y': {n}}}.*PRNG key"
+    with pytest.raises(ValueError, match=says):
+      mesh_lib.shard(batch, mesh_lib.data_mesh(2))
+
+  def test_an_empty_batch(self):
+    with pytest.raises(ValueError, match='batch of 0 does not divide over 4'):
+      mesh_lib.shard(np.zeros((0, 3)), mesh_lib.data_mesh(4))
+
   def test_shard_of_what_does_not_divide(self):
     with pytest.raises(ValueError, match='batch of 6 does not divide over 4'):
       mesh_lib.shard(np.zeros(6), mesh_lib.data_mesh(4))

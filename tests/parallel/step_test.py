@@ -186,6 +186,13 @@ class ModesTest(parameterized.TestCase):
     with pytest.raises(ValueError, match='batch of 6 does not divide over 4'):
       step(_params(), _batch(0, size=6))
 
+  @parameterized.parameters(*step_lib.MODES)
+  def test_keys_are_no_rows(self, mode):
+    step = step_lib.data_parallel(_sgd, mode, mesh_lib.data_mesh(4))
+    keys = jax.random.split(jax.random.key(0), 8)
+    with pytest.raises(ValueError, match='keys of a batch is .*the state or'):
+      step(_params(), _batch(0, size=8) | {'keys': keys})
+
 
 class TrapTest(parameterized.TestCase):
   """pmean(grad(...)) under `check_vma=True` is a sum: N times too large."""
