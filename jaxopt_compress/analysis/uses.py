@@ -131,6 +131,12 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
       f' as it is: put (r"{path}", None) before the rule that takes it.'
     )
   contracted = set().union(*(u.contracted for u in found))
+  if min(contracted) < -ndim:
+    raise ValueError(
+      f'{path} has shape {tuple(leaf.shape)}, and its uses contract axes'
+      f' {sorted(contracted)}: they are those of another tree. Call'
+      ' jc.uses(apply)(params, x) on this one.'
+    )
   stacked = set().union(*(u.stacked for u in found)) - contracted
   free = set(range(-ndim, 0)) - contracted - stacked
   return Axes(*(tuple(sorted(a)) for a in (contracted, stacked, free)))

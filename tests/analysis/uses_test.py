@@ -314,6 +314,12 @@ class AxesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"no entry for v.*leaves \['w'\]"):
       uses_lib.axes('v', jnp.ones((2, 2)), {'w': ()})
 
+  def test_uses_of_a_leaf_with_more_axes(self):
+    w = jnp.ones((4, 4))
+    found = jc.uses(lambda p, x: x @ p['w'])({'w': w}, w)
+    with self.assertRaisesRegex(ValueError, r'w has shape \(4,\).*axes \[-2\]'):
+      uses_lib.axes('w', w[0], found)
+
   @parameterized.parameters(
     lambda p, uses: jc.quantize(p, [('w', 'int8')], uses),
     lambda p, uses: jc.pack(
