@@ -10,7 +10,6 @@ What such a leaf computes, and how it is differentiated, is in `trained.py`.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import re
 from typing import Any
 import zlib
@@ -275,6 +274,12 @@ def _branch(quantise, w):
 
 def _update(clock, state, params, info):
   changed = {}
+  learned = state['learned'] if 'learned' in state else {}
+  chosen = clock.schemes(params) if learned else {}
+  for path, x in rules_lib.named_leaves(params):
+    if path in learned and 'weight' in learned[path].value:
+      weight = learned[path].value['weight']
+      _check_range(path, x, chosen[path].weight, weight, clock.uses)
   if 'step' in state:
     changed['step'] = jnp.asarray(info.step, jnp.int32)
   if 'ends' in state:
@@ -298,10 +303,11 @@ def _followed(clock, state, params, stats):
     lead = ranges_lib.stack_shape(
       path, leaves[path], seen.count.shape, clock.uses
     )
-    if math.prod(lead) != old[0].size:
+    if tuple(lead) != old[0].shape:
       raise ValueError(
-        f'{path} was calibrated in stacks of {old[0].shape} and met data in'
-        f' stacks of {seen.count.shape}. Calibrate the function that is trained.'
+        f'{path}, shape {leaves[path].shape}, was calibrated in stacks of'
+        f' {old[0].shape} and met data in stacks of {tuple(lead)}. Calibrate the'
+        ' function that is trained, on parameters of these shapes.'
       )
     ends[path] = ranges_lib.follow(old, seen, clock.decay)
     found[path] = ranges_lib.of_ends(*ends[path], chosen[path].act)
@@ -344,9 +350,9 @@ def _is_stochastic(scheme) -> bool:
   return scheme is not None and scheme.weight.rounding == 'stochastic'
 
 
-def _in_learned_range(path, x, spec, learned, uses):
-  """How a weight is stored in a learned range, and what is differentiated."""
-  blocks, axis, _ = quantize.layout(path, x, spec, uses)
+def _check_range(path, x, spec, learned, uses):
+  """Raises unless a learned range has the shape that those of `x` have."""
+  blocks, _, _ = quantize.layout(path, x, spec, uses)
   first = functools.partial(learned_lib.first_range, spec=spec, blocks=blocks)
   wanted = jax.eval_shape(first, array.materialize(x))['scale'].shape
   if learned['scale'].shape != wanted:
@@ -355,6 +361,12 @@ def _in_learned_range(path, x, spec, learned, uses):
       f' ones have {learned["scale"].shape}: the state is that of other'
       ' parameters. Call init on these.'
     )
+
+
+def _in_learned_range(path, x, spec, learned, uses):
+  """How a weight is stored in a learned range, and what is differentiated."""
+  _check_range(path, x, spec, learned, uses)
+  blocks, axis, _ = quantize.layout(path, x, spec, uses)
   scales, zero = learned_lib.stored(
     jax.tree.map(lax.stop_gradient, learned), spec
   )

@@ -83,6 +83,14 @@ class FollowingTest(parameterized.TestCase):
     ):
       comp.update(state, params, jc.Info(1))
 
+  def test_statistics_of_parameters_of_another_rank(self):
+    f, params, x, comp, _ = self._following()
+    state = comp.init(params)
+    _, stats = jc.observe(f, comp.observes(params))(params, x)
+    more = jax.tree.map(lambda w: w[None], params)
+    with self.assertRaisesRegex(ValueError, r'stacks of .* of these shapes'):
+      comp.update(state, more, jc.Info(1, None, stats))
+
   def test_words(self):
     with self.assertRaisesRegex(ValueError, "'ema' is for static"):
       jc.Spec('int8', 'tensor', learn='ema')
@@ -97,6 +105,8 @@ class ClockTest(parameterized.TestCase):
     said = r'w, shape \(4, 2\), has ranges of shape \(1, 2\), .* \(1, 6\)'
     with self.assertRaisesRegex(ValueError, said):
       comp.apply({'w': jnp.ones((4, 2))}, state)
+    with self.assertRaisesRegex(ValueError, said):
+      comp.update(state, {'w': jnp.ones((4, 2))}, jc.Info(1))
 
   def test_rules_are_checked_and_none_leaves_alone(self):
     params = {'w': training_models.normal(8, 4), 'b': jnp.ones(4)}
