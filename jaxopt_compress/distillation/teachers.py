@@ -95,6 +95,12 @@ def moving_average(teacher: Any, student: Any, decay: float) -> Any:
   1.5
   """
 
+  if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
+    raise ValueError(
+      f'decay={decay}: what is left of the teacher is between 0 (the student'
+      ' alone) and 1 (the teacher alone).'
+    )
+
   def average(t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
     if not jnp.issubdtype(t.dtype, jnp.floating):

@@ -77,6 +77,11 @@ class TeachersTest(parameterized.TestCase):
     np.testing.assert_allclose(got['w'], [0.9, 0.1], rtol=1e-6)
     self.assertEqual(int(got['n']), 5)
 
+  @parameterized.parameters(2, -0.1, float('nan'))
+  def test_shares_that_are_none(self, decay):
+    with self.assertRaisesRegex(ValueError, f'decay={decay}: .* between 0'):
+      teachers.moving_average(1.0, 2.0, decay)
+
   @parameterized.parameters((1.0, 'teacher'), (0.0, 'student'))
   def test_who_has_no_weight_has_no_part(self, decay, who):
     trees = {'student': jnp.array([5.0]), 'teacher': jnp.array([6.0])}
