@@ -139,7 +139,20 @@ def _check_matched(source, starts, skipped, how):
       f'Only the target has {missing[:8]} ({len(missing)} leaves), only the source'
       f' {unused[:8]} ({len(unused)}). If that is right, say so with a rule'
       f' (r"{re.escape(first)}", None) before the others.'
+      f'{_without_first(missing + unused, [*starts, *source])}'
     )
+
+
+def _without_first(unmatched, paths) -> str:
+  """A sentence where layers are numbers alone and do not begin at 0."""
+  for path in unmatched:
+    found = re.match(r'(.*?[/.]|)[0-9]+([/.]|$)', path)
+    if found and not any(p.startswith(f'{found[1]}0') for p in paths):
+      return (
+        f' Numbers without a name, as {path} has, are layers only if they start'
+        ' at 0: rename them, to start there or as layer_1, layer_2.'
+      )
+  return ''
 
 
 def _check_blocks(target, source, said):

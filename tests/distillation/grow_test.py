@@ -227,6 +227,18 @@ class WarmStartTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       grow.warm_start({'w': jnp.ones((2, 2))}, {'w': source}, **kwargs)
 
+  @parameterized.parameters((1, True), (0, False))
+  def test_numbers_that_do_not_start_at_0(self, first, told):
+    w = jnp.ones(2)
+    target, source = (
+      {str(i + first): {'w': w} for i in range(n)} for n in (2, 3)
+    )
+    source['bias'] = w
+    with self.assertRaises(ValueError) as caught:
+      grow.warm_start(target, source)
+    says = '3/w has, are layers only if they start at 0'
+    self.assertEqual(says in str(caught.exception), told)
+
   def test_works_under_jit_and_on_compressed_sources(self):
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True, eq=False)
