@@ -142,12 +142,16 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
   return Axes(*(tuple(sorted(a)) for a in (contracted, stacked, free)))
 
 
+def is_window(shape: tuple[int, ...]) -> bool:
+  """Whether it looks like [h, w, in, out], by Flax's convention: square and odd."""
+  return len(shape) == 4 and shape[0] == shape[1] <= 11 and shape[0] % 2 == 1
+
+
 def _by_convention(path, shape) -> Axes:
   name = path.split('/')[-1]
-  square_window = len(shape) == 4 and shape[0] == shape[1] and shape[0] % 2
   if len(shape) == 2 and 'embedding' not in name:
     return Axes((-2,), (), (-1,))
-  if square_window and shape[0] <= 11:
+  if is_window(shape):
     return Axes((-4, -3, -2), (), (-1,))
   raise ValueError(
     f'Which axes of {path}, shape {shape}, are contracted? Without uses only'

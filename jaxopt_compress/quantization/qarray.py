@@ -9,11 +9,13 @@ shares them.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import clip
@@ -206,6 +208,12 @@ def _granularity(q: QArray) -> str:
     how = 'x'.join(str(n) for _, n in q.blocks)
   elif sizes:
     how = f'g{next(iter(sizes.values()))}'
+  elif uses_lib.is_window(q.shape[-4:]) and q.scale.shape[-4:-2] != (1, 1):
+    # The leaf cannot tell a window from a stack. How many entries of a column have
+    # one scale is true of both, and 'channel' is all of them.
+    scales = max(math.prod(q.scale.shape[-4:-1]), 1)
+    rows = math.prod(q.shape[-4:-1]) // scales
+    how = f'g{rows}' if matrix[-1] == q.shape[-1] else f'{rows}x{q.shape[-1]}'
   else:
     how = 'tensor' if all(n == 1 for n in matrix) else 'channel'
   words = [how]
