@@ -34,6 +34,8 @@ class Use(NamedTuple):
       ragged dot.
     source: file, line and function of the model.
     feature_groups: of a convolution.
+    remade: primitives of the program that join, pad, turn or deal the leaf, which
+      stays itself under reshape, transpose and slice.
   """
 
   primitive: str
@@ -41,6 +43,7 @@ class Use(NamedTuple):
   stacked: tuple[int, ...]
   source: str
   feature_groups: int = 1
+  remade: tuple[str, ...] = ()
 
 
 class Axes(NamedTuple):
@@ -76,7 +79,7 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
     others = closed.jaxpr.invars[len(inputs) :]
     algebra.evaluate(asked, closed, inputs + [{} for _ in others])
     paths = [path for path, _ in rules_lib.named_leaves(params)]
-    return {path: tuple(asked.found.get(path, ())) for path in paths}
+    return {path: asked.of(path) for path in paths}
 
   return used
 
@@ -163,6 +166,11 @@ def _by_convention(path, shape) -> Axes:
 
 # -------------------------------------------------------------------- the walk
 
+# Moves that make another array: of more or fewer arrays, or in another order.
+_REMAKE = frozenset(
+  'all_gather concatenate pad rev select_n split stack tile unstack'.split()
+)
+
 
 class _Uses(algebra.Algebra):
   """A value is {path of a leaf: the pieces of each of its axes}.
@@ -174,6 +182,11 @@ class _Uses(algebra.Algebra):
   def __init__(self, ranks: dict[str, int]):
     self.ranks = ranks
     self.found = {path: {} for path in ranks}  # dicts keep the order of uses
+    self.remade = {path: set() for path in ranks}
+
+  def of(self, path) -> tuple[Use, ...]:
+    remade = tuple(sorted(self.remade.get(path, ())))
+    return tuple(u._replace(remade=remade) for u in self.found.get(path, ()))
 
   def plain(self, aval):
     return {}
@@ -203,6 +216,7 @@ class _Uses(algebra.Algebra):
       move = moved.of(at.eqn, i)
       results = None if move is None else move.axes(pieces)
       if results is not None:
+        self.remade[path] |= {at.eqn.primitive.name} & _REMAKE
         for out, result in zip(outs, results, strict=True):
           out[path] = result
         # One operand is followed: a leaf joined with itself ends here as well.

@@ -173,6 +173,8 @@ def packable(
   met = planning.products_of(path, uses)
   if uses is not None and path in uses and not met & _PRODUCTS:
     return 'no dot product or convolution reads it'
+  if remade := planning.remade_by(path, uses):
+    return f'{", ".join(sorted(remade))} would unpack it in every call'
   if 0 in q.shape:
     return 'it is empty'
   planned = planning.plan(path, leaf, uses)
@@ -279,6 +281,8 @@ def _without_zeros(path, leaf, uses, laid, pays) -> streams.StreamArray | None:
   traced = any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf))
   met = planning.products_of(path, uses)
   if traced or met - {'dot_general'} or getattr(leaf, 'ndim', 0) < 2:
+    return None
+  if planning.remade_by(path, uses):
     return None
   size = storage.nbytes(leaf if laid is None else laid), leaf.size
   # What is left is not looked for where it would be slower however little it were.

@@ -61,6 +61,12 @@ def products_of(path: str, uses: dict | None) -> set[str]:
   return {u.primitive for u in found if u.contracted}
 
 
+def remade_by(path: str, uses: dict | None) -> set[str]:
+  """Moves of a weight for which packed leaves have no rule."""
+  found = uses_lib.of(path, uses) or ()
+  return set().union(*(u.remade for u in found))
+
+
 def as_matrix(
   path: str, q: Any, uses: dict | None
 ) -> tuple[matrix_lib.Matrix | None, int, str]:

@@ -86,6 +86,19 @@ class PackTest(parameterized.TestCase):
     if scheme is not None:
       self.assertStartsWith(said[0], why)
 
+  @parameterized.named_parameters(
+    ('concatenate', lambda w, v: jnp.concatenate([w, v], 1)),
+    ('rev', lambda w, v: w[::-1]),
+    ('pad', lambda w, v: jnp.pad(w, ((0, 0), (0, 2)))),
+  )
+  def test_what_a_call_would_unpack_stays(self, remade):
+    f = lambda p, x: x @ remade(p['w'], p['v'])
+    params = {'w': W, 'v': W}
+    uses = jc.uses(f)(params, X)
+    q = jc.quantize(params, [('w', 'W8A16'), ('v', None)], uses)
+    with self.assertWarnsRegex(UserWarning, 'would unpack it in every call'):
+      self.assertIs(pack(q, uses)['w'], q['w'])
+
   def test_packed_already(self):
     p = pack(jc.quantize({'w': W}, [('w', 'int8')]))
     with self.assertWarnsRegex(UserWarning, 'w: it is packed already'):
