@@ -144,6 +144,21 @@ class PackTest(parameterized.TestCase):
     f = jax.jit(jc.lift(_matmul, strict=True))
     self.assertLess(_distance(f(p, w.T), f(q, w.T)), 1e-5)
 
+  @parameterized.parameters(
+    ('W8A16', 4e31),
+    ('W4A16', 4e31),
+    ('NVFP4', 4e31),
+    ('NF4', 4e31),
+    ('W8A8', 1e36),
+    ('int8, int8 asym', 1e36),
+  )
+  def test_the_largest_weights(self, scheme, total):
+    # As large as `PanelArray` says, where no two products cancel.
+    w, x = jnp.full((64, 8), total / 64), jnp.ones((3, 64))
+    q, p = _both(_matmul, {'w': w}, x, scheme)
+    y = jax.jit(jc.lift(_matmul, strict=True))(p, x)
+    self.assertLess(_distance(y, jc.lift(_matmul)(q, x)), 1e-5)
+
   def test_where_it_would_not_pay(self):
     q = jc.quantize({'w': W}, [('w', 'int8')])
     with mock.patch.object(native, 'available', lambda: False):

@@ -25,6 +25,10 @@ class PanelArray(array.CompressedArray):
   (2^-15 where it is bfloat16), so results are those of float32 products in another
   order. A row with NaN or infinity gives NaN in all columns.
 
+  Sums of codes are scaled as floats by the weight's scale first, by that of the row
+  last. In between they are finite for weights of k rows up to 4e31 / k, and with `act`
+  up to 1e36 / k; products of larger ones may be infinite or NaN.
+
   Where features of a convolution are in groups, all parts but the ranges have an axis
   of these groups after those of the stack.
 
