@@ -47,8 +47,10 @@ def pack(
 
   To be done once, before a model is called; `lift` calls the kernels on such a
   machine (on CPUs where the library of C++ was built), and otherwise computes the
-  same, slower. Scales of two levels become float32, but for those of NVFP4; numbers
-  stay what they are, in the next number of bits that there is a kernel for.
+  same, slower. Scales of two levels become float32, but for those of NVFP4, and those
+  of blocks along columns are repeated for each column; numbers stay what they are, in
+  the next number of bits that there is a kernel for. Columns are filled up to 32 in
+  each group of a convolution: `describe()` says the bits where that is twice as many.
 
   Convolutions of few channels with float activations may be faster in XLA.
 

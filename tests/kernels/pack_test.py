@@ -145,6 +145,16 @@ class PackTest(parameterized.TestCase):
     self.assertLess(_distance(f(p, w.T), f(q, w.T)), 1e-5)
 
   @parameterized.parameters(
+    ((64, 40), 'W4A16', 'int4 channel, packed'),
+    ((64, 10), 'W4A16', 'int4 channel, packed in 13 bits'),
+    ((64, 64), 'int4 4x8', 'int4 g4, packed in 8 bits'),
+  )
+  def test_bits_that_are_filled_up_are_said(self, shape, scheme, said):
+    p = pack(jc.quantize({'w': jnp.ones(shape)}, [('w', scheme)]))['w']
+    self.assertEqual(p.describe(), said)
+    self.assertEqual(jax.eval_shape(lambda: p).describe(), said)
+
+  @parameterized.parameters(
     ('W8A16', 4e31),
     ('W4A16', 4e31),
     ('NVFP4', 4e31),

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
@@ -151,6 +152,9 @@ def dtypes(leaf) -> dict[str, jnp.dtype]:
 def describe(leaf, laid_out: str, bits: int = 0) -> str:
   """The format in a few words, and how it is laid out: if wider, in how many bits."""
   plan = leaf.plan
+  # Kernels fill columns up to 32, and groups up to whole units of rows.
+  taken = 8 * storage.nbytes(leaf.payload) / max(leaf.size, 1) if bits else 0
+  bits = round(taken) if taken >= 2 * bits else bits
   if bits and bits > formats.FORMATS[plan.format].bits:
     laid_out += f' in {bits} bits'
   words = [plan.format or plan.sparse.type]
