@@ -28,10 +28,12 @@ def read(file: str | os.PathLike | None) -> Times:
   """The times of a file; none if there is no file.
 
   Raises:
-    ValueError: it is no file of such times; says where it is not.
+    ValueError: it is a folder, or no file of such times; says where it is not.
   """
   if file is None or not pathlib.Path(file).exists():
     return {}
+  if pathlib.Path(file).is_dir():
+    raise ValueError(f'{file} is a folder. Name a file in it, as times.json.')
   try:
     times = json.loads(pathlib.Path(file).read_bytes())
     why = _what_is_wrong(times)
@@ -50,7 +52,8 @@ def add(file: str | os.PathLike, times: Times) -> None:
 
   The file, and folders above it, are made if they are not there.
   """
-  file = pathlib.Path(file)
+  # Of a link, what it leads to is replaced, and locked for those who name that.
+  file = pathlib.Path(os.path.realpath(file))
   file.parent.mkdir(parents=True, exist_ok=True)
   with _locked(file):
     merged = _merged(read(file), times)

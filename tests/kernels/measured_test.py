@@ -59,6 +59,20 @@ class MeasuredTest(parameterized.TestCase):
     measured.add(self.file, newer)
     self.assertEqual(measured.read(self.file), newer)
 
+  def test_a_link_leads_to_the_file(self):
+    measured.add(self.file, _times('a', rows=1))
+    link = self.file.with_name('link.json')
+    link.symlink_to(self.file)
+    measured.add(link, _times('a', rows=2))
+    self.assertTrue(link.is_symlink())
+    self.assertLen(measured.read(self.file)['cpu']['a'], 2)
+
+  def test_a_folder_is_refused(self):
+    self.file.mkdir(parents=True)
+    for use in (measured.read, lambda file: measured.add(file, _times('a'))):
+      with self.assertRaisesRegex(ValueError, 'times.json is a folder'):
+        use(self.file)
+
   def test_a_failure_leaves_the_file_that_was_there(self):
     measured.add(self.file, _times('a'))
     os.chmod(self.file, 0o640)
