@@ -63,8 +63,7 @@ def tune(
   Raises:
     ValueError: rows that are not positive, or a file that is not of this kind.
   """
-  pack_lib.check_rows(rows)
-  rows = tuple(sorted(set(rows)))
+  rows = tuple(sorted(set(pack_lib.check_rows(rows))))
   known = measured.read(file)
   target = jax.default_backend()
   if not _candidates(target):

@@ -90,7 +90,7 @@ def pack(
     return array.on_device(params)
   target = target or jax.default_backend()
   choices.one_of('target', target, ('cpu', 'gpu', 'tpu'))
-  check_rows(rows)
+  rows = check_rows(rows)
   made, reasons = {}, {}
   pays = functools.partial(
     streams.pays,
@@ -128,12 +128,21 @@ def _not_here() -> str:
   return '' if native.available() else native.MISSING
 
 
-def check_rows(rows: Sequence[int]) -> None:
-  """Raises ValueError for what are no numbers of rows."""
-  if isinstance(rows, int) or not rows or min(rows) < 1:
+def check_rows(rows: Sequence[int]) -> tuple[int, ...]:
+  """The numbers of rows; raises ValueError for what are none."""
+  try:
+    found = tuple(rows)
+  except TypeError:  # one number
+    found = ()
+  # In Python True is a number, too.
+  whole = all(
+    isinstance(n, int | np.integer) and not isinstance(n, bool) for n in found
+  )
+  if not found or not whole or min(found) < 1:
     raise ValueError(
-      f'rows={rows}; give one or more positive numbers, as (1, 16).'
+      f'rows={rows}; give one or more positive whole numbers, as (1, 16).'
     )
+  return tuple(map(int, found))
 
 
 def nothing_done(done: str, reasons: dict[str, str]) -> str:

@@ -145,6 +145,17 @@ class PackTest(parameterized.TestCase):
     self.assertLess(_distance(f(p, w.T), f(q, w.T)), 1e-5)
 
   @parameterized.parameters(
+    3, (0,), ((),), ((2.5,),), ((True,),), ('12',), (np.array(3),)
+  )
+  def test_what_are_no_rows_is_refused(self, rows):
+    with self.assertRaisesRegex(ValueError, 'positive whole numbers'):
+      pack({'w': W}, rows=rows)
+
+  def test_rows_in_an_array(self):
+    q = jc.quantize({'w': W}, [('w', 'int8')])
+    self.assertIsInstance(pack(q, rows=np.array([2, 3]))['w'], jc.PackedArray)
+
+  @parameterized.parameters(
     ((64, 40), 'W4A16', 'int4 channel, packed'),
     ((64, 10), 'W4A16', 'int4 channel, packed in 13 bits'),
     ((64, 64), 'int4 4x8', 'int4 g4, packed in 8 bits'),
