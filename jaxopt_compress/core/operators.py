@@ -6,9 +6,8 @@ Moves stay compressed where the leaf has a rule for them; products run by the le
 own rules; the rest is dense. Each call traces and runs at once: a model is called
 through `jc.lift` and jit.
 
-`METHODS` is set on `CompressedArray` when this room is imported, so every leaf type
-has them, those of users too. They are not written in the class, because `lift` is
-built on it.
+`METHODS` is set on `CompressedArray` when this room is imported, so that leaf types
+of users have them too; they are not in the class, because `lift` is built on it.
 """
 
 from collections.abc import Callable
@@ -35,10 +34,10 @@ def _move(name: str) -> Callable:
 
 def _operator(f: Callable) -> Callable:
   def method(leaf, *others):
-    # As of arrays: a list, a string or None is left to Python, which says no.
-    if any(
-      not hasattr(x, 'shape') and not isinstance(x, Number) for x in others
-    ):
+    # As of arrays: a string or None is left to Python, which finds it unequal.
+    if any(isinstance(x, (list, tuple, set, dict)) for x in others):
+      raise TypeError(f'a leaf and a {type(*others).__name__}; use jnp.asarray')
+    if not all(hasattr(x, 'shape') or isinstance(x, Number) for x in others):
       return NotImplemented
     return lift.lift(f, keep=True)(leaf, *others)
 
