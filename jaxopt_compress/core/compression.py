@@ -107,7 +107,6 @@ def by_path(rules: Sequence[tuple[str, Compression | None]]) -> Compression:
   A compression sees its share of the tree as `{path: leaf}`, so that its own
   rules, if it has any, match the same paths. `None` leaves leaves alone.
   """
-
   rules = rules_lib.pairs(rules)
 
   def shares(tree):
@@ -165,12 +164,7 @@ def split_learned(state: State) -> tuple[Any, State]:
   """
   named = rules_lib.named_leaves(state, is_leaf=_is_learned)
   learned = {path: x.value for path, x in named if _is_learned(x)}
-  rest = jax.tree.map(
-    lambda x: Learned(None) if _is_learned(x) else x,
-    state,
-    is_leaf=_is_learned,
-  )
-  return learned, rest
+  return learned, merge_learned(dict.fromkeys(learned), state)
 
 
 def merge_learned(learned: Any, rest: State) -> State:

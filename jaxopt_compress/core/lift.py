@@ -116,7 +116,7 @@ def lift(
   Raises:
     ValueError: with `strict`, where an operation has no rule for a leaf; names
       the leaf, the primitive, why, and the line of the model. Where `fun` changes
-      in place what an object among its arguments holds: it is called on copies.
+      in place what its arguments hold: it is called on copies.
 
   >>> import jax.numpy as jnp
   >>> lift(lambda w, x: x @ w)(jnp.eye(2), jnp.ones((1, 2)))
@@ -147,11 +147,10 @@ def _refuse(met: context_lib.Met):
 
 def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
   """Evaluates `fun` over arguments with leaves; its results may be leaves."""
-  values, refill = array.arrays_apart(
-    (args, kwargs), _is_array, array.is_compressed
-  )
+  tree = args, kwargs
+  values, refill = array.arrays_apart(tree, _is_array, array.is_compressed)
   # Both walk the tree in its order, so names and values go together.
-  named = rules_lib.named_leaves((args, kwargs))
+  named = rules_lib.named_leaves(tree)
   names = [_within_argument(path) for path, x in named if _is_array(x)]
   values = array.map_leaves(_codes, values)
   closed, out_tree = trace(fun, refill, *map(_stands_for, values))
@@ -185,12 +184,20 @@ def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
   changed = {}
 
   def of_arrays(*values):
-    args, kwargs = refill(values)
-    before = _held((args, kwargs))
+    args, kwargs = tree = refill(values)
+    before = _leaves(tree)
+    # What is popped from a dict is not lost to the caller; an object stays whole.
+    objects = _leaves(tree, lambda x: not isinstance(x, (dict, list, tuple)))
+    structures = [jax.tree.structure(x) for x in objects.values()]
     out = fun(*args, **kwargs)
-    for keys, x in _held((args, kwargs)).items():
-      if x is not before.get(keys, x):
-        changed[keys] = before[keys], x
+    for keys, x in _leaves(tree).items():
+      pair = before.get(keys), x
+      if x is not pair[0]:
+        arrays = all(isinstance(a, jax.Array) for a in pair)
+        changed[keys] = pair if arrays else (0, 1)
+    for (keys, x), old in zip(objects.items(), structures, strict=True):
+      if jax.tree.structure(x) != old:
+        changed.setdefault(keys, (0, 1))
     return list(changed.values()), out
 
   with jax.disable_jit(False):  # else loops come unrolled
@@ -209,11 +216,8 @@ def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
   return closed, jax.tree.structure(out)
 
 
-def _held(tree) -> dict[Any, Any]:
-  """{keys: value} of what objects hold; dicts and sequences are passed by value."""
-  passed = jax.tree_util.DictKey, jax.tree_util.SequenceKey
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {keys: x for keys, x in leaves if not isinstance(keys[-1], passed)}
+def _leaves(tree, is_leaf=None) -> dict[Any, Any]:
+  return dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf))
 
 
 def _is_array(x) -> bool:

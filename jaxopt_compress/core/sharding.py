@@ -17,9 +17,7 @@ from jaxopt_compress.core import array
 
 
 def _cuts(entry, mesh) -> int:
-  if entry is None:
-    return 1
-  axes = entry if isinstance(entry, tuple) else (entry,)
+  axes = entry if isinstance(entry, tuple) else (entry,) if entry else ()
   return math.prod(mesh.shape[a] for a in axes)
 
 

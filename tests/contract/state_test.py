@@ -57,6 +57,27 @@ class StateTest(parameterized.TestCase):
     ):
       wrap(call)(quantized(model()), X)
 
+  @parameterized.parameters(
+    (lambda m: setattr(m, 'n', 1), '0'),
+    (lambda m: setattr(m, 'h', nnx.Variable(jnp.ones(2))), 'h/value'),
+    (lambda m: setattr(m.layers[0], 'bias', None), '0'),
+    (lambda m: m.layers[0].kernel.set_metadata(seen=True), '0'),
+  )
+  def test_a_model_that_gets_or_loses_something_is_refused(self, change, name):
+    model = quantized(normed())
+    with self.assertRaisesRegex(ValueError, f'^{name} is changed in place'):
+      jc.lift(change)(model)
+
+  @parameterized.parameters(
+    ('h', lambda d: d.update(h=jnp.ones(2))),
+    ('n', lambda d: d.update(n=d['n'] + 1)),
+    ('w', lambda d: d.update(w=d['w'] * 2)),
+  )
+  def test_what_stays_in_a_dict_is_refused(self, name, change):
+    leaves = jc.quantize({'w': X[0]}, [('w', 'int8')])
+    with self.assertRaisesRegex(ValueError, f'^{name} is changed in place'):
+      jc.lift(change)({**leaves, 'n': 1.0})
+
   @parameterized.parameters(jc.lift, lambda f: jc.lift(nnx.jit(f)))
   def test_a_model_that_does_not_is_called(self, wrap):
     model = quantized(normed())
