@@ -42,7 +42,6 @@ from jaxopt_compress.calibration import fold_norms as fold_norms
 from jaxopt_compress.calibration import output_error as output_error
 from jaxopt_compress.core.array import CompressedArray as CompressedArray
 from jaxopt_compress.core.array import is_compressed as is_compressed
-from jaxopt_compress.core.array import materialize as materialize
 from jaxopt_compress.core.compression import by_path as by_path
 from jaxopt_compress.core.compression import chain as chain
 from jaxopt_compress.core.compression import Compression as Compression
@@ -53,6 +52,7 @@ from jaxopt_compress.core.compression import merge_learned as merge_learned
 from jaxopt_compress.core.compression import split_learned as split_learned
 from jaxopt_compress.core.lift import Dense as Dense
 from jaxopt_compress.core.lift import lift as lift
+from jaxopt_compress.core.lift import materialize as materialize
 from jaxopt_compress.core.lift import rule as rule
 from jaxopt_compress.core.operators import cast as cast
 from jaxopt_compress.core.rules import map_named as map_named

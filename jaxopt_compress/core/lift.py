@@ -158,6 +158,11 @@ def run(ctx: context_lib.Context, fun: Callable, args, kwargs) -> Any:
   return jax.tree.unflatten(out_tree, outs)[1]
 
 
+def materialize(tree: Any) -> Any:
+  """`tree` with every leaf replaced by its array; float8 codes have no gradient."""
+  return array.materialize(array.map_leaves(_codes, tree))
+
+
 def _codes(leaf):
   """A leaf whose float8 codes have no derivative; scales, which are fewer, have."""
 

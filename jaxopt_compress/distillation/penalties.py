@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.core import array
+from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.distillation import matching
 
@@ -119,6 +119,6 @@ def by_path(rules: Sequence[tuple[str, Penalty | None]]) -> Penalty:
 
 
 def _sum(of_leaf, params) -> jax.Array:
-  leaves = [jnp.asarray(x) for x in jax.tree.leaves(array.materialize(params))]
+  leaves = [jnp.asarray(x) for x in jax.tree.leaves(lift.materialize(params))]
   wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
   return sum((of_leaf(x) for x in wide), start=jnp.float32(0))

@@ -250,7 +250,8 @@ class GradientTest(parameterized.TestCase):
 
   def test_codes_have_none(self):
     loss = lambda w, x: jc.lift(jnp.dot)(x, w).sum()
-    for f in (loss, jax.jit(loss), jax.checkpoint(loss)):
+    dense = lambda w, x: (x @ jc.materialize([w])[0]).sum()
+    for f in (loss, jax.jit(loss), jax.checkpoint(loss), dense):
       with self.assertRaisesRegex(
         ValueError, 'float8_e4m3fn. have no gradient'
       ):
