@@ -10,6 +10,9 @@ instead (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
 import functools
 
 import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -21,4 +24,17 @@ def as_if(dense, out, *args):
 
 @as_if.defjvp
 def as_if_jvp(dense, primals, tangents):
-  return primals[0], jax.jvp(dense, primals[1:], tangents[1:])[1]
+  out, *args = primals
+  varied, refill = array.arrays_apart(args, _has_zero)
+  directions, _ = array.arrays_apart(list(tangents[1:]), _has_zero)
+
+  def of_varied(*varied):
+    return dense(*refill(varied))
+
+  return out, jax.jvp(of_varied, varied, directions)[1]
+
+
+def _has_zero(x):
+  # A scale of e8m0 is a power of two. JAX hands over zeros as tangents of constants,
+  # and they are NaN in this type.
+  return getattr(x, 'dtype', None) != jnp.float8_e8m0fnu

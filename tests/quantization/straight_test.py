@@ -27,6 +27,16 @@ class StraightTest(absltest.TestCase):
 
     self.assertEqual(jax.grad(f)(2.0), 1.0)
 
+  def test_scales_that_cannot_be_zero(self):
+    def product(x, scale):
+      return x * scale.astype(jnp.float32)
+
+    scale = jnp.float8_e8m0fnu(2)
+    _, tangent = jax.jvp(
+      lambda x: straight.as_if(product, x, x, scale), (3.0,), (5.0,)
+    )
+    self.assertEqual(tangent, 10)
+
 
 if __name__ == '__main__':
   absltest.main()
