@@ -141,19 +141,31 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
     return value
   if isinstance(value, Spec):
     return Scheme(value)
-  text = value if isinstance(value, str) else ''
+  text = value.strip() if isinstance(value, str) else ''
   words = [w.strip() for w in text.split(',')]
   first, *_ = words[0].split() or ['']
-  if text not in PRESETS and first not in formats.FORMATS:
-    named = [p for p in (*PRESETS, *formats.FORMATS) if p != first]
+  if text in PRESETS:
+    return PRESETS[text]
+  if first in PRESETS:
+    preset = PRESETS[first]
+    parts = [preset.weight, *([preset.act] if preset.act else ())]
+    raise ValueError(
+      f'{value!r}: presets are whole schemes, which stand alone. Say {first!r}, or'
+      f' change its words: {", ".join(s.describe() for s in parts)!r}.'
+    )
+  if first not in formats.FORMATS:
+    named = (*PRESETS, *formats.FORMATS)
     raise ValueError(
       f'{value!r} is no scheme.{choices.guess(first, named)} Presets, which stand'
       f' alone: {list(PRESETS)}; or words that begin with a format, as in'
       f" 'int4 g128' (formats: {list(formats.FORMATS)}); or write a"
       ' jc.Scheme(...).'
     )
-  if text in PRESETS:
-    return PRESETS[text]
+  if '' in words:
+    raise ValueError(
+      f'{value!r} has nothing before or after a comma. Leave out the comma, or say'
+      " what follows it: 'int8, int8' rounds activations, too."
+    )
   if len(words) > 3:
     raise ValueError(
       f'{value!r} has {len(words)} parts; weight, activations and gradients are'

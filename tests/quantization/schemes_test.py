@@ -49,6 +49,7 @@ class SchemeTest(parameterized.TestCase):
 
   def test_by_name(self):
     self.assertIs(schemes.scheme('W4A16'), jc.W4A16)
+    self.assertIs(schemes.scheme('W8A8 '), jc.W8A8)
     self.assertIsNone(schemes.scheme(None))
     with self.assertRaisesRegex(ValueError, "Did you mean 'W8A16'"):
       schemes.scheme('W8A61')
@@ -69,9 +70,22 @@ class SchemeTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f"Did you mean '({want})"):
       schemes.scheme(words)
 
-  @parameterized.parameters('W4A16 g32', 'W8A8, int8')
-  def test_presets_stand_alone(self, words):
-    with self.assertRaisesRegex(ValueError, 'which stand alone'):
+  @parameterized.parameters(
+    ('W4A16 g32', 'int4 g128 bfloat16'),
+    ('W8A8, int8', 'int8 channel, int8 token'),
+    ('MXFP4 floor', 'e2m1 g32 mx even, e2m1 g32 mx even'),
+  )
+  def test_presets_stand_alone(self, words, its_words):
+    with self.assertRaisesRegex(
+      ValueError, f"which stand alone.*'{its_words}'"
+    ):
+      schemes.scheme(words)
+    preset = schemes.PRESETS[words.replace(',', ' ').split()[0]]
+    self.assertEqual(schemes.scheme(its_words), preset)
+
+  @parameterized.parameters('int8,', 'int8, , int8')
+  def test_nothing_beside_a_comma(self, words):
+    with self.assertRaisesRegex(ValueError, 'nothing before or after a comma'):
       schemes.scheme(words)
 
 
