@@ -157,7 +157,7 @@ def read(s: Scales, blocks: blocks_lib.Blocks) -> jax.Array:
 
 
 def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
-  """E8M0 scales: 2^k for k in [-126, 127].
+  """E8M0 scales: 2^k for k in [-126, 127 - emax].
 
   With emax the exponent of the format's largest number,
     floor  k = floor(log2 reach) - emax             OCP MX v1.0, section 6.3
@@ -187,7 +187,8 @@ def power_of_two(reach: jax.Array, fmt: formats.Format, rule: str) -> jax.Array:
   # The exponent field of a float32 is floor(log2) + 127: exact, where a logarithm
   # rounds. What was added above carries into it.
   exponent = (bits >> 23) - 127 - emax
-  exponent = jnp.clip(exponent, -126, 127)
+  # What is rounded up for numbers next to infinity would take them there.
+  exponent = jnp.clip(exponent, -126, 127 - emax)
   code = jnp.where(jnp.isfinite(reach), exponent + 127, 255).astype(jnp.uint8)
   return lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
 

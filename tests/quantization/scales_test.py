@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import scales
 from jaxopt_compress.quantization import spec as spec_lib
 
@@ -29,6 +30,15 @@ class ScalesTest(parameterized.TestCase):
     got = np.asarray(got.astype(jnp.float32))
     np.testing.assert_array_equal(np.isnan(got), [True, True, False])
     self.assertGreater(got[2], 0)
+
+  @parameterized.product(
+    rule=spec_lib.RULES, format=('e4m3', 'e5m2', 'e3m2', 'e2m3', 'e2m1', 'int8')
+  )
+  def test_powers_of_two_leave_large_numbers_finite(self, rule, format):
+    x = jnp.array([[3.4e38, -1e38]], jnp.float32)
+    spec = spec_lib.Spec(format, 'group', 2, scale='e8m0', rule=rule)
+    got = qarray.quantize_array(x, spec, ((-1, 2),)).materialize()
+    np.testing.assert_allclose(got, x, rtol=0.3)
 
   def test_asymmetric_ranges_contain_zero(self):
     spec = spec_lib.Spec('int8', symmetric=False)
