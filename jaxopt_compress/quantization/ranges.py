@@ -105,13 +105,14 @@ def follow(
   Args:
     ends: (low, high), of the shape `stack_shape`.
     seen: `statistics.minmax('tensor')` of the step. A layer or an expert that met
-      nothing keeps its range.
+      nothing, or what is not finite, keeps its range: no later step would mend it.
     decay: how much of the old is left.
   """
+  met = jnp.isfinite(seen.state.low) & jnp.isfinite(seen.state.high)
 
   def moved(old, new):
     new = decay * old + (1 - decay) * jnp.reshape(new, old.shape)
-    return jnp.where(jnp.reshape(seen.count, old.shape) > 0, new, old)
+    return jnp.where(jnp.reshape(met, old.shape), new, old)
 
   low, high = ends
   return moved(low, seen.state.low), moved(high, seen.state.high)

@@ -37,6 +37,15 @@ class RangesTest(parameterized.TestCase):
     self.assertEqual((scale.shape, zero.shape), ((1, 1), (1, 1)))
     self.assertEqual((scale.dtype, zero.dtype), (jnp.float32, jnp.int8))
 
+  @parameterized.parameters(
+    (jnp.nan, jnp.nan), (-3.0, jnp.inf), (-jnp.inf, 5.0)
+  )
+  def test_what_is_not_finite_leaves_ranges_alone(self, low, high):
+    ends = jnp.array([[-1.0]]), jnp.array([[1.0]])
+    met = statistics.Range(jnp.float32(low), jnp.float32(high))
+    got = ranges.follow(ends, watch.Observed(jnp.int32(4), met), 0.5)
+    np.testing.assert_array_equal(got, ends)
+
   def test_what_met_nothing_keeps_its_range(self):
     ends = (jnp.array([[[-1.0]], [[-1.0]]]), jnp.array([[[1.0]], [[1.0]]]))
     met = statistics.minmax('tensor').init(0)
