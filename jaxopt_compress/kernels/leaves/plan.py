@@ -23,6 +23,9 @@ from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
+# Types of scales that the kernels read.
+_SCALES = (jnp.float32, jnp.bfloat16, jnp.float8_e8m0fnu, jnp.float8_e4m3fn)
+
 
 class Plan(NamedTuple):
   """How an array is laid out.
@@ -144,9 +147,11 @@ def can_cut(leaf, axis: int, size: int) -> bool:
 
 
 def dtypes(leaf) -> dict[str, jnp.dtype]:
-  """The type of the payload; scales may be of several."""
+  """The types of the payload and of scales, which kernels read in several."""
   name = next(iter(leaf.axes(leaf.plan)))
-  return {name: jnp.dtype(leaf.stored)}
+  scale = getattr(leaf.scale, 'dtype', None)
+  wanted = scale if scale in _SCALES else jnp.dtype(jnp.float32)
+  return {name: jnp.dtype(leaf.stored), 'scale': wanted}
 
 
 def describe(leaf, laid_out: str, bits: int = 0) -> str:

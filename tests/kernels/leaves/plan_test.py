@@ -1,5 +1,7 @@
 """What leaves of every layout share: one static record, and their stacks."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -45,6 +47,14 @@ class LeafTest(parameterized.TestCase):
     # JAX compares it in every call: a record, equal to one that was made anew.
     self.assertEqual(_leaf(kind).plan, leaf.plan)
     self.assertEqual(jax.tree.structure(_leaf(kind)), jax.tree.structure(leaf))
+
+  @parameterized.parameters(*KINDS)
+  def test_scales_that_no_kernel_reads(self, kind):
+    leaf = _leaf(kind)
+    leaf.check_dtypes()
+    cast = dataclasses.replace(leaf, scale=leaf.scale.astype(jnp.float16))
+    with self.assertRaisesRegex(ValueError, 'scale is float16, not float32'):
+      cast.check_dtypes()
 
   @parameterized.parameters(*KINDS)
   def test_stacks_come_apart_like_those_of_an_array(self, kind):
