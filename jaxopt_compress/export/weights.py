@@ -133,6 +133,7 @@ def _arrays(path, leaf):
   """(names, structure, arrays) of one leaf; a plain array is its only one."""
   if not array.is_compressed(leaf):
     return [path], jax.tree.structure(0), [leaf]
+  leaf.check_dtypes()
   keyed, structure = jax.tree_util.tree_flatten_with_path(leaf)
   names = [f'{path}.{_child(keys)}' for keys, _ in keyed]
   return names, structure, [x for _, x in keyed]

@@ -44,6 +44,12 @@ class StorageTest(parameterized.TestCase):
     keys = jax.random.split(jax.random.key(0), 3)
     self.assertEqual(storage.nbytes(keys), 3 * 8)
 
+  def test_leaves_cast_one_by_one(self):
+    leaf = masked.Masked(jnp.ones(4), jnp.ones(4, bool))
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), {'w': leaf})
+    with self.assertRaisesRegex(ValueError, 'mask is bfloat16, not bool'):
+      storage.nbytes(cast)
+
 
 if __name__ == '__main__':
   absltest.main()

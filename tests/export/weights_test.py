@@ -97,6 +97,13 @@ class WeightsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'dtype int4.*Pack it'):
       weights_lib.flatten({'x': jnp.ones(4, jnp.int4)})
 
+  def test_leaves_cast_one_by_one(self):
+    q = jc.quantize({'w': jnp.ones((8, 4))}, [('w', 'int8')])
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), q)
+    for ask in (weights_lib.flatten, weights_lib.describe):
+      with self.assertRaisesRegex(ValueError, 'qvalue is bfloat16, not int8'):
+        ask(cast)
+
   def test_another_set_of_arrays(self):
     weights_lib.save(self.path, {'x': np.zeros(3)})
     with self.assertRaisesRegex(ValueError, r"holds \['x'\].*\['y'\]"):
