@@ -7,6 +7,7 @@ Exit codes: 0 done; 2 a mistake, which the only line on stderr names; 75 stopped
 Ctrl-C and saved, run it again; 130 stopped by Ctrl-C before there was anything to save.
 """
 
+import signal
 import sys
 import traceback
 
@@ -46,6 +47,9 @@ def main(argv):
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(_of_others)
+  # Scripts start what runs in the background with SIGINT ignored: it stays so.
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _interrupted)
   try:
     cluster.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -54,14 +58,16 @@ def main(argv):
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     raise
-  except KeyboardInterrupt:
-    print('Stopped; there was nothing to save.', file=sys.stderr)
-    sys.exit(130)
   except Exception as e:
     text = mistakes.of_the_machine(e, _WORKDIR.value)
     if not text and not isinstance(e, _MISTAKES):
       raise
     _fail(e, text or mistakes.said(e), _TRACEBACK.value)
+
+
+def _interrupted(signum, frame):
+  del signum, frame
+  preemption.leave('Stopped; there was nothing to save.', 130)
 
 
 def _of_others(record):

@@ -55,7 +55,8 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     ValueError: a mistake in the config or the workdir; a message of one line. So are
       another run in this workdir, and processes with different configs.
     Diverged: NaN or infinity, with the stage, the step and the last checkpoint.
-    preemption.Preempted: SIGTERM or Ctrl-C came, and all is saved.
+    preemption.Preempted: SIGTERM or Ctrl-C came, and the step or stage is saved.
+      While the report is made, they end the process.
   """
   # -- The plan -----------------------------------------------------------------
   config, work = _jsonable(config), workdir_lib.absolute(workdir)
@@ -124,10 +125,10 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
           raise preemption.Preempted(
             f'Stopped after stage {name!r}, which is saved.'
           )
-    metrics.close()
 
     # -- Measure, export, report -------------------------------------------------
     with preemption.Watch(saved=True):
+      metrics.close()
       # One process can do it, each stage being whole on each of its devices.
       if jax.process_index() == 0:
         local = mesh_lib.local(finished)

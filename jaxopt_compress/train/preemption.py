@@ -4,8 +4,10 @@ SIGTERM asks, and so does Ctrl-C (SIGINT). Where `jax.distributed` runs, JAX has
 SIGTERM already, and all processes must agree on the step at which they stop.
 """
 
+import contextlib
 import os
 import signal
+import sys
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,13 +28,26 @@ class Preempted(SystemExit):
     return self.message
 
 
+def leave(message: str, code: int) -> None:
+  """Ends the process from the handler of a signal, with a line on stderr.
+
+  A handler that raises is not always heard: Python drops what is raised while it
+  collects garbage, and JAX has it call back just then.
+  """
+  # What was interrupted may be printing: then the buffer cannot be had.
+  with contextlib.suppress(RuntimeError, OSError, ValueError):
+    sys.stdout.flush()
+  os.write(2, f'{message}\n'.encode())
+  os._exit(code)
+
+
 class Watch:
   """Catches SIGTERM and SIGINT between `with Watch() as watch:` and its end.
 
   The same signal again ends the process at once.
 
   Args:
-    saved: there is nothing to save, so a signal raises `Preempted` where it comes.
+    saved: there is nothing to save, so a signal ends the process with `EXIT_CODE`.
   """
 
   def __init__(self, saved: bool = False):
@@ -61,7 +76,7 @@ class Watch:
     self._asked = True
     signal.signal(signum, signal.SIG_DFL)
     if self._saved:
-      raise Preempted('Stopped; all stages are saved.')
+      leave('Stopped; all stages are saved.', EXIT_CODE)
     if signum == signal.SIGINT:
       # Not print: what was interrupted may be printing.
       os.write(2, b'\nSaving after this step; Ctrl-C again stops at once.\n')

@@ -21,7 +21,7 @@ PROCESS = dict(cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
 # Most of a short command's time goes into imports. They are done once here, and each
 # command gets a process of its own that has them.
 SERVER = """
-import json, os, sys, warnings
+import json, os, signal, sys, warnings
 from absl import app
 from launch import main
 for line in sys.stdin:
@@ -33,16 +33,22 @@ for line in sys.stdin:
     for number, path in ((1, stdout), (2, stderr)):
       os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = argv
+    # The tests themselves may run in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     app.run(main.main, argv=argv, flags_parser=main.parse)
   _, status = os.waitpid(process, 0)
   print(os.waitstatus_to_exitcode(status), flush=True)
 """
 INTERRUPTED = """
+import gc, os, signal
 from configs import quantize_ptq
 from jaxopt_compress.train import examples
 
 def load(*args):
-  raise KeyboardInterrupt
+  print('loading', end='')
+  # JAX has a callback as well, and Python drops what is raised in one.
+  gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+  gc.collect()
 
 examples.load = load
 get_config = quantize_ptq.get_config
@@ -104,6 +110,7 @@ class LaunchTest(parameterized.TestCase):
     )
     self.assertEqual(done.returncode, 130, done.stderr)
     self.assertEqual(done.stderr, 'Stopped; there was nothing to save.\n')
+    self.assertEndsWith(done.stdout, 'loading')
 
   def test_dry_run(self):
     done = self._launch(f'--workdir={self.workdir}', '--dry_run')
