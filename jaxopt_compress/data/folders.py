@@ -91,7 +91,7 @@ def _picture(path: pathlib.Path) -> np.ndarray:
       # A phone's MPO is a photograph with its previews; other frames are a film.
       frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
       image = ImageOps.exif_transpose(image)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+  except Exception as e:  # Of what is damaged, Pillow raises many kinds.
     raise ValueError(
       f'{path} cannot be read as an image ({e}). Replace it or leave it out.'
     ) from e

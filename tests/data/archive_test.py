@@ -52,6 +52,19 @@ class ArchiveTest(parameterized.TestCase):
       file.writestr('x.npy', _array(shape, held=12))
     self.refuses(message)
 
+  @parameterized.parameters('(3, 4', '(True, 12)', '[3, 4]', '3 4', '{}')
+  def test_headers_that_are_no_shape(self, shape):
+    with zipfile.ZipFile(self.path, 'w') as file:
+      raw = _array((1, 11), held=12)
+      file.writestr('x.npy', raw.replace(b'(1, 11)', shape.encode()))
+    self.refuses('no whole npz file')
+
+  def test_members_that_are_no_arrays(self):
+    with zipfile.ZipFile(self.path, 'w') as file:
+      file.writestr('x', b'text')
+      file.writestr('y.npy', _array((3,), held=3))
+    self.refuses("no array 'x', only .'y'.")
+
   def test_sizes_are_not_believed(self):
     """Nor is what the file says of the unpacked size."""
     with zipfile.ZipFile(self.path, 'w') as file:

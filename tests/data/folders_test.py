@@ -43,6 +43,10 @@ def _bytes(image, form='png', **options):
   return stream.getvalue()
 
 
+def _with(content, place, byte):
+  return content[:place] + bytes([byte]) + content[place + 1 :]
+
+
 class FoldersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -108,6 +112,8 @@ class FoldersTest(parameterized.TestCase):
     ('transparent', _bytes(_see_through()), 'Paste it on a background'),
     ('cut', _bytes(_colour('RGB'))[:48], 'cannot be read as an image'),
     ('empty', b'', 'cannot be read as an image'),
+    # The type of a number of its header says that it is a text.
+    ('header', _with(_bytes(_grey('L'), 'tiff'), 72, 2), 'cannot be read as'),
     ('page', b'<html>', 'cannot be read as an image'),
     (
       'film',
