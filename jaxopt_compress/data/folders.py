@@ -3,8 +3,8 @@
     flowers/train/<class>/*.png       a split is a folder beside the other splits
     flowers/test/<class>/*.png
 
-A class is a folder that has an image in any split, so that one name is one label in all
-of them. What is hidden (`.ipynb_checkpoints`, `._0.png`) is nobody's data.
+A class is a folder that has an image in one of the splits that are used together, so
+that one name is one label in all of them. What is hidden (`.ipynb_checkpoints`, `._0.png`) is nobody's data.
 """
 
 import pathlib
@@ -14,23 +14,29 @@ import numpy as np
 _ENDINGS = '.png .jpg .jpeg .bmp .gif .webp .tif .tiff .ppm .pgm'.split()
 
 
-def classes(directory: str, split: str = '') -> list[str]:
+def classes(directory: str, *splits: str) -> list[str]:
   """The names of the classes; label i is the i-th of them.
 
   Args:
     directory: the folder of the splits, or of the classes without a split.
-    split: the name of a folder in it; classes of those beside it count as well.
+    splits: the names of folders in it that are used together.
   """
-  root = pathlib.Path(directory) / split
-  roots = _folders(root.parent) if split else [root]
+  roots = [pathlib.Path(directory) / split for split in splits or ('',)]
   found = {p.name for r in roots for p in _folders(r) if any(_files(p))}
   return sorted(found)
 
 
-def read(directory: str, split: str = '') -> tuple[np.ndarray, np.ndarray]:
+def read(
+  directory: str, split: str = '', *beside: str
+) -> tuple[np.ndarray, np.ndarray]:
   """The images of a split and the numbers of their classes.
 
   Needs Pillow. Images keep their channels: grey, or red, green and blue.
+
+  Args:
+    directory: the folder of the splits, or of the classes without a split.
+    split: the name of a folder in it.
+    beside: further splits, whose classes are numbered with those of this one.
 
   Returns:
     [n, h, w] or [n, h, w, 3] float32 in [0, 1], and [n] int.
@@ -41,7 +47,7 @@ def read(directory: str, split: str = '') -> tuple[np.ndarray, np.ndarray]:
   """
   root = pathlib.Path(directory) / split
   pictures, labels = [], []
-  for label, name in enumerate(classes(directory, split)):
+  for label, name in enumerate(classes(directory, split, *beside)):
     if deeper := [p for p in _folders(root / name) if any(_files(p))]:
       raise ValueError(
         f'{deeper[0]} is a folder of images within a class. Move its images to'

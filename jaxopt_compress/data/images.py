@@ -25,11 +25,13 @@ from jaxopt_compress.data import folders
 Dataset = dict[str, np.ndarray]
 
 
-def load(source: str) -> Dataset:
+def load(source: str, beside: str = '') -> Dataset:
   """Reads a source, `format[:split]@path`.
 
   Args:
     source: see the head of this module.
+    beside: the source of the other split: if both are of one folder, their classes are
+      numbered together.
 
   Returns:
     `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32, from 0.
@@ -38,18 +40,29 @@ def load(source: str) -> Dataset:
     ValueError: a source of another form, a file or folder of another format, or
       labels that are no numbers of classes.
   """
-  name, split, path = _parts(source)
+  name, _, path = _parts(source)
   formats = dict(
     mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
   )
   choices.one_of(f'The format of {source!r}', name, sorted(formats))
-  return formats[name](path, split)
+  return formats[name](path, *_splits(source, beside))
 
 
-def classes(source: str) -> list[str]:
+def classes(source: str, beside: str = '') -> list[str]:
   """The names of the classes of a folder; [] where a file has but their numbers."""
+  name, _, path = _parts(source)
+  splits = _splits(source, beside)
+  return folders.classes(path, *splits) if name == 'folder' else []
+
+
+def _splits(source, beside):
+  """The split of a source, and then that of the source beside it in a folder."""
   name, split, path = _parts(source)
-  return folders.classes(path, split) if name == 'folder' else []
+  if name == 'folder' and beside:
+    other, more, where = _parts(beside)
+    if other == name and pathlib.Path(where) == pathlib.Path(path):
+      return split, more
+  return (split,)
 
 
 def _parts(source):
@@ -148,9 +161,9 @@ def npz(path: str, split: str = '') -> Dataset:
   return _dataset(*(found[name] for name in names), path)
 
 
-def folder(directory: str, split: str = '') -> Dataset:
-  """One folder a class, numbered alike in all splits; see `folders`."""
-  return _dataset(*folders.read(directory, split), directory)
+def folder(directory: str, split: str = '', *beside: str) -> Dataset:
+  """One folder a class, numbered together with the splits beside; see `folders`."""
+  return _dataset(*folders.read(directory, split, *beside), directory)
 
 
 def augment(

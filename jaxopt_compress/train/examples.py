@@ -88,7 +88,7 @@ def check_answers(
 
 def _arrays(module, data, seed_of) -> Examples:
   fields.check_unread('config.data', data, ('window', 'files'), 'a text')
-  train, test = module.load(data.train), module.load(data.test)
+  train, test = _both(module.load, module, data)
   _check_names(data, train)
   _check_labels(data, train[data.target])
   _check_alike(train[data.input], test[data.input])
@@ -114,6 +114,14 @@ def _arrays(module, data, seed_of) -> Examples:
     classes=lambda stage: classes,
     description=f'{_length(train):,} to train, {_length(test):,} held out{said}',
   )
+
+
+def _both(read, module, data):
+  """What a function says of both splits; names of classes are told with the other."""
+  train, test = data.train, data.test
+  if not hasattr(module, 'classes'):
+    return read(train), read(test)
+  return read(train, test), read(test, train)
 
 
 def _check_stage(stage, key, need):
@@ -145,7 +153,7 @@ def _said_of_classes(module, data, train, test):
   """The names of the classes, and where they have no examples."""
   if not hasattr(module, 'classes'):
     return ''
-  names, others = (module.classes(s) for s in (data.train, data.test))
+  names, others = _both(module.classes, module, data)
   if names and others and names != others:
     raise ValueError(
       f'config.data.train has the classes {names}, config.data.test {others}: one'

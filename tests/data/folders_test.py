@@ -58,8 +58,8 @@ class FoldersTest(parameterized.TestCase):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_bytes(_grey('L')) if content is None else content)
 
-  def labels(self, split):
-    return folders.read(str(self.root), split)[1].tolist()
+  def labels(self, split, *beside):
+    return folders.read(str(self.root), split, *beside)[1].tolist()
 
   @parameterized.named_parameters(
     ('alike', 'train/cat train/dog test/cat test/dog', [0, 1], [0, 1]),
@@ -67,6 +67,7 @@ class FoldersTest(parameterized.TestCase):
     ('only_in_test', 'train/cat test/ape test/cat', [1], [0, 1]),
     ('hidden', 'train/.checkpoints train/cat test/cat', [0], [0]),
     ('beside', 'train/cat test/cat __MACOSX/train .git/ape', [0], [0]),
+    ('not_a_split', 'train/cat test/cat readme_pics/banner', [0], [0]),
   )
   def test_one_list_of_classes(self, names, train, test):
     for name in names.split():
@@ -74,8 +75,8 @@ class FoldersTest(parameterized.TestCase):
     # Neither hidden files, nor others, nor folders without images make a class.
     for name in ('a/._0.png', 'a/.DS_Store', 'b/notes.txt'):
       self.write(f'train/{name}', b'')
-    self.assertEqual(self.labels('train'), train)
-    self.assertEqual(self.labels('test'), test)
+    self.assertEqual(self.labels('train', 'test'), train)
+    self.assertEqual(self.labels('test', 'train'), test)
 
   def test_without_a_split(self):
     for name in ('dog/1.png', 'dog/0.PNG', 'cat/0.png', '.old/0.png'):

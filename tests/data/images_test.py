@@ -152,9 +152,11 @@ class ImagesTest(parameterized.TestCase):
     for name in ('train/dog', 'test/cat'):
       (self.root / name).mkdir(parents=True)
       Image.fromarray(self.pixels(4, 6)).save(self.root / name / '0.png')
-    self.assertEqual(images.classes(f'folder:test@{self.root}'), ['cat', 'dog'])
+    pair = f'folder:train@{self.root}', f'folder:test@{self.root}/'
+    self.assertEqual(images.classes(*pair), ['cat', 'dog'])
+    self.assertEqual(images.classes(pair[0], f'npz:test@{self.root}'), ['dog'])
     self.assertEqual(images.classes('cifar10:test@/data'), [])
-    got = images.load(f'folder:train@{self.root}')
+    got = images.load(*pair)
     self.assertEqual(got['image'].shape, (1, 4, 6, 1))
     self.assertEqual(got['label'].tolist(), [1])
 

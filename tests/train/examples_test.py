@@ -104,7 +104,13 @@ class ChecksTest(parameterized.TestCase):
       examples.load(data, seed=0)
 
   def test_classes_are_told(self):
-    for name in ('train/ape', 'train/cat', 'test/cat', 'test/dog'):
+    for name in (
+      'train/ape',
+      'train/cat',
+      'test/cat',
+      'test/dog',
+      'pictures/bat',
+    ):
       self.folder(name)
     found = self.load(f'folder:train@{self.root}', f'folder:test@{self.root}')
     self.assertEndsWith(
