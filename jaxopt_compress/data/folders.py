@@ -70,6 +70,21 @@ def read(
   return np.stack(pictures), np.array(labels)
 
 
+def left_out(directory: str, split: str = '') -> list[str]:
+  """What lies in a split and is not read, hidden files aside.
+
+  Returns:
+    Paths within `directory`: of files that are no images or in no class, of folders in
+    a class, and of classes that are empty.
+  """
+  root = pathlib.Path(directory) / split
+  found = [p for p in _visible(root) if not p.is_dir()]
+  for folder in _folders(root):
+    images, inside = set(_files(folder)), list(_visible(folder))
+    found += [p for p in inside if p not in images] if inside else [folder]
+  return sorted(p.relative_to(directory).as_posix() for p in found)
+
+
 def _folders(root):
   return [p for p in _visible(root) if p.is_dir()]
 

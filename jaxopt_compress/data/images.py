@@ -55,6 +55,12 @@ def classes(source: str, beside: str = '') -> list[str]:
   return folders.classes(path, *splits) if name == 'folder' else []
 
 
+def left_out(source: str) -> list[str]:
+  """What a folder has besides images of classes."""
+  name, split, path = _parts(source)
+  return folders.left_out(path, split) if name == 'folder' else []
+
+
 def _splits(source, beside):
   """The split of a source, and then that of the source beside it in a folder."""
   name, split, path = _parts(source)

@@ -150,7 +150,7 @@ def _check_alike(train, test):
 
 
 def _said_of_classes(module, data, train, test):
-  """The names of the classes, and where they have no examples."""
+  """The names of the classes, where they have no examples, and what is not read."""
   if not hasattr(module, 'classes'):
     return ''
   names, others = _both(module.classes, module, data)
@@ -165,6 +165,8 @@ def _said_of_classes(module, data, train, test):
     there = set(arrays[data.target].tolist())
     if none := [x for i, x in enumerate(names) if i not in there]:
       said += f'; nothing to {split} of {_listed(none)}'
+  if more := {x for s in (data.train, data.test) for x in module.left_out(s)}:
+    said += f'; not read, as no images of a class: {_listed(sorted(more))}'
   return said
 
 

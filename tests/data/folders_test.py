@@ -78,6 +78,18 @@ class FoldersTest(parameterized.TestCase):
     self.assertEqual(self.labels('train', 'test'), train)
     self.assertEqual(self.labels('test', 'train'), test)
 
+  def test_what_is_not_read(self):
+    for name in ('a/0.png', 'a/1.jfif', 'b/0.jfif', 'c/d/0.jfif', '0.png'):
+      self.write(f'train/{name}')
+    (self.root / 'train/e').mkdir()
+    for name in ('.DS_Store', 'a/._0.png', '.old/notes.txt'):
+      self.write(f'train/{name}')
+    self.assertEqual(
+      folders.left_out(str(self.root), 'train'),
+      'train/0.png train/a/1.jfif train/b/0.jfif train/c/d train/e'.split(),
+    )
+    self.assertEqual(self.labels('train'), [0])
+
   def test_without_a_split(self):
     for name in ('dog/1.png', 'dog/0.PNG', 'cat/0.png', '.old/0.png'):
       self.write(name)

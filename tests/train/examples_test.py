@@ -112,11 +112,15 @@ class ChecksTest(parameterized.TestCase):
       'pictures/bat',
     ):
       self.folder(name)
+    for path in ('train/b/0.jfif', 'train/cat/1.jfif', 'test/read.me'):
+      (self.root / path).parent.mkdir(exist_ok=True)
+      (self.root / path).touch()
     found = self.load(f'folder:train@{self.root}', f'folder:test@{self.root}')
     self.assertEndsWith(
       found.description,
       '; 3 classes: ape, cat, dog; nothing to train on of dog; nothing to be'
-      ' judged by of ape',
+      ' judged by of ape; not read, as no images of a class: test/read.me,'
+      ' train/b/0.jfif, train/cat/1.jfif',
     )
     self.assertEqual(found.classes(_stage()), 3)
     self.refuses(
