@@ -102,7 +102,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     return
 
   # -- Workdir ------------------------------------------------------------------
-  with workdir_lib.opened(work):
+  with workdir_lib.opened(work, [s.name for s in plan.stages]):
     asked = json.dumps(config, indent=2) + '\n'
     if not (work / 'config.json').exists() and jax.process_index() == 0:
       files.replace(work / 'config.json', asked)
@@ -153,7 +153,7 @@ def _rehearse(job, built):
   if not job.work.exists():
     workdir_lib.check_can_be_made(job.work)
     return
-  with workdir_lib.opened(job.work):
+  with workdir_lib.opened(job.work, [b.stage.name for b in built]):
     metrics_lib.read(job.work / 'metrics.jsonl')
     for b in built:
       if _finished(job, b) is None and job.checkpoints(b.stage.name).exists():

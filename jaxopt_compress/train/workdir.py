@@ -8,6 +8,7 @@ mounted with `flock`. One that has no locks gets a warning, and the run goes on.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import datetime
 import fcntl
@@ -44,8 +45,12 @@ def check_can_be_made(work: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(work: pathlib.Path) -> Iterator[None]:
+def opened(work: pathlib.Path, stages: Sequence[str] = ()) -> Iterator[None]:
   """Makes and checks a workdir, and keeps other runs out of it.
+
+  Args:
+    work: the directory.
+    stages: the names of those that will be run in it.
 
   Raises:
     ValueError: it cannot be used, or another run uses it; in every process.
@@ -53,7 +58,7 @@ def opened(work: pathlib.Path) -> Iterator[None]:
   with contextlib.ExitStack() as held:
     problem = ''
     try:
-      _check(work)
+      _check(work, stages)
       # Process 0 writes for all.
       if jax.process_index() == 0:
         held.enter_context(_locked(work / 'lock'))
@@ -70,14 +75,21 @@ def opened(work: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _check(work):
+def _check(work, stages):
   work.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile(dir=work):
     os.listdir(work)
-  for name in (*_FOLDERS, *_FILES):
-    path, folder = work / name, name in _FOLDERS
-    if path.exists() and path.is_dir() != folder:
+  folders = list(_FOLDERS)
+  for s in stages:
+    folders += f'checkpoints/{s}', f'stages/{s}', f'stages/{s}.partial'
+  for name in (*folders, *_FILES):
+    path, folder = work / name, name in folders
+    # A link to nothing is in the way of a folder, and a file is written through it.
+    there = os.path.lexists(path) if folder else path.exists()
+    if there and path.is_dir() != folder:
       found, expected = ('file', 'folder') if folder else ('folder', 'file')
+      if path.is_symlink():
+        found = f'link to {path.readlink()}'
       raise ValueError(
         f'{path} is a {found}, and a {expected} is expected. Move it away, or'
         ' choose another workdir.'

@@ -238,6 +238,15 @@ class LoopTest(parameterized.TestCase):
     with pytest.raises(ValueError, match='stage.student.alpha was 0.9, is 0.5'):
       loop.run(config, self.shared, dry_run=dry_run)
 
+  @parameterized.parameters(False, True)
+  def test_a_file_in_the_way_of_a_stage(self, dry_run):
+    (self.dir / 'stages').mkdir()
+    (self.dir / 'stages' / 'int4.partial').touch()
+    with pytest.raises(
+      ValueError, match='int4.partial is a file, and a folder'
+    ):
+      loop.run(tiny(), self.dir, dry_run=dry_run)
+
   def test_damaged_stage(self):
     self._unbroken()
     shutil.copytree(self.shared, self.dir / 'copy')

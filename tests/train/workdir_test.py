@@ -29,8 +29,8 @@ class WorkdirTest(parameterized.TestCase):
   def _tmp(self, tmp_path):
     self.work = tmp_path / 'a' / 'work'
 
-  def _open(self):
-    with workdir.opened(self.work):
+  def _open(self, stages=()):
+    with workdir.opened(self.work, stages):
       pass
 
   @parameterized.parameters('', ' ')
@@ -98,6 +98,22 @@ class WorkdirTest(parameterized.TestCase):
       self._open()
     (self.work / 'stages').unlink()
     self._open()
+
+  @parameterized.parameters('checkpoints/b', 'stages/b', 'stages/b.partial')
+  def test_what_is_in_the_way_of_a_stage(self, name):
+    path = self.work / name
+    path.parent.mkdir(parents=True)
+    path.write_text('')
+    self._open()
+    with pytest.raises(ValueError, match=f'{path} is a file, and a folder'):
+      self._open(['a', 'b'])
+    path.unlink()
+    path.symlink_to('nowhere')
+    with pytest.raises(ValueError, match=f'{path} is a link to nowhere, and'):
+      self._open(['a', 'b'])
+    path.unlink()
+    path.mkdir()
+    self._open(['a', 'b'])
 
   def test_not_a_folder(self):
     self.work.parent.write_text('a file')
