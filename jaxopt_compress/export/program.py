@@ -18,13 +18,14 @@ from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
 
 _AGAIN = 'Copy the whole directory, or export again.'
+# The form of what is read of a manifest; `...` is any key.
 _ENTRIES = {
   'jax': str,
   'calling_convention': int,
   'platforms': list,
-  'signature': dict,
-  'weights': dict,
-  'files': dict,
+  'signature': {'inputs': [{'name': str, 'shape': list, 'dtype': str}]},
+  'weights': {...: {'dtype': str}},
+  'files': {...: {'sha256': str}},
 }
 
 
@@ -85,16 +86,29 @@ def _read_manifest(directory):
     raise ValueError(
       f'{directory} has format {found!r}, not {layout.FORMAT!r}. Export again.'
     )
-  wrong = [k for k, t in _ENTRIES.items() if not isinstance(manifest.get(k), t)]
-  if wrong:
-    raise ValueError(f'{path} lacks {", ".join(wrong)}. Export again.')
   # No other names: what is read lies in the directory, and all of it is checked.
-  if sorted(manifest['files']) != sorted(layout.FILES):
+  files = manifest.get('files')
+  if isinstance(files, dict) and sorted(files) != sorted(layout.FILES):
     raise ValueError(
-      f'{path} lists the files {sorted(manifest["files"])}, expected'
+      f'{path} lists the files {sorted(files)}, expected'
       f' {sorted(layout.FILES)}. Export again.'
     )
+  wrong = [k for k, f in _ENTRIES.items() if not _has_form(manifest.get(k), f)]
+  if wrong:
+    raise ValueError(f'{path} lacks {", ".join(wrong)}. Export again.')
   return manifest
+
+
+def _has_form(x, form):
+  if isinstance(form, list):
+    return isinstance(x, list) and all(_has_form(y, form[0]) for y in x)
+  if isinstance(form, dict):
+    return isinstance(x, dict) and all(
+      _has_form(x.get(key), inner)
+      for name, inner in form.items()
+      for key in (x if name is ... else [name])
+    )
+  return isinstance(x, form)
 
 
 def _check_jax(directory, manifest):

@@ -203,6 +203,10 @@ def read_manifest(path):
       f'The checkpoint {path} has a damaged manifest: its content does not have the'
       ' sha256 that it states.'
     )
+  if lacks := [k for k in ('config', 'leaves') if k not in manifest]:
+    raise CorruptCheckpoint(
+      f'The manifest of the checkpoint {path} lacks {" and ".join(lacks)}.'
+    )
   return manifest
 
 

@@ -338,7 +338,7 @@ def _finished(job, built):
     return None
   try:
     result = sealed.read(directory / job_lib.RESULT)
-    sealed.check(directory / job_lib.WEIGHTS, result['weights'])
+    sealed.check(directory / job_lib.WEIGHTS, str(result.get('weights')))
     return checkpoint.restore(
       directory / 'tree',
       stages_lib.with_sharding(built.final, job.mesh),

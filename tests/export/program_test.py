@@ -8,6 +8,7 @@ import export_cases
 import numpy as np
 
 from jaxopt_compress import export
+from jaxopt_compress.export import layout
 from jaxopt_compress.export import sealed
 
 
@@ -75,6 +76,12 @@ class RefusalTest(export_cases.ExportTestCase):
     (dict(format='other/1'), "format 'other/1'"),
     (dict(jax=None), 'manifest.json lacks jax. Export again'),
     (dict(weights=[], signature='x'), 'lacks signature, weights'),
+    (dict(signature={}), 'lacks signature'),
+    (dict(signature={'inputs': [{'name': '0'}]}), 'lacks signature'),
+    (dict(weights={'w': 'float32'}), 'lacks weights'),
+    (dict(files=dict.fromkeys(layout.FILES, 'x')), 'lacks files'),
+    (dict(files=dict.fromkeys(layout.FILES, {})), 'lacks files'),
+    (dict(files=None), 'lacks files'),
     (dict(files={}), r'lists the files \[\], expected .*weights'),
     (dict(files={'../../etc/passwd': {}}), 'lists the files .*passwd'),
   )

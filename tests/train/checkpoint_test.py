@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import os
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxopt_compress.core import array
+from jaxopt_compress.export import sealed
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import checkpoint
 
@@ -134,6 +136,18 @@ class CheckpointsTest(parameterized.TestCase):
       saver.save(1, _tree(1.0))
       saver.save(1, _tree(2.0))
     _same(self._restore()[1], _tree(1.0))
+
+  @parameterized.parameters('config', 'leaves')
+  def test_a_manifest_that_lacks_something(self, key):
+    self._saved()
+    manifest = checkpoint.read_manifest(self.dir / '20')
+    path = self.dir / '20' / '_CHECKPOINT_METADATA'
+    text = json.loads(path.read_text())
+    rest = {k: x for k, x in manifest.items() if k not in (key, 'sha256')}
+    text['custom_metadata'] = sealed.seal(rest)
+    path.write_text(json.dumps(text))
+    with self.assertRaisesRegex(checkpoint.CorruptCheckpoint, f'lacks {key}'):
+      checkpoint.read_manifest(self.dir / '20')
 
   @parameterized.parameters(
     'flip', 'truncate', 'remove', 'manifest', 'config', 'leaves', 'metadata'

@@ -16,6 +16,7 @@ import pytest
 
 from jaxopt_compress import data as batches_lib
 from jaxopt_compress import report
+from jaxopt_compress.export import sealed
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import metrics
@@ -262,6 +263,15 @@ class LoopTest(parameterized.TestCase):
     shutil.rmtree(stage)
     loop.run(tiny(), self.dir / 'copy')
     self.assertEqual(_bits(self.dir / 'copy'), self._unbroken())
+
+  @parameterized.parameters(({},), ({'weights': 5},))
+  def test_a_stage_that_is_sealed_by_others(self, result):
+    self._unbroken()
+    shutil.copytree(self.shared, self.dir / 'copy')
+    stage = self.dir / 'copy' / 'stages' / 'teacher'
+    sealed.write(stage / 'result.json', result)
+    with pytest.raises(ValueError, match=f'Remove {stage} to make that stage'):
+      loop.run(tiny(), self.dir / 'copy')
 
   def test_dry_run_computes_nothing(self):
     loop.run(tiny(), self.dir / 'none', dry_run=True)
