@@ -37,11 +37,15 @@ def absolute(directory: str | os.PathLike) -> pathlib.Path:
 def check_can_be_made(work: pathlib.Path) -> None:
   """Raises a ValueError where a workdir is not there and could not be made."""
   above = next(p for p in work.parents if p.exists())
-  if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+  try:
+    # Tried, not asked for: root has every permission, also where nothing can be made.
+    with tempfile.TemporaryFile(dir=above):
+      pass
+  except OSError as e:
     raise ValueError(
       f'The workdir {work} cannot be made in {above}, which is no folder to write'
       ' in. Choose another with --workdir.'
-    )
+    ) from e
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 from unittest import mock
 
 from absl.testing import parameterized
@@ -47,7 +48,10 @@ class WorkdirTest(parameterized.TestCase):
       ValueError, match=f'made in {top}/file, which is no fol'
     ):
       workdir.check_can_be_made(top / 'file' / 'work')
-    with mock.patch.object(os, 'access', return_value=False):
+    with pytest.raises(ValueError, match='made in /proc, which is no folder'):
+      workdir.check_can_be_made(pathlib.Path('/proc/work'))
+    error = PermissionError(errno.EACCES, 'Permission denied')
+    with mock.patch.object(tempfile, 'TemporaryFile', side_effect=error):
       with pytest.raises(
         ValueError, match=f'made in {top}, which is no folder'
       ):
