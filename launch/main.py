@@ -83,7 +83,7 @@ def parse(argv):
     if more:
       raise ValueError(f'{more[0]!r} is no flag. Write --flag=value.')
     for flag in (_CONFIG, _WORKDIR):
-      if not flag.present:
+      if not flag.present or f'--{flag.name}=' in argv:
         raise ValueError(
           f'--{flag.name} is missing. {flags.FLAGS[flag.name].help}'
         )

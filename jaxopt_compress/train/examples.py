@@ -139,6 +139,11 @@ def _check_labels(data, labels):
       f'config.data.target is {data.target!r}, which are {labels.dtype}'
       f'{list(labels.shape)}; whole numbers of classes are expected.'
     )
+  if data.input == data.target:
+    raise ValueError(
+      f'config.data.input and config.data.target are both {data.input!r}: the answer'
+      ' would be known. Choose two.'
+    )
 
 
 def _check_alike(train, test):

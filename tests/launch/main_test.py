@@ -150,6 +150,11 @@ class LaunchTest(parameterized.TestCase):
       '--workdir is missing. Directory of checkpoints',
     ),
     (
+      'empty_config',
+      dict(flags=('--config=',)),
+      '--config is missing. File of get_config(arg)',
+    ),
+    (
       'argument',
       dict(flags=('more',)),
       "'more' is no flag. Write --flag=value.",

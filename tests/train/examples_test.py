@@ -99,6 +99,9 @@ class ChecksTest(parameterized.TestCase):
       *splits,
       target='image',
     )
+    self.refuses(
+      "and config.data.target are both 'label'", *splits, input='label'
+    )
     data = options.Data(name='text', files=r'json/.*', test='train')
     with self.assertRaisesRegex(ValueError, "input is 'image'.*'tokens'"):
       examples.load(data, seed=0)
