@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.core import array
-
 
 def nbytes(tree: Any) -> int:
   """Bytes that the arrays of `tree` really occupy.
@@ -17,13 +15,7 @@ def nbytes(tree: Any) -> int:
 
   >>> nbytes({'w': jnp.zeros((3, 4)), 'b': jnp.zeros(4, jnp.bfloat16)})
   56
-
-  Raises:
-    ValueError: a leaf whose arrays were cast one by one.
   """
-  for leaf in jax.tree.leaves(tree, is_leaf=array.is_compressed):
-    if array.is_compressed(leaf):
-      leaf.check_dtypes()
   return sum(_leaf_nbytes(x) for x in jax.tree.leaves(tree))
 
 
