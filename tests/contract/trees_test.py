@@ -239,6 +239,8 @@ REFUSES = {
 
 # Questions about what is stored, and what has other arguments of those types.
 OTHERS = {
+  'calibration.known.check',
+  'calibration.known.computed',
   'analysis.explain.explain',
   'analysis.freedoms.rescalings',  # asks about shapes
   'analysis.observe.merge_stats',
