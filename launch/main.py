@@ -4,7 +4,8 @@ Run the same command again to go on with a run that was stopped. Any value of a 
 can be given as a flag: --config.stage.teacher.steps=100 --config.run.tensorboard=1
 
 Exit codes: 0 done; 2 a mistake, which the only line on stderr names; 75 stopped by SIGTERM or
-Ctrl-C and saved, run it again; 130 stopped by Ctrl-C before there was anything to save.
+Ctrl-C and saved, run it again; 130 stopped by Ctrl-C before there was anything to save
+(while Python still imports, it ends as Python does).
 """
 
 import signal
