@@ -79,9 +79,16 @@ def _adapted(scheme):
 
 
 def _packed(scheme):
-  return lambda params, uses: jc.pack(
-    _stored(scheme)(params, uses), uses, target='cpu'
-  )
+  def compress(params, uses):
+    # Also those that `pack` would leave alone, as they are joined or turned first:
+    # the law holds for packed leaves wherever they are met.
+    anywhere = {
+      path: tuple(use._replace(remade=()) for use in met)
+      for path, met in uses.items()
+    }
+    return jc.pack(_stored(scheme)(params, uses), anywhere, target='cpu')
+
+  return compress
 
 
 _INT4_G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
