@@ -116,7 +116,7 @@ class WithoutZerosTest(parameterized.TestCase):
       # Where nothing is packed there is a warning, which is not asked for here.
       other = {'b': jc.quantize({'b': W}, [('b', 'int8')])['b']}
       more = uses | {'b': uses['w']}
-      with mock.patch.object(streams, '_cache_bytes', lambda: caches):  # noqa: B023
+      with mock.patch.object(streams, '_cache_bytes', return_value=caches):
         p = pack(q | other, more, rows=rows, sparse=None)
       self.assertEqual('zeros' in str(p['w']), thin)
 
