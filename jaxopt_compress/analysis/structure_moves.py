@@ -16,18 +16,10 @@ from jaxopt_compress.analysis.tied import nowhere
 from jaxopt_compress.analysis.tied import Value
 
 
-def _transpose(asked, at, inputs):
+def _move(asked, at, inputs):
   (x,) = inputs
-  order = at.eqn.params['permutation']
-  return [x._replace(axes=tuple(x.axes[i] for i in order))]
-
-
-def _squeeze(asked, at, inputs):
-  (x,) = inputs
-  gone = at.eqn.params['dimensions']
-  return [
-    x._replace(axes=tuple(a for i, a in enumerate(x.axes) if i not in gone))
-  ]
+  (axes,) = moved.of(at.eqn).axes(x.axes)
+  return [x._replace(axes=tuple(axes))]
 
 
 def _expand(asked, at, inputs):
@@ -236,8 +228,7 @@ def _drawn(asked, at, inputs):
 
 
 _TABLE = {
-  _transpose: 'transpose',
-  _squeeze: 'squeeze',
+  _move: 'transpose squeeze',
   _expand: 'expand_dims',
   _broadcast: 'broadcast_in_dim',
   _tile: 'tile',
