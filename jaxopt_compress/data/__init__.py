@@ -1,13 +1,23 @@
 """Data sets as dicts of numpy arrays, and batches of them.
 
-`digits` and `text` need no download; `images` reads files that users have.
+`digits` and `text` need no download; `images` reads files that users have. `labels` makes
+a set harder.
 """
 
 from jaxopt_compress.data import digits
 from jaxopt_compress.data import images
+from jaxopt_compress.data import labels
 from jaxopt_compress.data import text
 from jaxopt_compress.data.batches import Batches
 from jaxopt_compress.data.batches import batches
 from jaxopt_compress.data.batches import eval_batches
 
-__all__ = ['Batches', 'batches', 'digits', 'eval_batches', 'images', 'text']
+__all__ = [
+  'Batches',
+  'batches',
+  'digits',
+  'eval_batches',
+  'images',
+  'labels',
+  'text',
+]

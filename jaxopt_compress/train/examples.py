@@ -55,7 +55,7 @@ def load(data: options.Data, seed: int) -> Examples:
   choices.one_of('config.data.name', data.name, modules)
   module = modules[data.name]
   read = _text if hasattr(module, 'windows') else _arrays
-  return read(module, data, lambda s: plan_lib.stage_seed(seed, s.name))
+  return read(module, data, seed)
 
 
 def check_answers(
@@ -86,13 +86,16 @@ def check_answers(
     )
 
 
-def _arrays(module, data, seed_of) -> Examples:
+def _arrays(module, data, seed) -> Examples:
   fields.check_unread('config.data', data, ('window', 'files'), 'a text')
   train, test = _both(module.load, module, data)
   _check_names(data, train)
   _check_labels(data, train[data.target])
+  train = _harder(train, data, seed)
   _check_alike(train[data.input], test[data.input])
   said = _said_of_classes(module, data, train, test)
+  if data.label_noise:
+    said += f'; {data.label_noise:.0%} of the labels to train on are wrong'
   classes = 1 + max(int(x[data.target].max()) for x in (train, test))
   if data.limit:
     test = {name: x[: data.limit] for name, x in test.items()}
@@ -102,7 +105,7 @@ def _arrays(module, data, seed_of) -> Examples:
     return data_lib.batches(
       train,
       batch_size=stage.batch_size,
-      seed=seed_of(stage),
+      seed=plan_lib.stage_seed(seed, stage.name),
       transform=module.augment if stage.augment else None,
     )
 
@@ -180,7 +183,20 @@ def _listed(names):
   return ', '.join(names[:20]) + more
 
 
-def _text(module, data, seed_of) -> Examples:
+def _harder(train, data, seed):
+  """Fewer examples, and wrong labels, as the config says."""
+  seed = plan_lib.stage_seed(seed, 'labels')
+  options = dict(target=data.target, seed=seed)
+  if data.labels < 1:
+    train = data_lib.labels.few(train, data.labels, **options)
+  if data.label_noise:
+    train = data_lib.labels.noisy(train, data.label_noise, **options)
+  return train
+
+
+def _text(module, data, seed) -> Examples:
+  unread = 'labels', 'label_noise'
+  fields.check_unread('config.data', data, unread, 'one label an example')
 
   # Stages of the same files share one copy.
   @functools.cache
@@ -198,7 +214,7 @@ def _text(module, data, seed_of) -> Examples:
       read(data.train, stage.files),
       batch_size=stage.batch_size,
       length=data.window,
-      seed=seed_of(stage),
+      seed=plan_lib.stage_seed(seed, stage.name),
     )
 
   def classes(stage):

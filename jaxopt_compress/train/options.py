@@ -18,6 +18,10 @@ class Data:
   test: str = 'test'
   input: str = 'image'
   target: str = 'label'
+  # Made harder to learn from: of the examples of each class so many are there, and of
+  # the labels so many are wrong; see `data.labels`. Not for a text.
+  labels: float = fields.option(1.0, '(0, 1]')
+  label_noise: float = fields.option(0.0, '[0, 1]')
   eval_batch_size: int = fields.option(256, '[1, inf)')
   window: int = fields.option(256, '[1, inf)')  # of a text, in bytes
   files: str = ''  # of a text: those whose path this regex matches; '': all

@@ -50,6 +50,16 @@ class ArraysTest(absltest.TestCase):
     np.testing.assert_array_equal(plain['label'], moved['label'])
     self.assertTrue((plain['image'] != moved['image']).any())
 
+  def test_fewer_and_wrong_labels(self):
+    data = options.Data(name='digits', labels=0.05, label_noise=0.2)
+    found = examples.load(data, seed=0)
+    self.assertIn('60 to train, 359 held out; 20%', found.description)
+    plain = examples.load(options.Data(name='digits'), seed=0)
+    # What a network is judged by stays as it is.
+    np.testing.assert_array_equal(
+      found.test[0]['label'], plain.test[0]['label']
+    )
+
   def test_no_such_data(self):
     for name in ('digts', 'batches'):
       with self.assertRaisesRegex(ValueError, f"config.data.name is '{name}'"):
