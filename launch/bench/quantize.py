@@ -14,11 +14,8 @@ tree of --gib GiB, leaf by leaf, its arrays donated.
 """
 
 import functools
-import os
 import subprocess
 import sys
-import threading
-import time
 
 from absl import app
 from absl import flags
@@ -30,6 +27,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress import models
 from jaxopt_compress.kernels.cpu import native
+from launch.bench import measure
 
 try:
   import qwix
@@ -43,7 +41,7 @@ _ONE = flags.DEFINE_string('one', '', 'Quantise a tree to this scheme, only.')
 _CLOCK = flags.DEFINE_enum(
   'clock',
   'wall',
-  ['wall', 'processor'],
+  list(measure.CLOCKS),
   'Compare time, or the time of all cores, which a busy machine changes less.',
 )
 _CHECK = flags.DEFINE_bool('check', False, 'Fail where a bar is missed.')
@@ -160,24 +158,9 @@ def _programs(name):
   return found
 
 
-def _measure(programs):
-  """Seconds of each run: {who: [repeats]}, interleaved."""
-  took = {who: [] for who in programs}
-  clock = {'wall': time.perf_counter, 'processor': time.process_time}
-  now, order = clock[_CLOCK.value], list(programs.items())
-  for i in range(_REPEATS.value + 1):
-    order.reverse()  # who runs after whom makes no difference
-    for who, (f, args) in order:
-      start = now()
-      jax.block_until_ready(f(*args))
-      if i:
-        took[who].append(now() - start)
-  return {who: np.array(t) for who, t in took.items()}
-
-
 def _report(what, programs) -> bool:
   """Prints one comparison; whether its bar is met: no slower than qwix."""
-  took = _measure(programs)
+  took = measure.take_turns(programs, _REPEATS.value, _CLOCK.value)
   parts = [f'{1e3 * np.median(took["ours"]):8.2f} ms']
   met = True
   for who in ('float', 'qwix', _DEFAULT):
@@ -194,12 +177,6 @@ def _report(what, programs) -> bool:
 # ----------------------------------------------------------------- a big tree
 
 
-def _resident() -> int:
-  """Bytes of memory that this process holds now."""
-  with open('/proc/self/statm') as f:
-    return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
 def _quantise_a_tree(scheme):
   """Prints seconds per GiB, and peak memory over the size of the tree."""
   layers, width = 8, 4096
@@ -209,27 +186,17 @@ def _quantise_a_tree(scheme):
   jc.quantize(
     {'kernel': make(jax.random.key(0))}, [('.*', scheme)], donate=True
   )
-  before = _resident()
+  before = measure.resident()
   tree = {
     f'{i}/kernel': make(jax.random.fold_in(jax.random.key(0), i))
     for i in range(layers)
   }
   jax.block_until_ready(tree)
   size = jc.nbytes(tree)
-  peak, done = [_resident()], threading.Event()
-
-  def watch():
-    while not done.wait(0.002):
-      peak.append(_resident())
-
-  watcher = threading.Thread(target=watch)
-  watcher.start()
-  start = time.perf_counter()
-  jax.block_until_ready(jc.quantize(tree, [('.*', scheme)], donate=True))
-  seconds = time.perf_counter() - start
-  done.set()
-  watcher.join()
-  ratio = (max(peak) - before) / size
+  seconds, most = measure.peak(
+    lambda: jc.quantize(tree, [('.*', scheme)], donate=True)
+  )
+  ratio = (most - before) / size
   print(
     f'quantising {size / 2**30:.2f} GiB to {scheme:6s}'
     f' {seconds * 2**30 / size:6.2f} s/GiB   peak {ratio:.2f}x of the tree  '
