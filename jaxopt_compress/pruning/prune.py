@@ -93,7 +93,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
   def init(params):
     step = jnp.zeros((), jnp.int32)
     masks = {}
-    for spec, leaves in _by_rule(rules, params):
+    for spec, leaves in by_rule(rules, params):
       masks |= _masks(spec, leaves, uses, spec.ramp(step))
     return State(step, masks)
 
@@ -104,7 +104,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
     step = jnp.asarray(info.step, jnp.int32)
     _check_masks(params, state.masks)
     masks = {}
-    for spec, leaves in _by_rule(rules, params):
+    for spec, leaves in by_rule(rules, params):
       # Due when the count has grown since the last update, so steps may be skipped.
       # With a cond, steps between updates rank nothing.
       masks |= lax.cond(
@@ -141,7 +141,7 @@ def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
   'masked 50%'
   """
   masks = {}
-  for spec, leaves in _by_rule(rules, params):
+  for spec, leaves in by_rule(rules, params):
     masks |= _masks(spec, leaves, uses, ramp=1.0)
   return apply_masks(params, masks)
 
@@ -177,8 +177,24 @@ def _check_masks(params, masks):
       )
 
 
-def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
-  """The leaves of each rule that prunes."""
+def by_rule(rules: Rules, params: Any) -> list[tuple[Sparsity, dict[str, Any]]]:
+  """The leaves of each rule that prunes, in the order of the rules.
+
+  Args:
+    rules: ordered `(regex, Sparsity | None)`.
+    params: a tree of arrays; compressed leaves count as one.
+
+  Returns:
+    [(Sparsity, {path: leaf})].
+
+  Raises:
+    ValueError: a leaf that no rule covers, a rule that is never used, or a value
+      that is no Sparsity.
+
+  >>> rules = [(r'b', None), (r'.*', Sparsity(0.5))]
+  >>> [list(leaves) for _, leaves in by_rule(rules, {'a': 1.0, 'b': 2.0})]
+  [['a']]
+  """
   groups, pairs = [], rules_lib.pairs(rules)
   shares = rules_lib.split(pairs, params)
   for (pattern, spec), leaves in zip(pairs, shares, strict=True):
@@ -193,8 +209,51 @@ def _by_rule(rules, params) -> list[tuple[Sparsity, dict[str, Any]]]:
   return groups
 
 
-def _masks(spec, leaves, uses, ramp) -> dict[str, jax.Array]:
-  scores = {path: _score(path, x, spec) for path, x in leaves.items()}
+def compute(
+  spec: Sparsity,
+  leaves: dict[str, Any],
+  uses: dict | None = None,
+  fraction: float | jax.Array | None = None,
+  *,
+  scores: dict[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+  """The masks of the leaves of one rule, at any sparsity.
+
+  What methods that change masks are made of: `prune` computes them at the sparsity
+  of a schedule, others from scores of their own.
+
+  Args:
+    spec: what the rule says; its schedule has no part in this.
+    leaves: `{path: leaf}` of the rule, as `by_rule` gives them.
+    uses: what `jc.uses(apply)(params, x)` returned, or None.
+    fraction: of zeros, in [0, target]; it may be traced. None is `spec.target`.
+    scores: `{path: a score for each weight}`, of the shapes of the leaves; None for
+      those that the rule names. Infinite ones always stay, or never.
+
+  Returns:
+    `{path: bool mask}`, True where a weight is kept.
+
+  Raises:
+    ValueError: as for `prune`.
+
+  >>> leaves = {'w': jnp.array([4., 3., 2., 1.])}
+  >>> compute(Sparsity(0.5), leaves, fraction=0.25)['w'].tolist()
+  [True, True, True, False]
+  >>> own = {'w': jnp.array([0., 1., 2., 3.])}
+  >>> compute(Sparsity(0.5), leaves, scores=own)['w'].tolist()
+  [False, False, True, True]
+  """
+  ramp = 1.0
+  if fraction is not None:
+    # Exactly 1 at the target, whatever the division rounds to.
+    there = jnp.asarray(fraction) >= spec.target
+    ramp = jnp.where(there, 1.0, fraction / max(spec.target, 1e-9))
+  return _masks(spec, leaves, uses, ramp, scores)
+
+
+def _masks(spec, leaves, uses, ramp, scores=None) -> dict[str, jax.Array]:
+  if scores is None:
+    scores = {path: _score(path, x, spec) for path, x in leaves.items()}
   rank = functools.partial(
     ranking.masks,
     spec.kind,

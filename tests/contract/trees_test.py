@@ -188,6 +188,9 @@ COUNTS = {
   'pruning.importance.importance': lambda t: jc.importance(
     jc.structure(apply)(DENSE, X), t
   ),
+  'pruning.prune.compute': lambda t: prune.compute(
+    jc.Sparsity(0.5), {'w': t['a']['kernel']}
+  ),
 }
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
@@ -253,6 +256,7 @@ OTHERS = {
   'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',
+  'pruning.prune.by_rule',  # says which rule takes which leaf
   'pruning.ranking.by_place',  # of scores
   'pruning.ranking.per_layer',  # of one array
   'quantization.cache.quantize_cache',
