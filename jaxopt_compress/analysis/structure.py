@@ -273,7 +273,7 @@ def _compared(closed, structure, traced) -> Structure:
   # Layers that are alike are so in this, too: one question for all of them.
   kinds = collections.defaultdict(list)
   for name, group in structure.free.items():
-    kinds[re.sub(r'\d+', '#', name), group.size].append(name)
+    kinds[re.sub(r'\d+(?=.*:)', '#', name), group.size].append(name)
   groups = dict(structure.groups)
   for alike in kinds.values():
     sizes = {name: groups[name].size + 1 for name in alike}

@@ -21,6 +21,8 @@ KV = tuple[jax.Array, jax.Array]
 class Attention(nnx.Module):
   """Causal attention; query head h reads key head h // (heads / kv_heads).
 
+  How many heads there are follows from the kernels, so that some of them can go.
+
   Args:
     width: features of input and output; a head has width / heads.
     heads: query heads.
@@ -38,7 +40,7 @@ class Attention(nnx.Module):
     linear: Callable[[int, int], nnx.Module],
     linear_out: Callable[[int, int], nnx.Module],
   ):
-    self.heads, self.kv_heads = heads, kv_heads
+    self.head_dim = width // heads
     self.q = linear(width, width)
     self.k = linear(width, kv_heads * width // heads)
     self.v = linear(width, kv_heads * width // heads)
@@ -63,11 +65,12 @@ class Attention(nnx.Module):
     Returns:
       [batch * time, width], and kv with x written in.
     """
-    n, width = x.shape
-    t, d = len(position), width // self.heads
-    q = self.q(x).reshape(n // t, t, self.heads, d)
-    k = self.k(x).reshape(n // t, t, self.kv_heads, d)
-    v = self.v(x).reshape(n // t, t, self.kv_heads, d)
+    n, t, d = len(x), len(position), self.head_dim
+    q, k, v = self.q(x), self.k(x), self.v(x)
+    kv_heads = k.shape[-1] // d
+    q = q.reshape(n // t, t, q.shape[-1] // d, d)
+    k = k.reshape(n // t, t, kv_heads, d)
+    v = v.reshape(n // t, t, kv_heads, -1)
     q, k = rotate(q, position), rotate(k, position)
     # Keys lie head by head, [batch, kv_heads, time, d]: each head is one matrix of
     # the batched products, in the cache too.
@@ -79,11 +82,26 @@ class Attention(nnx.Module):
         for old, new in zip(kv, (k, v), strict=True)
       )
       # All max_length keys are read; those after `position` are masked.
-      k, v = (whole[layer] for whole in kv)
+      k, v = (
+        _part(whole[layer], new.shape)
+        for whole, new in zip(kv, (k, v), strict=True)
+      )
       y = attend(q, k, v, position)
     else:
       y = attend(q, k, v, jnp.arange(t))
-    return self.o(y.reshape(n, width)), kv
+    return self.o(y.reshape(n, -1)), kv
+
+  def cache_sizes(self) -> tuple[int, int, int]:
+    """(kv_heads, features of a key, features of a value)."""
+    kv_heads = self.k.kernel.shape[-1] // self.head_dim
+    return kv_heads, self.head_dim, self.v.kernel.shape[-1] // kv_heads
+
+
+def _part(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """What this layer uses of a cache as large as the largest layer needs."""
+  _, heads, _, d = shape
+  # Not sliced in vain: a compressed cache is read as it is.
+  return x if (x.shape[1], x.shape[3]) == (heads, d) else x[:, :heads, :, :d]
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
@@ -115,11 +133,12 @@ def attend(
 
   Args:
     q: [batch, time, heads, d].
-    k, v: [batch, kv_heads, keys, d]; key j is at position j.
+    k: [batch, kv_heads, keys, d]; key j is at position j.
+    v: [batch, kv_heads, keys, m].
     position: [time] int, of the queries.
 
   Returns:
-    [batch, time, heads, d]. The softmax is taken in float32. The products are in
+    [batch, time, heads, m]. The softmax is taken in float32. The products are in
     the scopes 'attention/scores' and 'attention/values'.
   """
   b, t, heads, d = q.shape
@@ -142,5 +161,5 @@ def attend(
   with jax.named_scope('attention/values'):
     y = jnp.einsum('bkrs,bksd->bkrd', weights, v)
   # The inverse of the first transpose: heads go back behind time.
-  y = y.reshape(q.shape)
-  return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)
+  y = y.reshape(*q.shape[:-1], -1)
+  return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, -1)

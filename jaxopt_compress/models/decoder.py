@@ -21,6 +21,7 @@ from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.models import causal
 
@@ -84,9 +85,8 @@ class Decoder(nnx.Module):
     # times the width; rounded up to 32.
     mlp_width = -(-8 * width // 96) * 32 if mlp_width is None else mlp_width
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    self.depth, self.max_length, self.dropout = depth, max_length, dropout
+    self.max_length, self.dropout = max_length, dropout
     self.scan, self.remat = scan, remat
-    self.kv_heads, self.head_dim = kv_heads, width // heads
     self.dtype = dtype or param_dtype
 
     def block(key):
@@ -147,18 +147,31 @@ class Decoder(nnx.Module):
       out['cache'] = {'key': kv[0], 'value': kv[1], 'length': length} | recent
     return logits, out
 
+  @property
+  def depth(self) -> int:
+    """How many blocks there are: from their parameters, as some may have gone."""
+    if self.scan:
+      return jax.tree.leaves(nnx.state(self.blocks))[0].shape[0]
+    return len(self.blocks)
+
   def init_cache(self, batch: int) -> Cache:
     """An empty cache for `decode`.
 
     Returns:
-      'key' and 'value' [depth, batch, kv_heads, max_length, head_dim], 'length',
-      the number of tokens seen, int32, and with lookback the last of them,
-      'recent' [batch, lookback] int32.
+      'key' and 'value' [depth, batch, kv_heads, max_length, head_dim], as large as
+      the largest block needs; 'length', the number of tokens seen, int32, and with
+      lookback the last of them, 'recent' [batch, lookback] int32.
     """
-    shape = (self.depth, batch, self.kv_heads, self.max_length, self.head_dim)
+    blocks = [self.blocks] if self.scan else self.blocks
+    sizes = [block.attn.cache_sizes() for block in blocks]
+    heads, *features = np.max([(0, 0, 0), *sizes], axis=0).tolist()
+    key, value = (
+      jnp.zeros((self.depth, batch, heads, self.max_length, d), self.dtype)
+      for d in features
+    )
     return {
-      'key': jnp.zeros(shape, self.dtype),
-      'value': jnp.zeros(shape, self.dtype),
+      'key': key,
+      'value': value,
       'length': jnp.zeros((), jnp.int32),
     } | self._recent(batch)
 
@@ -197,7 +210,7 @@ class Decoder(nnx.Module):
     # The token k + 1 places back is looked up in rows [k * vocab, (k + 1) * vocab).
     # seen[:, n + i] is token i, so the slice starts at n - 1 - k.
     past = [
-      seen[:, n - 1 - k : n - 1 - k + t] + k * self.embed.num_embeddings
+      seen[:, n - 1 - k : n - 1 - k + t] + k * self.embed.embedding.shape[0]
       for k in range(n)
     ]
     y = self.past(jnp.stack(past, -1).reshape(-1, n)).sum(-2)
@@ -220,7 +233,8 @@ class Decoder(nnx.Module):
     body = jax.checkpoint(body) if self.remat else body
     if self.scan:
       graphdef, states = nnx.split(self.blocks)
-      layers = jnp.arange(self.depth)
+      # Only a cache is read by the number of the layer.
+      layers = None if cache is None else jnp.arange(self.depth)
       (x, kv), blocks = lax.scan(body, (x, kv), (states, keys, layers))
       return x, blocks, kv
     blocks = []

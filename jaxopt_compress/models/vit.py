@@ -121,11 +121,12 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
   """softmax(q k^T / sqrt(d)) v for each head.
 
-  Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
+  Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1. How many heads there
+  are follows from the kernels, so that some of them can go.
   """
 
   def __init__(self, width, heads, *, linear):
-    self.heads = heads
+    self.head_dim = width // heads
     self.q = linear(width, width)
     self.k = linear(width, width)
     self.v = linear(width, width)
@@ -134,18 +135,20 @@ class Attention(nnx.Module):
   def __call__(self, x):
     """Maps x [batch, n, width] to (the same, probabilities [..., h, n, n])."""
 
-    def by_head(y):
-      return y.reshape(*y.shape[:-1], self.heads, -1)
+    def by_head(y, heads, features):
+      return y.reshape(*y.shape[:-1], heads, features)
 
-    q, k, v = by_head(self.q(x)), by_head(self.k(x)), by_head(self.v(x))
+    q = by_head(self.q(x), -1, self.head_dim)
+    k = by_head(self.k(x), -1, self.head_dim)
+    v = by_head(self.v(x), q.shape[-2], -1)
     with jax.named_scope('attention/scores'):
       scores = jnp.einsum('bqhd,bkhd->bhqk', q, k)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = scores * self.head_dim**-0.5
     # In bfloat16 the sum of many exponentials loses its small terms.
     probabilities = jax.nn.softmax(scores.astype(jnp.float32))
     with jax.named_scope('attention/values'):
       y = jnp.einsum('bhqk,bkhd->bqhd', probabilities.astype(v.dtype), v)
-    return self.out(y.reshape(x.shape)), probabilities
+    return self.out(y.reshape(*x.shape[:-1], -1)), probabilities
 
 
 def positions(height: int, width: int, features: int) -> jax.Array:

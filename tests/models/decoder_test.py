@@ -301,6 +301,40 @@ class DecodeTest(parameterized.TestCase):
     self.assertTrue(np.isnan(logits[:, 1]).all())
 
 
+class ShrunkTest(parameterized.TestCase):
+  @parameterized.parameters(dict(scan=True), dict(scan=False))
+  def test_some_heads_and_features_are_gone(self, **form):
+    f = small(**form)
+    fun = lambda p, x: f.apply(p, {}, x)[0]  # noqa: E731
+    structure = jc.structure(fun)(f.params, TOKENS)
+    free = [n for n, g in structure.free.items() if not g.inexact]
+    self.assertEqual({structure.groups[n].fixed for n in free}, {''})
+    # Key heads, query heads within one, features of values, of the MLP. Of the
+    # layers in a row only the first loses some: a cache has room for all.
+    first = [n for n in free if 'blocks/1' not in n]
+    self.assertLen(first, 4)
+    keep = {n: np.arange(structure.groups[n].size)[1::2] for n in first}
+    plan = jc.Plan(structure, keep)
+    masked, shrunk = plan.mask(f.params), plan.apply(f.params)
+    want = fun(masked, TOKENS)
+    np.testing.assert_allclose(fun(shrunk, TOKENS), want, atol=1e-5)
+
+    build = lambda: models.build('decoder', **(SMALL | form))  # noqa: E731
+    model = nnx.eval_shape(build)
+    nnx.update(model, shrunk if form['scan'] else _numbered(shrunk))
+    cache = model.init_cache(2)
+    heads = 1 if form['scan'] else 2
+    self.assertEqual(cache['value'].shape, (2, 2, heads, 12, 2 * heads))
+    got, _, _ = f.apply(shrunk, {}, (TOKENS, cache))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def _numbered(params):
+  """As NNX names the blocks of a list: by int."""
+  blocks = {int(i): block for i, block in params['blocks'].items()}
+  return params | {'blocks': blocks}
+
+
 class MistakesTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(width=18), 'width=18 over heads=4'),

@@ -6,6 +6,7 @@ import jax
 import network_cases
 import numpy as np
 
+import jaxopt_compress as jc
 from jaxopt_compress import models
 from jaxopt_compress.models import vit
 
@@ -33,6 +34,24 @@ class VitTest(parameterized.TestCase):
     f = models.functional(models.build('vit', width=8, depth=1, heads=2))
     _, out, _ = jax.jit(f.apply)(f.params, f.variables, network_cases.IMAGES)
     np.testing.assert_allclose(out['attention0'].sum(-1), 1.0, atol=1e-6)
+
+  def test_some_heads_are_gone(self):
+    kwargs = dict(width=16, depth=2, heads=4)
+    f = models.functional(models.build('vit', **kwargs))
+    fun = jax.jit(lambda p, x: f.apply(p, {}, x)[0])
+    structure = jc.structure(fun)(f.params, network_cases.IMAGES)
+    fixed = [n for n, g in structure.free.items() if g.fixed]
+    # The size of a query is what tells how many heads there are.
+    self.assertEqual(fixed, [f'blocks/{i}/attn/k/kernel:-1.1' for i in (0, 1)])
+    keep = {
+      'blocks/0/attn/k/kernel:-1': [1, 2, 3],
+      'blocks/0/attn/out/kernel:-2': [0, 3],
+      'blocks/1/down/kernel:-2': [5, 7, 11],
+    }
+    plan = jc.Plan(structure, keep)
+    want = fun(plan.mask(f.params), network_cases.IMAGES)
+    got = fun(plan.apply(f.params), network_cases.IMAGES)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
   def test_positions_differ(self):
     table = vit.positions(4, 4, 16)
