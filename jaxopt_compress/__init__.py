@@ -64,6 +64,8 @@ from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
 from jaxopt_compress.pruning.budget import Budget as Budget
+from jaxopt_compress.pruning.gradients import fisher as fisher
+from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune

@@ -28,6 +28,9 @@ from jaxopt_compress.analysis import walk
 
 Axis = channels_lib.Axis
 
+# Why an axis of layers is not exact.
+LOOP = 'a loop runs once for each'
+
 # Of a value that is zero, and of one that vanishes for no channel.
 everywhere = None
 nowhere: frozenset[int] = frozenset()
@@ -163,7 +166,7 @@ class Tied(algebra.Algebra):
   def scanned(self, xs):
     # A layer of zeros passes on what it gets only where there is a residual.
     for x in xs[:1]:
-      self.inexact(x.axes[0], 'a loop runs once for each')
+      self.inexact(x.axes[0], LOOP)
     for x, other in zip(xs, xs[1:]):
       self.channels.tie(x.axes[0], other.axes[0])
 

@@ -8,10 +8,13 @@ from jax import lax
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import budget
+from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
+from jaxopt_compress.pruning import members
+from jaxopt_compress.pruning import normals
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
@@ -29,10 +32,13 @@ __all__ = [
   'Masked',
   'Sparsity',
   'budget',
+  'gradients',
   'importance',
   'magnitude_prune',
   'masks',
   'measure',
+  'members',
+  'normals',
   'prune',
   'ranking',
   'schedules',

@@ -1,12 +1,17 @@
 """How much each channel of a group matters, over all leaves that hold it.
 
-    importance[c] = mean of score(w) over the entries w of channel c
+    m[leaf, c] = | mean of score(w) over the entries w of channel c in a leaf |
+    importance[c] = mean over leaves of  m[leaf, c] / mean over c of m[leaf, c]
 
 A channel goes from the weights that make it and from those that read it alike, so both
-say what it is worth. Scores are those of `scores`, or any function of arrays.
+say what it is worth, and each by how a channel compares with the others there: a large
+kernel does not drown a small one, or a gain. Scores are those of `scores`, or any
+function of arrays. `members` has other ways to put leaves together, `normals` to
+compare groups.
 """
 
 from collections.abc import Callable
+import inspect
 from typing import Any
 
 import jax
@@ -14,60 +19,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import structure as structure_lib
+from jaxopt_compress.analysis import tied
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.pruning import members as members_lib
+from jaxopt_compress.pruning import normals
 from jaxopt_compress.pruning import scores
 
 Score = Callable[..., jax.Array]
-
-# Of the importances of a group: what they are divided by.
-NORMALS = {
-  'mean': np.mean,
-  'max': np.max,
-  'none': lambda x: 1.0,
-}
+Channels = Callable[[np.ndarray], np.ndarray]
 
 
 def importance(
   structure: structure_lib.Structure,
   params: Any,
   *others: Any,
-  score: Score | list[tuple[str, Score | None]] = scores.magnitude,
-  across: Callable[[np.ndarray], np.ndarray] = np.abs,
-  normalize: str = 'mean',
+  score: str | Score | list[tuple[str, str | Score | None]] = 'magnitude',
+  entries: str = 'mean',
+  across: Channels = np.abs,
+  balanced: bool = True,
+  members: str | Channels = 'mean',
+  normalize: str | Channels = 'mean',
 ) -> dict[str, np.ndarray]:
   """The importance of each channel of the groups that may go.
 
   Args:
     structure: what `jc.structure(apply)(params, x)` returned.
     params: the parameters; compressed leaves count for what they stand for.
-    *others: trees of the same form that the score takes besides, such as gradients.
-    score: a function of an array (and of its like in `others`) that gives a number
-      for each entry; or an ordered list `(regex, score)` over the paths, None for
-      leaves that have no say. One function is for leaves with two axes or more:
-      biases and statistics of norms have no say.
-    across: of the mean of a channel: `np.abs`, so that signed scores such as
-      `scores.first_order` may cancel within a channel.
-    normalize: what the importances of a group are divided by, so that groups can be
-      compared: 'mean', 'max' or 'none'.
+    *others: trees of the same form that the score takes besides, such as gradients
+      (`jc.gradients`) or the mean of their squares (`jc.fisher`).
+    score: a function of an array, and of its like in `others`, that gives a number
+      for each entry, or its name in `scores`; or an ordered list `(regex, score)`
+      over the paths, None for leaves that have no say. One score for all is for
+      weights: biases, gains and statistics of norms have no say. Arrays have
+      float32 at least.
+    entries: of the scores of a channel in a leaf, their 'mean' or 'sum'.
+    across: of each of these: `np.abs`, so that signed scores such as `first_order`
+      may cancel within a channel; `np.positive` where the sign says what is better.
+    balanced: each leaf's are divided by their mean over the channels, so that what
+      counts is how channels compare there. Without, the leaf of the largest scores
+      decides: right where scores have one unit, as those of Taylor's have.
+    members: how leaves are put together: a function of [leaves, channels], or its
+      name in `members`: 'mean', 'sum', 'max' or 'first'.
+    normalize: in what the importances of a group are measured: a function of them,
+      or its name in `normals`: 'mean', 'max', 'l2', 'lamp', 'gaussian' or 'none'.
 
   Returns:
     {group: float64 [size]}, for the groups that are not locked and of which a leaf
-    has a score.
+    has a score. What else gives a number for each channel can stand in its place,
+    as random ones do: `{n: rng.random(g.size) for n, g in structure.free.items()}`.
 
   Raises:
     ValueError: a score is not of the shape of its leaf or not finite, the tree is of
       another network, or no group has a leaf with a score.
 
-  >>> from jaxopt_compress.analysis import structure as structure_lib
+  Example, the scale of batch norms (Liu et al. 2017,
+  https://arxiv.org/abs/1708.06519), and Huber-type importance, max(0, |x| - k):
+
+      jc.importance(structure, params, score=[('.*/scale', 'magnitude'), ('.*', None)])
+      huber = functools.partial(scores.soft_threshold, k=0.01)
+      jc.importance(structure, params, score=huber)
+
   >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
   >>> p = {'a': jnp.array([[8., 1.], [2., 0.]]), 'b': jnp.ones((2, 2))}
   >>> found = structure_lib.structure(f)(p, jnp.ones((1, 2)))
-  >>> importance(found, p, normalize='none')['a:-1'].tolist()
+  >>> importance(found, p, balanced=False, normalize='none')['a:-1'].tolist()
   [3.0, 0.75]
   """
-  choices.one_of('normalize', normalize, tuple(NORMALS), '=')
+  choices.one_of('entries', entries, ('mean', 'sum'), '=')
+  members = _named('members', members, members_lib)
+  normalize = _named('normalize', normalize, normals)
   trees = [dict(rules_lib.named_leaves(t)) for t in (params, *others)]
   missing = [p for p in structure.shapes if any(p not in t for t in trees)]
   if missing:
@@ -75,54 +97,139 @@ def importance(
       f'{missing[:3]} of the structure are not in each of the {len(trees)} trees.'
       ' Pass the parameters that it was found for, and trees of their form.'
     )
-  score_of = _by_path(score, structure)
-  scored = {
-    path: _scores(path, f, [t[path] for t in trees])
-    for path, f in score_of.items()
-    if f is not None
-  }
-  found = {}
-  for name, group in structure.free.items():
-    total, count = np.zeros(group.size), 0
-    for path, axis in structure.members(name):
-      if path in scored:
-        sums = np.moveaxis(scored[path], axis, 0)
-        sums = sums.reshape(len(sums), -1).sum(1)
-        where = structure.channels(structure.axes[path][axis], name)
-        np.add.at(total, where[where >= 0], sums[where >= 0])
-        count += scored[path].size // sums.size * (where >= 0).sum()
-    if count:
-      mean = across(total / (count / group.size))
-      found[name] = mean / max(NORMALS[normalize](mean), np.finfo(float).tiny)
+  found: dict[str, list[np.ndarray]] = {}
+  # One leaf after the other: scores are as large as the weights.
+  for path, f in _by_path(score, structure).items():
+    if f is None:
+      continue
+    sums = _sums(path, f, [t[path] for t in trees])
+    for name, of_channels in _by_group(structure, path, sums, entries):
+      values = across(of_channels)
+      if balanced:
+        values = normals.mean(values)
+      found.setdefault(name, []).append(values)
   if not found:
     raise ValueError(
       f'None of {list(structure.free)[:5]} has a leaf with a score: give a score to'
-      " leaves of the groups, as in score=[('.*kernel', scores.magnitude), ('.*',"
-      ' None)].'
+      " leaves of the groups, as in score=[('.*kernel', 'magnitude'), ('.*', None)]."
     )
-  return found
-
-
-def _by_path(score, structure) -> dict[str, Score | None]:
-  if not callable(score):
-    return rules_lib.match(score, dict.fromkeys(structure.shapes, 0))
   return {
-    path: score if sum(n > 1 for n in shape) > 1 else None
-    for path, shape in structure.shapes.items()
+    name: normalize(members(np.stack(found[name])))
+    for name in structure.free
+    if name in found
   }
 
 
-def _scores(path, score, leaves) -> np.ndarray:
-  leaves = [jnp.asarray(array.materialize(x)) for x in leaves]
-  found = np.asarray(score(*leaves), np.float64)
-  if found.shape != leaves[0].shape:
-    raise ValueError(
-      f'The score of {path} has shape {found.shape}; a number for each of the entries'
-      f' {leaves[0].shape} is expected.'
+def kernels(structure: structure_lib.Structure) -> set[str]:
+  """The leaves that are weights: no biases, gains or statistics of norms.
+
+  They have two axes or more, besides that of a scan, and are not the bias of a leaf
+  beside them, which has the same axes and those that it contracts.
+
+  >>> f = lambda p, x: (x @ p['a'] + p['b']) @ p['c']
+  >>> p = {'a': jnp.ones((2, 3)), 'b': jnp.ones((1, 3)), 'c': jnp.ones((3, 2))}
+  >>> sorted(kernels(structure_lib.structure(f)(p, jnp.ones((1, 2)))))
+  ['a', 'c']
+  """
+
+  def wide(path):
+    layouts = zip(structure.axes[path], structure.shapes[path], strict=True)
+    return [x for x, n in layouts if n > 1 and not _is_loop(structure, x)]
+
+  axes = {path: wide(path) for path in structure.shapes}
+  beside: dict[str, list] = {}
+  for path in axes:
+    beside.setdefault(path.rpartition('/')[0], []).append(path)
+
+  def is_bias(path):
+    mine, rank = axes[path], len(structure.shapes[path])
+    return any(
+      rank < len(structure.shapes[other]) and axes[other][-len(mine) :] == mine
+      for other in beside[path.rpartition('/')[0]]
     )
-  if not np.isfinite(found).all():
+
+  return {p for p, mine in axes.items() if len(mine) > 1 and not is_bias(p)}
+
+
+def _is_loop(structure, layout) -> bool:
+  names = list(structure_lib.names(layout))
+  return len(names) == 1 and tied.LOOP in structure.groups[names[0]].inexact
+
+
+def _named(what, word, module) -> Callable:
+  """A function, or the one that has this name in a module."""
+  if callable(word):
+    return word
+  names = [
+    name
+    for name, f in vars(module).items()
+    if inspect.isfunction(f) and f.__module__ == module.__name__
+  ]
+  choices.one_of(what, word, [n for n in names if n[0] != '_'], '=')
+  return getattr(module, word)
+
+
+def _by_path(score, structure) -> dict[str, Score | None]:
+  if callable(score) or isinstance(score, str):
+    weights = kernels(structure)
+    found = {p: score if p in weights else None for p in structure.shapes}
+  else:
+    found = rules_lib.match(score, dict.fromkeys(structure.shapes, 0))
+  return {
+    p: None if f is None else _named('score', f, scores)
+    for p, f in found.items()
+  }
+
+
+def _sums(path, score, leaves) -> list[np.ndarray]:
+  """For each axis of a leaf, the sums of its scores over all others."""
+  scored = jnp.asarray(score(*map(_wide, leaves)))
+  if scored.shape != leaves[0].shape:
     raise ValueError(
-      f'{path}: {(~np.isfinite(found)).sum()} of {found.size} scores are NaN or'
-      ' infinite. Look for where the parameters or gradients are.'
+      f'The score of {path} has shape {scored.shape}; a number for each of the'
+      f' entries {tuple(leaves[0].shape)} is expected.'
     )
-  return found
+  bad, sums = _reduced(scored)
+  if bad:
+    raise ValueError(
+      f'{path}: {bad} of {scored.size} scores are NaN or infinite. Look for where'
+      ' the parameters or gradients are.'
+    )
+  return [np.asarray(x, np.float64) for x in sums]
+
+
+def _wide(x) -> jax.Array:
+  # Squares of small numbers in sixteen bits are zero.
+  x = jnp.asarray(array.materialize(x))
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.jit
+def _reduced(scored):
+  """(how many are not finite, the sums over all axes but one)."""
+  sums = []
+  for kept in range(scored.ndim):
+    x = scored
+    # One axis at a time: a sum of sums of few numbers rounds less.
+    for axis in reversed(range(scored.ndim)):
+      x = x if axis == kept else jnp.sum(x, axis)
+    sums.append(x)
+  return jnp.sum(~jnp.isfinite(scored)), sums
+
+
+def _by_group(structure, path, sums, entries):
+  """(group, mean or sum of the scores of each of its channels) of a leaf's axes."""
+  shape = structure.shapes[path]
+  for layout, of_axis in zip(structure.axes[path], sums, strict=True):
+    for name in dict.fromkeys(structure_lib.names(layout)):
+      if name not in structure.free:
+        continue
+      size = structure.groups[name].size
+      # An axis may hold a channel several times, and others beside them.
+      where = structure.channels(layout, name)
+      here = where >= 0
+      total = np.bincount(where[here], of_axis[here], size)
+      if entries == 'mean':
+        times = np.bincount(where[here], minlength=size)
+        total /= times * (np.prod(shape, dtype=float) / of_axis.size)
+      yield name, total

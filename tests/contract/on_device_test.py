@@ -64,6 +64,10 @@ def gained():
   return jc.fold_norms(p, freedoms(p, X[:, :1]))[0]
 
 
+def mean_output(p, x):
+  return jnp.mean(apply(p, x))
+
+
 def rebuilt():
   arrays, rebuild = weights.flatten(QUANTISED)
   return rebuild(arrays)
@@ -89,7 +93,9 @@ TRANSFORMS = {
   'equalize': lambda: rescaled(jc.equalize),
   'fake_quantize': lambda: applied(jc.fake_quantize(RULES, USES)),
   'fold_norms': gained,
+  'fisher': lambda: jc.fisher(mean_output, PARAMS, [X], per='example'),
   'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
+  'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
   'magnitude_prune': lambda: jc.magnitude_prune(PARAMS, HALF, USES),
   'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
   'materialize': lambda: jc.materialize(QUANTISED),

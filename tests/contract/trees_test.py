@@ -185,6 +185,12 @@ COUNTS = {
   'train.evaluate.evaluate': evaluated,
   'train.state.is_finite': state_lib.is_finite,
   'train.state.train_step': one_step,
+  'pruning.gradients.fisher': lambda t: jc.fisher(
+    lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
+  ),
+  'pruning.gradients.gradients': lambda t: jc.gradients(
+    lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
+  ),
   'pruning.importance.importance': lambda t: jc.importance(
     jc.structure(apply)(DENSE, X), t
   ),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import scores
 
 #  x -> a [2, 3] + bias -> b [3, 2]:   channel c is a column of a and a row of b
@@ -30,19 +31,84 @@ FOUND = jc.structure(fun)(_P, jnp.ones((1, 2)))
 class ImportanceTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('magnitude', scores.magnitude, (), [5 / 4, 3 / 4, 0.5 / 4]),
+    ('by name', 'magnitude', (), [5 / 4, 3 / 4, 0.5 / 4]),
     (
       'soft threshold',
       lambda w: scores.soft_threshold(w, 1.0),
       (),
       [2 / 4, 1 / 4, 0],
     ),
-    ('taylor', scores.taylor, (_G,), [11 / 4, 5 / 4, 0.25 / 4]),
-    # 3 + 1 - 1, -1 + 2, -0.5: within a channel gains and losses cancel
-    ('first order', scores.first_order, (_G,), [3 / 4, 1 / 4, 0.5 / 4]),
+    ('taylor', 'taylor', (_G,), [11 / 4, 5 / 4, 0.25 / 4]),
+    # |3|, |1 - 1|; |-1|, |2|; 0, |-0.5|: gains and losses cancel within a leaf
+    ('first order', 'first_order', (_G,), [3 / 4, 3 / 4, 0.5 / 4]),
   )
   def test_values(self, score, others, want):
-    found = jc.importance(FOUND, _P, *others, score=score, normalize='none')
+    found = jc.importance(
+      FOUND, _P, *others, score=score, balanced=False, normalize='none'
+    )
     np.testing.assert_allclose(found['a:-1'], want, rtol=1e-6)
+
+  @parameterized.product(
+    entries=['mean', 'sum'],
+    members=['mean', 'sum', 'max', 'first', np.prod],
+    balanced=[False, True],
+    normalize=['none', 'mean', 'gaussian'],
+  )
+  def test_put_together(self, entries, members, balanced, normalize):
+    of_entries = dict(mean=np.mean, sum=np.sum)[entries]
+    a = of_entries(np.abs(_P['a']).astype(float), 0)
+    b = of_entries(np.abs(_P['b']).astype(float), 1)
+    if balanced:
+      a, b = a / a.mean(), b / b.mean()
+    take_first = lambda x, axis: x[0]
+    name = members if isinstance(members, str) else 'prod'
+    want = (take_first if name == 'first' else getattr(np, name))(
+      [a, b], axis=0
+    )
+    want = {
+      'none': want,
+      'mean': want / want.mean(),
+      'gaussian': (want - want.mean()) / want.std(ddof=1),
+    }[normalize]
+    if members is np.prod:
+      members = lambda x: np.prod(x, 0)
+    found = jc.importance(
+      FOUND,
+      _P,
+      entries=entries,
+      members=members,
+      balanced=balanced,
+      normalize=normalize,
+    )
+    np.testing.assert_allclose(found['a:-1'], want, rtol=1e-6)
+
+  def test_a_leaf_of_zeros_has_no_vote(self):
+    found = jc.importance(FOUND, dict(_P, a=0 * _P['a']), normalize='max')
+    self.assertEqual(found['a:-1'].tolist(), [1, 1, 0.25])
+
+  def test_sixteen_bits_do_not_underflow(self):
+    small = jax.tree.map(lambda x: (x * 1e-3).astype(jnp.float16), (_P, _G))
+    found = jc.importance(FOUND, *small, score='taylor', balanced=False)
+    np.testing.assert_allclose(
+      found['a:-1'],
+      jc.importance(FOUND, _P, _G, score='taylor', balanced=False)['a:-1'],
+      rtol=1e-2,
+    )
+
+  def test_which_are_weights(self):
+    #  heads with biases [heads, 3], scanned layers with biases and gains [4, 6]
+    p = {
+      'q': {'kernel': jnp.ones((5, 2, 3)), 'bias': jnp.ones((2, 3))},
+      'layers': {'kernel': jnp.ones((4, 6, 6)), 'scale': jnp.ones((4, 1, 6))},
+    }
+
+    def f(p, x):
+      x = jnp.einsum('td,dhk->thk', x, p['q']['kernel']) + p['q']['bias'][None]
+      layer = lambda x, p: (x @ p['kernel'] * p['scale'], None)
+      return jax.lax.scan(layer, x.reshape(-1, 6), p['layers'])[0]
+
+    found = jc.structure(f)(p, jnp.ones((1, 5)))
+    self.assertEqual(importance.kernels(found), {'layers/kernel', 'q/kernel'})
 
   def test_rules_say_which_leaves(self):
     rules = [('bias', scores.magnitude), ('.*', None)]
@@ -58,7 +124,11 @@ class ImportanceTest(parameterized.TestCase):
     w = jnp.arange(12.0).reshape(1, 12)
     found = jc.structure(fused)({'w': w}, jnp.ones((1, 1)))
     made = jc.importance(
-      found, {'w': w}, score=[('w', scores.magnitude)], normalize='none'
+      found,
+      {'w': w},
+      score=[('w', scores.magnitude)],
+      balanced=False,
+      normalize='none',
     )
     by_size = {v.size: v.tolist() for v in made.values()}
     self.assertEqual(by_size, {2: [4, 7], 3: [4.5, 5.5, 6.5]})
@@ -75,6 +145,9 @@ class ImportanceTest(parameterized.TestCase):
     ('shape', _P, dict(score=jnp.sum), r'shape \(\)'),
     ('none', _P, dict(score=[('.*', None)]), 'None of .*a:-1'),
     ('normal', _P, dict(normalize='mena'), "Did you mean 'mean'"),
+    ('members', _P, dict(members='frist'), "Did you mean 'first'"),
+    ('entries', _P, dict(entries='max'), "'mean', 'sum'"),
+    ('score', _P, dict(score='magnitud'), "Did you mean 'magnitude'"),
   )
   def test_refused(self, params, options, message):
     with self.assertRaisesRegex(ValueError, message):
