@@ -79,7 +79,7 @@ class Algebra:
     """
     return self.plain(aval)
 
-  def scanned(self, xs: list) -> None:
+  def scanned(self, at: walk.At, xs: list) -> None:
     """Meets what a scan goes through, all of it along the first axis."""
 
   def layer(self, x, turn: int | None, aval) -> Any:
@@ -155,7 +155,7 @@ def _through_scan(algebra, at, inside, inputs):
   consts = inputs[: inside.num_consts]
   whole = inside.num_consts + inside.num_carry
   carry, xs = inputs[inside.num_consts : whole], inputs[whole:]
-  algebra.scanned(xs)
+  algebra.scanned(at, xs)
   parts = _avals(jaxprs.opened(inside.body)[0].invars[whole:])
 
   def run(carry, turn):

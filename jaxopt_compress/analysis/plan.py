@@ -6,8 +6,13 @@ channel of the new one is a copy of:
     sources {'mlp/up/kernel:-1': [0, 2, 3]}       channel 1 goes: the network shrinks
     sources {'mlp/up/kernel:-1': [0, 1, 1, 2]}    channel 1 is there twice: it grows
 
-Groups that are not named stay as they are. `apply` is a gather: of parameters, and of
-whatever has their shape, such as statistics of an optimizer.
+Groups that are not named stay as they are. Where a group lies within another, each
+channel of that may keep its own: of 2 key heads with 3 query heads each
+
+    sources {'q:-2': [[0, 2], [1, 2]]}            the first keeps 0 and 2, the other 1 and 2
+
+`apply` is a gather: of parameters, and of whatever has their shape, such as statistics
+of an optimizer.
 """
 
 from collections.abc import Mapping
@@ -32,7 +37,11 @@ class Plan:
 
   Attributes:
     structure: of the network that is there.
-    sources: {group: int [new size], the source channel of every target channel}.
+    sources: {group: int [new size], the source channel of every target channel}. Of
+      a group that lies within others also int [*sizes of `Group.within`, new size]:
+      one row for each channel of these, as they are in the network that is there; a
+      size of 1 stands for all. So scanned layers may keep channels of their own, and
+      key heads query heads of their own, each as many as the others.
 
   Raises:
     ValueError: a group that is not in the structure or that is locked, no channel,
@@ -46,26 +55,82 @@ class Plan:
     checked = {}
     for name, source in self.sources.items():
       choices.one_of('group', name, tuple(self.structure.groups))
-      checked[name] = _checked(self.structure.groups[name], source)
+      checked[name] = _checked(
+        self.structure, self.structure.groups[name], source
+      )
     object.__setattr__(self, 'sources', checked)
 
   def index(self, layout: structure_lib.Layout) -> np.ndarray:
-    """int [new size]: the source entry of every entry of an axis."""
-    index = np.zeros(1, int)
+    """int [new size]: the source entry of every entry of an axis.
+
+    Raises:
+      KeyError: it is another one for each channel of a group on another axis.
+    """
+    return self._index(layout, {})[0]
+
+  def indices(self, path: str) -> dict[int, np.ndarray]:
+    """{axis: the source entry of every entry} of a leaf.
+
+    The arrays have the axes of the leaf, of size 1 where all are alike. Axes that
+    others depend on come first: gathered in this order, rows are of what is new.
+    """
+    layouts, known, found = self.structure.axes[path], {}, {}
+    outer = [self._outer(layout) for layout in layouts]
+    for i in sorted(range(len(layouts)), key=lambda i: len(outer[i])):
+      # The axis comes last while it is unfolded, and then back to its place.
+      beside = {
+        g: np.moveaxis(c, i, -1) for g, c in known.items() if g in outer[i]
+      }
+      index, channels = self._index(layouts[i], beside)
+      found[i] = _at(index, i, len(layouts))
+      known |= {g: _at(c, i, len(layouts)) for g, c in channels.items()}
+    return found
+
+  def _outer(self, layout) -> set[str]:
+    """The groups that an axis has a row of sources for each channel of."""
+    groups = self.structure.groups
+    return {
+      outer
+      for g in structure_lib.names(layout)
+      if np.ndim(self.sources.get(g, ())) > 1
+      for outer in groups[g].within
+    }
+
+  def _index(self, layout, outer):
+    """(index [..., n], {group: the source channel [..., n] of each entry}).
+
+    `outer` has the channels of groups outside, [..., 1].
+    """
+    index, outer = np.zeros(1, int), dict(outer)
     for part in layout:
+      beside = {g: c[..., None] for g, c in outer.items()}
+      inner, n = self._inner(part, beside)
+      sizes = index.shape[-1], inner.shape[-1]
+      index = _merged(index[..., None] * n + inner, sizes)
+      outer = {g: _merged(c, sizes) for g, c in beside.items()}
       if isinstance(part, str):
-        n = self.structure.groups[part].size
-        inner = self.sources.get(part, np.arange(n))
-      else:
-        sizes = [self.structure.size(term) for term in part]
-        starts = np.cumsum([0, *sizes[:-1]])
-        terms = zip(starts, part, strict=True)
-        n = sum(sizes)
-        inner = np.concatenate(
-          [start + self.index(term) for start, term in terms]
-        )
-      index = (index[:, None] * n + inner).ravel()
-    return index
+        outer[part] = _merged(inner, sizes)
+    return index, outer
+
+  def _inner(self, part, beside):
+    """(index [..., new size], size) of a part of an axis."""
+    if isinstance(part, str):
+      group = self.structure.groups[part]
+      source = self.sources.get(part, np.arange(group.size))
+      rows = tuple(
+        beside[g][..., 0] if n > 1 else 0
+        for g, n in zip(group.within, source.shape[:-1], strict=False)
+      )
+      return source[rows], group.size
+    sizes = [self.structure.size(term) for term in part]
+    starts = np.cumsum([0, *sizes[:-1]])
+    terms = [
+      start + self._index(term, beside)[0]
+      for start, term in zip(starts, part, strict=True)
+    ]
+    lead = np.broadcast_shapes(*(t.shape[:-1] for t in terms))
+    terms = [np.broadcast_to(t, (*lead, t.shape[-1])) for t in terms]
+    return np.concatenate(terms, -1), sum(sizes)
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -79,7 +144,7 @@ class Plan:
   @property
   def sizes(self) -> dict[str, int]:
     """{group: new size} of the groups that change."""
-    return {name: source.size for name, source in self.sources.items()}
+    return {name: source.shape[-1] for name, source in self.sources.items()}
 
   def apply(self, tree: Any) -> Any:
     """The network of the new widths.
@@ -96,11 +161,10 @@ class Plan:
     """
 
     def gathered(path, x):
-      indices = map(self.index, self.structure.axes[path])
       moves = {
         i: index
-        for i, index in enumerate(indices)
-        if not np.array_equal(index, np.arange(x.shape[i]))
+        for i, index in self.indices(path).items()
+        if not np.array_equal(index.ravel(), np.arange(x.shape[i]))
       }
       sharding = getattr(x, 'sharding', None)
       cut = isinstance(sharding, jax.sharding.NamedSharding)
@@ -121,11 +185,14 @@ class Plan:
     """
 
     def masked(path, x):
-      keep = jnp.ones((), bool)
-      for i, layout in enumerate(self.structure.axes[path]):
-        kept = np.isin(np.arange(x.shape[i]), self.index(layout))
+      keep, indices = jnp.ones((), bool), self.indices(path)
+      for i, index in indices.items():
+        # What is kept may differ along other axes: those are marked together.
+        along = [n > 1 or j == i for j, n in enumerate(index.shape)]
+        kept = np.zeros(np.where(along, x.shape, 1), bool)
+        kept[tuple(indices[j] if a else 0 for j, a in enumerate(along))] = True
         if not kept.all():
-          keep &= kept.reshape([-1 if j == i else 1 for j in range(x.ndim)])
+          keep &= kept
       return jnp.where(keep, x, jnp.zeros((), x.dtype))
 
     return self._map(masked, tree)
@@ -191,13 +258,23 @@ class Plan:
     return '\n'.join(lines)
 
 
-def _checked(group, source) -> np.ndarray:
+def _checked(structure, group, source) -> np.ndarray:
   source = np.asarray(source)
-  if source.size == 0 or source.ndim != 1:
+  if source.size == 0 or source.ndim not in (1, 1 + len(group.within)):
     raise ValueError(
       f'{group.name}: the sources have shape {source.shape}; a list of channels, one'
-      ' at least, is expected. To remove a layer, remove it from the model.'
+      f' at least, is expected{_rows(group)}. To remove a layer, remove it from the'
+      ' model.'
     )
+  rows = [structure.groups[g].size for g in group.within]
+  for n, outer, want in zip(
+    source.shape[:-1], group.within, rows, strict=False
+  ):
+    if n not in (1, want):
+      raise ValueError(
+        f'{group.name}: the sources have {n} rows for {outer}, which has {want}'
+        ' channels: one for each is expected, or one for all.'
+      )
   if not np.issubdtype(source.dtype, np.integer):
     raise ValueError(f'{group.name}: sources are {source.dtype}, not integers.')
   if source.min() < 0 or source.max() >= group.size:
@@ -212,6 +289,25 @@ def _checked(group, source) -> np.ndarray:
   return source
 
 
+def _rows(group) -> str:
+  if not group.within:
+    return ''
+  return (
+    f', or lists of one size for each channel of {" and ".join(group.within)}'
+  )
+
+
+def _merged(x, sizes):
+  """[..., so far, inner] -> [..., so far * inner]."""
+  x = np.broadcast_to(x, np.broadcast_shapes(x.shape, sizes))
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def _at(x, axis, ndim):
+  """[..., n] with the axis n at its place, and `ndim` axes."""
+  return np.moveaxis(x.reshape((1,) * (ndim - x.ndim) + x.shape), -1, axis)
+
+
 def _named(path, shapes) -> str | None:
   """The parameter that a path ends with."""
   names = path.split('/')
@@ -224,7 +320,10 @@ def _named(path, shapes) -> str | None:
 
 def _taken(x, moves):
   for i, index in moves.items():
-    x = jnp.take(x, index, axis=i)
+    if index.size == index.shape[i]:
+      x = jnp.take(x, index.ravel(), axis=i)
+    else:
+      x = jnp.take_along_axis(x, jnp.asarray(index), axis=i)
   return x
 
 

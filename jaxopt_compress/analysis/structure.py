@@ -25,6 +25,7 @@ from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import structure_rules
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
+from jaxopt_compress.analysis import within as within_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
@@ -48,6 +49,9 @@ class Group:
     fixed: why the program does not run, or becomes another one, with parameters of
       another size; '' if it takes the size from them. A model that has sizes of its
       own is to be built again: `Plan.sizes` says with which.
+    within: the groups that these channels lie inside of, outermost first: as query
+      heads inside their key head, or channels of a scanned layer inside the layer.
+      Each channel of those may keep other channels of this one (`Plan.sources`).
   """
 
   name: str
@@ -55,6 +59,7 @@ class Group:
   locked: tuple[str, ...] = ()
   inexact: tuple[str, ...] = ()
   fixed: str = ''
+  within: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,28 @@ class Structure:
         inner = np.concatenate([self.channels(term, name) for term in part])
       index = np.where(inner >= 0, inner, index[:, None]).ravel()
     return index
+
+  def coordinates(self, path: str, axis: int, name: str) -> list[np.ndarray]:
+    """Of which channels the entries of a leaf are: of what is outside, and inside.
+
+    Args:
+      path, axis: one of `members(name)`.
+      name: a group.
+
+    Returns:
+      int arrays with the axes of the leaf, of size 1 where all are alike: the channel
+      of each group of `within`, then that of the group itself, or -1.
+    """
+    layouts = self.axes[path]
+    here = axis % len(layouts)
+    found = []
+    for group in (*self.groups[name].within, name):
+      # It is on the same axis, or else on another one.
+      order = [here, *range(len(layouts))]
+      at = next(i for i in order if group in names(layouts[i]))
+      shape = [-1 if i == at else 1 for i in range(len(layouts))]
+      found.append(self.channels(layouts[at], group).reshape(shape))
+    return found
 
   @property
   def free(self) -> dict[str, Group]:
@@ -216,6 +243,7 @@ def _collected(asked, shapes, axes) -> Structure:
   """Names the leaves of the union-find, and says of what every axis is made."""
   channels, remarks = asked.channels, asked.remarks()
   named = _names(channels, axes)
+  inside = within_lib.within(channels, [*axes.values(), *asked.met])
 
   def layout(axis):
     parts = ((c, channels.terms(c)) for c in channels.factors(axis))
@@ -230,6 +258,7 @@ def _collected(asked, shapes, axes) -> Structure:
       channels.size((leaf,)),
       channels.locks(leaf),
       tuple(remarks.get(leaf, ())),
+      within=tuple(named[c] for c in inside.get(leaf, ()) if c in named),
     )
     for leaf, name in named.items()
   }

@@ -72,9 +72,11 @@ def _reshape(asked, at, inputs):
 
 def _reverse(asked, at, inputs):
   (x,) = inputs
+  axes = list(x.axes)
   for i in at.eqn.params['dimensions']:
-    asked.channels.lock(x.axes[i], asked.said(at))
-  return [x]
+    asked.channels.lock(axes[i], asked.said(at))
+    axes[i] = asked.channels.axis(at.shape()[i], asked.said(at))
+  return [x._replace(axes=tuple(axes))]
 
 
 def _slice(asked, at, inputs):

@@ -113,11 +113,7 @@ def _rank(asked, at, inputs):
       asked.channels.lock(axes[i], asked.said(at, 'ranks them'))
       if len(v.aval.shape) == len(axes):
         n = v.aval.shape[i]
-        axes[i] = (
-          axes[i]
-          if asked.channels.size(axes[i]) == n
-          else asked.channels.axis(n, asked.said(at))
-        )
+        axes[i] = asked.channels.axis(n, asked.said(at, 'ranks them'))
     if len(v.aval.shape) < len(axes):
       axes = [
         a for i, a in enumerate(axes) if i not in [d % len(axes) for d in along]
@@ -127,10 +123,12 @@ def _rank(asked, at, inputs):
 
 
 def _cumulate(asked, at, inputs):
-  (x,) = inputs
-  asked.channels.lock(x.axes[at.eqn.params['axis']], asked.said(at))
+  (x,), i = inputs, at.eqn.params['axis']
+  asked.channels.lock(x.axes[i], asked.said(at))
+  axes = list(x.axes)
+  axes[i] = asked.channels.axis(at.shape()[i], asked.said(at))
   zeros = x.zeros if at.eqn.primitive.name in ('cumsum', 'cumprod') else nowhere
-  return [Value(x.axes, zeros)]
+  return [Value(tuple(axes), zeros)]
 
 
 def _windows(asked, at, inputs):

@@ -56,7 +56,9 @@ class Tied(algebra.Algebra):
   def __init__(self, rules: dict[str, Callable]):
     self.rules = rules
     self.channels = channels_lib.Channels()
+    self.met: list[tuple[Axis, ...]] = []
     self._inexact: list[tuple[Axis, str]] = []
+    self._turns: dict[walk.At, Axis] = {}
 
   # ----------------------------------------------------------------- for rules
 
@@ -130,6 +132,15 @@ class Tied(algebra.Algebra):
 
   # ------------------------------------------------------------ of the algebra
 
+  def apply(self, at, inputs):
+    outs = super().apply(at, inputs)
+    # Inside of a loop over layers all is of a layer, but for what is carried on.
+    loops = tuple(
+      self._turns[outer] for outer, _ in at.around if outer in self._turns
+    )
+    self.met += [(*loops, *x.axes) for x in outs]
+    return outs
+
   def plain(self, aval, why: str = 'nothing is known of it') -> Value:
     shape = getattr(aval, 'shape', ())
     return Value(tuple(self.channels.axis(n, why) for n in shape))
@@ -160,12 +171,14 @@ class Tied(algebra.Algebra):
     return Value(first.axes, self.meet([x.zeros for x in cases]))
 
   def carry(self, x, aval):
+    self.met.append(x.axes)
     # One turn stands for all: whether it still vanishes then is not known.
     return Value(x.axes)
 
-  def scanned(self, xs):
+  def scanned(self, at, xs):
     # A layer of zeros passes on what it gets only where there is a residual.
     for x in xs[:1]:
+      self._turns[at] = x.axes[0]
       self.inexact(x.axes[0], LOOP)
     for x, other in zip(xs, xs[1:]):
       self.channels.tie(x.axes[0], other.axes[0])

@@ -12,6 +12,7 @@ compare groups.
 
 from collections.abc import Callable
 import inspect
+import re
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ def importance(
   balanced: bool = True,
   members: str | Channels = 'mean',
   normalize: str | Channels = 'mean',
+  within: str = '',
 ) -> dict[str, np.ndarray]:
   """The importance of each channel of the groups that may go.
 
@@ -64,6 +66,9 @@ def importance(
       name in `members`: 'mean', 'sum', 'max' or 'first'.
     normalize: in what the importances of a group are measured: a function of them,
       or its name in `normals`: 'mean', 'max', 'l2', 'lamp', 'gaussian' or 'none'.
+    within: a regex over the names of groups: where these lie within others, as query
+      heads within their key head, each channel of those has importances of its own,
+      [*sizes of `Group.within`, size].
 
   Returns:
     {group: float64 [size]}, for the groups that are not locked and of which a leaf
@@ -97,13 +102,23 @@ def importance(
       f'{missing[:3]} of the structure are not in each of the {len(trees)} trees.'
       ' Pass the parameters that it was found for, and trees of their form.'
     )
+  nested = {
+    name: (*(structure.groups[g].size for g in group.within), group.size)
+    for name, group in structure.free.items()
+    if within and group.within and re.fullmatch(within, name)
+  }
   found: dict[str, list[np.ndarray]] = {}
   # One leaf after the other: scores are as large as the weights.
   for path, f in _by_path(score, structure).items():
     if f is None:
       continue
-    sums = _sums(path, f, [t[path] for t in trees])
-    for name, of_channels in _by_group(structure, path, sums, entries):
+    scored = _scores(path, f, [t[path] for t in trees])
+    apart = [n for n in nested if path in dict(structure.members(n))]
+    alike = _by_group(structure, path, _sums(path, scored), entries)
+    for name, of_channels in (
+      *((n, x) for n, x in alike if n not in nested),
+      *((n, _by_row(structure, path, scored, n, entries)) for n in apart),
+    ):
       values = across(of_channels)
       if balanced:
         values = normals.mean(values)
@@ -114,7 +129,9 @@ def importance(
       " leaves of the groups, as in score=[('.*kernel', 'magnitude'), ('.*', None)]."
     )
   return {
-    name: normalize(members(np.stack(found[name])))
+    name: normalize(members(np.stack(found[name]))).reshape(
+      nested.get(name, -1)
+    )
     for name in structure.free
     if name in found
   }
@@ -181,14 +198,18 @@ def _by_path(score, structure) -> dict[str, Score | None]:
   }
 
 
-def _sums(path, score, leaves) -> list[np.ndarray]:
-  """For each axis of a leaf, the sums of its scores over all others."""
+def _scores(path, score, leaves) -> jax.Array:
   scored = jnp.asarray(score(*map(_wide, leaves)))
   if scored.shape != leaves[0].shape:
     raise ValueError(
       f'The score of {path} has shape {scored.shape}; a number for each of the'
       f' entries {tuple(leaves[0].shape)} is expected.'
     )
+  return scored
+
+
+def _sums(path, scored) -> list[np.ndarray]:
+  """For each axis of a leaf, the sums of its scores over all others."""
   bad, sums = _reduced(scored)
   if bad:
     raise ValueError(
@@ -233,3 +254,25 @@ def _by_group(structure, path, sums, entries):
         times = np.bincount(where[here], minlength=size)
         total /= times * (np.prod(shape, dtype=float) / of_axis.size)
       yield name, total
+
+
+def _by_row(structure, path, scored, name, entries):
+  """The same of a group within others: float [of each of these * size]."""
+  layouts = structure.axes[path]
+  axis = next(
+    i for i, x in enumerate(layouts) if name in structure_lib.names(x)
+  )
+  channel = structure.coordinates(path, axis, name)
+  group = structure.groups[name]
+  sizes = [structure.groups[g].size for g in (*group.within, name)]
+  index = np.ravel_multi_index(channel, sizes, mode='clip')
+  # Axes along which all is of one channel are summed over first.
+  along = tuple(i for i, n in enumerate(index.shape) if n == 1)
+  sums = np.asarray(scored.sum(along, keepdims=True), np.float64)
+  here = np.broadcast_to(channel[-1] >= 0, sums.shape)
+  index = np.broadcast_to(index, sums.shape)[here]
+  total = np.bincount(index, sums[here], np.prod(sizes))
+  if entries == 'mean':
+    times = np.bincount(index, minlength=total.size)
+    total /= times * (scored.size / sums.size)
+  return total

@@ -35,7 +35,9 @@ def select(
 
   Args:
     structure: what `jc.structure(apply)(params, x)` returned.
-    importance: {group: number for each channel}; groups without stay as they are.
+    importance: {group: number for each channel}; groups without stay as they are. Of
+      [*sizes of `Group.within`, size], each channel of what the group lies within
+      keeps its own, as many as the others.
     keep: the fraction of each group that stays.
     budget: instead of `keep`: as much of each group as the budget allows.
     by: an ordered list `(regex, fraction)` over the names of the groups in
@@ -80,8 +82,8 @@ def select(
         kept = keep if fraction == 'keep' else fraction
         n = _size(structure.groups[name].size, kept, multiple, at_least)
         # Of equal importances the first stay.
-        order = np.argsort(-importance[name], kind='stable')
-        sources[name] = np.sort(order[:n])
+        order = np.argsort(-np.asarray(importance[name]), kind='stable')
+        sources[name] = np.sort(order[..., :n])
     return plan_lib.Plan(structure, sources)
 
   if budget is None:
@@ -151,8 +153,10 @@ def _check_importance(structure, importance):
     if name not in structure.free:
       known = list(structure.free)[:5]
       raise ValueError(f'{name} is no group that may go. Such are {known}.')
-    size = structure.groups[name].size
-    if np.shape(x) != (size,) or not np.isfinite(x).all():
+    group = structure.groups[name]
+    size = group.size
+    nested = *(structure.groups[g].size for g in group.within), size
+    if np.shape(x) not in ((size,), nested) or not np.isfinite(x).all():
       raise ValueError(
         f'The importance of {name} has shape {np.shape(x)} and'
         f' {int((~np.isfinite(x)).sum())} numbers that are not finite; {size} finite'

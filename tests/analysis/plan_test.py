@@ -27,6 +27,15 @@ def _half(structure, params, x):
 _FIXED = {'fused': 'layers/o:-2', 'grouped_queries': 'o:-3'}
 
 
+def _grouped_by_size(p, x):
+  """`grouped_queries` with as many queries for a key as there are."""
+  q, k, v = (jnp.einsum('btd,dhk->bthk', x, p[n]) for n in 'qkv')
+  q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+  weights = jax.nn.softmax(jnp.einsum('bqhrd,bkhd->bhrqk', q, k))
+  y = jnp.einsum('bhrqk,bkhd->bqhrd', weights, v)
+  return jnp.einsum('bqhd,hdm->bqm', y.reshape(*x.shape[:2], -1, 6), p['o'])
+
+
 class PlanTest(parameterized.TestCase):
   @parameterized.parameters(*NETWORKS)
   def test_masked_is_shrunk(self, name):
@@ -44,6 +53,64 @@ class PlanTest(parameterized.TestCase):
     chex.assert_trees_all_close(
       plan.apply(grads), grads_small, rtol=1e-4, atol=1e-5 * scale
     )
+
+  @parameterized.parameters(
+    ('grouped_queries', 'o:-3'),
+    ('grouped_queries', 'k:-1'),
+    ('fused', 'layers/down:-2'),
+    ('fused', 'layers/qkv:-1 layers/o:-2.1'),
+    ('experts', 'down:-2'),
+  )
+  def test_masked_is_shrunk_within(self, name, groups):
+    # Each channel of what the group lies within keeps channels of its own.
+    fun, params, x = made(name)
+    found = jc.structure(fun)(params, x)
+    group, *others = groups.split()
+    rows = [found.groups[g].size for g in found.groups[group].within]
+    self.assertNotEmpty(rows)
+    rng, n = np.random.default_rng(0), found.groups[group].size
+    drawn = rng.permuted(np.broadcast_to(np.arange(n), (*rows, n)), axis=-1)
+    sources = dict.fromkeys([group, *others], np.sort(drawn[..., : n // 2]))
+    plan = plan_lib.Plan(found, sources)
+    self.assertIs(type(plan.sizes[group]), int)
+    if name == 'grouped_queries':
+      # The program has two queries for each key: it repeats one for the other.
+      if group == 'o:-3':
+        fun = _grouped_by_size
+      else:
+        plan = plan_lib.Plan(found, sources | {'k:-2': [0, 3], 'o:-3': [1, 0]})
+    loss = jax.value_and_grad(lambda p: (fun(p, x) ** 2).sum())
+    small = plan.apply(params)
+    (y, grads), (y_small, grads_small) = loss(plan.mask(params)), loss(small)
+    np.testing.assert_allclose(y, y_small, rtol=1e-5)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    chex.assert_trees_all_close(
+      plan.apply(grads), grads_small, rtol=1e-4, atol=1e-5 * scale
+    )
+    again = plan_lib.Plan.from_json(plan.to_json())
+    chex.assert_trees_all_equal(again.apply(params), small)
+
+  def test_within_drawn(self):
+    #            two keys with three queries each; the first loses 1, the other 0
+    fun = lambda p, x: jnp.einsum('kr,kr->k', p['q'], p['o']) @ p['k'] * x
+    params = {
+      'q': jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+      'o': jnp.ones((2, 3)),
+      'k': jnp.ones((2, 2)),
+    }
+    found = jc.structure(fun)(params, jnp.ones(()))
+    (group,) = (g for g in found.groups.values() if g.within)
+    plan = plan_lib.Plan(found, {group.name: [[0, 2], [1, 2]]})
+    self.assertEqual(plan.apply(params)['q'].tolist(), [[1, 3], [5, 6]])
+    self.assertEqual(plan.mask(params)['q'].tolist(), [[1, 0, 3], [0, 5, 6]])
+    one = plan_lib.Plan(found, {group.name: [[0, 2], [1, 2]], 'k:-2': [1]})
+    self.assertEqual(one.apply(params)['q'].tolist(), [[5, 6]])
+    for sources, why in (
+      ([[0]] * 3, '3 rows for k:-2, which has 2'),
+      ([[[0]]], 'lists of one size for each channel of k:-2'),
+    ):
+      with self.assertRaisesRegex(ValueError, why):
+        plan_lib.Plan(found, {group.name: sources})
 
   def test_drawn(self):
     #                 a -> b -> c: channel 1 of three goes

@@ -133,6 +133,26 @@ class ImportanceTest(parameterized.TestCase):
     by_size = {v.size: v.tolist() for v in made.values()}
     self.assertEqual(by_size, {2: [4, 7], 3: [4.5, 5.5, 6.5]})
 
+  def test_within(self):
+    #  two key heads with three queries each: each key keeps its own best
+    def grouped(p, x):
+      return jnp.einsum('kr,kr->k', p['q'], p['o']) @ p['k'] * x
+
+    p = {
+      'q': jnp.array([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]]),
+      'o': jnp.ones((2, 3)),
+      'k': jnp.ones((2, 2)),
+    }
+    found = jc.structure(grouped)(p, jnp.ones(()))
+    options = dict(normalize='none', balanced=False)
+    made = jc.importance(found, p, within='o.*', **options)
+    self.assertEqual(made['k:-2'].shape, (2,))
+    self.assertEqual(made['o:-1'].tolist(), [[1, 1.5, 2], [3.5, 3, 2.5]])
+    plan = jc.select(found, made, keep=0.7, by=[('o.*', 'keep'), ('.*', None)])
+    self.assertEqual(plan.apply(p)['q'].tolist(), [[2, 3], [6, 5]])
+    alike = jc.importance(found, p, **options)
+    self.assertEqual(alike['o:-1'].tolist(), [2.25, 2.25, 2.25])
+
   def test_of_codes(self):
     q = jc.quantize(_P, [('b', 'int8'), ('.*', None)])
     got = jc.importance(FOUND, q)['a:-1']
