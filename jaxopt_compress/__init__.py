@@ -23,6 +23,7 @@ from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
 from jaxopt_compress.analysis.observe import observe as observe
 from jaxopt_compress.analysis.plan import Plan as Plan
+from jaxopt_compress.analysis.plan import shrink as shrink
 from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
 from jaxopt_compress.analysis.statistics import absmax as absmax
 from jaxopt_compress.analysis.statistics import gram as gram

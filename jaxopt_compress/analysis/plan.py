@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import gathered as gathered_lib
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -154,23 +155,24 @@ class Plan:
         the state of an optimizer. What is no copy of a parameter stays.
 
     Returns:
-      The same tree; arrays [..., n, ...] are [..., new size, ...]. Shardings are kept.
+      The same tree; arrays [..., n, ...] are [..., new size, ...]. Shardings are
+      kept, and compressed leaves stay what they are.
 
     Raises:
-      ValueError: the tree is of another network, or a leaf is compressed.
+      ValueError: the tree is of another network, or entries of a leaf that share a
+        scale do not stay together.
     """
 
-    def gathered(path, x):
+    def gathered(path, x, indices):
       moves = {
         i: index
-        for i, index in self.indices(path).items()
+        for i, index in indices.items()
         if not np.array_equal(index.ravel(), np.arange(x.shape[i]))
       }
-      sharding = getattr(x, 'sharding', None)
-      cut = isinstance(sharding, jax.sharding.NamedSharding)
-      if cut and moves and not isinstance(x, jax.core.Tracer):
-        return _placed(_taken(_whole(x, sharding, moves), moves), x)
-      return _taken(jnp.asarray(x), moves)
+      try:
+        return gathered_lib.taken(x, moves)
+      except ValueError as e:
+        raise ValueError(f'{path}: {e}') from e
 
     return self._map(gathered, tree)
 
@@ -184,8 +186,13 @@ class Plan:
       tree: as for `apply`.
     """
 
-    def masked(path, x):
-      keep, indices = jnp.ones((), bool), self.indices(path)
+    def masked(path, x, indices):
+      if array.is_compressed(x):
+        raise ValueError(
+          f'{path} is {x.describe()}, and arrays are expected: mask what it was made'
+          ' from, or pass jc.materialize(tree).'
+        )
+      keep = jnp.ones((), bool)
       for i, index in indices.items():
         # What is kept may differ along other axes: those are marked together.
         along = [n > 1 or j == i for j, n in enumerate(index.shape)]
@@ -198,26 +205,33 @@ class Plan:
     return self._map(masked, tree)
 
   def _map(self, f, tree):
-    """`f(path, leaf)` of what has the name and the shape of a parameter."""
+    """`f(path, leaf, {axis: index})` of what has name and axes of a parameter."""
     shapes, resized, met = self.structure.shapes, self.shapes, set()
+    changes = {p for p in shapes if resized[p] != shapes[p]}
+    every = sum(map(math.prod, shapes.values()))
+    names = _names(shapes)
 
     def mapped(path, x):
-      mine = _named(path, shapes)
-      if mine is None or not hasattr(x, 'shape'):
+      if not hasattr(x, 'shape'):
         return x
-      if array.is_compressed(x):
-        raise ValueError(
-          f'{path} is {x.describe()}, and arrays are expected: shrink first, then'
-          ' quantise; or pass jc.materialize(tree).'
-        )
-      if tuple(x.shape) != shapes[mine]:
+      mine, rest = _named(path, names)
+      if mine is None:
+        if changes and x.shape == (every,) and len(shapes) > 1:
+          raise ValueError(
+            f'{path} holds all {every} parameters in one array, as optax.flatten'
+            ' makes them. Start this state anew from the parameters that the plan'
+            ' makes.'
+          )
+        return x
+      axes = _axes_of(x.shape, shapes[mine], rest)
+      if axes is None or (path == mine and tuple(x.shape) != shapes[mine]):
         if path == mine:
           raise ValueError(
             f'{path} has shape {tuple(x.shape)}, not {shapes[mine]}: the plan is for'
             ' parameters of another network. Make it from these: jc.structure.'
           )
         # Optimizers keep numbers and parts under the names of parameters, too.
-        if x.size > 1 and resized[mine] != shapes[mine]:
+        if x.size > 1 and mine in changes:
           raise ValueError(
             f'{path} has shape {tuple(x.shape)}, and {mine} has {shapes[mine]}: which'
             ' of its axes these are is not known. Start this state anew from the'
@@ -225,13 +239,13 @@ class Plan:
           )
         return x
       met.add(mine)
-      return f(mine, x)
+      return f(path, x, _placed(self.indices(mine), axes, x.ndim))
 
     out = rules_lib.map_named(mapped, tree)
-    missing = [p for p in shapes if p not in met]
-    if not met and jax.tree.leaves(tree):
+    # A state that only counts steps has none, rightly.
+    if not met and any(np.size(x) > 1 for x in jax.tree.leaves(tree)):
       raise ValueError(
-        f'No leaf of the tree is one of the plan, such as {missing[:3]}.'
+        f'No leaf of the tree is one of the plan, such as {list(shapes)[:3]}.'
       )
     return out
 
@@ -308,41 +322,78 @@ def _at(x, axis, ndim):
   return np.moveaxis(x.reshape((1,) * (ndim - x.ndim) + x.shape), -1, axis)
 
 
-def _named(path, shapes) -> str | None:
-  """The parameter that a path ends with."""
-  names = path.split('/')
-  for i in range(len(names)):
-    name = '/'.join(names[i:])
-    if name in shapes:
-      return name
-  return None
+def _names(shapes) -> dict[str, str]:
+  """{name: parameter}: its path, and that without the collection that it is in."""
+  names = {}
+  for path in shapes:
+    inside = path.partition('/')[2]
+    names[inside] = None if inside in names else path
+  # Two collections may have a leaf of one name: then it says nothing.
+  names = {name: path for name, path in names.items() if name and path}
+  return names | {path: path for path in shapes}
 
 
-def _taken(x, moves):
-  for i, index in moves.items():
-    if index.size == index.shape[i]:
-      x = jnp.take(x, index.ravel(), axis=i)
-    else:
-      x = jnp.take_along_axis(x, jnp.asarray(index), axis=i)
-  return x
+def _named(path, names) -> tuple[str | None, str]:
+  """The parameter that a path ends with, or else has inside, and what follows."""
+  words = path.split('/')
+  n = len(words)
+  spans = [(i, n) for i in range(n)]
+  spans += [(i, i + k) for k in range(n - 1, 0, -1) for i in range(n - k)]
+  for i, j in spans:
+    if found := names.get('/'.join(words[i:j])):
+      return found, '/'.join(words[j:])
+  return None, ''
 
 
-def _whole(x, sharding, axes):
-  """The array, not cut along some axes."""
-  spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
-  spec = [None if i in axes else s for i, s in enumerate(spec)]
-  return jax.device_put(
-    x, sharding.update(spec=jax.sharding.PartitionSpec(*spec))
-  )
+def _axes_of(shape, whole, rest) -> dict[int, int] | None:
+  """{axis of an array: axis of the parameter under whose name it is kept}.
+
+  None where that is not known. An optimizer may keep several arrays of a parameter,
+  one after the other; one entry for all of an axis; or a vector for each axis.
+  """
+  if rest.isdecimal() and shape == whole[int(rest) : int(rest) + 1]:
+    return {0: int(rest)}
+  ahead = len(shape) - len(whole)
+  pairs = list(zip(shape[max(ahead, 0) :], whole, strict=False))
+  if ahead < 0 or not all(n in (1, m) for n, m in pairs):
+    return None
+  return {ahead + i: i for i, (n, _) in enumerate(pairs) if n > 1}
 
 
-def _placed(out, x):
-  """On the devices that `x` lies on, cut as it is."""
-  try:
-    return jax.device_put(out, x.sharding)
-  except ValueError as e:
-    raise ValueError(
-      f'Of shape {out.shape}, what had shape {x.shape} cannot be cut as'
-      f' {x.sharding.spec} any more. Take multiples of the number of devices, or'
-      ' replicate it first.'
-    ) from e
+def _placed(indices, axes, ndim) -> dict[int, np.ndarray]:
+  """The indices of a parameter as those of an array that has some of its axes."""
+  found = {}
+  for j, index in indices.items():
+    for i in (i for i, of in axes.items() if of == j):
+      if index.size == index.shape[j]:
+        found[i] = index.reshape([-1 if k == i else 1 for k in range(ndim)])
+      elif len(axes) == index.ndim:
+        found[i] = index.reshape((1,) * (ndim - index.ndim) + index.shape)
+      else:
+        raise ValueError(
+          'Channels that differ from row to row, and an array that has not all axes'
+          ' of its parameter: start it anew from the parameters of the plan.'
+        )
+  return found
+
+
+def shrink(plan: Plan, tree: Any) -> Any:
+  """The network of a plan: `plan.apply`, under the name of what it is mostly for.
+
+  Args:
+    plan: what `jc.select` returned.
+    tree: parameters, compressed or not, or any tree that has their form: statistics
+      of norms, averages, the state of an optimizer. So training goes on at once.
+
+  Example:
+
+      params, opt_state = jc.shrink(plan, (params, opt_state))
+
+  >>> import jaxopt_compress as jc
+  >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
+  >>> p = {'a': jnp.array([[1., 2., 3.]]), 'b': jnp.array([[4.], [5.], [6.]])}
+  >>> plan = Plan(jc.structure(f)(p, jnp.ones((1, 1))), {'a:-1': [0, 2]})
+  >>> {name: x.tolist() for name, x in shrink(plan, p).items()}
+  {'a': [[1.0, 3.0]], 'b': [[4.0], [6.0]]}
+  """
+  return plan.apply(tree)

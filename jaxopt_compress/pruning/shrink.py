@@ -2,7 +2,7 @@
 
     importance = jc.importance(structure, params)
     plan = jc.select(structure, importance, keep=0.5)
-    small = plan.apply(params)            # as large as it says, as fast as it is small
+    small = jc.shrink(plan, params)       # as large as it says, as fast as it is small
 
 While a network is trained towards a plan, `plan.mask(params)` is what it will be.
 """

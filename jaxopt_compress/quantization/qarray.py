@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
@@ -197,8 +198,74 @@ class QArray(array.CompressedArray):
           return False
     return True
 
+  def taken(self, index: np.ndarray, axis: int) -> 'QArray':
+    """The entries `index` along an axis, counted from the end.
+
+    Args:
+      index: int [new size]; or of the rank of the leaf, where other entries are taken
+        for each entry of other axes.
+
+    Raises:
+      ValueError: entries that share a scale do not stay together.
+    """
+    rows = index.ndim > 1
+    repack = self.packed if rows or self.packed == axis else 0
+    q = self.unpacked() if repack else self
+    parts = {}
+    for name, part in q.parts().items():
+      x, entries = part.array, part.units.get(axis, (1, 1))[0]
+      mine = index
+      if entries > 1:
+        at = axis if rows else 0
+        mine = _whole_blocks(index, at, entries, q.shape[axis], axis)
+      elif x.shape[axis] != q.shape[axis]:  # shared
+        parts[name] = part
+        continue
+      if rows and part.units.keys() - {axis}:
+        raise ValueError(
+          f'entries along axis {axis} differ from row to row, and groups of rows'
+          ' share a scale. Shrink what this was quantised from, then quantise.'
+        )
+      x = (
+        jnp.take_along_axis(x, jnp.asarray(mine), axis=axis)
+        if rows
+        else jnp.take(x, mine, axis=axis, mode='clip')
+      )
+      parts[name] = part._replace(array=x)
+    q = q.with_parts(parts)
+    several = {
+      name: tuple((a, n) for a, n in getattr(q, name) if n < q.shape[a])
+      for name in ('blocks', 'global_blocks')
+    }
+    q = dataclasses.replace(q, **several)
+    if not repack:
+      return q
+    bits = q.numbers_format.bits
+    tail = -q.shape[repack] % packing.unit(bits)[0]
+    codes = packing.pack(q.qvalue, bits, repack)
+    return dataclasses.replace(q, qvalue=codes, packed=repack, tail=tail)
+
   def describe(self):
     return f'{self.format} {_granularity(self)}'
+
+
+def _whole_blocks(index, at, size, n, axis) -> np.ndarray:
+  """The blocks of `size` that entries of an axis of n are, or ValueError."""
+  index = np.moveaxis(index, at, -1)
+  count = index.shape[-1]
+  blocks = index[..., ::size] // size
+  # The last block of an axis may be shorter: it is whole, too, but stays the last.
+  want = blocks[..., None] * size + np.arange(size)
+  want = want.reshape(*index.shape[:-1], -1)[..., :count]
+  ends = count % size == 0 or np.all(index[..., -1] == n - 1)
+  whole = count % size in (0, n % size) and ends
+  if not (whole and np.array_equal(want, index)):
+    raise ValueError(
+      f'{size} entries along axis {axis} share a scale, and not all of them stay'
+      f' together: channels have to go in multiples of {size} that begin at one.'
+      ' Shrink what this was quantised from, then quantise; or choose whole groups.'
+    )
+  return np.moveaxis(blocks, -1, at)
 
 
 def _granularity(q: QArray) -> str:

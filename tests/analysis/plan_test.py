@@ -1,3 +1,5 @@
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -34,6 +36,28 @@ def _grouped_by_size(p, x):
   weights = jax.nn.softmax(jnp.einsum('bqhrd,bkhd->bhrqk', q, k))
   y = jnp.einsum('bhrqk,bkhd->bqhrd', weights, v)
   return jnp.einsum('bqhd,hdm->bqm', y.reshape(*x.shape[:2], -1, 6), p['o'])
+
+
+OPTIMIZERS = {
+  name: functools.partial(getattr(optax, name), 0.1)
+  for name in (
+    'adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad'
+    ' fromage lamb lars lbfgs lion nadam nadamw novograd'
+    ' optimistic_gradient_descent radam rmsprop rprop sign_sgd sm3 yogi'
+  ).split()
+} | {
+  'noisy_sgd': lambda: optax.noisy_sgd(0.1, key=jax.random.key(0)),
+  'momentum': lambda: optax.sgd(0.1, momentum=0.9),
+  'MultiSteps': lambda: optax.MultiSteps(optax.adam(0.1), 2),
+  'apply_if_finite': lambda: optax.apply_if_finite(optax.adam(0.1), 3),
+  'inject_hyperparams': lambda: optax.inject_hyperparams(optax.adam)(0.1),
+  'masked': lambda: optax.masked(optax.adam(0.1), {'a': 1, 'b': 0, 'c': 1}),
+  'ema': lambda: optax.chain(optax.ema(0.9), optax.clip_by_global_norm(1.0)),
+  'lookahead': lambda: optax.lookahead(optax.adam(0.1), 5, 0.5),
+  'muon': lambda: optax.contrib.muon(0.1),
+  'prodigy': lambda: optax.contrib.prodigy(0.1),
+  'schedule_free': lambda: optax.contrib.schedule_free_adamw(0.1),
+}
 
 
 class PlanTest(parameterized.TestCase):
@@ -137,23 +161,64 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(again.structure, plan.structure)
     self.assertEqual(again.shapes, plan.shapes)
 
-  @parameterized.parameters(
-    'adam', 'lion', 'rmsprop', 'adafactor', 'lamb', 'sgd', 'MultiSteps'
-  )
+  @parameterized.parameters(*OPTIMIZERS)
   def test_state_of_optimizers(self, name):
     fun, params, x = made('mlp')
-    make = getattr(optax, name, None)
-    if name == 'MultiSteps':
-      optimizer = optax.MultiSteps(optax.adam(0.1), 2)
-    else:
-      optimizer = make(0.1, momentum=0.9) if name == 'sgd' else make(0.1)
+    optimizer = OPTIMIZERS[name]()
     plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6]})
     small = plan.apply(params)
-    grads = jax.tree.map(jnp.cos, params)
-    state = optimizer.update(grads, optimizer.init(params), params)[1]
+    state = optimizer.init(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(
       plan.apply(state), optimizer.init(small)
     )
+
+  def test_training_goes_on(self):
+    fun, params, x = made('mlp')
+    optimizer = optax.adam(0.01)
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6]})
+
+    @jax.jit
+    def step(params, state, _):
+      grads = jax.grad(lambda p: (fun(p, x) ** 2).sum())(params)
+      updates, state = optimizer.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    masked = plan.mask(params)
+    state = optimizer.init(masked)
+    for i in range(3):
+      masked, state = step(masked, state, i)
+      masked = plan.mask(masked)
+    small, small_state = jc.shrink(plan, (masked, state))
+    for i in range(10):
+      masked, state = step(masked, plan.mask(state), i)
+      masked = plan.mask(masked)
+      small, small_state = step(small, small_state, i)
+    chex.assert_trees_all_close(plan.apply(masked), small, rtol=1e-5, atol=1e-6)
+
+  def test_collections(self):
+    """Of parameters beside statistics, as Linen has them, and of either alone."""
+    fun = lambda v, x: (
+      jax.nn.relu(x @ v['params']['d']['w'] - v['stats']['d']['mean'])
+      @ v['params']['e']['w']
+    )
+    variables = {
+      'params': {'d': {'w': jnp.ones((3, 8))}, 'e': {'w': jnp.ones((8, 2))}},
+      'stats': {'d': {'mean': jnp.ones((1, 8))}},
+    }
+    plan = plan_lib.Plan(
+      jc.structure(fun)(variables, jnp.ones((2, 3))),
+      {'params/d/w:-1': [1, 4, 6]},
+    )
+    small = jc.shrink(plan, variables)
+    state = optax.adam(0.1).init(variables['params'])
+    chex.assert_trees_all_equal_shapes(
+      jc.shrink(plan, state), optax.adam(0.1).init(small['params'])
+    )
+    chex.assert_trees_all_equal(
+      jc.shrink(plan, variables['params']), small['params']
+    )
+    with self.assertRaisesRegex(ValueError, 'holds all 48 parameters'):
+      jc.shrink(plan, optax.flatten(optax.adam(0.1)).init(variables))
 
   def test_state_without_axes_of_parameters(self):
     fun, params, x = made('mlp')
@@ -195,10 +260,11 @@ class PlanTest(parameterized.TestCase):
     for tree, message in (
       (dict(params, a=jnp.ones((3, 9))), r'a has shape \(3, 9\), not \(3, 8\)'),
       ({'other': jnp.ones(3)}, "No leaf of the tree.*'a'"),
-      (q, 'shrink first, then quantise'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         plan.apply(tree)
+    with self.assertRaisesRegex(ValueError, 'a is int8.*mask what it was made'):
+      plan.mask(q)
 
 
 if __name__ == '__main__':

@@ -108,6 +108,9 @@ TRANSFORMS = {
   'quantize_cache': lambda: jc.quantize_cache(
     {'k': X, 'length': np.int32(1)}, [('k', 'int8'), ('.*', None)]
   ),
+  'shrink': lambda: jc.shrink(
+    jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]}), QUANTISED
+  ),
   'tune': lambda: jc.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
   'unpack': lambda: jc.unpack(on_host(jc.pack(QUANTISED, USES, target='cpu'))),
   'moving_average': lambda: distillation.teachers.moving_average(

@@ -200,6 +200,9 @@ COUNTS = {
 }
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
+  'analysis.plan.shrink': lambda t: jc.shrink(
+    jc.Plan(jc.structure(apply)(t, X), {}), t
+  ),
   'core.lift.materialize': jc.materialize,
   'core.compression.by_path': lambda t: jc.by_path([('.*', NOTHING)]).apply(
     t, {'0': ()}
