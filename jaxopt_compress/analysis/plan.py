@@ -300,6 +300,13 @@ def _checked(structure, group, source) -> np.ndarray:
     raise ValueError(
       f'{group.name} has to stay as it is: {"; ".join(group.locked)}.'
     )
+  rows = source.reshape(-1, source.shape[-1]).tolist()
+  left = min(len(set(row)) for row in rows)
+  if left < group.least:
+    raise ValueError(
+      f'{group.name}: {left} are left, and the program takes {group.least} of them.'
+      ' Keep as many.'
+    )
   return source
 
 

@@ -22,11 +22,13 @@ import jax
 import numpy as np
 
 from jaxopt_compress.analysis import algebra
-from jaxopt_compress.analysis import structure_rules
+from jaxopt_compress.analysis import numbering
+from jaxopt_compress.analysis import structure_numbers
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.analysis import within as within_lib
 from jaxopt_compress.core import array
+from jaxopt_compress.core import choices
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
 
@@ -52,6 +54,7 @@ class Group:
     within: the groups that these channels lie inside of, outermost first: as query
       heads inside their key head, or channels of a scanned layer inside the layer.
       Each channel of those may keep other channels of this one (`Plan.sources`).
+    least: how many have to be left: as many as a router chooses, for example.
   """
 
   name: str
@@ -60,6 +63,15 @@ class Group:
   inexact: tuple[str, ...] = ()
   fixed: str = ''
   within: tuple[str, ...] = ()
+  least: int = 1
+
+  @property
+  def at_boundary(self) -> bool:
+    """Whether it is locked, and only as the program takes or gives as many.
+
+    `Structure.opened` lets such a group go.
+    """
+    return bool(self.locked) and set(self.locked) <= set(numbering.BOUNDARY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +144,32 @@ class Structure:
   def free(self) -> dict[str, Group]:
     """The groups that are not locked."""
     return {n: g for n, g in self.groups.items() if not g.locked}
+
+  def opened(self, *names: str) -> 'Structure':
+    """The structure of a program that takes or gives fewer of some groups.
+
+    Args:
+      *names: groups that are locked by arguments and results alone, such as the
+        classes of a classifier, or the tokens of a vocabulary. If some go, their
+        results go; and what numbered them among the arguments must be renumbered.
+
+    Raises:
+      ValueError: the program locks a group itself.
+    """
+    groups = dict(self.groups)
+    for name in names:
+      choices.one_of('group', name, tuple(groups))
+      group = groups[name]
+      inside = [w for w in group.locked if w not in numbering.BOUNDARY]
+      if inside:
+        raise ValueError(
+          f'{name} has to stay as it is: {"; ".join(inside)}. What arguments and'
+          ' results alone lock can be opened.'
+        )
+      groups[name] = dataclasses.replace(
+        group, locked=(), inexact=(*group.inexact, *group.locked)
+      )
+    return dataclasses.replace(self, groups=groups)
 
   def to_json(self) -> str:
     """As text, from which `from_json` makes it again."""
@@ -226,22 +264,22 @@ def structure(fun: Callable) -> Callable[..., Structure]:
 
 
 def _found(closed, arrays) -> Structure:
-  asked = tied.Tied(structure_rules.RULES)
+  asked = tied.Tied(structure_numbers.RULES)
   axes = {path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays}
   inputs = [
     tied.Value(a, frozenset(c for axis in a for c in axis))
     for a in axes.values()
   ]
   others = closed.jaxpr.invars[len(inputs) :]
-  inputs += [asked.plain(v.aval, 'the size of an input') for v in others]
+  inputs += [asked.given(v.aval) for v in others]
   for out in algebra.evaluate(asked, closed, inputs):
-    asked.lock(out, 'the size of a result')
+    asked.give(out)
   return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
 
 
 def _collected(asked, shapes, axes) -> Structure:
   """Names the leaves of the union-find, and says of what every axis is made."""
-  channels, remarks = asked.channels, asked.remarks()
+  channels, remarks, least = asked.channels, asked.remarks(), asked.taken()
   named = _names(channels, axes)
   inside = within_lib.within(channels, [*axes.values(), *asked.met])
 
@@ -259,6 +297,7 @@ def _collected(asked, shapes, axes) -> Structure:
       channels.locks(leaf),
       tuple(remarks.get(leaf, ())),
       within=tuple(named[c] for c in inside.get(leaf, ()) if c in named),
+      least=least.get(leaf, 1),
     )
     for leaf, name in named.items()
   }

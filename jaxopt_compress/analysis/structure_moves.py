@@ -2,7 +2,6 @@
 
     reshape        an axis comes apart into a product, or is one of several
     concatenate    an axis is the sum of others
-    gather         where rows lie is in the indices, so they stay
 
 As in `structure_rules`, which see, a rule is `(asked, at, inputs) -> values`, or None.
 """
@@ -176,47 +175,6 @@ def _dynamic_update(asked, at, inputs):
   return [Value(x.axes, asked.meet([x.zeros, update.zeros]))]
 
 
-def _gather(asked, at, inputs):
-  """Rows of a table: where they lie is in the indices, so they stay."""
-  table, indices = inputs
-  d, sizes = at.eqn.params['dimension_numbers'], at.eqn.params['slice_sizes']
-  rows = tuple(d.start_index_map)
-  if tuple(d.collapsed_slice_dims) != rows or d.operand_batching_dims:
-    return None
-  for i in rows:
-    asked.channels.lock(table.axes[i], asked.said(at, 'is indexed'))
-  kept = [i for i in range(len(table.axes)) if i not in rows]
-  shape = at.shape()
-  axes = dict(zip(d.offset_dims, kept, strict=True))
-  batch = iter(indices.axes[:-1])
-  out = []
-  for i, n in enumerate(shape):
-    if i not in axes:
-      out.append(next(batch))
-      continue
-    axis = table.axes[axes[i]]
-    if sizes[axes[i]] != asked.channels.size(axis):
-      asked.channels.lock(axis, asked.said(at))
-      axis = asked.channels.axis(n, asked.said(at))
-    out.append(axis)
-  return [Value(tuple(out), table.zeros)]
-
-
-def _iota(asked, at, inputs):
-  """The place of an entry: it changes if others go."""
-  along = at.eqn.params['dimension']
-  why = asked.said(at, 'numbers them')
-  return [
-    Value(
-      tuple(
-        asked.channels.axis(n, why if i == along else '')
-        for i, n in enumerate(at.shape())
-      ),
-      nowhere,
-    )
-  ]
-
-
 def _drawn(asked, at, inputs):
   """As many random numbers as are needed: of fewer, others are drawn."""
   out = [
@@ -242,8 +200,6 @@ _TABLE = {
   _pad: 'pad',
   _dynamic_slice: 'dynamic_slice',
   _dynamic_update: 'dynamic_update_slice',
-  _gather: 'gather',
-  _iota: 'iota',
   _drawn: 'random_bits rng_uniform rng_bit_generator random_gamma',
 }
 

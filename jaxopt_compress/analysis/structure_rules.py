@@ -214,7 +214,7 @@ _TABLE = {
   _divide: 'div',
   _sum: 'reduce_sum',
   _extreme: 'reduce_max reduce_min reduce_prod reduce_and reduce_or',
-  _rank: 'argmax argmin sort top_k',
+  _rank: 'sort',
   _cumulate: 'cumsum cumprod cummax cummin cumlogsumexp',
   _windows: 'reduce_window_sum reduce_window_max reduce_window_min',
   _dot: 'dot_general',

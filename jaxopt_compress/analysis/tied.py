@@ -20,10 +20,12 @@ import math
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import channels as channels_lib
+from jaxopt_compress.analysis import numbering
 from jaxopt_compress.analysis import walk
 
 Axis = channels_lib.Axis
@@ -44,10 +46,13 @@ class Value(NamedTuple):
   Attributes:
     axes: the channels of each axis.
     zeros: the channels for which it vanishes where they are masked.
+    numbers: where its entries number channels, the kind of the numbers; of several
+      in a row, along the last axis, the kind of each, or None.
   """
 
   axes: tuple[Axis, ...]
   zeros: Zeros = nowhere
+  numbers: tuple[int | None, ...] = ()
 
 
 class Tied(algebra.Algebra):
@@ -57,8 +62,10 @@ class Tied(algebra.Algebra):
     self.rules = rules
     self.channels = channels_lib.Channels()
     self.met: list[tuple[Axis, ...]] = []
+    self.numbering = numbering.Numbering(self.channels)
     self._inexact: list[tuple[Axis, str]] = []
     self._turns: dict[walk.At, Axis] = {}
+    self._taken: list[tuple[Axis, int]] = []
 
   # ----------------------------------------------------------------- for rules
 
@@ -71,6 +78,29 @@ class Tied(algebra.Algebra):
     """Keeps all channels of a value."""
     for axis in x.axes:
       self.channels.lock(axis, why)
+    self.lock_numbers(x, why)
+
+  def lock_numbers(self, x: Value, why: str):
+    """Keeps the channels that the entries of a value number."""
+    for kind in x.numbers:
+      if kind is not None:
+        self.numbering.lock(kind, why)
+
+  def tie_numbers(self, x: Value, y: Value, why: str):
+    """The entries of two values number the same channels."""
+    if len(x.numbers) == len(y.numbers) == 1:
+      self.numbering.tie(x.numbers[0], y.numbers[0], why)
+    else:
+      self.lock_numbers(x, why)
+      self.lock_numbers(y, why)
+
+  def counted(self, x: Value, n: int) -> bool:
+    """Whether x numbers n channels."""
+    return len(x.numbers) == 1 and self.numbering.counted(x.numbers[0], n)
+
+  def takes(self, axis: Axis, n: int):
+    """Notes that the program takes n channels of an axis, so that n must be left."""
+    self._taken.append((axis, n))
 
   def inexact(self, axis: Axis, why: str):
     """Notes that the result is another one if channels of the axis go."""
@@ -130,6 +160,15 @@ class Tied(algebra.Algebra):
         found.setdefault(leaf, []).append(why)
     return {leaf: list(dict.fromkeys(whys)) for leaf, whys in found.items()}
 
+  def taken(self) -> dict[int, int]:
+    """How many channels of a leaf have to be left."""
+    least: dict[int, int] = {}
+    for axis, n in self._taken:
+      leaves = list(self.channels.leaves(axis))
+      if len(leaves) == 1:  # else it takes their products
+        least[leaves[0]] = max(n, least.get(leaves[0], 1))
+    return least
+
   # ------------------------------------------------------------ of the algebra
 
   def apply(self, at, inputs):
@@ -144,6 +183,18 @@ class Tied(algebra.Algebra):
   def plain(self, aval, why: str = 'nothing is known of it') -> Value:
     shape = getattr(aval, 'shape', ())
     return Value(tuple(self.channels.axis(n, why) for n in shape))
+
+  def given(self, aval) -> Value:
+    """An argument of the program."""
+    x = self.plain(aval, numbering.INPUT_SIZE)
+    integer = jax.dtypes.issubdtype(aval.dtype, np.integer)
+    return x._replace(numbers=(self.numbering.new(),)) if integer else x
+
+  def give(self, x: Value):
+    """Meets a result of the program."""
+    for axis in x.axes:
+      self.channels.lock(axis, numbering.RESULT_SIZE)
+    self.lock_numbers(x, numbering.RESULT_NUMBERS)
 
   def constant(self, x: Any) -> Value:
     shape = np.shape(x)
@@ -168,12 +219,15 @@ class Tied(algebra.Algebra):
     for other in others:
       for a, b in zip(first.axes, other.axes, strict=True):
         self.channels.tie(a, b)
-    return Value(first.axes, self.meet([x.zeros for x in cases]))
+      if first.numbers or other.numbers:
+        self.tie_numbers(first, other, 'branches or turns give other numbers')
+    zeros = self.meet([x.zeros for x in cases])
+    return Value(first.axes, zeros, first.numbers)
 
   def carry(self, x, aval):
     self.met.append(x.axes)
     # One turn stands for all: whether it still vanishes then is not known.
-    return Value(x.axes)
+    return Value(x.axes, nowhere, x.numbers)
 
   def scanned(self, at, xs):
     # A layer of zeros passes on what it gets only where there is a residual.
@@ -184,9 +238,9 @@ class Tied(algebra.Algebra):
       self.channels.tie(x.axes[0], other.axes[0])
 
   def layer(self, x, turn, aval):
-    return Value(x.axes[1:], x.zeros)
+    return Value(x.axes[1:], x.zeros, x.numbers)
 
   def stack(self, ys, aval):
     (y,) = ys
     first = self.channels.axis(aval.shape[0], 'a loop stacks its results')
-    return Value((first, *y.axes), y.zeros)
+    return Value((first, *y.axes), y.zeros, y.numbers)

@@ -4,6 +4,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from networks import free_of
+import numpy as np
 
 # Of p [2, 6, 4]: what is left free of it, in sizes; '~' where that is not exact.
 CASES = {
@@ -11,7 +12,9 @@ CASES = {
   'cumulated': (lambda p: jnp.cumsum(p, 1).sum(), '2 4'),
   'argmax': (lambda p: (jnp.argmax(p, 1) * 1.0).sum(), '2~ 4~'),
   'maximum': (lambda p: p.max(1).sum(), '2 6~ 4'),
-  'constant': (lambda p: (p * jnp.eye(4)[None, :1]).sum(), '2 6'),
+  'constant': (lambda p: (p * np.eye(4)[None, :1]).sum(), '2 6'),
+  # Rows and columns of one number; the first row has one column apart.
+  'identity': (lambda p: (p * jnp.eye(4)[None, :1]).sum(), '2 6 (+3)'),
   'square': (lambda p: jnp.einsum('abc,adc->bd', p, p).sum(), '2 6 4'),
   'scan': (
     lambda p: lax.scan(lambda c, w: (c + w, None), jnp.zeros((6, 4)), p)[
