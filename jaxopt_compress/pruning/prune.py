@@ -31,28 +31,16 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import scores as scores_lib
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import spec as spec_lib
+from jaxopt_compress.pruning import state as state_lib
 
 Sparsity = spec_lib.Sparsity
+State = state_lib.State
 
 Rules = Sequence[tuple[str, Sparsity | None]]
 
 # What part of a leaf may be masked by place without a word: weights of few bits, such
 # as bfloat16, always have some.
 _MANY_TIES = 0.1
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
-  """What pruning remembers.
-
-  Attributes:
-    step: scalar int32, the step of the last `update`.
-    masks: `{path: bool mask}` of the pruned leaves, shaped and sharded as they are.
-  """
-
-  step: jax.Array
-  masks: dict[str, jax.Array]
 
 
 def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
@@ -98,11 +86,11 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
     return State(step, masks)
 
   def apply(params, state):
-    return apply_masks(params, state.masks)
+    return apply_masks(params, state.masks, state.gradient)
 
   def update(state, params, info):
     step = jnp.asarray(info.step, jnp.int32)
-    _check_masks(params, state.masks)
+    check_masks(params, state.masks)
     masks = {}
     for spec, leaves in by_rule(rules, params):
       # Due when the count has grown since the last update, so steps may be skipped.
@@ -116,7 +104,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
         {path: state.masks[path] for path in leaves},
         leaves,
       )
-    return State(step, masks)
+    return dataclasses.replace(state, step=step, masks=masks)
 
   return compression.Compression(init, apply, update)
 
@@ -146,8 +134,19 @@ def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
   return apply_masks(params, masks)
 
 
-def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
+def apply_masks(
+  params: Any,
+  masks: dict[str, jax.Array],
+  gradient: str = 'masked',
+  scores: dict[str, jax.Array] | None = None,
+) -> Any:
   """Puts `Masked(leaf, mask)` in place of the leaves that have a mask.
+
+  Args:
+    params: a tree of arrays.
+    masks: `{path: bool mask}`.
+    gradient: of the leaves: 'masked' or 'dense', see `Masked`.
+    scores: `{path: what is learned about each weight}`, or None.
 
   Raises:
     ValueError: a mask for a leaf that is not there, or of another shape.
@@ -159,14 +158,19 @@ def apply_masks(params: Any, masks: dict[str, jax.Array]) -> Any:
         f'{path} is {x.describe()} already; a mask over it would be stored as'
         ' floats. Prune first: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
       )
-  _check_masks(params, masks)
-  return rules_lib.map_named(
-    lambda path, x: masked.Masked(x, masks[path]) if path in masks else x,
-    params,
-  )
+  check_masks(params, masks)
+  scores = scores or {}
+
+  def with_mask(path, x):
+    if path not in masks:
+      return x
+    return masked.Masked(x, masks[path], scores.get(path), gradient)
+
+  return rules_lib.map_named(with_mask, params)
 
 
-def _check_masks(params, masks):
+def check_masks(params: Any, masks: dict[str, jax.Array]) -> None:
+  """Raises a ValueError where masks are not of these parameters."""
   shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
   for path, mask in masks.items():
     if shapes.get(path) != tuple(mask.shape):
@@ -258,7 +262,7 @@ def _masks(spec, leaves, uses, ramp, scores=None) -> dict[str, jax.Array]:
     ranking.masks,
     spec.kind,
     spec.scope,
-    axes={path: _axes(path, x, spec, uses) for path, x in leaves.items()},
+    axes={path: axes_of(path, x, spec, uses) for path, x in leaves.items()},
     target=spec.target,
     n=spec.n,
     m=spec.m,
@@ -303,7 +307,10 @@ def _score(path, x, spec):
   return scores_lib.soft_threshold(w, spec.k) + 1e-20 * jnp.abs(w)
 
 
-def _axes(path, x, spec, uses) -> uses_lib.Axes:
+def axes_of(
+  path: str, x: Any, spec: Sparsity, uses: dict | None = None
+) -> uses_lib.Axes:
+  """What the axes of a leaf are: contracted, stacked (layers), or free."""
   # Any leaf can be pruned weight by weight, even one that is in no product.
   found = uses_lib.of(path, uses)
   in_none = found is not None and not any(u.contracted for u in found)

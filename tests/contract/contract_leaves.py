@@ -63,6 +63,19 @@ def _mask(params, uses):
   return jc.map_named(with_mask, params)
 
 
+def _scored(params, uses):
+  """Masks whose weights have learned scores beside them."""
+
+  def with_scores(x):
+    if not isinstance(x, masked.Masked):
+      return x
+    return masked.Masked(x.value, x.mask, jnp.cos(x.value))
+
+  return jax.tree.map(
+    with_scores, _mask(params, uses), is_leaf=jc.is_compressed
+  )
+
+
 def _adapted(scheme):
   """A frozen base beside adapters that have learned something."""
 
@@ -109,6 +122,7 @@ LEAVES = {
   'packed int4 asym x int8': Leaf(_packed('int4 asym, int8'), rounds=0.05),
   'adapters of nf4 dq': Leaf(_adapted('nf4 g4 dq')),
   'mask': Leaf(_mask),
+  'mask of learned scores': Leaf(_scored),
   'fake int4 of a mask': Leaf(
     lambda params, uses: _trained(_INT4_G4)(_mask(params, uses), uses)
   ),

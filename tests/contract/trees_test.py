@@ -266,8 +266,12 @@ OTHERS = {
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',
   'pruning.prune.by_rule',  # says which rule takes which leaf
+  'pruning.prune.axes_of',  # of one leaf
+  'pruning.prune.check_masks',  # asks about shapes
   'pruning.ranking.by_place',  # of scores
   'pruning.ranking.per_layer',  # of one array
+  'pruning.state.is_state',
+  'pruning.state.states',  # of what is there
   'quantization.cache.quantize_cache',
   'report.latency.by_batch',
   'report.latency.measure',

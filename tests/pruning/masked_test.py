@@ -62,6 +62,34 @@ class MaskedTest(parameterized.TestCase):
     self.assertEqual(jnp.isnan(grads).tolist(), MASK.tolist())
     self.assertEqual(float(jnp.where(MASK, 0, grads).sum()), 0.0)
 
+  @parameterized.parameters('masked', 'dense')
+  def test_gradients_behind_the_mask_and_of_scores(self, gradient):
+    value, by = jnp.array([2.0, 3.0]), jnp.array([5.0, 7.0])
+    mask = jnp.array([True, False])
+
+    def loss(value, scores):
+      x = masked.Masked(value, mask, scores, gradient)
+      return jnp.sum(x.materialize() * by)
+
+    zeros = jnp.zeros(2)
+    y, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(value, zeros)
+    self.assertEqual(float(y), 10)
+    # The mask of a weight is what its score would multiply it by: w * dy/dw.
+    want = [5, 7] if gradient == 'dense' else [5, 0]
+    self.assertEqual(grads[0].tolist(), want)
+    self.assertEqual(grads[1].tolist(), [10, 21])
+    y, tangent = jax.jvp(loss, (value, zeros), (jnp.ones(2), zeros))
+    self.assertEqual(float(tangent), sum(want))
+
+  def test_dense_gradients_ignore_what_is_behind_the_mask(self):
+    value = jnp.array([2.0, jnp.nan])
+
+    def loss(value):
+      x = masked.Masked(value, jnp.array([True, False]), gradient='dense')
+      return jnp.sum(x.materialize() * 3)
+
+    self.assertEqual(jax.grad(loss)(value).tolist(), [3, 3])
+
   def test_freezes_to_a_plain_array(self):
     frozen = compression.freeze({'w': leaf(), 'b': jnp.ones(2)})
     self.assertFalse(array.is_compressed(frozen['w']))
