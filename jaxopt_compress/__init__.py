@@ -64,6 +64,7 @@ from jaxopt_compress.kernels import PackedArray as PackedArray
 from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
+from jaxopt_compress.pruning.activations import activations as activations
 from jaxopt_compress.pruning.budget import Budget as Budget
 from jaxopt_compress.pruning.gradients import fisher as fisher
 from jaxopt_compress.pruning.gradients import gradients as gradients

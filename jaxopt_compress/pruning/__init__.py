@@ -7,6 +7,7 @@ comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
 from jax import lax
 
 from jaxopt_compress.core import lift
+from jaxopt_compress.pruning import activations
 from jaxopt_compress.pruning import budget
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
@@ -31,6 +32,7 @@ lift.rule(lax.convert_element_type_p, Masked)(masked.convert)
 __all__ = [
   'Masked',
   'Sparsity',
+  'activations',
   'budget',
   'gradients',
   'importance',

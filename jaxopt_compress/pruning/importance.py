@@ -11,7 +11,11 @@ compare groups.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import functools
 import inspect
+import math
 import re
 from typing import Any
 
@@ -42,7 +46,7 @@ def importance(
   balanced: bool = True,
   members: str | Channels = 'mean',
   normalize: str | Channels = 'mean',
-  within: str = '',
+  within: str = '.*',
 ) -> dict[str, np.ndarray]:
   """The importance of each channel of the groups that may go.
 
@@ -67,12 +71,12 @@ def importance(
     normalize: in what the importances of a group are measured: a function of them,
       or its name in `normals`: 'mean', 'max', 'l2', 'lamp', 'gaussian' or 'none'.
     within: a regex over the names of groups: where these lie within others, as query
-      heads within their key head, each channel of those has importances of its own,
-      [*sizes of `Group.within`, size].
+      heads in their key head and channels in a scanned layer, each channel of those
+      has importances of its own, and keeps its own; '' for none.
 
   Returns:
-    {group: float64 [size]}, for the groups that are not locked and of which a leaf
-    has a score. What else gives a number for each channel can stand in its place,
+    {group: float64 [*sizes of `Group.within`, size]}, for the groups that are not
+    locked and of which a leaf has a score. What else gives a number for each channel can stand in its place,
     as random ones do: `{n: rng.random(g.size) for n, g in structure.free.items()}`.
 
   Raises:
@@ -93,8 +97,6 @@ def importance(
   [3.0, 0.75]
   """
   choices.one_of('entries', entries, ('mean', 'sum'), '=')
-  members = _named('members', members, members_lib)
-  normalize = _named('normalize', normalize, normals)
   trees = [dict(rules_lib.named_leaves(t)) for t in (params, *others)]
   missing = [p for p in structure.shapes if any(p not in t for t in trees)]
   if missing:
@@ -102,39 +104,99 @@ def importance(
       f'{missing[:3]} of the structure are not in each of the {len(trees)} trees.'
       ' Pass the parameters that it was found for, and trees of their form.'
     )
-  nested = {
-    name: (*(structure.groups[g].size for g in group.within), group.size)
-    for name, group in structure.free.items()
-    if within and group.within and re.fullmatch(within, name)
-  }
+
+  def votes():
+    # One leaf after the other: scores are as large as the weights.
+    for path, f in _by_path(score, structure).items():
+      if f is not None:
+        scored = _scores(path, f, [t[path] for t in trees])
+        for name, x in by_group(structure, path, scored, entries, within):
+          yield name, across(x)
+
+  return put_together(structure, votes(), balanced, members, normalize)
+
+
+def put_together(
+  structure: structure_lib.Structure,
+  votes: Iterable[tuple[str, np.ndarray]],
+  balanced: bool = True,
+  members: str | Channels = 'mean',
+  normalize: str | Channels = 'mean',
+) -> dict[str, np.ndarray]:
+  """The importance of channels, of what they are worth to each leaf.
+
+  Args:
+    structure: of the network.
+    votes: (group, float [..., size]), one for each leaf and axis that has a say.
+    balanced, members, normalize: as for `importance`.
+
+  Raises:
+    ValueError: no votes.
+  """
+  members = _named('members', members, members_lib)
+  normalize = _named('normalize', normalize, normals)
   found: dict[str, list[np.ndarray]] = {}
-  # One leaf after the other: scores are as large as the weights.
-  for path, f in _by_path(score, structure).items():
-    if f is None:
-      continue
-    scored = _scores(path, f, [t[path] for t in trees])
-    apart = [n for n in nested if path in dict(structure.members(n))]
-    alike = _by_group(structure, path, _sums(path, scored), entries)
-    for name, of_channels in (
-      *((n, x) for n, x in alike if n not in nested),
-      *((n, _by_row(structure, path, scored, n, entries)) for n in apart),
-    ):
-      values = across(of_channels)
-      if balanced:
-        values = normals.mean(values)
-      found.setdefault(name, []).append(values)
+  for name, values in votes:
+    found.setdefault(name, []).append(
+      normals.mean(values) if balanced else values
+    )
   if not found:
     raise ValueError(
       f'None of {list(structure.free)[:5]} has a leaf with a score: give a score to'
       " leaves of the groups, as in score=[('.*kernel', 'magnitude'), ('.*', None)]."
     )
   return {
-    name: normalize(members(np.stack(found[name]))).reshape(
-      nested.get(name, -1)
-    )
+    name: normalize(members(np.stack(found[name])))
     for name in structure.free
     if name in found
   }
+
+
+def by_group(
+  structure: structure_lib.Structure,
+  path: str,
+  values: Any,
+  entries: str = 'mean',
+  within: str = '.*',
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(group, float64 [..., size]) of each axis of a leaf: of the values of a channel.
+
+  Args:
+    structure: of the network.
+    path: of the leaf.
+    values: one for each of its entries; axes of size 1 stand for all.
+    entries: their 'mean' or 'sum'.
+    within: as for `importance`.
+  """
+  for axis, layout in enumerate(structure.axes[path]):
+    for name in dict.fromkeys(structure_lib.names(layout)):
+      group = structure.groups[name]
+      if group.locked:
+        continue
+      outer = group.within if re.fullmatch(within, name) else ()
+      where = structure.coordinates(path, axis, name)
+      where = where[-1 - len(outer) :]
+      sizes = [structure.groups[g].size for g in (*outer, name)]
+      yield name, _by_channel(values, where, sizes, entries)
+
+
+def _by_channel(values, where, sizes, entries) -> np.ndarray:
+  """The sum or mean of all values of each channel, `where` as from `coordinates`."""
+  # An axis may hold a channel several times, and others beside them.
+  here = np.broadcast_arrays(*(x >= 0 for x in where))
+  here = functools.reduce(np.logical_and, here)
+  index = np.ravel_multi_index(where, sizes, mode='clip')
+  # Axes along which all is of one channel are summed over first, on the device.
+  along = tuple(i for i, n in enumerate(index.shape) if n == 1)
+  sums = np.asarray(_sums(values, along), np.float64)
+  each = values.size / sums.size
+  shape = np.broadcast_shapes(sums.shape, index.shape)
+  here, index, sums = (np.broadcast_to(x, shape) for x in (here, index, sums))
+  length = math.prod(sizes)
+  total = np.bincount(index[here], sums[here], length)
+  if entries == 'mean':
+    total /= np.bincount(index[here], minlength=length) * each
+  return total.reshape(sizes)
 
 
 def kernels(structure: structure_lib.Structure) -> set[str]:
@@ -199,24 +261,20 @@ def _by_path(score, structure) -> dict[str, Score | None]:
 
 
 def _scores(path, score, leaves) -> jax.Array:
+  """The score of each entry of a leaf."""
   scored = jnp.asarray(score(*map(_wide, leaves)))
   if scored.shape != leaves[0].shape:
     raise ValueError(
       f'The score of {path} has shape {scored.shape}; a number for each of the'
       f' entries {tuple(leaves[0].shape)} is expected.'
     )
-  return scored
-
-
-def _sums(path, scored) -> list[np.ndarray]:
-  """For each axis of a leaf, the sums of its scores over all others."""
-  bad, sums = _reduced(scored)
+  bad = int(_not_finite(scored))
   if bad:
     raise ValueError(
       f'{path}: {bad} of {scored.size} scores are NaN or infinite. Look for where'
       ' the parameters or gradients are.'
     )
-  return [np.asarray(x, np.float64) for x in sums]
+  return scored
 
 
 def _wide(x) -> jax.Array:
@@ -226,53 +284,13 @@ def _wide(x) -> jax.Array:
 
 
 @jax.jit
-def _reduced(scored):
-  """(how many are not finite, the sums over all axes but one)."""
-  sums = []
-  for kept in range(scored.ndim):
-    x = scored
-    # One axis at a time: a sum of sums of few numbers rounds less.
-    for axis in reversed(range(scored.ndim)):
-      x = x if axis == kept else jnp.sum(x, axis)
-    sums.append(x)
-  return jnp.sum(~jnp.isfinite(scored)), sums
+def _not_finite(x):
+  return jnp.sum(~jnp.isfinite(x))
 
 
-def _by_group(structure, path, sums, entries):
-  """(group, mean or sum of the scores of each of its channels) of a leaf's axes."""
-  shape = structure.shapes[path]
-  for layout, of_axis in zip(structure.axes[path], sums, strict=True):
-    for name in dict.fromkeys(structure_lib.names(layout)):
-      if name not in structure.free:
-        continue
-      size = structure.groups[name].size
-      # An axis may hold a channel several times, and others beside them.
-      where = structure.channels(layout, name)
-      here = where >= 0
-      total = np.bincount(where[here], of_axis[here], size)
-      if entries == 'mean':
-        times = np.bincount(where[here], minlength=size)
-        total /= times * (np.prod(shape, dtype=float) / of_axis.size)
-      yield name, total
-
-
-def _by_row(structure, path, scored, name, entries):
-  """The same of a group within others: float [of each of these * size]."""
-  layouts = structure.axes[path]
-  axis = next(
-    i for i, x in enumerate(layouts) if name in structure_lib.names(x)
-  )
-  channel = structure.coordinates(path, axis, name)
-  group = structure.groups[name]
-  sizes = [structure.groups[g].size for g in (*group.within, name)]
-  index = np.ravel_multi_index(channel, sizes, mode='clip')
-  # Axes along which all is of one channel are summed over first.
-  along = tuple(i for i, n in enumerate(index.shape) if n == 1)
-  sums = np.asarray(scored.sum(along, keepdims=True), np.float64)
-  here = np.broadcast_to(channel[-1] >= 0, sums.shape)
-  index = np.broadcast_to(index, sums.shape)[here]
-  total = np.bincount(index, sums[here], np.prod(sizes))
-  if entries == 'mean':
-    times = np.bincount(index, minlength=total.size)
-    total /= times * (scored.size / sums.size)
-  return total
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(x, axes):
+  # One axis at a time: a sum of sums of few numbers rounds less.
+  for axis in reversed(axes):
+    x = jnp.sum(x, axis, keepdims=True)
+  return x

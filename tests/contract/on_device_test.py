@@ -122,7 +122,7 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
-  absmax at_scopes check_seen device_put explain gram importance is_compressed
+  absmax activations at_scopes check_seen device_put explain gram importance is_compressed
   lift match merge_stats minmax named_leaves nbytes observe output_error
   quantize_activations rescalings rule select split_learned structure sum_abs
   sum_squares sums uses

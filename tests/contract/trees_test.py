@@ -185,6 +185,9 @@ COUNTS = {
   'train.evaluate.evaluate': evaluated,
   'train.state.is_finite': state_lib.is_finite,
   'train.state.train_step': one_step,
+  'pruning.activations.activations': lambda t: jc.activations(
+    jc.structure(apply)(DENSE, X), apply, t, [X]
+  ),
   'pruning.gradients.fisher': lambda t: jc.fisher(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
