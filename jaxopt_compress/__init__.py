@@ -69,10 +69,10 @@ from jaxopt_compress.pruning.budget import Budget as Budget
 from jaxopt_compress.pruning.gradients import fisher as fisher
 from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance
+from jaxopt_compress.pruning.keep import select as select
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
-from jaxopt_compress.pruning.shrink import select as select
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
 from jaxopt_compress.quantization import FP8 as FP8
 from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC

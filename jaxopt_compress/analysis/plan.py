@@ -43,6 +43,7 @@ class Plan:
       one row for each channel of these, as they are in the network that is there; a
       size of 1 stands for all. So scanned layers may keep channels of their own, and
       key heads query heads of their own, each as many as the others.
+    asked: {group: the size that was asked for}, where sizes were then rounded.
 
   Raises:
     ValueError: a group that is not in the structure or that is locked, no channel,
@@ -51,6 +52,7 @@ class Plan:
 
   structure: structure_lib.Structure
   sources: Mapping[str, np.ndarray]
+  asked: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     checked = {}
@@ -252,8 +254,9 @@ class Plan:
   def to_json(self) -> str:
     """As text, from which `from_json` makes it again."""
     sources = {name: source.tolist() for name, source in self.sources.items()}
+    structure = json.loads(self.structure.to_json())
     return json.dumps(
-      {'structure': json.loads(self.structure.to_json()), 'sources': sources}
+      {'structure': structure, 'sources': sources, 'asked': dict(self.asked)}
     )
 
   @classmethod
@@ -261,14 +264,17 @@ class Plan:
     """The inverse of `to_json`."""
     read = json.loads(text)
     structure = structure_lib.Structure.from_json(json.dumps(read['structure']))
-    return cls(structure, read['sources'])
+    return cls(structure, read['sources'], read['asked'])
 
   def __str__(self) -> str:
     before = sum(map(math.prod, self.structure.shapes.values()))
     after = sum(map(math.prod, self.shapes.values()))
     lines = [f'{before:,} -> {after:,} parameters']
     for name, n in self.sizes.items():
-      lines.append(f'{self.structure.groups[name].size:6} -> {n:6}  {name}')
+      asked = self.asked.get(name, n)
+      rounded = '' if asked == n else f'  (asked for {asked})'
+      size = self.structure.groups[name].size
+      lines.append(f'{size:6} -> {n:6}  {name}{rounded}')
     return '\n'.join(lines)
 
 

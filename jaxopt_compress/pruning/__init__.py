@@ -11,17 +11,18 @@ from jaxopt_compress.pruning import activations
 from jaxopt_compress.pruning import budget
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
+from jaxopt_compress.pruning import keep
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import members
 from jaxopt_compress.pruning import normals
 from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import quotas
 from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
-from jaxopt_compress.pruning import shrink
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
@@ -36,16 +37,17 @@ __all__ = [
   'budget',
   'gradients',
   'importance',
+  'keep',
   'magnitude_prune',
   'masks',
   'measure',
   'members',
   'normals',
   'prune',
+  'quotas',
   'ranking',
   'schedules',
   'scores',
   'select',
-  'shrink',
   'sparsity',
 ]

@@ -84,8 +84,10 @@ def activations(
     for path, axes in readers.items():
       values = _at_leaf(structure.shapes[path], axes, np.sqrt(total[path]))
       # Of an axis that only others read, the leaf says nothing.
-      for name, x in importance_lib.by_group(structure, path, values, 'mean', within):
-        if name in _read(structure, path, axes):
+      for name, x in importance_lib.by_group(
+        structure, path, values, 'mean', within
+      ):
+        if name in _groups(structure, path, (*axes.stacked, *axes.contracted)):
           yield name, x
 
   return importance_lib.put_together(structure, votes(), **put_together)
@@ -99,7 +101,7 @@ def _readers(structure, apply, params, batch) -> dict[str, uses_lib.Axes]:
     if not any(use.primitive in _PRODUCTS for use in uses[path]):
       continue
     axes = uses_lib.axes(path, jax.ShapeDtypeStruct(shape, float), uses)
-    if _read(structure, path, axes):
+    if _groups(structure, path, axes.contracted):
       found[path] = axes
   if not found:
     raise ValueError(
@@ -109,10 +111,12 @@ def _readers(structure, apply, params, batch) -> dict[str, uses_lib.Axes]:
   return found
 
 
-def _read(structure, path, axes) -> set[str]:
-  """The groups that a leaf contracts, or is stacked along."""
-  layouts = [structure.axes[path][i] for i in (*axes.stacked, *axes.contracted)]
-  return {n for x in layouts for n in structure_lib.names(x)} & {*structure.free}
+def _groups(structure, path, axes) -> set[str]:
+  """The groups that may go, of some axes of a leaf."""
+  layouts = [structure.axes[path][i] for i in axes]
+  return {n for x in layouts for n in structure_lib.names(x)} & {
+    *structure.free
+  }
 
 
 def _at_leaf(shape, axes, values):

@@ -123,15 +123,15 @@ class ImportanceTest(parameterized.TestCase):
 
     w = jnp.arange(12.0).reshape(1, 12)
     found = jc.structure(fused)({'w': w}, jnp.ones((1, 1)))
-    made = jc.importance(
-      found,
-      {'w': w},
-      score=[('w', scores.magnitude)],
-      balanced=False,
-      normalize='none',
-    )
+    options = dict(balanced=False, normalize='none')
+    options['score'] = [('w', scores.magnitude)]
+    made = jc.importance(found, {'w': w}, within='', **options)
     by_size = {v.size: v.tolist() for v in made.values()}
     self.assertEqual(by_size, {2: [4, 7], 3: [4.5, 5.5, 6.5]})
+    # Each head by itself.
+    made = jc.importance(found, {'w': w}, **options)
+    by_size = {v.size: v.tolist() for v in made.values()}
+    self.assertEqual(by_size, {2: [4, 7], 6: [[3, 4, 5], [6, 7, 8]]})
 
   def test_within(self):
     #  two key heads with three queries each: each key keeps its own best
@@ -145,12 +145,12 @@ class ImportanceTest(parameterized.TestCase):
     }
     found = jc.structure(grouped)(p, jnp.ones(()))
     options = dict(normalize='none', balanced=False)
-    made = jc.importance(found, p, within='o.*', **options)
+    made = jc.importance(found, p, **options)
     self.assertEqual(made['k:-2'].shape, (2,))
     self.assertEqual(made['o:-1'].tolist(), [[1, 1.5, 2], [3.5, 3, 2.5]])
     plan = jc.select(found, made, keep=0.7, by=[('o.*', 'keep'), ('.*', None)])
-    self.assertEqual(plan.apply(p)['q'].tolist(), [[2, 3], [6, 5]])
-    alike = jc.importance(found, p, **options)
+    self.assertEqual(jc.shrink(plan, p)['q'].tolist(), [[2, 3], [6, 5]])
+    alike = jc.importance(found, p, within='', **options)
     self.assertEqual(alike['o:-1'].tolist(), [2.25, 2.25, 2.25])
 
   def test_of_codes(self):

@@ -36,21 +36,66 @@ class SelectTest(parameterized.TestCase):
     plan = jc.select(FOUND, IMPORTANCE, keep=0.5, by=by)
     self.assertEqual(plan.sizes, {'b:-1': 2})
 
+  def test_rules_with_numbers_of_channels(self):
+    by = [('b.*', 6), ('.*', 'keep')]
+    plan = jc.select(FOUND, IMPORTANCE, keep=0.5, by=by)
+    self.assertEqual(plan.sizes, {'a:-1': 8, 'b:-1': 6})
+
   @parameterized.parameters(
-    # keep, multiple, at_least: of 16
-    (0.7, 1, 1, 11),
-    (0.7, 4, 1, 8),
-    (0.1, 4, 1, 4),
-    (0.1, 4, 5, 8),
-    (0.01, 1, 1, 1),
-    (1.0, 1, 1, 16),
-    (0.5, 32, 1, 16),
+    # keep, multiple, at_least, rounding: of 16
+    (0.7, 1, 1, 'down', 11),
+    (0.7, 4, 1, 'down', 8),
+    (0.7, 4, 1, 'nearest', 12),
+    (0.6, 4, 1, 'nearest', 8),
+    (0.6, 4, 1, 'up', 12),
+    (0.1, 4, 1, 'down', 4),
+    (0.1, 4, 5, 'down', 8),
+    (0.1, 4, 0.5, 'down', 8),
+    (0.01, 1, 1, 'down', 1),
+    (1.0, 1, 1, 'down', 16),
+    (1.0, 6, 1, 'down', 16),
+    (0.99, 6, 1, 'up', 16),
   )
-  def test_sizes(self, keep, multiple, at_least, want):
-    plan = jc.select(
-      FOUND, IMPORTANCE, keep=keep, multiple=multiple, at_least=at_least
-    )
+  def test_sizes(self, keep, multiple, at_least, rounding, want):
+    options = dict(multiple=multiple, at_least=at_least, rounding=rounding)
+    if want == 16 and keep < 1:
+      with self.assertRaisesRegex(ValueError, 'Nothing goes: .*smaller mult'):
+        jc.select(FOUND, IMPORTANCE, keep=keep, **options)
+      return
+    plan = jc.select(FOUND, IMPORTANCE, keep=keep, **options)
     self.assertEqual(plan.shapes['a'], (4, want))
+    asked = plan.asked['a:-1']
+    self.assertEqual(f'(asked for {asked})' in str(plan), asked != want)
+    again = jc.Plan.from_json(plan.to_json())
+    self.assertEqual(str(again), str(plan))
+
+  @parameterized.named_parameters(
+    # a 0 .. 15 and b 0 1 2 3 3 2 1 0, of which one has to stay
+    ('local', dict(scope='local'), 8, 4),
+    ('global', dict(scope='global'), 11, 1),
+    ('alike', dict(scope='alike'), 8, 4),
+    ('rules', dict(scope=[('.*', 'all')]), 11, 1),
+    ('rules apart', dict(scope=[('a.*', 'all'), ('.*', 'b')]), 8, 4),
+    ('floor', dict(scope='global', at_least=0.5), 8, 4),
+    ('cap', dict(scope='global', at_most=0.5), 8, 4),
+    ('cap of one', dict(scope='global', at_most=4), 4, 4),
+    ('rounded', dict(scope='global', multiple=4), 8, 4),
+  )
+  def test_scopes(self, options, a, b):
+    by = [('.*', 'keep')]
+    plan = jc.select(FOUND, IMPORTANCE, keep=0.5, by=by, **options)
+    self.assertEqual(plan.sizes, {'a:-1': a, 'b:-1': b})
+
+  def test_layers_share_a_threshold(self):
+    p = {f'layer_{i}': jnp.ones((4, 4)) for i in range(3)}
+    f = lambda p, x: x @ p['layer_0'] @ p['layer_1'] @ p['layer_2']
+    found = jc.structure(f)(p, X)
+    given = {
+      'layer_0:-1': np.array([1.0, 2, 3, 4]),
+      'layer_1:-1': np.array([0.0, 0, 0, 5]),
+    }
+    plan = jc.select(found, given, keep=0.5, scope='alike')
+    self.assertEqual(plan.sizes, {'layer_0:-1': 3, 'layer_1:-1': 1})
 
   @parameterized.parameters(
     dict(flops=0.5), dict(params=100), dict(bytes=0.6), dict(params=0.9)
@@ -64,13 +109,20 @@ class SelectTest(parameterized.TestCase):
     n = plan.sizes['a:-1']
     more = jc.Plan(FOUND, {'a:-1': np.arange(n + 1)})
     self.assertGreater(budget.costs(more)[name], limit)
-    y = fun(plan.apply(P), X)
+    y = fun(jc.shrink(plan, P), X)
     np.testing.assert_allclose(y, fun(plan.mask(P), X), rtol=1e-6)
 
   @parameterized.named_parameters(
     ('both', dict(keep=0.5, budget=1), 'one of the two'),
     ('neither', {}, 'one of the two'),
     ('keep', dict(keep=0), 'keep=0'),
+    ('word', dict(keep='half'), 'keep=half'),
+    ('scope', dict(keep=0.5, scope='globally'), "Did you mean 'global'"),
+    ('rounding', dict(keep=0.5, rounding='off'), "choose one of \\('down'"),
+    ('floor', dict(keep=0.5, at_least=0.6, at_most=0.5), 'more than at_most'),
+    ('none', dict(keep=0.5, at_least=0), 'at_least=0'),
+    ('channels', dict(keep=0.5, by=[('.*', 9)]), 'b:-1=9'),
+    ('large', dict(keep=0.5, multiple=32), "{'a:-1': 8} .*{'a:-1': 16}"),
     ('multiple', dict(keep=0.5, multiple=0), 'multiple=0'),
     ('fraction', dict(keep=0.5, by=[('.*', 2.0)]), '=2.0; a fraction'),
     ('nothing', dict(keep=0.5, by=[('.*', None)]), 'stay as they are'),
