@@ -73,6 +73,9 @@ from jaxopt_compress.pruning.keep import select as select
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
+from jaxopt_compress.pruning.vocabulary import (
+  trim_vocabulary as trim_vocabulary,
+)
 from jaxopt_compress.quantization import fake_quantize as fake_quantize
 from jaxopt_compress.quantization import FP8 as FP8
 from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC

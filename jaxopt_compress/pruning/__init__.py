@@ -23,6 +23,7 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
@@ -50,4 +51,5 @@ __all__ = [
   'scores',
   'select',
   'sparsity',
+  'vocabulary',
 ]
