@@ -17,6 +17,7 @@ from jaxopt_compress.adapters import add_lora as add_lora
 from jaxopt_compress.adapters import LoRA as LoRA
 from jaxopt_compress.adapters import merge_lora as merge_lora
 from jaxopt_compress.adapters import with_lora as with_lora
+from jaxopt_compress.analysis.biases import biases as biases
 from jaxopt_compress.analysis.explain import explain as explain
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
@@ -28,6 +29,7 @@ from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
 from jaxopt_compress.analysis.statistics import absmax as absmax
 from jaxopt_compress.analysis.statistics import gram as gram
 from jaxopt_compress.analysis.statistics import minmax as minmax
+from jaxopt_compress.analysis.statistics import moments as moments
 from jaxopt_compress.analysis.statistics import Statistic as Statistic
 from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
 from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
@@ -66,6 +68,8 @@ from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
 from jaxopt_compress.pruning.activations import activations as activations
 from jaxopt_compress.pruning.budget import Budget as Budget
+from jaxopt_compress.pruning.compensate import compensate as compensate
+from jaxopt_compress.pruning.compensate import readers as readers
 from jaxopt_compress.pruning.gradients import fisher as fisher
 from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance

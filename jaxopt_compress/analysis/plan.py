@@ -195,13 +195,10 @@ class Plan:
           ' from, or pass jc.materialize(tree).'
         )
       keep = jnp.ones((), bool)
-      for i, index in indices.items():
-        # What is kept may differ along other axes: those are marked together.
-        along = [n > 1 or j == i for j, n in enumerate(index.shape)]
-        kept = np.zeros(np.where(along, x.shape, 1), bool)
-        kept[tuple(indices[j] if a else 0 for j, a in enumerate(along))] = True
-        if not kept.all():
-          keep &= kept
+      for i in indices:
+        stays = kept(indices, i, x.shape)
+        if not stays.all():
+          keep &= stays
       return jnp.where(keep, x, jnp.zeros((), x.dtype))
 
     return self._map(masked, tree)
@@ -276,6 +273,21 @@ class Plan:
       size = self.structure.groups[name].size
       lines.append(f'{size:6} -> {n:6}  {name}{rounded}')
     return '\n'.join(lines)
+
+
+def kept(indices, i, shape) -> np.ndarray:
+  """Which entries of axis i stay: bool of the axes of a leaf, 1 where all are alike.
+
+  Args:
+    indices: what `Plan.indices` returned.
+    i: an axis, from the start.
+    shape: of the leaf.
+  """
+  # What is kept may differ along other axes: those are marked together.
+  along = [n > 1 or j == i for j, n in enumerate(indices[i].shape)]
+  found = np.zeros(np.where(along, shape, 1), bool)
+  found[tuple(indices[j] if a else 0 for j, a in enumerate(along))] = True
+  return found
 
 
 def _checked(structure, group, source) -> np.ndarray:

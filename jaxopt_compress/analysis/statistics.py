@@ -113,6 +113,26 @@ def sum_squares() -> Statistic:
   return total(lambda x: jnp.sum(jnp.square(x), 0))
 
 
+class Moments(NamedTuple):
+  """Sums of the entries, and of the products of pairs of them."""
+
+  sums: jax.Array
+  gram: jax.Array
+
+
+def moments() -> Statistic:
+  """`sums` and `gram` of the same rows, as `Moments`."""
+  both = Moments(sums(), gram())
+  return Statistic(
+    init=lambda k: Moments(*(s.init(k) for s in both)),
+    add=lambda state, x, mask: Moments(
+      *(s.add(mine, x, mask) for s, mine in zip(both, state, strict=True))
+    ),
+    merge=lambda a, b: jax.tree.map(jnp.add, a, b),
+    all_reduce=lax.psum,
+  )
+
+
 def gram() -> Statistic:
   """X^T X: [k, k]."""
   return total(_exact_gram, shape=lambda k: (k, k))

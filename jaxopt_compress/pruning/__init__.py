@@ -9,6 +9,7 @@ from jax import lax
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import activations
 from jaxopt_compress.pruning import budget
+from jaxopt_compress.pruning import compensate
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import keep
@@ -37,6 +38,7 @@ __all__ = [
   'activations',
   'budget',
   'gradients',
+  'compensate',
   'importance',
   'keep',
   'magnitude_prune',

@@ -24,6 +24,7 @@ class StatisticsTest(observing.Case):
     ('sum_abs', statistics.sum_abs(), lambda x: np.abs(x).sum(0)),
     ('sum_squares', statistics.sum_squares(), lambda x: np.square(x).sum(0)),
     ('gram', statistics.gram(), lambda x: x.T @ x),
+    ('moments', statistics.moments(), lambda x: (x.sum(0), x.T @ x)),
   )
   def test_against_numpy_in_parts_and_masked(self, statistic, want):
     mask = np.array([1, 1, 0, 1, 1, 1, 0, 1], bool)

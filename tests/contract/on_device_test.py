@@ -54,6 +54,12 @@ def corrected():
   return jc.correct_bias(*given)[0]
 
 
+def compensated():
+  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]})
+  _, stats = jc.observe(apply, {'v': jc.gram()})(PARAMS, X)
+  return jc.compensate(plan, PARAMS, stats, USES)[0]
+
+
 def rescaled(how):
   return how(PARAMS, jc.rescalings(apply)(PARAMS, X))
 
@@ -89,6 +95,7 @@ TRANSFORMS = {
   'chain': lambda: applied(
     jc.chain(jc.prune(HALF, USES), jc.fake_quantize(RULES, USES))
   ),
+  'compensate': compensated,
   'correct_bias': corrected,
   'equalize': lambda: rescaled(jc.equalize),
   'fake_quantize': lambda: applied(jc.fake_quantize(RULES, USES)),
@@ -126,6 +133,10 @@ OTHERS = """
   lift match merge_stats minmax named_leaves nbytes observe output_error
   quantize_activations rescalings rule select split_learned structure sum_abs
   sum_squares sums uses
+  absmax at_scopes biases check_seen device_put explain gram importance
+  is_compressed lift match merge_stats minmax moments named_leaves nbytes
+  observe output_error quantize_activations readers rescalings rule select
+  split_learned structure sum_abs sum_squares sums uses
 """.split()
 
 

@@ -96,6 +96,12 @@ def evaluated(tree):
   return found.loss, found.logits
 
 
+def compensated(tree):
+  plan = jc.Plan(jc.structure(apply)(DENSE, X), {'a/bias:-1': [0, 2]})
+  _, stats = jc.observe(apply, {'b/kernel': jc.gram()})(DENSE, X)
+  return jc.compensate(plan, tree, stats, USES)
+
+
 def corrected(tree):
   stats = jc.observe(apply, {'a/kernel': jc.sums()})(DENSE, X)[1]
   error = trials.output_error(apply, DENSE, [X])
@@ -123,6 +129,7 @@ COUNTS = {
   'adapters.merge.merge_lora': lambda t: jc.merge_lora(
     jc.with_lora(t, ADAPTERS, USES), rules('int4'), USES
   )[0],
+  'analysis.biases.biases': lambda t: sorted(jc.biases(apply)(t, X)),
   'analysis.observe.observe': lambda t: jc.observe(
     apply, {'a/kernel': jc.absmax()}
   )(t, X),
@@ -230,6 +237,7 @@ KEEPS = {
 }
 # What would count codes says which leaf it is.
 REFUSES = {
+  'pruning.compensate.compensate': compensated,
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
   'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
   'parallel.mesh.check_batch': lambda t: mesh_lib.check_batch(t, 1),
