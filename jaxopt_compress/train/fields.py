@@ -1,6 +1,6 @@
 """Records as a config writes them: flat, one key for each option.
 
-A record (a frozen dataclass) may hold others. A config has no second level for those,
+A record (a frozen dataclass) may hold others. A config has no second level for most,
 so that each option is one short flag: `--config.stage.pruned.prune_scope=global`. The
 field that holds a record says how its fields are written, here and nowhere else:
 
@@ -9,6 +9,10 @@ field that holds a record says how its fields are written, here and nowhere else
     record           config
     prune.rules      prune
     prune.scope      prune_scope
+
+What is one thought of many options is a dict of its own:
+
+    shrink: Shrink = level(Shrink)      shrink=dict(keep=0.5), --config.stage.s.shrink.keep=0.5
 
 A field also says in which range its numbers lie, and which other options must be set for
 it to have an effect:
@@ -24,6 +28,7 @@ from typing import Any
 from jaxopt_compress.core import choices
 
 _WRITTEN = 'written'  # where a field keeps what `record` was told
+_LEVEL = 'level'
 _RANGE, _NEEDS = 'range', 'needs'  # and what `option` was told
 
 
@@ -66,6 +71,11 @@ def record(cls: type, prefix: str = '', needs: str = '', **names: str) -> Any:
   )
 
 
+def level(cls: type) -> Any:
+  """A field of a record that holds another one, which a config writes as a dict."""
+  return dataclasses.field(default=cls(), metadata={_LEVEL: True})
+
+
 def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
   """A record from what a config says.
 
@@ -85,7 +95,7 @@ def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
     if said.default is dataclasses.MISSING and key not in values:
       raise ValueError(f'{where} needs a {key!r}.')
   values = {
-    key: number(f'{where}.{key}', value, known[key].default, known[key].within)
+    key: _value(f'{where}.{key}', value, known[key])
     for key, value in values.items()
   }
   found = {key: said.default for key, said in known.items()} | values
@@ -95,6 +105,14 @@ def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
       if not (found[other] == word if word else found[other]):
         _unread(where, key, found[key], said.default, need)
   return _made(cls, values)
+
+
+def _value(where, value, said):
+  if dataclasses.is_dataclass(default := said.default) and default is not (
+    dataclasses.MISSING
+  ):
+    return read(type(default), where, value)
+  return number(where, value, default, said.within)
 
 
 def check_unread(
@@ -122,20 +140,33 @@ def _unread(where, key, value, default, need):
 
 
 def written(made: Any) -> dict[str, Any]:
-  """What `read` makes this record of: {key: value}, each option once."""
+  """What `read` makes this record of: {key: value}, each option once.
+
+  A dict of its own is left out where it is as it would be without.
+  """
   found = {}
   for field in dataclasses.fields(made):
     value = getattr(made, field.name)
     if names := field.metadata.get(_WRITTEN):
       found |= {key: getattr(value, name) for name, key in names.items()}
-    else:
+    elif not field.metadata.get(_LEVEL):
       found[field.name] = value
+    elif value != field.default:
+      found[field.name] = written(value)
   return found
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-  """{key: its default, or `dataclasses.MISSING`} of all that a config may say."""
-  return {key: said.default for key, said in keys_of(cls).items()}
+  """{key: its default, or `dataclasses.MISSING`} of all that a config may say.
+
+  The default of a dict of its own is the dict of its defaults.
+  """
+  return {
+    key: defaults_of(type(said.default))
+    if dataclasses.is_dataclass(said.default)
+    else said.default
+    for key, said in keys_of(cls).items()
+  }
 
 
 def keys_of(cls: type) -> dict[str, Key]:

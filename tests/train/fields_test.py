@@ -22,6 +22,46 @@ class Bread:
   oven: Oven = fields.record(Oven, prefix='oven_', needs='loaves', name='oven')
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Icing:
+  kind: str = 'none'
+  sugar: float = fields.option(0.5, '(0, 1]')
+  drops: int = fields.option(0, '[0, inf)', needs='kind=chocolate')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cake:
+  layers: int = fields.option(1, '[1, inf)')
+  icing: Icing = fields.level(Icing)
+
+
+class LevelTest(parameterized.TestCase):
+  def test_read_and_written(self):
+    said = {'layers': 2, 'icing': {'kind': 'chocolate', 'drops': 3}}
+    found = fields.read(Cake, 'c', said)
+    icing = Icing(kind='chocolate', drops=3)
+    self.assertEqual(found, Cake(layers=2, icing=icing))
+    all_of_it = {'kind': 'chocolate', 'sugar': 0.5, 'drops': 3}
+    self.assertEqual(fields.written(found), said | {'icing': all_of_it})
+    self.assertEqual(fields.read(Cake, 'c', fields.written(found)), found)
+    self.assertEqual(fields.written(Cake()), {'layers': 1})
+
+  def test_defaults(self):
+    icing = {'kind': 'none', 'sugar': 0.5, 'drops': 0}
+    self.assertEqual(fields.defaults_of(Cake), {'layers': 1, 'icing': icing})
+
+  @parameterized.parameters(
+    ({'icing': 'rum'}, "c.icing is 'rum'; a dict of options is expected."),
+    ({'icing': {'suger': 1}}, "c.icing has no 'suger'. Did you mean 'sugar'?"),
+    ({'icing': {'sugar': 0}}, 'c.icing.sugar is 0.0; a number in'),
+    ({'icing': {'drops': 2}}, 'c.icing.drops is 2, which has no effect with'),
+  )
+  def test_mistakes(self, said, message):
+    with pytest.raises(ValueError) as e:
+      fields.read(Cake, 'c', said)
+    self.assertIn(message, str(e.value))
+
+
 class FieldsTest(parameterized.TestCase):
   def test_read(self):
     found = fields.read(Bread, 'c', {'flour': 'rye', 'oven': 'wood'})
