@@ -39,7 +39,7 @@ def check(
     if stage.init:
       source = by_name[stage.init]
       start = functools.partial(stages_lib.start, b, source.model.name)
-      own = b.model.params, b.model.variables
+      own = b.source.params, b.source.variables
       jax.eval_shape(start, own, source.final)
     if stage.distil.teacher:
       teacher = by_name[stage.distil.teacher].model

@@ -5,7 +5,8 @@ job.work/lock                    held while a run uses the workdir
 job.work/metrics.jsonl           one line for each logged step
 job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
-                                 weights.safetensors and result.json, sealed
+                                 weights.safetensors and result.json, sealed, and
+                                 plan.json where channels have gone
 job.work/export/<stage>/         exported programs
 job.work/report.md, .json, plots/
 """
@@ -21,6 +22,7 @@ from jaxopt_compress.train import plan as plan_lib
 
 WEIGHTS = 'weights.safetensors'
 RESULT = 'result.json'
+PLAN = 'plan.json'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import plans
 from jaxopt_compress.train import preemption
 from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
@@ -83,21 +84,15 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     name: model_lib.build(name, kwargs, data.example)
     for name, kwargs in plan.models.items()
   }
-  built = [
-    stages_lib.build(
-      stage,
-      models[stage.model],
-      _teacher_of(stage, plan, models),
-      plan.data,
-    )
-    for stage in plan.stages
-  ]
-  fits.check(built, plan.data, data, mesh.size)
   metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)
   job = job_lib.Job(plan, data, mesh, work, metrics)
-  log(dry_run_lib.describe(built, leaves=dry_run))
+  found = plans.kept(job)
+  built = stages_lib.build_all(plan, models, found)
+  in_order = list(built.values())
+  fits.check(in_order, plan.data, data, mesh.size)
+  log(dry_run_lib.describe(in_order, leaves=dry_run))
   if dry_run:
-    _rehearse(job, built)
+    _rehearse(job, in_order)
     log('Dry run: everything fits together; nothing was computed.')
     return
 
@@ -110,10 +105,14 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     # -- Go ---------------------------------------------------------------------
     finished = {}
     with preemption.Watch() as watch:
-      for b in built:
-        name = b.stage.name
-        finished[name] = _finished(job, b)
+      for name in built:
+        finished[name] = _finished(job, built[name])
         if finished[name] is None:
+          if built[name].plan is not None and name not in found:
+            start = _started(job, built[name], finished)
+            found[name] = plans.find(job, built[name], *start)
+            built = stages_lib.build_all(plan, models, found)
+          b = built[name]
           state = _initial(job, b, finished)
           state = _train(job, b, state, finished, watch)
           _finish(job, b, state)
@@ -132,8 +131,9 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
       # One process can do it, each stage being whole on each of its devices.
       if jax.process_index() == 0:
         local = mesh_lib.local(finished)
-        measured = measure.measure(job, built, local)
-        log(report.text(record.record(job, built, local, measured)))
+        in_order = list(built.values())
+        measured = measure.measure(job, in_order, local)
+        log(report.text(record.record(job, in_order, local, measured)))
         if measured.failed:
           raise measured.failed
         # Not before: a config that does not fit what is here must not replace it.
@@ -161,24 +161,22 @@ def _rehearse(job, built):
           _restored(job, b, saver)
 
 
-def _teacher_of(stage, plan, models):
-  """The model of a stage's teacher, or None."""
-  name = stage.distil.teacher
-  return models[plan.stage(name).model] if name else None
+def _started(job, built, finished):
+  """(params, variables) that a stage starts from, all channels there."""
+  stage = built.stage
+  own = built.source.init(plan_lib.stage_seed(job.plan.seed, stage.name))
+  if not stage.init:
+    return own
+  source, name = finished[stage.init], job.plan.stage(stage.init).model
+  return stages_lib.start(built, name, own, mesh_lib.local(source))
 
 
 def _initial(job, built, finished):
   """The state that a stage starts from."""
   stage = built.stage
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
-  params, variables = built.model.init(seed)
-  if stage.init:
-    params, variables = stages_lib.start(
-      built,
-      job.plan.stage(stage.init).model,
-      (params, variables),
-      mesh_lib.local(finished[stage.init]),
-    )
+  params, variables = _started(job, built, finished)
+  params, variables = stages_lib.shrunk(built, params, variables)
   ranges = built.ranges
   if ranges:
     ranges = _calibrated(job, built, params, variables)
@@ -326,6 +324,8 @@ def _finish(job, built, state):
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
+    if built.plan is not None:
+      plans.write(partial, job, built.stage, built.plan)
     layout.sync(partial)
     os.rename(partial, whole)
   processes.wait(f'{name} whole')

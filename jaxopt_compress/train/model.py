@@ -22,7 +22,8 @@ class Model:
     init: `seed -> (params, variables)`, jitted.
     forward: `(params, variables, x) -> y`, jitted; leaves may be compressed.
     params, variables: abstract.
-    answers: abstract, to the inputs that it was built for.
+    inputs: abstract, that it was built for.
+    answers: abstract, to these.
     uses: what `jc.uses` says of the parameters.
   """
 
@@ -32,6 +33,7 @@ class Model:
   forward: Callable[..., jax.Array]
   params: Any
   variables: Any
+  inputs: jax.ShapeDtypeStruct
   answers: jax.ShapeDtypeStruct
   uses: dict[str, Any]
 
@@ -69,19 +71,37 @@ def _built(called, x, *, name, **kwargs):
     )
     return made.params, made.variables
 
-  def output(params, x):
-    # Uses do not depend on what batch statistics are.
-    return abstract.apply(params, _zeros(abstract.variables), x)[0]
-
   return Model(
     name=called,
     apply=abstract.apply,
     init=init,
     forward=evaluate.forward(abstract.apply),
-    params=abstract.params,
-    variables=abstract.variables,
-    answers=jax.eval_shape(output, abstract.params, x),
-    uses=uses_lib.uses(output)(abstract.params, x),
+    inputs=x,
+    **_known(abstract.apply, abstract.params, abstract.variables, x),
+  )
+
+
+def with_shapes(model: Model, params: Any, variables: Any) -> Model:
+  """The same model where some channels have gone, or come.
+
+  Args:
+    model: a model that takes its sizes from its parameters, as those of `models` do.
+    params, variables: abstract.
+  """
+  known = _known(model.apply, params, variables, model.inputs)
+  return dataclasses.replace(model, **known)
+
+
+def _known(apply, params, variables, x):
+  def output(params, x):
+    # Uses do not depend on what batch statistics are.
+    return apply(params, _zeros(variables), x)[0]
+
+  return dict(
+    params=params,
+    variables=variables,
+    answers=jax.eval_shape(output, params, x),
+    uses=uses_lib.uses(output)(params, x),
   )
 
 

@@ -98,6 +98,39 @@ class Adapters:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Shrink:
+  """Which channels go before the stage begins; see `train.shrink`.
+
+  Either `keep` says how many of each group stay, or a limit says what the network may
+  cost: up to 1 it is a fraction of what there is, above a number.
+  """
+
+  keep: float = fields.option(0.0, '[0, 1]')
+  flops: float = fields.option(0.0, '[0, inf)')
+  params: float = fields.option(0.0, '[0, inf)')
+  bytes: float = fields.option(0.0, '[0, inf)')
+  score: str = 'magnitude'
+  k: float = fields.option(0.0, '[0, inf)', needs='score=soft_threshold')
+  # Of (regex over the names of groups, fraction, 'keep' or None): see `jc.select`.
+  by: tuple = ()
+  multiple: int = fields.option(1, '[1, inf)')
+  at_least: int = fields.option(1, '[1, inf)')
+  batches: int = fields.option(
+    8, '[1, inf)'
+  )  # of training data, for the scores
+
+  @property
+  def limits(self) -> dict[str, float]:
+    """{'flops', 'params' or 'bytes': the limit}."""
+    said = dict(flops=self.flops, params=self.params, bytes=self.bytes)
+    return {key: limit for key, limit in said.items() if limit}
+
+  @property
+  def asked(self) -> bool:
+    return self != Shrink()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
   """One step of the plan: a model, trained or only compressed.
 
@@ -118,6 +151,7 @@ class Stage:
     Optimizer, needs='steps', name='optimizer'
   )
   distil: Distil = fields.record(Distil, needs='steps')
+  shrink: Shrink = fields.level(Shrink)
   prune: Prune = fields.record(Prune, prefix='prune_', rules='prune')
   quantize: Quantize = fields.record(Quantize, rules='quantize')
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')

@@ -26,6 +26,7 @@ from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
+from jaxopt_compress.train import shrink
 
 _SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
 METRICS = ('accuracy', 'bits per byte')
@@ -156,9 +157,15 @@ def complete(config: Any) -> Any:
 def _fill(config, key, cls):
   if key not in config:
     config[key] = {}
-  for name, default in fields.defaults_of(cls).items():
-    if name not in config[key] and default is not dataclasses.MISSING:
-      config[key][name] = default
+  _default(config[key], fields.defaults_of(cls))
+
+
+def _default(config, defaults):
+  for name, default in defaults.items():
+    if name not in config and default is not dataclasses.MISSING:
+      config[name] = default
+    elif isinstance(default, Mapping):
+      _default(config[name], default)
 
 
 def _check_references(plan):
@@ -192,10 +199,12 @@ def _check_references(plan):
         f'{where} has adapters, which are trained beside the finished parameters'
         ' of another stage. Set steps and init, and prune in a stage before.'
       )
-    if not stage.steps and not (stage.prune.rules or stage.quantize.rules):
+    if stage.shrink.asked:
+      _check_shrink(where, stage)
+    elif not stage.steps and not (stage.prune.rules or stage.quantize.rules):
       raise ValueError(
-        f'{where} has no steps and nothing to compress. Set steps, prune or'
-        ' quantize.'
+        f'{where} has no steps and nothing to compress. Set steps, prune,'
+        ' quantize or shrink.'
       )
     earlier.append(stage.name)
   for name in plan.report.export:
@@ -216,6 +225,15 @@ def _check_references(plan):
     choices.one_of(
       'config.report.reference', plan.report.reference, tuple(earlier)
     )
+
+
+def _check_shrink(where, stage):
+  if not stage.init:
+    raise ValueError(
+      f'{where}.shrink has no effect without init: channels go from what another'
+      ' stage has trained. Set init to it.'
+    )
+  shrink.check(f'{where}.shrink', stage.shrink)
 
 
 def _plain(x):

@@ -5,6 +5,7 @@ in the fifth stage is found before the first has been trained.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
@@ -16,6 +17,7 @@ from jaxopt_compress import distillation
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
 from jaxopt_compress.adapters import lora
+from jaxopt_compress.analysis import plan as channels_lib
 from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
@@ -24,6 +26,8 @@ from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
 from jaxopt_compress.train import options
+from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import shrink as shrink_lib
 from jaxopt_compress.train import state as state_lib
 from jaxopt_compress.train import words
 
@@ -34,9 +38,12 @@ class Built:
 
   `final` is the abstract form of what a finished stage leaves behind:
   {'params': stored leaves, 'variables', 'plain': parameters before compression}.
+  Where channels go, `source` is the model before, and `plan` says which.
   """
 
   stage: options.Stage
+  source: model_lib.Model
+  plan: channels_lib.Plan | None
   model: model_lib.Model
   compression: compression_lib.Compression
   step: Callable[..., Any] | None  # for one replica; None if nothing is trained
@@ -46,19 +53,59 @@ class Built:
   ranges: dict[str, Any]  # placeholders of what `calibrate` finds; may be {}
 
 
+def build_all(
+  plan: plan_lib.Plan,
+  models: Mapping[str, model_lib.Model],
+  found: Mapping[str, channels_lib.Plan],
+) -> dict[str, Built]:
+  """All stages by name, each with the sizes that the one before it leaves.
+
+  Args:
+    plan: of the run.
+    models: as the config describes them.
+    found: the plans for channels that are known; the sizes of others are guessed.
+
+  Raises:
+    ValueError: as `build`.
+  """
+  built = {}
+  for stage in plan.stages:
+    model = models[stage.model]
+    if stage.init and built[stage.init].stage.model == stage.model:
+      model = built[stage.init].model
+    taught = stage.distil.teacher
+    teacher = built[taught].model if taught else None
+    built[stage.name] = build(
+      stage, model, teacher, plan.data, found.get(stage.name)
+    )
+  return built
+
+
 def build(
   stage: options.Stage,
-  model: model_lib.Model,
+  source: model_lib.Model,
   teacher: model_lib.Model | None,
   data: options.Data,
+  plan: channels_lib.Plan | None = None,
 ) -> Built:
   """Builds and checks a stage.
+
+  Args:
+    stage: to be built.
+    source: the model that it starts from.
+    teacher: the model that it learns from, or None.
+    data: what is read.
+    plan: of the channels that stay, where some go; None to guess how many do.
 
   Raises:
     ValueError: rules that do not cover, match nothing, or name what is not there;
       the message begins with the name of the stage.
   """
   try:
+    model = source
+    if stage.shrink.asked:
+      plan = plan or shrink_lib.guessed(stage.shrink, source)
+      model = shrink_lib.resized(source, plan)
     blank = _placeholders(stage, model)
     compression = compression_of(stage, model.uses, blank)
     trained = adapters if stage.adapters.rules else everything
@@ -95,6 +142,8 @@ def build(
   )
   return Built(
     stage=stage,
+    source=source,
+    plan=plan,
     model=model,
     compression=compression,
     step=step if stage.steps else None,
@@ -211,6 +260,14 @@ def start(
       f' {name!r}: {e}'
     ) from e
   return started['params'], started['variables']
+
+
+def shrunk(built: Built, params: Any, variables: Any) -> tuple[Any, Any]:
+  """(params, variables) without the channels that go before the stage begins."""
+  if built.plan is None:
+    return params, variables
+  tree = built.plan.apply(shrink_lib.tree_of(params, variables))
+  return tree['params'], tree['variables']
 
 
 def everything(stage, uses, params, rng, ranges):

@@ -12,6 +12,7 @@ STAGE = """
   name model init steps batch_size augment files label_smoothing
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   teacher alpha temperature
+  shrink
   prune prune_score prune_scope prune_k prune_span prune_every
   quantize calibrate calibrate_batches
   lora lora_alpha lora_rank_stabilized
@@ -24,6 +25,7 @@ LEAST = {
   options.Stage: dict(name='s', model='m', steps=1),
   options.Report: {},
   options.Run: {},
+  options.Shrink: {},
 }
 OUTSIDE = {
   options.Data: dict(
@@ -49,6 +51,12 @@ OUTSIDE = {
     prune_k=(-1.0,),
     lora_alpha=(0.0,),
     calibrate_batches=(0,),
+  ),
+  options.Shrink: dict(
+    keep=(-0.1, 1.1),
+    flops=(-1.0, float('nan')),
+    multiple=(0,),
+    batches=(0,),
   ),
 }
 PRUNE = (('.*', 0.5),)

@@ -1,0 +1,112 @@
+"""The plans of a run: which channels each stage keeps, found once and kept on disk.
+
+A plan lies beside the checkpoints while its stage is trained, and in the stage when it is
+finished, so that a run that resumes goes on with the channels that it began with.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.export import sealed
+from jaxopt_compress.report import records
+from jaxopt_compress.train import job as job_lib
+from jaxopt_compress.train import metrics
+from jaxopt_compress.train import options
+from jaxopt_compress.train import plan as run_plan_lib
+from jaxopt_compress.train import processes
+from jaxopt_compress.train import shrink
+from jaxopt_compress.train import stages
+
+
+def kept(job: job_lib.Job) -> dict[str, plan_lib.Plan]:
+  """The plans that an earlier run of this config found, by stage.
+
+  Raises:
+    ValueError: one is damaged.
+  """
+  found = {}
+  for stage in job.plan.stages:
+    if not stage.shrink.asked:
+      continue
+    for folder in (job.stage(stage.name), job.checkpoints(stage.name)):
+      path = folder / job_lib.PLAN
+      if not path.exists():
+        continue
+      try:
+        record = sealed.read(path)
+      except sealed.Damaged as e:
+        raise ValueError(
+          f'{e} Remove {folder} to make stage {stage.name!r} again.'
+        ) from e
+      # Of another config: its checkpoints are refused where they are read.
+      if record['config'] == _config(job, stage):
+        plan = plan_lib.Plan.from_json(json.dumps(record['plan']))
+        found.setdefault(stage.name, plan)
+  return found
+
+
+def find(
+  job: job_lib.Job, built: stages.Built, params: Any, variables: Any
+) -> plan_lib.Plan:
+  """The plan of a stage, from what it starts from; written beside its checkpoints."""
+  stage = built.stage
+  batches = job.data.batches(dataclasses.replace(stage, augment=False))
+  data = job.plan.data
+  count = stage.shrink.batches if shrink.of_batches(stage.shrink.score) else 0
+  some = [batches[i] for i in range(count)]
+  try:
+    plan = shrink.chosen(
+      stage.shrink,
+      built.source,
+      params,
+      variables,
+      [(batch[data.input], batch[data.target]) for batch in some],
+      seed=run_plan_lib.stage_seed(job.plan.seed, stage.name),
+    )
+  except ValueError as e:
+    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+  record = _record(job, stage, plan)
+  processes.agree({f'the plan of {stage.name}': record['plan']})
+  folder = job.checkpoints(stage.name)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, job, stage, plan)
+  before, after = (
+    records.parameters(model.params)
+    for model in (built.source, shrink.resized(built.source, plan))
+  )
+  metrics.log(
+    f'[{stage.name}] {before:,} -> {after:,} parameters:'
+    f' {len(plan.sizes)} groups of channels, by {stage.shrink.score}'
+    + (f' on {count * stage.batch_size:,} training examples.' if count else '.')
+  )
+  return plan
+
+
+def write(
+  folder: pathlib.Path,
+  job: job_lib.Job,
+  stage: options.Stage,
+  plan: plan_lib.Plan,
+) -> None:
+  """Writes the plan of a stage, sealed, into a folder."""
+  sealed.write(folder / job_lib.PLAN, _record(job, stage, plan))
+
+
+def _record(job, stage, plan):
+  config = _config(job, stage)
+  return {
+    'stage': stage.name,
+    'config': config,
+    'plan': json.loads(plan.to_json()),
+  }
+
+
+def _config(job, stage):
+  # As JSON reads it: tuples are lists.
+  return json.loads(json.dumps(job.plan.fingerprint(stage)))

@@ -1,0 +1,170 @@
+"""Channels that go before a stage trains: which, and the model that is left.
+
+    sizes      how many stay of each group     from the program, before anything runs
+    sources    which of them                   from scores, on what the stage starts from
+
+Where each group keeps its share, sizes follow from the program alone, so that all stages
+are built and checked before the first is trained. Where groups are ranked together, or
+the machine is timed, sizes are known only then: the stage is built with a guess, and
+again with what was found.
+"""
+
+from collections.abc import Collection
+from collections.abc import Sequence
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress import pruning
+from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis import structure as structure_lib
+from jaxopt_compress.core import array
+from jaxopt_compress.core import choices
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation import losses
+from jaxopt_compress.train import fields
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import options
+
+# Scores that are no function of weights and gradients: see `importance`.
+OF_DATA = ('fisher', 'random')
+
+
+def score_words() -> list[str]:
+  """What `score` may be: a function of `pruning.scores`, or one of `OF_DATA`."""
+  named = vars(pruning.scores).items()
+  found = [n for n, f in named if inspect.isfunction(f) and n[0] != '_']
+  return [*found, *OF_DATA]
+
+
+def of_batches(score: str) -> bool:
+  """Whether a score is found on batches of data."""
+  return score == 'fisher' or 'gradient' in _asks(score)
+
+
+def _asks(score) -> Collection[str]:
+  """What a function of `pruning.scores` takes besides weights."""
+  f = getattr(pruning.scores, score, None)
+  return inspect.signature(f).parameters if f else ()
+
+
+def check(where: str, shrink: options.Shrink) -> None:
+  """Raises a ValueError for words that do not fit together."""
+  choices.one_of(f'{where}.score', shrink.score, score_words())
+  if not of_batches(shrink.score):
+    fields.check_unread(where, shrink, ['batches'], 'a score of data')
+  if bool(shrink.keep) == bool(shrink.limits):
+    given = {'keep': shrink.keep} if shrink.keep else {}
+    raise ValueError(
+      f'{where} says {given | shrink.limits or "neither keep nor a limit"}. Give the'
+      ' fraction of the channels that stay, as in keep=0.5, or what the network may'
+      ' cost, as in flops=0.5, and not both.'
+    )
+
+
+def tree_of(params: Any, variables: Any) -> dict[str, Any]:
+  """All that shrinks: statistics of norms belong to the channels of weights."""
+  return {'params': params, 'variables': variables}
+
+
+def structure(model: model_lib.Model) -> structure_lib.Structure:
+  """The groups of channels of a model, from its program alone."""
+  tree = tree_of(model.params, model.variables)
+  return structure_lib.structure(_output(model))(tree, model.inputs)
+
+
+def guessed(shrink: options.Shrink, model: model_lib.Model) -> plan_lib.Plan:
+  """A plan of the sizes that are left, by no score: computes nothing."""
+  found = structure(model)
+  alike = {name: np.zeros(group.size) for name, group in found.free.items()}
+  return _selected(shrink, model, found, alike)
+
+
+def chosen(
+  shrink: options.Shrink,
+  model: model_lib.Model,
+  params: Any,
+  variables: Any,
+  batches: Sequence[Any],
+  *,
+  seed: int,
+) -> plan_lib.Plan:
+  """The plan that keeps what is worth most.
+
+  Args:
+    shrink: what a config says.
+    model: that the stage starts from.
+    params, variables: of it; compressed leaves count for what they stand for.
+    batches: (inputs, labels) to score it on.
+    seed: of scores that are random.
+
+  Raises:
+    ValueError: as `jc.importance` and `jc.select`.
+  """
+  found = structure(model)
+  tree = array.materialize(tree_of(params, variables))
+  worth = _importance(shrink, found, model, tree, batches, seed)
+  return _selected(shrink, model, found, worth)
+
+
+def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:
+  """The model that runs what a plan leaves."""
+
+  def shaped(path, x):
+    return jax.ShapeDtypeStruct(plan.shapes.get(path, x.shape), x.dtype)
+
+  tree = rules_lib.map_named(shaped, tree_of(model.params, model.variables))
+  return model_lib.with_shapes(model, tree['params'], tree['variables'])
+
+
+def _output(model):
+  def output(tree, x):
+    return model.apply(tree['params'], tree['variables'], x)[0]
+
+  return output
+
+
+def _selected(shrink, model, found, worth):
+  budget = None
+  if shrink.limits:
+    tree = tree_of(model.params, model.variables)
+    budget = pruning.budget.Budget(
+      _output(model), tree, model.inputs, **shrink.limits
+    )
+  return pruning.shrink.select(
+    found,
+    worth,
+    keep=shrink.keep or None,
+    budget=budget,
+    by=list(shrink.by) or None,
+    multiple=shrink.multiple,
+    at_least=shrink.at_least,
+  )
+
+
+def _importance(shrink, found, model, tree, batches, seed):
+  """{group: what each of its channels is worth}."""
+  if shrink.score == 'random':
+    rng = np.random.default_rng(seed)
+    return {name: rng.random(g.size) for name, g in found.free.items()}
+
+  def loss(tree, x, labels):
+    y = _output(model)(tree, x)
+    return losses.mean(*losses.cross_entropy(y, labels))
+
+  if shrink.score == 'fisher':
+    squares = pruning.gradients.fisher(loss, tree, batches)
+    roots = jax.tree.map(jnp.sqrt, squares)
+    # (w sqrt(F))^2 = w^2 F.
+    return pruning.importance.importance(found, tree, roots, score='taylor')
+  score, asks = getattr(pruning.scores, shrink.score), _asks(shrink.score)
+  others = ()
+  if 'gradient' in asks:
+    others = (pruning.gradients.gradients(loss, tree, batches),)
+  if 'k' in asks:
+    score = functools.partial(score, k=shrink.k)
+  return pruning.importance.importance(found, tree, *others, score=score)

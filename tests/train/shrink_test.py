@@ -1,0 +1,127 @@
+"""Channels go before a stage begins: how many is known first, then which."""
+
+import dataclasses
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_compress.core import rules
+from jaxopt_compress.train import fields
+from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import options
+from jaxopt_compress.train import shrink
+from jaxopt_compress.train import stages
+
+DATA = options.Data(name='digits')
+X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+GROUP = 'params/layers/0/kernel:-1'
+
+
+def _stage(**said):
+  said = {'name': 's', 'model': 'mlp', 'init': 't', 'shrink': said}
+  return fields.read(options.Stage, 'c', said)
+
+
+class ShrinkTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = model_lib.build('mlp', dict(widths=(8, 6)), X)
+    cls.params, cls.variables = cls.model.init(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 16, 8, 8, 1)).astype(np.float32)
+    cls.batches = list(zip(x, rng.integers(0, 10, (2, 16)), strict=True))
+
+  def chosen(self, **said):
+    stage = _stage(**said)
+    shrink.check('c', stage.shrink)
+    return shrink.chosen(
+      stage.shrink,
+      self.model,
+      self.params,
+      self.variables,
+      self.batches,
+      seed=3,
+    )
+
+  @parameterized.parameters(
+    'magnitude', 'soft_threshold', 'first_order', 'taylor', 'fisher', 'random'
+  )
+  def test_sizes_are_known_before_scores(self, score):
+    said = dict(keep=0.5, score=score)
+    plan = self.chosen(**said)
+    guessed = shrink.guessed(_stage(**said).shrink, self.model)
+    self.assertEqual(plan.sizes, guessed.sizes)
+    self.assertEqual(list(plan.sizes.values()), [3, 4])
+    # A guess takes the first; whoever asks for scores gets others.
+    self.assertFalse(np.array_equal(plan.sources[GROUP], range(4)))
+
+  def test_scores_differ(self):
+    kept = {
+      score: tuple(self.chosen(keep=0.5, score=score).sources[GROUP])
+      for score in ('magnitude', 'taylor', 'random')
+    }
+    self.assertLen(set(kept.values()), 3)
+
+  def test_magnitude_is_that_of_the_library(self):
+    name = 'params/head/kernel:-2'
+    head = np.abs(self.params['head']['kernel']).mean(1)
+    last = np.abs(self.params['layers']['1']['kernel']).mean(0)
+    worth = head / head.mean() + last / last.mean()
+    want = np.sort(np.argsort(-worth)[:2])
+    got = self.chosen(keep=0.34).sources[name]
+    np.testing.assert_array_equal(got, want)
+
+  @parameterized.parameters(
+    (dict(flops=0.5), 'flops'),
+    (dict(params=300.0), 'params'),
+    (dict(bytes=0.4), 'bytes'),
+  )
+  def test_limits(self, said, key):
+    stage = _stage(**said)
+    plan = shrink.guessed(stage.shrink, self.model)
+    small = shrink.resized(self.model, plan)
+    before, after = (
+      sum(x.size for x in jax.tree.leaves(m.params))
+      for m in (self.model, small)
+    )
+    limit = 300 if key == 'params' else before * said[key]
+    # Products take nearly all of the operations, and weights all of the bytes.
+    self.assertBetween(after / limit, 0.7, 1.02)
+
+  def test_a_stage_that_shrinks(self):
+    stage = _stage(keep=0.5, score='taylor')
+    built = stages.build(stage, self.model, None, DATA)
+    self.assertEqual(built.final['params']['head']['kernel'].shape, (3, 10))
+    self.assertEqual(built.source.params['head']['kernel'].shape, (6, 10))
+    built = dataclasses.replace(built, plan=self.chosen(keep=0.5))
+    params, variables = stages.shrunk(built, self.params, self.variables)
+    for (path, x), (_, like) in zip(
+      rules.named_leaves(params), rules.named_leaves(built.model.params)
+    ):
+      self.assertEqual(x.shape, like.shape, path)
+    y = built.model.forward(params, variables, self.batches[0][0])
+    masked = built.plan.mask(shrink.tree_of(self.params, self.variables))
+    want = self.model.forward(*masked.values(), self.batches[0][0])
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(
+    (dict(score='taylor'), 'neither keep nor a limit'),
+    (dict(keep=0.5, flops=0.5), r"\{'keep': 0.5, 'flops': 0.5\}"),
+    (dict(keep=0.5, score='tailor'), "score is 'tailor'; choose .*'taylor'"),
+    (dict(keep=0.5, batches=3), 'batches is 3, .* without a score of data'),
+  )
+  def test_mistakes(self, said, message):
+    with pytest.raises(ValueError, match=message):
+      shrink.check('c', _stage(**said).shrink)
+
+  def test_what_cannot_be_met_begins_with_the_stage(self):
+    stage = _stage(params=3.0)
+    with pytest.raises(ValueError, match="^Stage 's': The budget cannot be"):
+      stages.build(stage, self.model, None, DATA)
+    stage = _stage(keep=0.5, by=(('nothing', 0.5), ('.*', None)))
+    with pytest.raises(ValueError, match="^Stage 's': .*nothing"):
+      stages.build(stage, self.model, None, DATA)
