@@ -135,7 +135,7 @@ def _selected(shrink, model, found, worth):
     budget = pruning.budget.Budget(
       _output(model), tree, model.inputs, **shrink.limits
     )
-  return pruning.shrink.select(
+  return pruning.keep.select(
     found,
     worth,
     keep=shrink.keep or None,
