@@ -77,6 +77,7 @@ from jaxopt_compress.pruning.keep import select as select
 from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
+from jaxopt_compress.pruning.sort import sort as sort
 from jaxopt_compress.pruning.vocabulary import (
   trim_vocabulary as trim_vocabulary,
 )

@@ -37,7 +37,11 @@ def taken(x: Any, moves: Mapping[int, np.ndarray]) -> Any:
   >>> taken(np.arange(6).reshape(2, 3), {1: np.array([2, 0])}).tolist()
   [[2, 0], [5, 3]]
   """
-  alike = {i: m.ravel() for i, m in moves.items() if m.size == max(m.shape)}
+  alike = {
+    i: m.ravel()
+    for i, m in moves.items()
+    if m.size == m.shape[i if m.ndim > 1 else 0]
+  }
   if len(alike) == len(moves):
     # What removes most goes first: the others have less to copy.
     order = sorted(moves, key=lambda i: alike[i].size / x.shape[i])

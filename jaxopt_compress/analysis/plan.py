@@ -149,6 +149,15 @@ class Plan:
     """{group: new size} of the groups that change."""
     return {name: source.shape[-1] for name, source in self.sources.items()}
 
+  @property
+  def leading(self) -> 'Plan':
+    """The plan of the same sizes that takes the first channels of each group.
+
+    Of parameters that are sorted by importance these are the ones that matter most.
+    """
+    sources = {name: np.arange(n) for name, n in self.sizes.items()}
+    return dataclasses.replace(self, sources=sources)
+
   def apply(self, tree: Any) -> Any:
     """The network of the new widths.
 
@@ -169,7 +178,8 @@ class Plan:
       moves = {
         i: index
         for i, index in indices.items()
-        if not np.array_equal(index.ravel(), np.arange(x.shape[i]))
+        if index.shape[i] != x.shape[i]
+        or (np.moveaxis(index, i, -1) != np.arange(x.shape[i])).any()
       }
       try:
         return gathered_lib.taken(x, moves)

@@ -24,6 +24,7 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import sort
 from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
@@ -52,6 +53,7 @@ __all__ = [
   'schedules',
   'scores',
   'select',
+  'sort',
   'sparsity',
   'vocabulary',
 ]

@@ -76,7 +76,7 @@ def select(
   """
   if (keep is None) == (budget is None):
     raise ValueError(f'keep={keep} and budget={budget}: give one of the two.')
-  importance = _checked(structure, importance)
+  importance = checked(structure, importance)
   fractions = _fractions(structure, importance, by)
   limits = quotas.Limits(at_least, at_most, multiple, rounding)
   ranked = {
@@ -198,7 +198,8 @@ def _check_fraction(name, keep):
     )
 
 
-def _checked(structure, importance):
+def checked(structure, importance) -> dict[str, np.ndarray]:
+  """The importances as arrays, or ValueError where one does not fit."""
   for name, x in importance.items():
     if name not in structure.free:
       known = list(structure.free)[:5]

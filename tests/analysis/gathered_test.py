@@ -108,6 +108,13 @@ class GatheredTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       jc.shrink(plan, q)
 
+  def test_one_entry_for_each_row(self):
+    rows = np.array([[0], [1], [0]])
+    x = np.arange(6).reshape(3, 2)
+    for given in (x, jnp.asarray(x)):
+      out = gathered.taken(given, {1: rows})
+      self.assertEqual(out.tolist(), [[0], [3], [4]])
+
   def test_ragged_last_block(self):
     #  blocks of 8 of 12 rows: a whole one and a short one, which may go alone
     w = {'w': W['w'][:12]}

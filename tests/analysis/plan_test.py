@@ -161,6 +161,19 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(again.structure, plan.structure)
     self.assertEqual(again.shapes, plan.shapes)
 
+  def test_each_layer_keeps_another(self):
+    fun = lambda p, x: jax.lax.scan(
+      lambda x, p: (x + jax.nn.relu(x @ p['a']) @ p['b'], None), x, p
+    )[0]
+    params = {'a': jnp.arange(18.0).reshape(3, 2, 3), 'b': jnp.ones((3, 3, 2))}
+    found = jc.structure(fun)(params, jnp.ones((1, 2)))
+    #  layer i keeps channel i alone
+    plan = plan_lib.Plan(found, {'a:-1': [[0], [1], [2]]})
+    small = jc.shrink(plan, params)
+    self.assertEqual(
+      small['a'].tolist(), [[[0], [3]], [[7], [10]], [[14], [17]]]
+    )
+
   @parameterized.parameters(*OPTIMIZERS)
   def test_state_of_optimizers(self, name):
     fun, params, x = made('mlp')
