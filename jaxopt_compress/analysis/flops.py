@@ -77,12 +77,16 @@ def count(fun: Callable[..., Any]) -> Callable[..., Count]:
   Count(by_primitive={'dot_general': 128, 'tanh': 16}, remarks=())
   """
 
-  def counted(*args, **kwargs):
-    remarks = {}
-    ops = _jaxpr(jax.make_jaxpr(fun)(*args, **kwargs), remarks)
-    return Count(dict(ops.most_common()), tuple(remarks))
+  return lambda *args, **kwargs: of_program(
+    jax.make_jaxpr(fun)(*args, **kwargs)
+  )
 
-  return counted
+
+def of_program(jaxpr: Any) -> Count:
+  """The operations of a program that was traced."""
+  remarks = {}
+  ops = _jaxpr(jaxpr, remarks)
+  return Count(dict(ops.most_common()), tuple(remarks))
 
 
 def flops(fun: Callable[..., Any]) -> Callable[..., int]:
@@ -95,6 +99,11 @@ def _jaxpr(jaxpr, remarks) -> collections.Counter:
   for eqn in walk.live(jaxpr):
     total.update(_equation(eqn, remarks))
   return total
+
+
+def of_equation(eqn: Any) -> int:
+  """The operations of one equation, or of what has its parameters and shapes."""
+  return _equation(eqn, {}).total()
 
 
 def _equation(eqn, remarks) -> collections.Counter:

@@ -265,6 +265,19 @@ def structure(fun: Callable) -> Callable[..., Structure]:
 
 def _found(closed, arrays) -> Structure:
   asked = tied.Tied(structure_numbers.RULES)
+  axes = follow(asked, closed, arrays)
+  return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
+
+
+def follow(
+  asked: tied.Tied, closed: Any, arrays: list[tuple[str, Any]]
+) -> dict[str, tuple[tied.Axis, ...]]:
+  """Ties the channels of a program: {path: the channels of each axis}.
+
+  Args:
+    asked: what is told of them; `leaf_names` gives their names.
+    closed, arrays: as from `walk.trace`.
+  """
   axes = {path: tuple(map(asked.channels.axis, x.shape)) for path, x in arrays}
   inputs = [
     tied.Value(a, frozenset(c for axis in a for c in axis))
@@ -274,13 +287,13 @@ def _found(closed, arrays) -> Structure:
   inputs += [asked.given(v.aval) for v in others]
   for out in algebra.evaluate(asked, closed, inputs):
     asked.give(out)
-  return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
+  return axes
 
 
 def _collected(asked, shapes, axes) -> Structure:
   """Names the leaves of the union-find, and says of what every axis is made."""
   channels, remarks, least = asked.channels, asked.remarks(), asked.taken()
-  named = _names(channels, axes)
+  named = leaf_names(channels, axes)
   inside = within_lib.within(channels, [*axes.values(), *asked.met])
 
   def layout(axis):
@@ -305,7 +318,7 @@ def _collected(asked, shapes, axes) -> Structure:
   return Structure(shapes, groups, layouts)
 
 
-def _names(channels, axes) -> dict[int, str]:
+def leaf_names(channels, axes) -> dict[int, str]:
   """{leaf: name}, in the order of the tree."""
   # A kernel says more than its bias: matrices give their names first.
   order = sorted(axes.items(), key=lambda item: len(item[1]) < 2)

@@ -13,6 +13,7 @@ from jaxopt_compress.pruning import compensate
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import keep
+from jaxopt_compress.pruning import latency
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
@@ -26,6 +27,7 @@ from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import sort
 from jaxopt_compress.pruning import vocabulary
+from jaxopt_compress.pruning import stopwatch
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
@@ -42,6 +44,7 @@ __all__ = [
   'compensate',
   'importance',
   'keep',
+  'latency',
   'magnitude_prune',
   'masks',
   'measure',
@@ -56,4 +59,5 @@ __all__ = [
   'sort',
   'sparsity',
   'vocabulary',
+  'stopwatch',
 ]

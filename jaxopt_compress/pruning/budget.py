@@ -1,33 +1,49 @@
-"""What a network of other widths costs, counted from its shapes and its program."""
+"""What a network of other widths costs, counted from its shapes and its program.
+
+flops, params, bytes       counted
+latency                    predicted from a table that is measured once on a machine
+"""
 
 from collections.abc import Callable
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
 
-from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis import resized
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.pruning import latency as latency_lib
+from jaxopt_compress.pruning import stopwatch
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Budget:
-  """At most so much of a cost; below or at one it is a fraction of what there is.
+  """At most so much of some costs; below or at one it is a fraction of what there is.
 
       Budget(apply, params, x, flops=0.5)      half of the operations of apply(params, x)
       Budget(apply, params, x, params=1e6)     a million parameters
+      Budget(apply, params, x, latency=0.5, table='latency.json')
+      Budget(apply, params, x, flops=0.5, params=0.4)           both
+
+  Costs follow from the sizes of the groups: the program does not have to run with
+  them, as models do whose code has sizes of its own.
 
   Attributes:
     fun, args: of the program; its first argument is the parameters.
-    limits: {'flops', 'params' or 'bytes': the limit, as a number}.
+    limits: {'flops', 'params', 'bytes' or 'latency': the limit, as a number}.
+    now: {...: what the program costs as it is}.
   """
 
   fun: Callable
   args: tuple
   limits: dict[str, float]
+  now: dict[str, float]
+  _program: resized.Resized = dataclasses.field(repr=False)
+  _latency: latency_lib.Latency | None = dataclasses.field(repr=False)
 
   def __init__(
     self,
@@ -36,28 +52,73 @@ class Budget:
     flops: float | None = None,
     params: float | None = None,
     bytes: float | None = None,
+    latency: float | None = None,
+    table: str | os.PathLike | None = None,
   ):
-    asked = {'flops': flops, 'params': params, 'bytes': bytes}
+    """Counts, and measures, the program as it is.
+
+    Args:
+      fun, *args: the program, on an example; arguments may be abstract.
+      flops, params, bytes: limits.
+      latency: in milliseconds, or a fraction, on the device that JAX runs on.
+      table: a file that keeps what is measured; None measures again each time.
+    """
+    asked = {
+      'flops': flops,
+      'params': params,
+      'bytes': bytes,
+      'latency': latency,
+    }
     asked = {k: v for k, v in asked.items() if v is not None}
     if not asked or not all(v > 0 for v in asked.values()):
       raise ValueError(
         f'A budget of {asked}: a positive limit is expected, as in'
         ' jc.Budget(apply, params, x, flops=0.5).'
       )
-    object.__setattr__(self, 'fun', fun)
-    object.__setattr__(
-      self, 'args', jax.tree.map(_abstract, array.materialize(args))
-    )
-    object.__setattr__(self, 'limits', asked)
-    now = self._costs(self.args[0])
+    if table is not None and latency is None:
+      raise ValueError(f'table={table} is for a budget with latency=.')
+    args = jax.tree.map(_abstract, array.materialize(args))
+    program = resized.resized(fun)(*args)
+    predicted = None
+    if latency is not None:
+      measured = stopwatch.Table(table)
+      now = stopwatch.seconds(fun, *args)
+      predicted = latency_lib.Latency(program, now, measured)
+    fields = {
+      'fun': fun,
+      'args': args,
+      'limits': asked,
+      '_program': program,
+      '_latency': predicted,
+    }
+    for name, value in fields.items():
+      object.__setattr__(self, name, value)
+    now = self._costs({}, {})
     limits = {k: v * now[k] if v <= 1 else v for k, v in asked.items()}
+    object.__setattr__(self, 'now', now)
     object.__setattr__(self, 'limits', limits)
 
-  def costs(self, plan: plan_lib.Plan) -> dict[str, int]:
+  def costs(self, plan: plan_lib.Plan) -> dict[str, float]:
     """What the network of a plan costs, of all that is limited.
 
     Raises:
-      ValueError: the program does not run with the parameters of the plan.
+      ValueError: the plan is of another program.
+    """
+    axes = plan.structure.axes
+    if axes != self._program.axes:
+      apart = [p for p in axes if axes[p] != self._program.axes.get(p)]
+      raise ValueError(
+        f'The plan is of another program than the budget: {apart[:3]} have other'
+        f' groups here. Find the structure of the function of the budget, with'
+        ' arguments of these shapes.'
+      )
+    return self._costs(plan.shapes, plan.sizes)
+
+  def measured(self, plan: plan_lib.Plan) -> float:
+    """Milliseconds of the program with the parameters of a plan, run here.
+
+    Raises:
+      ValueError: it does not run with them.
     """
     shapes = plan.shapes
 
@@ -68,25 +129,41 @@ class Budget:
     leaves = [shrunk(path, x) for path, x in rules_lib.named_leaves(params)]
     params = jax.tree.unflatten(jax.tree.structure(params), leaves)
     try:
-      return self._costs(params)
+      return 1e3 * stopwatch.seconds(self.fun, params, *self.args[1:])
     except Exception as e:
       raise ValueError(
-        f'The program does not run with {dict(plan.sizes)} channels, so its operations'
-        f' cannot be counted: {e} Take sizes from parameters where they are fixed'
-        ' in the model, or leave the group out.'
+        f'The program does not run with {dict(plan.sizes)} channels, so it cannot be'
+        f' measured: {e} Take sizes from parameters where they are fixed in the'
+        ' model, or build the model again and measure that.'
       ) from e
 
-  def _costs(self, params) -> dict[str, int]:
-    leaves = jax.tree.leaves(params)
+  def told(self, plan: plan_lib.Plan) -> str:
+    """A line for each cost: what is limited, what the plan has, what there was."""
+    lines = []
+    for name, cost in self.costs(plan).items():
+      numbers = cost, self.limits[name], self.now[name]
+      has, most, before = (_said(name, n) for n in numbers)
+      lines.append(f'{name:8} {before} -> {has}, at most {most}')
+    return '\n'.join(lines)
+
+  def _costs(self, shapes, sizes) -> dict[str, float]:
+    leaves = [
+      (math.prod(shapes.get(path, x.shape)), x.dtype)
+      for path, x in rules_lib.named_leaves(self.args[0])
+      if hasattr(x, 'shape')
+    ]
     count = {
-      'params': lambda: sum(math.prod(x.shape) for x in leaves),
-      'bytes': lambda: sum(
-        math.prod(x.shape) * jax.numpy.dtype(x.dtype).itemsize for x in leaves
-      ),
-      'flops': lambda: flops_lib.flops(self.fun)(params, *self.args[1:]),
+      'flops': lambda: self._program.flops(sizes),
+      'params': lambda: sum(n for n, _ in leaves),
+      'bytes': lambda: sum(n * dtype.itemsize for n, dtype in leaves),
+      'latency': lambda: 1e3 * self._latency.seconds(sizes),
     }
     return {name: count[name]() for name in self.limits}
 
 
 def _abstract(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, 'shape') else x
+
+
+def _said(name, n) -> str:
+  return f'{n:.3g} ms' if name == 'latency' else f'{n:,.0f}'

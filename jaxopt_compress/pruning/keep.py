@@ -97,7 +97,9 @@ def select(
       asked |= quotas.together(together, keep, limits)
     sources = {}
     for name, n in asked.items():
-      n = limits.rounded(n, ranked[name].size)
+      n = max(
+        limits.rounded(n, ranked[name].size), structure.groups[name].least
+      )
       # Of equal importances the first stay.
       order = np.argsort(-importance[name], kind='stable')
       sources[name] = np.sort(order[..., :n])

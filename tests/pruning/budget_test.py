@@ -1,6 +1,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
+import numpy as np
 
 import jaxopt_compress as jc
 
@@ -22,16 +23,42 @@ class BudgetTest(parameterized.TestCase):
     limits = {'flops': 5 * (3 * 8 + 8 * 2), 'params': 1000, 'bytes': 32}
     self.assertEqual(budget.limits, limits)
 
-  def test_a_size_in_the_program(self):
+  def test_another_program(self):
     fixed = lambda p, x: (x @ p['a']).reshape(5, 2, 4).reshape(5, 8) @ p['b']
     plan = jc.Plan(jc.structure(fun)(_P, _X), {'a:-1': [0, 1]})
-    with self.assertRaisesRegex(ValueError, "'a:-1': 2.*reshape"):
+    with self.assertRaisesRegex(ValueError, "another program .*'a', 'b'"):
       jc.Budget(fixed, _P, _X, flops=0.5).costs(plan)
+
+  def test_a_size_in_the_program(self):
+    fixed = lambda p, x: (x @ p['a']).reshape(5, 8) @ p['b']
+    found = jc.structure(fixed)(_P, _X)
+    self.assertIn('reshape', found.groups['a:-1'].fixed)
+    budget = jc.Budget(fixed, _P, _X, flops=0.5)
+    plan = jc.Plan(found, {'a:-1': [0, 1]})
+    self.assertEqual(budget.costs(plan), {'flops': 2 * 5 * (3 * 2 + 2 * 2)})
+    with self.assertRaisesRegex(ValueError, "'a:-1': 2.*reshape"):
+      budget.measured(plan)
+
+  def test_several(self):
+    found = jc.structure(fun)(_P, _X)
+    given = {'a:-1': np.arange(8.0)}
+    for limits in (dict(flops=0.5, params=0.9), dict(flops=0.9, params=0.5)):
+      budget = jc.Budget(fun, _P, _X, **limits)
+      plan = jc.select(found, given, budget=budget)
+      self.assertEqual(plan.sizes, {'a:-1': 4})
+      self.assertEqual(
+        budget.told(plan).split('\n')[1],
+        f'params   40 -> 20, at most {40 * limits["params"]:.0f}',
+      )
 
   @parameterized.parameters({}, {'flops': 0}, {'params': -1})
   def test_refused(self, **limits):
     with self.assertRaisesRegex(ValueError, 'positive limit'):
       jc.Budget(fun, _P, _X, **limits)
+
+  def test_a_table_without_latency(self):
+    with self.assertRaisesRegex(ValueError, 'is for a budget with latency='):
+      jc.Budget(fun, _P, _X, flops=0.5, table='x.json')
 
 
 if __name__ == '__main__':
