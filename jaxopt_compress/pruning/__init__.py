@@ -26,8 +26,8 @@ from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import sort
-from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning import stopwatch
+from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.prune import magnitude_prune
@@ -40,8 +40,8 @@ __all__ = [
   'Sparsity',
   'activations',
   'budget',
-  'gradients',
   'compensate',
+  'gradients',
   'importance',
   'keep',
   'latency',
@@ -58,6 +58,6 @@ __all__ = [
   'select',
   'sort',
   'sparsity',
-  'vocabulary',
   'stopwatch',
+  'vocabulary',
 ]
