@@ -8,6 +8,7 @@ refused on others.
 """
 
 from collections.abc import Callable
+import functools
 import json
 import os
 import pathlib
@@ -103,7 +104,7 @@ class Table:
 
   def _measured(self, operation):
     params = _fitting(operation)
-    bind = lambda *xs: operation.primitive.bind(*xs, **params)
+    bind = functools.partial(operation.primitive.bind, **params)
     took = seconds(bind, *(v.aval for v in operation.invars))
     if self._idle is None:
       self._idle = seconds(jnp.negative, jnp.zeros(()))
