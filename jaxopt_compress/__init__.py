@@ -18,6 +18,7 @@ from jaxopt_compress.adapters import LoRA as LoRA
 from jaxopt_compress.adapters import merge_lora as merge_lora
 from jaxopt_compress.adapters import with_lora as with_lora
 from jaxopt_compress.analysis.biases import biases as biases
+from jaxopt_compress.analysis.config_delta import config_delta as config_delta
 from jaxopt_compress.analysis.explain import explain as explain
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen

@@ -218,7 +218,7 @@ class Plan:
     shapes, resized, met = self.structure.shapes, self.shapes, set()
     changes = {p for p in shapes if resized[p] != shapes[p]}
     every = sum(map(math.prod, shapes.values()))
-    names = _names(shapes)
+    names = names_of(shapes)
 
     def mapped(path, x):
       if not hasattr(x, 'shape'):
@@ -357,7 +357,7 @@ def _at(x, axis, ndim):
   return np.moveaxis(x.reshape((1,) * (ndim - x.ndim) + x.shape), -1, axis)
 
 
-def _names(shapes) -> dict[str, str]:
+def names_of(shapes: Mapping[str, Any]) -> dict[str, str]:
   """{name: parameter}: its path, and that without the collection that it is in."""
   names = {}
   for path in shapes:

@@ -129,10 +129,11 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
-  absmax activations at_scopes biases check_seen device_put explain gram
-  importance is_compressed lift match merge_stats minmax moments named_leaves
-  nbytes observe output_error quantize_activations readers rescalings rule
-  select split_learned structure sum_abs sum_squares sums uses
+  absmax activations at_scopes biases check_seen config_delta device_put explain
+  gram importance is_compressed lift match merge_stats minmax moments
+  named_leaves nbytes observe output_error quantize_activations readers
+  rescalings rule select sort split_learned structure sum_abs sum_squares sums
+  uses
 """.split()
 
 

@@ -266,6 +266,7 @@ OTHERS = {
   'calibration.known.computed',
   'analysis.explain.explain',
   'analysis.freedoms.rescalings',  # asks about shapes
+  'analysis.config_delta.config_delta',  # asks about shapes
   'analysis.observe.merge_stats',
   'analysis.storage.nbytes',
   'calibration.trials.keep',
