@@ -19,6 +19,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
   for b in built:
     params = b.final['params']
     named = rules_lib.named_leaves(params)
+    about = '~' if b.guessed else ''
     compressed = sum(array.is_compressed(x) for _, x in named)
     rows.append(
       [
@@ -27,13 +28,15 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
         f'{b.stage.steps:,}',
         b.stage.init or '-',
         b.stage.distil.teacher or '-',
-        f'{report.records.parameters(params):,}',
-        f'{storage.nbytes(params):,}',
+        about + f'{report.records.parameters(params):,}',
+        about + f'{storage.nbytes(params):,}',
         f'{compressed} of {len(named)}',
       ]
     )
   headers = 'stage model steps init teacher parameters bytes compressed'.split()
   text = report.table.render(headers, rows)
+  if any(b.guessed for b in built):
+    text += '\n~ Scores decide; shown as if each group gave the same share.'
   for b in built if leaves else ():
     if b.stage.compresses:
       text += f'\n\n{b.stage.name}:\n{_leaves(b.final["params"])}'

@@ -176,7 +176,7 @@ def _initial(job, built, finished):
   stage = built.stage
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
   params, variables = _started(job, built, finished)
-  params, variables = stages_lib.shrunk(built, params, variables)
+  params, variables = plans.cut(job, built, params, variables)
   ranges = built.ranges
   if ranges:
     ranges = _calibrated(job, built, params, variables)

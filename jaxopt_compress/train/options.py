@@ -113,11 +113,16 @@ class Shrink:
   k: float = fields.option(0.0, '[0, inf)', needs='score=soft_threshold')
   # Of (regex over the names of groups, fraction, 'keep' or None): see `jc.select`.
   by: tuple = ()
+  # Groups ranked together: 'local', each by itself; 'alike', as layers are; 'global'.
+  scope: str = 'local'
+  # Of each group stay so many in any case; below 1, that fraction.
+  at_least: float = fields.option(1.0, '(0, inf)')
   multiple: int = fields.option(1, '[1, inf)')
-  at_least: int = fields.option(1, '[1, inf)')
-  batches: int = fields.option(
-    8, '[1, inf)'
-  )  # of training data, for the scores
+  rounding: str = 'down'
+  # Whether the weights behind them are fitted to what stays; see `jc.compensate`.
+  compensate: bool = False
+  # Of training data, for scores and fits.
+  batches: int = fields.option(8, '[1, inf)')
 
   @property
   def limits(self) -> dict[str, float]:

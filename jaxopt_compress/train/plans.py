@@ -55,17 +55,14 @@ def find(
 ) -> plan_lib.Plan:
   """The plan of a stage, from what it starts from; written beside its checkpoints."""
   stage = built.stage
-  batches = job.data.batches(dataclasses.replace(stage, augment=False))
-  data = job.plan.data
-  count = stage.shrink.batches if shrink.of_batches(stage.shrink.score) else 0
-  some = [batches[i] for i in range(count)]
+  batches = _batches(job, stage)
   try:
     plan = shrink.chosen(
       stage.shrink,
       built.source,
       params,
       variables,
-      [(batch[data.input], batch[data.target]) for batch in some],
+      batches,
       seed=run_plan_lib.stage_seed(job.plan.seed, stage.name),
     )
   except ValueError as e:
@@ -83,9 +80,51 @@ def find(
   metrics.log(
     f'[{stage.name}] {before:,} -> {after:,} parameters:'
     f' {len(plan.sizes)} groups of channels, by {stage.shrink.score}'
-    + (f' on {count * stage.batch_size:,} training examples.' if count else '.')
+    + _on(batches)
   )
   return plan
+
+
+def cut(
+  job: job_lib.Job, built: stages.Built, params: Any, variables: Any
+) -> tuple[Any, Any]:
+  """(params, variables) without the channels that go before the stage begins."""
+  if built.plan is None:
+    return params, variables
+  stage, batches = built.stage, []
+  if stage.shrink.compensate:
+    batches = _batches(job, stage)
+  try:
+    params, variables, lost = shrink.cut(
+      built.source, built.plan, params, variables, [x for x, _ in batches]
+    )
+  except ValueError as e:
+    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+  if lost:
+    before, after = (
+      sum(getattr(loss, when) for loss in lost.values()) / len(lost)
+      for when in ('before', 'after')
+    )
+    metrics.log(
+      f'[{stage.name}] compensated: products of {len(lost)} weights lose'
+      f' {after:.1%} instead of {before:.1%}' + _on(batches)
+    )
+  return params, variables
+
+
+def _batches(job, stage):
+  """[(inputs, labels)] of training data as it is, where they are read."""
+  if not shrink.of_batches(stage.shrink):
+    return []
+  batches = job.data.batches(dataclasses.replace(stage, augment=False))
+  some = [batches[i] for i in range(stage.shrink.batches)]
+  data = job.plan.data
+  return [(batch[data.input], batch[data.target]) for batch in some]
+
+
+def _on(batches):
+  count = sum(len(x) for x, _ in batches)
+  return f' on {count:,} training examples.' if count else '.'
 
 
 def write(

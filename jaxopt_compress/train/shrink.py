@@ -11,8 +11,10 @@ again with what was found.
 
 from collections.abc import Collection
 from collections.abc import Sequence
+import dataclasses
 import functools
 import inspect
+import re
 from typing import Any
 
 import jax
@@ -20,8 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress import pruning
+from jaxopt_compress.analysis import biases as biases_lib
+from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import structure as structure_lib
+from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
@@ -31,19 +37,28 @@ from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 
 # Scores that are no function of weights and gradients: see `importance`.
-OF_DATA = ('fisher', 'random')
+OTHERS = ('fisher', 'activations', 'random')
+SCOPES = ('local', 'alike', 'global')
+ROUNDINGS = ('down', 'nearest', 'up')
 
 
 def score_words() -> list[str]:
-  """What `score` may be: a function of `pruning.scores`, or one of `OF_DATA`."""
+  """What `score` may be: a function of `pruning.scores`, or one of `OTHERS`."""
   named = vars(pruning.scores).items()
   found = [n for n, f in named if inspect.isfunction(f) and n[0] != '_']
-  return [*found, *OF_DATA]
+  return [*found, *OTHERS]
 
 
-def of_batches(score: str) -> bool:
-  """Whether a score is found on batches of data."""
-  return score == 'fisher' or 'gradient' in _asks(score)
+def of_batches(shrink: options.Shrink) -> bool:
+  """Whether batches of data are read."""
+  score = shrink.score
+  on_data = score in ('fisher', 'activations') or 'gradient' in _asks(score)
+  return on_data or shrink.compensate
+
+
+def depends(shrink: options.Shrink) -> bool:
+  """Whether sizes are only known when there are scores."""
+  return shrink.scope != 'local'
 
 
 def _asks(score) -> Collection[str]:
@@ -55,8 +70,13 @@ def _asks(score) -> Collection[str]:
 def check(where: str, shrink: options.Shrink) -> None:
   """Raises a ValueError for words that do not fit together."""
   choices.one_of(f'{where}.score', shrink.score, score_words())
-  if not of_batches(shrink.score):
-    fields.check_unread(where, shrink, ['batches'], 'a score of data')
+  choices.one_of(f'{where}.scope', shrink.scope, SCOPES)
+  choices.one_of(f'{where}.rounding', shrink.rounding, ROUNDINGS)
+  if not of_batches(shrink):
+    need = 'a score of data or compensate'
+    fields.check_unread(where, shrink, ['batches'], need)
+  if shrink.multiple == 1:
+    fields.check_unread(where, shrink, ['rounding'], 'multiple')
   if bool(shrink.keep) == bool(shrink.limits):
     given = {'keep': shrink.keep} if shrink.keep else {}
     raise ValueError(
@@ -81,6 +101,8 @@ def guessed(shrink: options.Shrink, model: model_lib.Model) -> plan_lib.Plan:
   """A plan of the sizes that are left, by no score: computes nothing."""
   found = structure(model)
   alike = {name: np.zeros(group.size) for name, group in found.free.items()}
+  # Together they would be ranked by nothing: each gives its share.
+  shrink = dataclasses.replace(shrink, scope='local')
   return _selected(shrink, model, found, alike)
 
 
@@ -109,6 +131,42 @@ def chosen(
   tree = array.materialize(tree_of(params, variables))
   worth = _importance(shrink, found, model, tree, batches, seed)
   return _selected(shrink, model, found, worth)
+
+
+def cut(
+  model: model_lib.Model,
+  plan: plan_lib.Plan,
+  params: Any,
+  variables: Any,
+  inputs: Sequence[Any] = (),
+) -> tuple[Any, Any, dict[str, pruning.compensate.Loss]]:
+  """What is left of a model: (params, variables, what the fits lose).
+
+  Args:
+    model: the model before.
+    plan: the channels that stay.
+    params, variables: of all channels.
+    inputs: batches, on which the weights behind what goes are fitted to what stays;
+      empty to cut alone.
+  """
+  tree, lost = array.materialize(tree_of(params, variables)), {}
+  if inputs:
+    tree, lost = _compensated(model, plan, tree, inputs)
+  tree = plan_lib.shrink(plan, tree)
+  return tree['params'], tree['variables'], lost
+
+
+def _compensated(model, plan, tree, inputs):
+  output = _output(model)
+  like = tree_of(model.params, model.variables), model.inputs
+  uses, biases = (f(output)(*like) for f in (uses_lib.uses, biases_lib.biases))
+  reading = pruning.compensate.readers(plan, uses)
+  wanted = {re.escape(path): statistics.moments() for path in reading}
+  observed = jax.jit(observe_lib.observe(output, wanted))
+  stats = {}
+  for x in inputs:
+    stats = observe_lib.merge_stats(wanted, stats, observed(tree, x)[1])
+  return pruning.compensate.compensate(plan, tree, stats, uses, biases)
 
 
 def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:
@@ -141,8 +199,10 @@ def _selected(shrink, model, found, worth):
     keep=shrink.keep or None,
     budget=budget,
     by=list(shrink.by) or None,
+    scope=shrink.scope,
+    at_least=int(shrink.at_least) if shrink.at_least >= 1 else shrink.at_least,
     multiple=shrink.multiple,
-    at_least=shrink.at_least,
+    rounding=shrink.rounding,
   )
 
 
@@ -156,6 +216,9 @@ def _importance(shrink, found, model, tree, batches, seed):
     y = _output(model)(tree, x)
     return losses.mean(*losses.cross_entropy(y, labels))
 
+  if shrink.score == 'activations':
+    inputs = [x for x, _ in batches]
+    return pruning.activations.activations(found, _output(model), tree, inputs)
   if shrink.score == 'fisher':
     squares = pruning.gradients.fisher(loss, tree, batches)
     roots = jax.tree.map(jnp.sqrt, squares)

@@ -38,7 +38,8 @@ class Built:
 
   `final` is the abstract form of what a finished stage leaves behind:
   {'params': stored leaves, 'variables', 'plain': parameters before compression}.
-  Where channels go, `source` is the model before, and `plan` says which.
+  Where channels go, `source` is the model before, and `plan` says which. Sizes are
+  `guessed` where only scores can tell them.
   """
 
   stage: options.Stage
@@ -51,6 +52,7 @@ class Built:
   template: state_lib.TrainState  # abstract
   final: dict[str, Any]
   ranges: dict[str, Any]  # placeholders of what `calibrate` finds; may be {}
+  guessed: bool = False
 
 
 def build_all(
@@ -75,9 +77,12 @@ def build_all(
       model = built[stage.init].model
     taught = stage.distil.teacher
     teacher = built[taught].model if taught else None
-    built[stage.name] = build(
-      stage, model, teacher, plan.data, found.get(stage.name)
-    )
+    known = found.get(stage.name)
+    b = build(stage, model, teacher, plan.data, known)
+    guessed = known is None and shrink_lib.depends(stage.shrink)
+    if stage.init and model is built[stage.init].model:
+      guessed |= built[stage.init].guessed
+    built[stage.name] = dataclasses.replace(b, guessed=guessed)
   return built
 
 
@@ -260,14 +265,6 @@ def start(
       f' {name!r}: {e}'
     ) from e
   return started['params'], started['variables']
-
-
-def shrunk(built: Built, params: Any, variables: Any) -> tuple[Any, Any]:
-  """(params, variables) without the channels that go before the stage begins."""
-  if built.plan is None:
-    return params, variables
-  tree = built.plan.apply(shrink_lib.tree_of(params, variables))
-  return tree['params'], tree['variables']
 
 
 def everything(stage, uses, params, rng, ranges):

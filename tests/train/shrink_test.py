@@ -1,7 +1,5 @@
 """Channels go before a stage begins: how many is known first, then which."""
 
-import dataclasses
-
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -48,7 +46,7 @@ class ShrinkTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    'magnitude', 'soft_threshold', 'first_order', 'taylor', 'fisher', 'random'
+    'magnitude', 'soft_threshold', 'taylor', 'fisher', 'activations', 'random'
   )
   def test_sizes_are_known_before_scores(self, score):
     said = dict(keep=0.5, score=score)
@@ -97,22 +95,48 @@ class ShrinkTest(parameterized.TestCase):
     built = stages.build(stage, self.model, None, DATA)
     self.assertEqual(built.final['params']['head']['kernel'].shape, (3, 10))
     self.assertEqual(built.source.params['head']['kernel'].shape, (6, 10))
-    built = dataclasses.replace(built, plan=self.chosen(keep=0.5))
-    params, variables = stages.shrunk(built, self.params, self.variables)
+    plan = self.chosen(keep=0.5)
+    params, variables, _ = shrink.cut(
+      self.model, plan, self.params, self.variables
+    )
     for (path, x), (_, like) in zip(
       rules.named_leaves(params), rules.named_leaves(built.model.params)
     ):
       self.assertEqual(x.shape, like.shape, path)
     y = built.model.forward(params, variables, self.batches[0][0])
-    masked = built.plan.mask(shrink.tree_of(self.params, self.variables))
+    masked = plan.mask(shrink.tree_of(self.params, self.variables))
     want = self.model.forward(*masked.values(), self.batches[0][0])
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+  def test_what_stays_takes_over(self):
+    plan = self.chosen(keep=0.5, score='activations')
+    inputs = [x for x, _ in self.batches]
+    args = self.model, plan, self.params, self.variables
+    _, _, lost = shrink.cut(*args, inputs)
+    names = {'params/layers/1/kernel', 'params/head/kernel'}
+    self.assertEqual(set(lost), names)
+    want = self.model.forward(self.params, self.variables, inputs[0])
+    off = [
+      np.square(self.model.forward(*shrink.cut(*args, x)[:2], inputs[0]) - want)
+      for x in ((), inputs)
+    ]
+    self.assertLess(off[1].sum(), 0.8 * off[0].sum())
+
+  def test_ranked_together(self):
+    said = dict(keep=0.5, scope='global')
+    guess = shrink.guessed(_stage(**said).shrink, self.model)
+    self.assertEqual(list(guess.sizes.values()), [3, 4])
+    # 7 of the 14 channels stay, wherever they are worth most.
+    found = self.chosen(**said, score='taylor')
+    self.assertEqual(sum(found.sizes.values()), 7)
 
   @parameterized.parameters(
     (dict(score='taylor'), 'neither keep nor a limit'),
     (dict(keep=0.5, flops=0.5), r"\{'keep': 0.5, 'flops': 0.5\}"),
     (dict(keep=0.5, score='tailor'), "score is 'tailor'; choose .*'taylor'"),
     (dict(keep=0.5, batches=3), 'batches is 3, .* without a score of data'),
+    (dict(keep=0.5, scope='all'), "scope is 'all'; choose one of"),
+    (dict(keep=0.5, rounding='up'), "is 'up', .* no effect without multiple"),
   )
   def test_mistakes(self, said, message):
     with pytest.raises(ValueError, match=message):
