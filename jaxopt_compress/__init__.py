@@ -62,6 +62,9 @@ from jaxopt_compress.core.operators import cast as cast
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
+from jaxopt_compress.export.rebuild import load_plan as load_plan
+from jaxopt_compress.export.rebuild import rebuild as rebuild
+from jaxopt_compress.export.rebuild import save_shrunk as save_shrunk
 from jaxopt_compress.kernels import pack as pack
 from jaxopt_compress.kernels import PackedArray as PackedArray
 from jaxopt_compress.kernels import tune as tune

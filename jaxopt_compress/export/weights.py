@@ -107,12 +107,24 @@ def host(x: Any, name: str) -> np.ndarray:
   return np.asarray(x, order='C')
 
 
-def save(path: str | os.PathLike, weights: Weights) -> None:
+def save(
+  path: str | os.PathLike,
+  weights: Weights,
+  metadata: Mapping[str, str] | None = None,
+) -> None:
   """Writes a safetensors file: the bytes of the arrays after one header."""
   stored = {name: _as_stored(x) for name, x in weights.items()}
   # safetensors does not check this, and would write other data.
   assert all(x.flags.c_contiguous for x in stored.values())
-  _safetensors().save_file(stored, path)
+  _safetensors().save_file(stored, path, metadata)
+
+
+def opened(path: str | os.PathLike) -> Any:
+  """A safetensors file, to read its header: `with opened(path) as file`."""
+  _safetensors()
+  import safetensors
+
+  return safetensors.safe_open(path, 'numpy')
 
 
 def load(path: str | os.PathLike, dtypes: Mapping[str, str]) -> Weights:

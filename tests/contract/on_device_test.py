@@ -5,6 +5,7 @@ where they lie unaligned, as those of files do, that it takes longer than the pr
 """
 
 import inspect
+import tempfile
 
 from absl.testing import parameterized
 import jax
@@ -79,6 +80,18 @@ def rebuilt():
   return rebuild(arrays)
 
 
+def rebuilt_model():
+  def build(n):
+    return None, {'w': np.ones((2, n['n'])), 'v': np.ones((n['n'], 2))}
+
+  structure = jc.structure(lambda p, x: x @ p['w'] @ p['v'])
+  plan = jc.Plan(structure(build({'n': 4})[1], np.ones((1, 2))), {'v:-2': [0]})
+  with tempfile.TemporaryDirectory() as folder:
+    path = f'{folder}/small.safetensors'
+    jc.save_shrunk(path, plan, build({'n': 1})[1])
+    return jc.rebuild(build, {'n': 4}, path).params
+
+
 TRANSFORMS = {
   'add_lora': lambda: jc.add_lora(
     PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0)
@@ -115,6 +128,7 @@ TRANSFORMS = {
   'quantize_cache': lambda: jc.quantize_cache(
     {'k': X, 'length': np.int32(1)}, [('k', 'int8'), ('.*', None)]
   ),
+  'rebuild': rebuilt_model,
   'shrink': lambda: jc.shrink(
     jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]}), QUANTISED
   ),
@@ -130,10 +144,10 @@ TRANSFORMS = {
 # one. `device_put` says in its name where to.
 OTHERS = """
   absmax activations at_scopes biases check_seen config_delta device_put explain
-  gram importance is_compressed lift match merge_stats minmax moments
+  gram importance is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error quantize_activations readers
-  rescalings rule select sort split_learned structure sum_abs sum_squares sums
-  uses
+  rescalings rule save_shrunk select sort split_learned structure sum_abs
+  sum_squares sums uses
 """.split()
 
 

@@ -237,6 +237,9 @@ KEEPS = {
 }
 # What would count codes says which leaf it is.
 REFUSES = {
+  'export.rebuild.save_shrunk': lambda t: jc.save_shrunk(
+    '', jc.Plan(jc.structure(apply)(DENSE, X), {}), t
+  ),
   'pruning.compensate.compensate': compensated,
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
   'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
@@ -274,6 +277,7 @@ OTHERS = {
   'core.lift.rule',
   'core.rules.match',
   'core.rules.named_leaves',
+  'export.rebuild.rebuild',  # builds one
   'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',

@@ -1,0 +1,147 @@
+"""A shrunk network on disk, and the model of it in a fresh process."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+
+KEY, X = jax.random.key(0), jnp.ones((2, 5))
+CONFIG = {'hidden': 8, 'heads': 4}
+
+# The model of both processes.
+MODEL = """
+from flax import nnx
+import jax.numpy as jnp
+
+class Model(nnx.Module):
+  def __init__(self, hidden, heads, rngs):
+    self.up = nnx.Linear(5, hidden, rngs=rngs)
+    self.attend = nnx.MultiHeadAttention(
+      heads, hidden, 6 * heads, decode=False, rngs=rngs
+    )
+    self.down = nnx.Linear(hidden, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.down(self.attend(nnx.relu(self.up(x))))
+
+def build(config):
+  return nnx.split(Model(**config, rngs=nnx.Rngs(0)))
+"""
+exec(MODEL)  # Model, build
+
+
+class Mlp(nn.Module):
+  hidden: int = 8
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(self.hidden)(x))
+    x = nn.BatchNorm(use_running_average=True)(x)
+    return nn.Dense(3, param_dtype=jnp.bfloat16)(x)
+
+
+def build_linen(model):
+  return model, model.init(KEY, X)
+
+
+def _planned(build, config, apply, size, n):
+  model, params = build(config)
+  found = jc.structure(apply(model))(params, X)
+  names = [name for name, g in found.free.items() if g.size == size]
+  plan = jc.Plan(found, {name: np.arange(n) for name in names[:1]})
+  return apply(model), params, plan
+
+
+def _apply_nnx(graphdef):
+  return lambda state, x: nnx.merge(graphdef, state)(x)
+
+
+class RebuildTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.path = pathlib.Path(folder.name) / 'small.safetensors'
+
+  def test_fresh_process(self):
+    fun, params, plan = _planned(build, CONFIG, _apply_nnx, 4, 2)  # noqa: F821
+    small = jc.shrink(plan, params)
+    jc.save_shrunk(self.path, plan, small)
+    script = MODEL + textwrap.dedent(f"""
+      import numpy as np
+      import jaxopt_compress as jc
+
+      found = jc.rebuild(build, {CONFIG!r}, {str(self.path)!r})
+      assert found.config == {{'hidden': 8, 'heads': 2}}, found.config
+      model = nnx.merge(found.model, found.params)
+      assert model.attend.num_heads == 2
+      print(np.asarray(model(jnp.ones((2, 5)))).tolist())
+    """)
+    out = subprocess.run(
+      [sys.executable, '-c', script],
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(out.returncode, 0, out.stderr)
+    want = fun(plan.mask(params), X)
+    got = np.array(eval(out.stdout.strip().splitlines()[-1]))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+  def test_linen(self):
+    fun, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
+    small = jc.shrink(plan, params)
+    jc.save_shrunk(self.path, plan, small)
+    model, loaded, config = jc.rebuild(build_linen, Mlp(), self.path)
+    self.assertEqual((model.hidden, config.hidden), (3, 3))
+    chex.assert_trees_all_equal(loaded, small)
+    chex.assert_trees_all_equal_dtypes(loaded, small)
+    np.testing.assert_allclose(
+      model.apply(loaded, X), fun(plan.mask(params), X), rtol=1e-2
+    )
+    again = jc.load_plan(self.path)
+    self.assertEqual(again.structure, plan.structure)
+    with self.assertRaisesRegex(
+      ValueError, r'other parameters: .* has shape \(9,'
+    ):
+      jc.rebuild(build_linen, Mlp(hidden=9), self.path)
+
+  def test_refused(self):
+    _, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
+    small = jc.shrink(plan, params)
+    q = jc.quantize(small, [('.*/Dense_0/kernel', 'int8'), ('.*', None)])
+    for tree, message in (
+      (params, r'has shape \(.*8.*the plan makes .*jc.shrink'),
+      (q, r'params/Dense_0/kernel is int8.*jc.materialize\(params\)'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        jc.save_shrunk(self.path, plan, tree)
+    jc.export.weights.save(self.path, {'a': np.ones(2)})
+    with self.assertRaisesRegex(ValueError, 'no plan in its header'):
+      jc.rebuild(build_linen, Mlp(), self.path)
+    jc.save_shrunk(self.path, plan, small)
+
+    def more(config):
+      model, params = build_linen(config)
+      return model, {**params, 'rngs': jnp.ones(2)}
+
+    with self.assertRaisesRegex(ValueError, 'rngs of the model is not in'):
+      jc.rebuild(more, Mlp(), self.path)
+
+
+if __name__ == '__main__':
+  absltest.main()
