@@ -14,13 +14,14 @@ the final mask.
 """
 
 from collections.abc import Sequence
-import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.pruning import counts
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import units
 
 
 def unstructured(
@@ -40,8 +41,7 @@ def unstructured(
   [[True, False], [False, True]]
   """
   _check_fraction(sparsity)
-  zeros = select.portion(select.portion(scores.size, sparsity), ramp)
-  return select.top_k_mask(scores, scores.size - zeros)
+  return cut(units.Units(scores, jnp.asarray), sparsity, ramp=ramp)
 
 
 def n_m(
@@ -78,9 +78,9 @@ def n_m(
   >>> n_m(jnp.array([4., 1., 2., 3., 0., 0., 0., 9.]), 2, 4, -1).astype(int).tolist()
   [1, 0, 0, 1, 1, 0, 0, 1]
   """
-  _check_n_m(scores.shape, n, m, axis)
   select.refuse_nan([scores])
-  return _n_m(scores, n, m, axis, ramp)
+  axes = uses_lib.Axes((axis,), (), ())
+  return cut(units.n_m(scores, axes, n=n, m=m), 1.0, ramp=ramp)
 
 
 def neurons(
@@ -108,72 +108,34 @@ def neurons(
   [[True, False, True], [True, False, True]]
   """
   _check_fraction(sparsity)
-  # One score and one choice for each neuron, repeated for all of its weights.
-  means = neuron_scores(scores, axis)
-  gone = select.portion(select.portion(means.size, sparsity), ramp)
-  kept = select.top_k_mask(means, means.size - gone)
-  return jnp.broadcast_to(kept, scores.shape)
+  chosen = (axis,) if isinstance(axis, int) else tuple(axis)
+  chosen = {a - scores.ndim if a >= 0 else a for a in chosen}
+  others = set(range(-scores.ndim, 0)) - chosen
+  axes = uses_lib.Axes(tuple(others), (), tuple(chosen))
+  return cut(units.neurons(scores, axes), sparsity, ramp=ramp)
 
 
-def neuron_scores(scores: jax.Array, axis: int | Sequence[int]) -> jax.Array:
-  """Mean score of each neuron, float32, with size 1 on the other axes."""
-  axes = (axis,) if isinstance(axis, int) else tuple(axis)
-  kept = {a % scores.ndim for a in axes}
-  others = tuple(a for a in range(scores.ndim) if a not in kept)
-  return jnp.mean(scores, axis=others, dtype=jnp.float32, keepdims=True)
+def cut(
+  whole: units.Units, sparsity: float, *, ramp: float | jax.Array = 1.0
+) -> jax.Array:
+  """Keeps all but the round(sparsity * units) units with the lowest scores.
 
+  Args:
+    whole: the units of a leaf, of any granularity of `units`.
+    sparsity: fraction of units that go, in [0, 1].
+    ramp: the fraction of those that go, in [0, 1].
 
-@functools.partial(jax.jit, static_argnames=('n', 'm', 'axis'))
-def _n_m(scores, n, m, axis, ramp):
-  groups = _grouped(scores, m, axis)  # [..., groups, m]
-  kept = _ranks(select.ordinal(groups)) < n
-  # A group's loss decides when it is masked; the top k by loss stay dense.
-  lost = jnp.where(kept, 0.0, groups.astype(jnp.float32)).sum(-1)
-  masked = select.portion(lost.size, ramp)
-  dense = select.top_k_mask(lost, lost.size - masked)
-  return _ungrouped(kept | dense[..., None], scores.shape, axis)
+  Returns:
+    Boolean mask of the shape of the leaf.
 
-
-def _ranks(keys):
-  """Ranks within the last axis: 0 is the largest key, ties go by index."""
-  # m is small (4, 8), so comparing all pairs is cheaper than sorting each group.
-  m = keys.shape[-1]
-  index = np.arange(m)
-  ranks = jnp.zeros(keys.shape, jnp.int32)
-  for j in range(m):
-    other = keys[..., j : j + 1]
-    earlier = (index > j).reshape((1,) * (keys.ndim - 1) + (m,))
-    before = (other > keys) | ((other == keys) & earlier)
-    ranks += before.astype(jnp.int32)
-  return ranks
-
-
-def _grouped(x, m, axis):
-  """[..., axis, ...] -> [..., axis / m, m], the other axes in front in order."""
-  # Only neighbours on the last axis can be split off by a reshape.
-  x = jnp.moveaxis(x, axis, -1)
-  return x.reshape(*x.shape[:-1], x.shape[-1] // m, m)
-
-
-def _ungrouped(x, shape, axis):
-  """The inverse of `_grouped`, for an array of this shape."""
-  x = x.reshape(*x.shape[:-2], shape[axis])
-  return jnp.moveaxis(x, -1, axis)
-
-
-def _check_n_m(shape, n, m, axis):
-  if not 1 <= n < m:
-    raise ValueError(
-      f'{n}:{m} keeps {n} of {m}; 1 <= n < m is expected, as in 2:4.'
-    )
-  if not -len(shape) <= axis < len(shape):
-    raise ValueError(f'Axis {axis} of an array of shape {shape}.')
-  if shape[axis] % m:
-    divisors = [d for d in range(n + 1, shape[axis] + 1) if not shape[axis] % d]
-    raise ValueError(
-      f'{n}:{m} needs whole groups of {m}, but axis {axis} of shape {shape} has'
-      f' {shape[axis]}. Leave this leaf as it is, or take m from {divisors}.'
-    )
+  >>> axes = uses_lib.Axes((-2,), (), (-1,))
+  >>> tiles = units.block(jnp.array([[1., 2., 3., 4.]]), axes, block=(1, 2))
+  >>> cut(tiles, 0.5).tolist()
+  [[False, False, True, True]]
+  """
+  n = whole.scores.size
+  gone = counts.portion(counts.portion(n, sparsity), ramp)
+  return whole.expand(select.top_k_mask(whole.scores, n - gone))
 
 
 def _check_fraction(sparsity):

@@ -9,43 +9,57 @@ Nothing is sorted and nothing is gathered: each of the 32 steps (16 for bfloat16
 compares all keys with one threshold and counts. On sharded scores that costs one
 scalar all-reduce a step, where sorting would move the whole array to every device.
 
-Many arrays can be ranked together, as if they were concatenated.
+Slices of an array can be ranked each by itself, and many arrays can be ranked together,
+as if they were concatenated. Counts are exact beyond an int32 (see `counts`).
 """
 
 from collections.abc import Sequence
+import functools
+import math
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.pruning import counts
 
-def top_k_mask(scores: jax.Array, k: int | jax.Array) -> jax.Array:
+Number = int | jax.Array | counts.Count
+
+
+def top_k_mask(
+  scores: jax.Array, k: Number, axes: Sequence[int] | None = None
+) -> jax.Array:
   """True at the `k` largest scores; of equal ones, those of the lowest index.
 
   Args:
     scores: floating array of any shape and dtype. -0 equals 0. NaN ranks below
       -inf, so that it never wins against a number.
     k: how many, 0 <= k <= scores.size; may be traced.
+    axes: whose entries are ranked with each other; None is all. Along the others
+      each slice is ranked by itself, and k may be an array with size 1 on `axes`.
 
   Returns:
-    Boolean array of the shape of `scores`, True exactly `k` times.
+    Boolean array of the shape of `scores`, True exactly `k` times (in each slice).
 
   Raises:
-    ValueError: not floating, k out of range, too many scores to count; or, where
-      the values are known (not under jit), a score that is NaN.
+    ValueError: not floating, k out of range; or, where the values are known (not
+      under jit), a score that is NaN.
 
   >>> top_k_mask(jnp.array([1., 3., 2., 3.]), 3).tolist()
   [False, True, True, True]
-  >>> top_k_mask(jnp.array([5., 5., 5.]), 2).tolist()
-  [True, True, False]
+  >>> top_k_mask(jnp.array([[5., 5.], [1., 2.]]), 1, axes=(-1,)).tolist()
+  [[True, False], [False, True]]
   """
-  return top_k_masks([scores], k)[0]
+  scores = jnp.asarray(scores)
+  axes = tuple(range(scores.ndim)) if axes is None else axes
+  axes = tuple(sorted(a % scores.ndim for a in axes))
+  _check([scores], k, math.prod(scores.shape[a] for a in axes))
+  return _top_k(scores, counts.of(k), axes)
 
 
-def top_k_masks(
-  scores: Sequence[jax.Array], k: int | jax.Array
-) -> list[jax.Array]:
+def top_k_masks(scores: Sequence[jax.Array], k: Number) -> list[jax.Array]:
   """`top_k_mask` of several arrays ranked together, earlier arrays first.
 
   Args:
@@ -59,24 +73,49 @@ def top_k_masks(
   [[False, True], [True]]
   """
   scores = [jnp.asarray(s) for s in scores]
-  _check(scores, k)
-  return _top_k_masks(scores, jnp.asarray(k, jnp.int32))
+  _check(scores, k, sum(s.size for s in scores))
+  slices = [Slices(s, tuple(range(s.ndim)), 0, s.size) for s in scores]
+  return _together(slices, counts.of(k))
 
 
-def portion(n: int | jax.Array, fraction: float | jax.Array) -> int | jax.Array:
-  """round(fraction * n), halves to even; exactly n at fraction 1.
+class Slices(NamedTuple):
+  """An array whose slices have bounds on how many of them are kept.
 
-  For plain Python numbers the result is an int, and exact. If either is traced,
-  the product is float32, and below 2^24 the result is off by one at most.
-
-  >>> portion(10, 0.29), portion(10, 1.)
-  (3, 10)
+  Attributes:
+    scores: floating array.
+    axes: that make up one slice, counted from the front.
+    least, most: of each slice that are kept, numbers or arrays with size 1 on
+      `axes`.
   """
-  if isinstance(n, int) and isinstance(fraction, (int, float)):
-    return round(fraction * n)
-  fraction = jnp.asarray(fraction, jnp.float32)
-  rounded = jnp.round(fraction * n).astype(jnp.int32)
-  return jnp.where(fraction >= 1, n, rounded)
+
+  scores: jax.Array
+  axes: tuple[int, ...]
+  least: Number
+  most: Number
+
+
+def together(slices: Sequence[Slices], k: Number) -> list[jax.Array]:
+  """One threshold for the slices of all arrays, which keep `k` in all.
+
+  Slices that would keep fewer than their `least` keep their `least` largest, and
+  those that would keep more than their `most` keep that many; the threshold is the
+  one at which that makes k.
+
+  Args:
+    slices: whose scores have one dtype; the sum of what is least is k at most, and
+      the sum of what is most k at least.
+    k: how many of all; may be traced.
+
+  Returns:
+    A boolean array for each.
+
+  >>> loud, soft = jnp.array([8., 9.]), jnp.array([1., 2.])
+  >>> ours = [Slices(loud, (0,), 0, 2), Slices(soft, (0,), 1, 2)]
+  >>> [m.tolist() for m in together(ours, 2)]
+  [[False, True], [False, True]]
+  """
+  _check([s.scores for s in slices], k, sum(s.scores.size for s in slices))
+  return _together(list(slices), counts.of(k))
 
 
 def ordinal(x: jax.Array) -> jax.Array:
@@ -104,75 +143,139 @@ def ordinal(x: jax.Array) -> jax.Array:
   return jnp.where(jnp.isnan(x), jnp.zeros_like(u), u)
 
 
-@jax.jit
-def _top_k_masks(scores, k):
-  keys = [ordinal(s) for s in scores]
-  t = _threshold(keys, k)
+@functools.partial(jax.jit, static_argnames='axes')
+def _top_k(scores, k, axes):
+  key = ordinal(scores)
+  return _kept(key, k, axes, threshold(key, k, axes))
+
+
+def _kept(key, k, axes, t):
+  """The k largest keys of each slice, where t is the k-th largest."""
   # Keys equal to the threshold fill what is missing, lowest indices first.
-  missing = k - _count([key > t for key in keys])
-  indices = _indices([key.shape for key in keys])
-  tied = [key == t for key in keys]
-  end = _index_bound(tied, indices, missing)
-  return [
-    (key > t) | (tie & (i < end))
-    for key, tie, i in zip(keys, tied, indices, strict=True)
-  ]
+  above = key > t
+  missing = k - counts.count(above, axes)
+  return above | _first(key == t, missing, axes)
 
 
-def _threshold(keys, k):
-  """The largest t with count(key >= t) >= k, from its highest bit down."""
-  dtype = keys[0].dtype
+def threshold(key: jax.Array, k: Number, axes: tuple[int, ...]) -> jax.Array:
+  """The largest t with count(key >= t) >= k in each slice, with size 1 on `axes`."""
+  shape = [1 if a in axes else n for a, n in enumerate(key.shape)]
+  return _bits(key.dtype, shape, lambda t: counts.count(key >= t, axes) >= k)
+
+
+def _bits(dtype, shape, enough):
+  """The largest t that is enough, from its highest bit down."""
   bits = dtype.itemsize * 8
 
   # A bit stays set if enough keys reach the threshold with it; lower bits only
   # raise the threshold further, so no bit has to be taken back.
   def one_bit(i, t):
     higher = t | (jnp.ones((), dtype) << jnp.asarray(bits - 1 - i, dtype))
-    enough = _count([key >= higher for key in keys]) >= k
-    return jnp.where(enough, higher, t)
+    return jnp.where(enough(higher), higher, t)
 
-  return lax.fori_loop(0, bits, one_bit, jnp.zeros((), dtype))
+  return lax.fori_loop(0, bits, one_bit, jnp.zeros(shape, dtype))
 
 
-def _index_bound(tied, indices, missing):
+def _together(slices, k):
+  axes = tuple(s.axes for s in slices)
+  bounds = [(counts.of(s.least), counts.of(s.most)) for s in slices]
+  return _choose([s.scores for s in slices], bounds, k, axes)
+
+
+@functools.partial(jax.jit, static_argnames='axes')
+def _choose(scores, bounds, k, axes):
+  keys = [ordinal(s) for s in scores]
+
+  def number(found):
+    """How many each slice keeps of those that are True."""
+    return [
+      counts.clip(counts.count(f, a), *b)
+      for f, a, b in zip(found, axes, bounds, strict=True)
+    ]
+
+  def enough(t):
+    kept = number([key >= t for key in keys])
+    return sum(counts.total(n) for n in kept) >= k
+
+  t = _bits(keys[0].dtype, (), enough)
+  above, reach = (
+    number([key > t for key in keys]),
+    number([key >= t for key in keys]),
+  )
+  kept, missing = [], k - sum(counts.total(n) for n in above)
+  for least, most in zip(above, reach, strict=True):
+    # Slices that have keys equal to the threshold are filled in their order.
+    room = most - least
+    given = _shared(room, missing)
+    missing -= counts.total(given)
+    kept.append(least + given)
+  return [
+    _bounded(key, n, a, t) for key, n, a in zip(keys, kept, axes, strict=True)
+  ]
+
+
+def _bounded(key, kept, axes, t):
+  """The `kept` largest of each slice; where no bound cuts in, t is their threshold."""
+  fits = counts.count(key > t, axes) <= kept
+  fits &= counts.count(key >= t, axes) >= kept
+  t = jnp.broadcast_to(t, fits.shape)
+  t = lax.cond(fits.all(), lambda: t, lambda: threshold(key, kept, axes))
+  return _kept(key, kept, axes, t)
+
+
+def _shared(room, missing):
+  """What each entry of `room` gets of `missing`, the first before the next."""
+  n = math.prod(room.shape)
+  if n == 1:
+    return counts.clip(missing, counts.of(0), room)
+  flat = room.reshape(n)
+  before = lax.associative_scan(lambda a, b: a + b, flat) - flat
+  return counts.clip(missing - before, counts.of(0), flat).reshape(*room.shape)
+
+
+def _first(tied, missing, axes):
+  """The first `missing` of those tied in each slice, in row-major order."""
+  inner, outer = counts.split(tied.shape, axes)
+  if not outer:
+    index = _index(tied.shape, inner)
+    return tied & (index < _bound(tied, index, missing, axes))
+  # An index of all is no int32: whole rows first, then a part of the next one.
+  row, column = _index(tied.shape, outer), _index(tied.shape, inner)
+  last = _bound(tied, row, missing, axes) - 1
+  whole, part = tied & (row < last), tied & (row == last)
+  missing -= counts.count(whole, axes)
+  return whole | (part & (column < _bound(part, column, missing, axes)))
+
+
+def _bound(tied, index, missing, axes):
   """The least b such that `missing` of the tied have an index below b."""
-  n = sum(i.size for i in indices)
+  n = min(math.prod(index.shape[a] for a in axes), 2**31 - 1)
 
   def halve(bounds):
     low, high = bounds
     middle = low + (high - low) // 2
-    below = [tie & (i < middle) for tie, i in zip(tied, indices, strict=True)]
-    enough = _count(below) >= missing
+    enough = counts.count(tied & (index < middle), axes) >= missing
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
   # Usually all tied keys are wanted, and the loop ends before its first turn.
-  all_wanted = _count(tied) == missing
+  all_wanted = missing >= counts.count(tied, axes)
   low = jnp.where(all_wanted, n, 0).astype(jnp.int32)
   bounds = (low, jnp.full_like(low, n))
-  return lax.while_loop(lambda b: b[0] < b[1], halve, bounds)[1]
+  return lax.while_loop(lambda b: (b[0] < b[1]).any(), halve, bounds)[1]
 
 
-def _count(masks):
-  return sum(jnp.sum(m, dtype=jnp.int32) for m in masks)
+def _index(shape, axes):
+  """Row-major indices over some axes, with size 1 on the others."""
+  # Built in the shape of the scores, without a reshape, so that indices can be
+  # sharded as the scores are. The stride of the last axis is 1.
+  index, stride = jnp.zeros(shape, jnp.int32), 1
+  for axis in reversed(axes):
+    index += stride * lax.broadcasted_iota(jnp.int32, shape, axis)
+    stride *= shape[axis]
+  return index
 
 
-def _indices(shapes):
-  """Row-major indices into the arrays as if concatenated."""
-  out, begin = [], 0
-  for shape in shapes:
-    # Built in the shape of the scores, without a reshape, so that indices can be
-    # sharded as the scores are. The stride of the last axis is 1.
-    index = jnp.full(shape, begin, jnp.int32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-      index += stride * lax.broadcasted_iota(jnp.int32, shape, axis)
-      stride *= shape[axis]
-    out.append(index)
-    begin += stride
-  return out
-
-
-def _check(scores, k):
+def _check(scores, k, n):
   for s in scores:
     if not jnp.issubdtype(s.dtype, jnp.floating):
       raise ValueError(f'Scores are {s.dtype}; give floating ones.')
@@ -180,12 +283,6 @@ def _check(scores, k):
     raise ValueError(
       f'Scores ranked together have one dtype, not {[s.dtype for s in scores]}.'
       ' Cast them to float32.'
-    )
-  n = sum(s.size for s in scores)
-  if n >= 2**31:
-    raise ValueError(
-      f'{n} scores are ranked together, more than an int32 counts. Rank leaf by'
-      ' leaf.'
     )
   if isinstance(k, (int, np.integer)) and not 0 <= k <= n:
     raise ValueError(f'k={k} of {n} scores; 0 <= k <= {n} is expected.')

@@ -1,5 +1,7 @@
 """Selection against sorting, ties and all."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import hypothesis
@@ -10,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from jaxopt_compress.pruning import counts
 from jaxopt_compress.pruning import select
 
 
@@ -141,21 +144,61 @@ class SelectTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'one dtype'):
       select.top_k_masks([jnp.ones(2), jnp.ones(2, jnp.bfloat16)], 1)
 
-  @parameterized.parameters(
-    (10, 0.8, 8),
-    (100, 0.29, 29),
-    (3, 0.5, 2),
-    (7, 1.0, 7),
-    (2**40, 0.8, 879609302221),
-  )
-  def test_portion(self, n, fraction, expected):
-    self.assertEqual(select.portion(n, fraction), expected)
+  @parameterized.parameters((0,), (1,), (0, 2), (-1, -2))
+  def test_slices_are_ranked_each_by_itself(self, *axes):
+    scores = jnp.round(4 * jax.random.normal(jax.random.key(0), (3, 4, 5)))
+    got = np.asarray(select.top_k_mask(scores, 2, axes))
+    # Slices one after the other, the ranked axes last and in their order.
+    back = [a % 3 for a in sorted(a % 3 for a in axes)]
+    rest = [a for a in range(3) if a not in back]
+    n = int(np.prod([scores.shape[a] for a in back]))
+    rows = lambda x: np.transpose(x, (*rest, *back)).reshape(-1, n)
+    for mask, row in zip(rows(got), rows(np.asarray(scores)), strict=True):
+      np.testing.assert_array_equal(mask, oracle(row, 2))
 
-  def test_traced_portion_ends_exactly(self):
-    n = 2**30 + 1  # not a float32
-    f = jax.jit(lambda r: select.portion(n, r))
-    self.assertEqual(int(f(1.0)), n)
-    self.assertEqual(int(f(0.0)), 0)
+  @parameterized.parameters(range(5, 16))
+  def test_bounds_hold_and_the_rest_is_one_ranking(self, k):
+    stack = jnp.array([[9.0, 9, 8, 7, 9, 6], [0, 1, 2, 3, 4, 4]])
+    b = jnp.array([5.0, 9, 5, 2])
+    slices = [
+      select.Slices(stack, (1,), counts.of(jnp.array([[0], [2]])), 4),
+      select.Slices(b, (0,), 1, 4),
+    ]
+    if k > 12:
+      slices[0] = slices[0]._replace(most=6)
+    got = select.together(slices, k)
+    kept = [int(m.sum()) for m in (*got[0], got[1])]
+    self.assertEqual(sum(kept), k)
+    self.assertGreaterEqual(kept[1], 2)
+    self.assertGreaterEqual(kept[2], 1)
+    self.assertLessEqual(max(kept[:2]), 4 if k <= 12 else 6)
+    for row, mask, n in zip((*stack, b), (*got[0], got[1]), kept, strict=True):
+      np.testing.assert_array_equal(mask, oracle(row, n))
+    if k == 7:  # 9 9 9 8 of the first, its most, 4 4 of the second, its least
+      self.assertEqual(kept, [4, 2, 1])
+
+  def test_ties_in_more_rows_than_an_index_counts(self):
+    tied = jnp.asarray(np.random.default_rng(0).random((4, 3, 5)) < 0.5)
+    n = int(tied.sum())
+    split = counts.split
+    small = lambda shape, axes, most=0: split(shape, axes, 16)
+    with mock.patch.object(counts, 'split', small):
+      for k in range(n + 1):
+        got = select._first(tied, counts.of(k), (0, 1, 2))
+        want = np.cumsum(np.ravel(tied)) <= k
+        np.testing.assert_array_equal(np.ravel(got), np.ravel(tied) & want)
+
+  def test_more_weights_than_an_int32_counts(self):
+    stack = jax.ShapeDtypeStruct((80, 8192, 8192), jnp.bfloat16)  # 5.4e9
+    one = jax.ShapeDtypeStruct((2**18, 2**14), jnp.bfloat16)  # 2^32
+    for f, k in (
+      (select.top_k_mask, 2**32 + 5),
+      (lambda x, k: select.top_k_masks([x, x], k), 2**33 + 5),
+    ):
+      for x in (stack, one):
+        text = jax.jit(f, static_argnums=1).lower(x, min(k, x.size)).as_text()
+        self.assertNotIn('i64>', text)
+        self.assertNotIn('sort', text)
 
 
 if __name__ == '__main__':
