@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import activations
+from jaxopt_compress.pruning import allocate
 from jaxopt_compress.pruning import budget
 from jaxopt_compress.pruning import compensate
 from jaxopt_compress.pruning import gradients
@@ -27,10 +28,11 @@ from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import sort
 from jaxopt_compress.pruning import stopwatch
+from jaxopt_compress.pruning import units
 from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
-from jaxopt_compress.pruning.prune import magnitude_prune
+from jaxopt_compress.pruning.prune import prune_now
 from jaxopt_compress.pruning.prune import Sparsity
 
 lift.rule(lax.convert_element_type_p, Masked)(masked.convert)
@@ -39,18 +41,19 @@ __all__ = [
   'Masked',
   'Sparsity',
   'activations',
+  'allocate',
   'budget',
   'compensate',
   'gradients',
   'importance',
   'keep',
   'latency',
-  'magnitude_prune',
   'masks',
   'measure',
   'members',
   'normals',
   'prune',
+  'prune_now',
   'quotas',
   'ranking',
   'schedules',
@@ -59,5 +62,6 @@ __all__ = [
   'sort',
   'sparsity',
   'stopwatch',
+  'units',
   'vocabulary',
 ]

@@ -13,7 +13,6 @@ that displaced it have shrunk below it. From `end` on the masks are fixed.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import re
 from typing import Any
 import warnings
@@ -22,14 +21,14 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import ranking
-from jaxopt_compress.pruning import scores as scores_lib
-from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import scoring
 from jaxopt_compress.pruning import spec as spec_lib
 from jaxopt_compress.pruning import state as state_lib
 
@@ -43,12 +42,18 @@ Rules = Sequence[tuple[str, Sparsity | None]]
 _MANY_TIES = 0.1
 
 
-def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
+def prune(
+  rules: Rules, uses: dict | None = None, **given: Any
+) -> compression.Compression:
   """Masks weights on a schedule.
 
   `init` makes the masks of step 0: with begin=0 and end=0, the defaults, they are
   the final ones. `update` recomputes them at the steps of `schedules.updates`,
   inside a `lax.cond`: one program for all steps.
+
+  A score that takes `gradient` or `gradient_squares` beside weights finds them in what
+  `update` is told, `jc.Info(step, grads)`, and one that takes `input_squares` in
+  `statistics`, which `observes` asks for. What is `given` stays as it is.
 
   Args:
     rules: ordered `(regex, Sparsity | None)`; first match wins, every leaf must be
@@ -58,6 +63,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
       Flax's convention, and 'unstructured' has one threshold for each leaf. So it has
       for leaves that are in no product, such as biases. If the first axis of such a
       leaf may be a stack of layers, each of them keeps the floor of its rule.
+    **given: what scores take beside weights, by name, as key=jax.random.key(0).
 
   Returns:
     A `Compression`; `apply` gives `Masked` leaves, and `jc.freeze` of those plain
@@ -66,7 +72,7 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
   Raises:
     ValueError: when its functions are called: no rule covers a leaf, a leaf is not
       floating or has NaN, its axes are unknown, m does not divide the contracted
-      one, or nothing would be left of a layer.
+      one, nothing would be left of a layer, or a score lacks what it takes.
 
   Of equal scores the first stay. Where that decides about much of a leaf, as of a
   constant one, a warning says so, except under jit, where values are not known.
@@ -77,13 +83,21 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
   [3.0, 0.0]
   """
   rules = rules_lib.pairs(rules)
+  specs = [spec for _, spec in rules if isinstance(spec, Sparsity)]
+  scoring.check_names(specs, given)
+  given = scoring.by_path(given)
 
   def init(params):
     step = jnp.zeros((), jnp.int32)
-    masks = {}
+    masks, sums = {}, {}
     for spec, leaves in by_rule(rules, params):
-      masks |= _masks(spec, leaves, uses, spec.ramp(step))
-    return State(step, masks)
+      if spec.memory:
+        sums |= {p: jnp.zeros_like(x, _wide(x)) for p, x in leaves.items()}
+      if set(spec.inputs()) - set(given) and _nothing_yet(spec):
+        masks |= {p: jnp.ones_like(x, bool) for p, x in leaves.items()}
+      else:
+        masks |= _masks(spec, leaves, uses, spec.ramp(step), given)
+    return State(step, masks, sums=sums)
 
   def apply(params, state):
     return apply_masks(params, state.masks, state.gradient)
@@ -91,25 +105,43 @@ def prune(rules: Rules, uses: dict | None = None) -> compression.Compression:
   def update(state, params, info):
     step = jnp.asarray(info.step, jnp.int32)
     check_masks(params, state.masks)
-    masks = {}
+    masks, sums = {}, {}
     for spec, leaves in by_rule(rules, params):
+      others = given | _told(spec, info, given)
+
+      def changed(leaves, scores, spec=spec, others=others):
+        return _masks(spec, leaves, uses, spec.ramp(step), others, scores)
+
+      scores = None
+      if spec.memory:
+        scores = _remembered(spec, leaves, uses, others, state.sums)
+        sums |= scores
       # Due when the count has grown since the last update, so steps may be skipped.
       # With a cond, steps between updates rank nothing.
       masks |= lax.cond(
         spec.updates(step) > spec.updates(state.step),
-        lambda old, leaves, spec=spec: _masks(
-          spec, leaves, uses, spec.ramp(step)
-        ),
-        lambda old, leaves: old,
+        lambda old, *now, changed=changed: changed(*now),
+        lambda old, *now: old,
         {path: state.masks[path] for path in leaves},
         leaves,
+        scores,
       )
-    return dataclasses.replace(state, step=step, masks=masks)
+    return dataclasses.replace(state, step=step, masks=masks, sums=sums)
 
-  return compression.Compression(init, apply, update)
+  def observes(params):
+    return {
+      re.escape(path): statistics.sum_squares()
+      for spec, leaves in by_rule(rules, params)
+      if 'input_squares' in set(spec.inputs()) - set(given)
+      for path in leaves
+    }
+
+  return compression.Compression(init, apply, update, observes)
 
 
-def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
+def prune_now(
+  params: Any, rules: Rules, uses: dict | None = None, **others: Any
+) -> Any:
   """Prunes at once to the targets; schedules are ignored.
 
   Args:
@@ -117,6 +149,10 @@ def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
       zeros.
     rules: ordered `(regex, Sparsity | None)`, as for `prune`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
+    **others: what scores take beside weights, by name: gradient= of 'taylor',
+      'first_order' and 'movement', gradient_squares= of 'fisher', each a tree of the
+      form of `params`; input_squares= of 'wanda', what `jc.observe` saw; key= of
+      'random'.
 
   Returns:
     The tree with `Masked` leaves. `jc.freeze` makes them plain arrays.
@@ -124,14 +160,58 @@ def magnitude_prune(params: Any, rules: Rules, uses: dict | None = None) -> Any:
   Raises:
     ValueError: as for `prune`.
 
-  >>> p = magnitude_prune({'w': jnp.array([3., 1.])}, [(r'w', Sparsity(0.5))])
+  Example, Wanda:
+
+      wanted = {r'.*/kernel': jc.sum_squares()}
+      _, stats = jc.observe(apply, wanted)(params, x)
+      rules = [(r'.*/kernel', jc.Sparsity(0.5, score='wanda')), (r'.*', None)]
+      pruned = jc.prune_now(params, rules, uses, input_squares=stats)
+
+  >>> p = prune_now({'w': jnp.array([3., 1.])}, [(r'w', Sparsity(0.5))])
   >>> p['w'].describe()
   'masked 50%'
   """
-  masks = {}
-  for spec, leaves in by_rule(rules, params):
-    masks |= _masks(spec, leaves, uses, ramp=1.0)
+  ours = by_rule(rules, params)
+  scoring.check_names([spec for spec, _ in ours], others)
+  others, masks = scoring.by_path(others), {}
+  for spec, leaves in ours:
+    masks |= _masks(spec, leaves, uses, 1.0, others)
   return apply_masks(params, masks)
+
+
+def _wide(x):
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _nothing_yet(spec) -> bool:
+  """Whether the masks of step 0 keep everything, whatever the scores are."""
+  with jax.ensure_compile_time_eval():
+    return float(spec.ramp(0)) == 0
+
+
+def _told(spec, info, given) -> dict[str, Any]:
+  """What an update is told that a score takes."""
+  told = {}
+  if info.grads is not None:
+    grads = dict(rules_lib.named_leaves(info.grads))
+    told['gradient'] = grads
+    told['gradient_squares'] = {p: jnp.square(g) for p, g in grads.items()}
+  if info.statistics:
+    told['input_squares'] = info.statistics
+  for name in set(spec.inputs()) - set(given) - set(told):
+    raise ValueError(
+      f'score={spec.score!r} takes {name!r}, of which an update knows nothing: pass'
+      ' jc.Info(step, grads, statistics), the statistics being those that'
+      f' comp.observes(params) asks for, or jc.prune(rules, uses, {name}=...).'
+    )
+  return told
+
+
+def _remembered(spec, leaves, uses, others, sums):
+  """The scores of all steps so far, those long ago counting less and less."""
+  axes = {path: axes_of(path, x, spec, uses) for path, x in leaves.items()}
+  now = scoring.scores(spec, leaves, axes, others)
+  return {path: spec.memory * sums[path] + now[path] for path in leaves}
 
 
 def apply_masks(
@@ -220,6 +300,7 @@ def compute(
   fraction: float | jax.Array | None = None,
   *,
   scores: dict[str, jax.Array] | None = None,
+  **others: Any,
 ) -> dict[str, jax.Array]:
   """The masks of the leaves of one rule, at any sparsity.
 
@@ -233,6 +314,7 @@ def compute(
     fraction: of zeros, in [0, target]; it may be traced. None is `spec.target`.
     scores: `{path: a score for each weight}`, of the shapes of the leaves; None for
       those that the rule names. Infinite ones always stay, or never.
+    **others: what the rule's score takes beside weights, as for `prune_now`.
 
   Returns:
     `{path: bool mask}`, True where a weight is kept.
@@ -252,26 +334,19 @@ def compute(
     # Exactly 1 at the target, whatever the division rounds to.
     there = jnp.asarray(fraction) >= spec.target
     ramp = jnp.where(there, 1.0, fraction / max(spec.target, 1e-9))
-  return _masks(spec, leaves, uses, ramp, scores)
+  return _masks(spec, leaves, uses, ramp, scoring.by_path(others), scores)
 
 
-def _masks(spec, leaves, uses, ramp, scores=None) -> dict[str, jax.Array]:
+def _masks(
+  spec, leaves, uses, ramp, others, scores=None
+) -> dict[str, jax.Array]:
+  axes = {path: axes_of(path, x, spec, uses) for path, x in leaves.items()}
   if scores is None:
-    scores = {path: _score(path, x, spec) for path, x in leaves.items()}
-  rank = functools.partial(
-    ranking.masks,
-    spec.kind,
-    spec.scope,
-    axes={path: axes_of(path, x, spec, uses) for path, x in leaves.items()},
-    target=spec.target,
-    n=spec.n,
-    m=spec.m,
-    floor=spec.floor,
-    ramp=ramp,
-  )
-  masks = rank(scores)
+    scores = scoring.scores(spec, leaves, axes, others)
+  masks = ranking.masks(spec, scores, axes, ramp)
   if not any(isinstance(m, jax.core.Tracer) for m in masks.values()):
-    for path, number in ranking.by_place(rank, scores, masks).items():
+    told = ranking.by_place(spec, scores, axes, ramp, masks)
+    for path, number in told.items():
       _tell_ties(path, int(number), masks[path].size)
   return masks
 
@@ -284,27 +359,6 @@ def _tell_ties(path, number, size):
       f' are by a rule (r"{re.escape(path)}", None), and prune before you quantise.',
       stacklevel=2,
     )
-
-
-def _score(path, x, spec):
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(
-      f'{path} is {x.dtype}; only floating leaves are pruned. Put (r"{path}",'
-      ' None) before the rule that takes it.'
-    )
-  w = array.materialize(x)
-  # The score of NaN is NaN, which would be reported without the leaf's path.
-  try:
-    select.refuse_nan([w])
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from e
-  # Under jit it is not known, and stays: behind a mask nobody would see it.
-  w = jnp.nan_to_num(w, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
-  if spec.score == 'magnitude':
-    return scores_lib.magnitude(w)
-  w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
-  # So little of the magnitude is lost in any score but 0, which it takes apart.
-  return scores_lib.soft_threshold(w, spec.k) + 1e-20 * jnp.abs(w)
 
 
 def axes_of(
@@ -321,10 +375,4 @@ def axes_of(
     stack = has_layers and x.size * (1 - spec.target) >= x.shape[0]
     every = tuple(range(-x.ndim, 0))
     return uses_lib.Axes((), every[: int(stack)], every[int(stack) :])
-  axes = uses_lib.axes(path, x, uses)
-  if spec.kind == 'neurons' and not axes.free:
-    raise ValueError(
-      f'{path}, shape {tuple(x.shape)}, is contracted over all of its axes, so it'
-      ' has no neurons. Leave it as it is, or prune it unstructured.'
-    )
-  return axes
+  return uses_lib.axes(path, x, uses)

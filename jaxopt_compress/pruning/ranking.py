@@ -1,88 +1,68 @@
 """What is ranked against what: the masks of the leaves that one rule takes.
 
     'leaf'    each leaf by itself, and each layer of a stacked leaf by itself
-    'global'  all weights (or neurons) of all leaves of the rule, and of all their
-              layers, against one threshold
+    'row'     each output of each layer by itself
+    'global'  all units of all leaves of the rule, and of all their layers, against
+              one threshold; with a regex, so are those of which its groups agree
 
 One threshold keeps more where scores are larger, and would empty a layer whose weights
 are small only because of their scale. So each layer has a floor: its largest scores
-stay, a fraction of what it would keep by itself, and one at least.
+stay, a fraction of what it would keep by itself, and one at least. It may have a cap.
 """
 
 from collections.abc import Callable
+import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.analysis import uses as uses_lib
-from jaxopt_compress.pruning import masks as masks_lib
+from jaxopt_compress.pruning import allocate
+from jaxopt_compress.pruning import counts
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import spec as spec_lib
+from jaxopt_compress.pruning import units as units_lib
 
 Leaves = dict[str, jax.Array]
+Axes = dict[str, uses_lib.Axes]
+Ramp = float | jax.Array
 
 
 def masks(
-  kind: str,
-  scope: str,
-  scores: Leaves,
-  axes: dict[str, uses_lib.Axes],
-  *,
-  target: float,
-  n: int = 0,
-  m: int = 0,
-  floor: float = 0.0,
-  ramp: float | jax.Array = 1.0,
+  spec: spec_lib.Sparsity, scores: Leaves, axes: Axes, ramp: Ramp = 1.0
 ) -> Leaves:
   """Masks of several leaves.
 
   Args:
-    kind: 'unstructured', 'n_m' or 'neurons'. Groups of N:M run along the last
-      contracted axis: `in` of a matrix [in, out] and of a convolution [h, w, in,
-      out]. A neuron is one index of the free axes.
-    scope: 'leaf' or 'global'. A leaf of which no axis is contracted has one threshold
-      in any case: what is stacked there may not be layers.
+    spec: of their rule. A leaf of which no axis is contracted has one threshold in
+      any case: what is stacked there may not be layers.
     scores: `{path: score of each weight}`.
     axes: `{path: Axes}`, what the axes of each leaf are.
-    target: fraction of zeros (of neurons, for 'neurons').
-    n, m: of N:M.
-    floor: the fraction of what a layer would keep by itself that it keeps under a
-      threshold that it shares, in [0, 1].
     ramp: how far to go towards the final masks, in [0, 1].
 
   Returns:
     `{path: bool mask}` of the shapes of the scores.
 
   Raises:
-    ValueError: N:M does not fit, or nothing would be left of a layer.
+    ValueError: the granularity does not fit a leaf, or nothing would be left of a
+      layer.
+
+  >>> spec = spec_lib.Sparsity(0.5)
+  >>> matrix = {'w': uses_lib.Axes((-2,), (), (-1,))}
+  >>> masks(spec, {'w': jnp.array([[1., 4.], [3., 2.]])}, matrix)['w'].tolist()
+  [[False, True], [True, False]]
   """
-  if scope == 'global':
-    return _together(kind, scores, axes, target, floor, ramp)
-
-  def layer_mask(scores, axes):
-    if kind == 'n_m':
-      # Axes count from the end, so the largest is the last.
-      return masks_lib.n_m(scores, n, m, max(axes.contracted), ramp=ramp)
-    if kind == 'unstructured':
-      _kept(scores.size, target, 'weights')
-      return masks_lib.unstructured(scores, target, ramp=ramp)
-    _kept(math.prod(scores.shape[a] for a in axes.free), target, 'neurons')
-    return masks_lib.neurons(scores, target, axes.free, ramp=ramp)
-
-  out = {}
-  for path, s in scores.items():
-    try:
-      if axes[path].contracted:
-        out[path] = per_layer(layer_mask, s, axes[path])
-      else:
-        out |= _together(kind, {path: s}, axes, target, floor, ramp)
-    except ValueError as e:
-      raise ValueError(f'{path}: {e}') from e
-  return out
+  return _expanded(spec, _units(spec, scores, axes), axes, scores, ramp)
 
 
 def by_place(
-  rank: Callable[[Leaves], Leaves], scores: Leaves, masks: Leaves
+  spec: spec_lib.Sparsity,
+  scores: Leaves,
+  axes: Axes,
+  ramp: Ramp,
+  masks: Leaves,
 ) -> dict[str, jax.Array]:
   """How many entries of each mask depend on the order of equal scores alone.
 
@@ -91,114 +71,182 @@ def by_place(
   nothing which of them stays.
 
   Args:
-    rank: `{path: scores} -> {path: mask}`, for any order of indices.
-    scores: of each leaf.
-    masks: `rank(scores)`.
+    spec, scores, axes, ramp: as given to `masks`.
+    masks: what that returned.
 
   Returns:
     `{path: number}`.
   """
-  back = rank({p: jnp.flip(s) for p, s in reversed(scores.items())})
+  back = {p: jnp.flip(s) for p, s in reversed(scores.items())}
+  units = _units(spec, back, axes)
+  if not all(u.turns for u in units.values()):
+    # Tiles of what is read backwards would be others, so the tiles are.
+    units = {p: _turned(u) for p, u in _units(spec, scores, axes).items()}
+    units = dict(reversed(units.items()))
+  back = _expanded(spec, units, axes, back, ramp)
   return {p: _changed(masks[p], back[p], s) for p, s in scores.items()}
 
 
 @jax.jit
 def _changed(mask, back, scores):
-  counts = (scores != 0) | (scores == 0).all()
-  return jnp.sum((mask != jnp.flip(back)) & counts)
+  counted = (scores != 0) | (scores == 0).all()
+  return jnp.sum((mask != jnp.flip(back)) & counted)
 
 
-def per_layer(
-  f: Callable[[jax.Array, uses_lib.Axes], jax.Array],
-  x: jax.Array,
-  axes: uses_lib.Axes,
-) -> jax.Array:
-  """Maps `f(layer, axes)` over the stacked axes of `x`.
-
-  Args:
-    f: of one layer and its axes, with none stacked; keeps the shape.
-    x: the stacked leaf.
-    axes: what its axes are.
-
-  Returns:
-    What `f` returned, stacked as `x` is.
-  """
-  stacked = sorted(axes.stacked)
-
-  def without_stacked(group):
-    # An axis moves nearer to the end by each stacked axis that was behind it.
-    return tuple(a + sum(s > a for s in stacked) for a in group)
-
-  layer_axes = uses_lib.Axes(
-    without_stacked(axes.contracted), (), without_stacked(axes.free)
+def _turned(units):
+  return units_lib.Units(
+    jnp.flip(units.scores),
+    lambda kept: jnp.flip(units.expand(jnp.flip(kept))),
+    units.share,
   )
 
-  def per_stack(layers):
-    return f(layers, layer_axes)
 
-  for _ in stacked:
-    per_stack = jax.vmap(per_stack)
-  # Stacked axes come to the front, one for each vmap, and go back afterwards.
-  front = range(len(stacked))
-  layers = jnp.moveaxis(x, stacked, front)
-  return jnp.moveaxis(per_stack(layers), front, stacked)
-
-
-def _kept(n, target, units) -> int:
-  """How many of `n` are kept."""
-  kept = n - select.portion(n, target)
-  if n and not kept:
-    raise ValueError(
-      f'target={target} leaves none of {n} {units}. Lower it, or leave such leaves'
-      ' as they are by a rule with None before this one.'
-    )
-  return kept
-
-
-def _together(kind, scores, axes, target, floor, ramp) -> Leaves:
-  """Masks by one threshold, above the floors of the layers."""
-  ranked = scores
-  if kind == 'neurons':
-    # A neuron of one layer is not that of another: layers count as neurons do.
-    units = {path: axes[path].free + axes[path].stacked for path in scores}
-    ranked = {
-      path: masks_lib.neuron_scores(s, units[path])
-      for path, s in scores.items()
-    }
-  # Keys are compared bit by bit, so all scores need the same width.
-  dtype = jnp.result_type(*ranked.values())
-  ranked = {path: s.astype(dtype) for path, s in ranked.items()}
-  n = sum(s.size for s in ranked.values())
-  kept = _kept(n, target, 'neurons' if kind == 'neurons' else 'weights')
-  ranked = _above_floors(ranked, axes, target, floor, kept)
-  gone = select.portion(n - kept, ramp)
-  chosen = select.top_k_masks(list(ranked.values()), n - gone)
+def _units(spec, scores, axes) -> dict[str, units_lib.Units]:
   return {
-    path: jnp.broadcast_to(mask, scores[path].shape)
-    for path, mask in zip(scores, chosen, strict=True)
+    path: _naming(path, spec.call, 'kind', s, axes[path])
+    for path, s in scores.items()
   }
 
 
-def _above_floors(ranked, axes, target, floor, kept) -> Leaves:
-  """The scores, with infinity for those that their layer keeps in any case."""
-  layers, least = {}, {}
-  for path, s in ranked.items():
-    layers[path] = math.prod(s.shape[a] for a in axes[path].stacked)
-    size = s.size // max(layers[path], 1)
-    least[path] = min(max(int(floor * (1 - target) * size), 1), size)
-  number = sum(layers.values())
-  if number <= 1:
-    return ranked
-  if sum(layers[path] * least[path] for path in ranked) > kept:
-    raise ValueError(
-      f'target={target} leaves {kept} in {number} layers, fewer than the floor of'
-      ' each. Lower target or floor, or give small leaves a rule of their own.'
+def _naming(path, f: Callable, *args):
+  """Calls f; what it refuses, it refuses by the name of the leaf."""
+  try:
+    return f(*args)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
+
+
+def _expanded(spec, units, axes, scores, ramp) -> Leaves:
+  """The masks of the units that stay."""
+  kept = {}
+  for paths in _sharing(spec, scores, axes):
+    ours = {path: units[path] for path in paths}
+    if spec.scope in ('leaf', 'row') and axes[paths[0]].contracted:
+      kept |= _alone(spec, ours, axes, scores, ramp)
+    elif spec.scope in ('leaf', 'row'):
+      (path,) = paths
+      kept |= _naming(path, _together, spec, ours, axes, ramp)
+    else:
+      kept |= _together(spec, ours, axes, ramp)
+  return {path: units[path].expand(kept[path]) for path in scores}
+
+
+def _sharing(spec, scores, axes) -> list[list[str]]:
+  """The paths that are decided on together."""
+  if spec.scope == 'global':
+    return [list(scores)]
+  if spec.scope in ('leaf', 'row'):
+    # An allocation looks at all leaves that have layers.
+    inside = [p for p in scores if axes[p].contracted]
+    return [inside] * bool(inside) + [[p] for p in scores if p not in inside]
+  groups = {}
+  for path in scores:
+    found = re.fullmatch(spec.scope, path)
+    if not found:
+      raise ValueError(
+        f'scope={spec.scope!r} does not match {path}, whole. Let its rule take'
+        f' other leaves, or widen the scope: {list(scores)[:5]} have one rule.'
+      )
+    groups.setdefault(found.groups(), []).append(path)
+  return list(groups.values())
+
+
+def _front(axes, ndim) -> tuple[int, ...]:
+  return tuple(sorted(a % ndim for a in axes))
+
+
+def _alone(spec, units, axes, scores, ramp) -> Leaves:
+  """Masks by thresholds of each layer, or of each row."""
+  layers = {}
+  for path, u in units.items():
+    ndim, stacked = u.scores.ndim, _front(axes[path].stacked, u.scores.ndim)
+    layer = tuple(a for a in range(ndim) if a not in stacked)
+    shape = scores[path].shape
+    layers[path] = allocate.Layers(
+      u.scores,
+      layer,
+      tuple(shape[a] for a in layer),
+      math.prod(shape[a] for a in stacked),
     )
+  fractions = spec.call('allocation', layers, spec.target)
+  if set(fractions) != set(layers):
+    raise ValueError(
+      f'allocation={spec.allocation!r} gave fractions for {list(fractions)}; those of'
+      f' {list(layers)} are expected.'
+    )
+  keep = functools.partial(_keep, spec, ramp)
+  return {
+    path: _naming(path, keep, u, axes[path], layers[path].axes, fractions[path])
+    for path, u in units.items()
+  }
 
-  def protected(path, s):
-    def of_layer(layer, axes):
-      return select.top_k_mask(layer, least[path])
 
-    return jnp.where(per_layer(of_layer, s, axes[path]), jnp.inf, s)
+def _keep(spec, ramp, units, axes, layer, fraction):
+  """The units of one leaf that stay: in each layer, or row, the largest."""
+  s, ranked = units.scores, layer
+  if spec.scope == 'row':
+    ranked = _front(axes.contracted, units.scores.ndim)
+  n = math.prod(s.shape[a] for a in ranked)
+  if spec.scope == 'row' and n == 1 < s.size:
+    raise ValueError(
+      f'kind={spec.kind!r} leaves one unit in each row of a leaf of shape'
+      f" {s.shape}, with nothing to rank it against. Use scope='leaf'."
+    )
+  if isinstance(fraction, counts.Count):
+    gone = fraction
+  elif isinstance(fraction, (int, float)):
+    gone = counts.portion(n, min(fraction / units.share, 1.0))
+    if units.share == 1:
+      _kept(n, gone, spec)
+  else:
+    gone = counts.portion(n, fraction)
+  return select.top_k_mask(s, n - counts.portion(gone, ramp), ranked)
 
-  return {path: protected(path, s) for path, s in ranked.items()}
+
+def _kept(n, gone, spec) -> int:
+  """How many of `n` are kept."""
+  if n and n == gone:
+    noun = 'weights' if spec.kind == 'unstructured' else spec.kind
+    raise ValueError(
+      f'target={spec.target} leaves none of {n} {noun}. Lower it, or leave such leaves'
+      ' as they are by a rule with None before this one.'
+    )
+  return n - gone
+
+
+def _together(spec, units, axes, ramp) -> Leaves:
+  """Masks by one threshold, above the floors of the layers and below their caps."""
+  ranked = {path: u.scores for path, u in units.items()}
+  # Keys are compared bit by bit, so all scores need the same width.
+  dtype = jnp.result_type(*ranked.values())
+  n = sum(s.size for s in ranked.values())
+  gone = counts.portion(n, spec.target)
+  kept = _kept(n, gone, spec)
+  slices, number, floors = [], 0, 0
+  for path, s in ranked.items():
+    stacked = _front(axes[path].stacked, s.ndim)
+    layer = tuple(a for a in range(s.ndim) if a not in stacked)
+    layers, size = (math.prod(s.shape[a] for a in g) for g in (stacked, layer))
+    least = min(max(int(spec.floor * (1 - spec.target) * size), 1), size)
+    most = size
+    if spec.cap != float('inf'):
+      most = _most(size, spec, ramp)
+    slices.append(select.Slices(s.astype(dtype), layer, least, most))
+    number, floors = number + layers, floors + layers * least
+  if number > 1 and floors > kept:
+    raise ValueError(
+      f'target={spec.target} leaves {kept} in {number} layers, fewer than the floor'
+      ' of each. Lower target or floor, or give small leaves a rule of their own.'
+    )
+  if number <= 1:
+    slices = [x._replace(least=0) for x in slices]
+  chosen = select.together(slices, n - counts.portion(gone, ramp))
+  return dict(zip(ranked, chosen, strict=True))
+
+
+def _most(size, spec, ramp):
+  """How many a layer keeps at most: its cap, or all that must be left at this ramp."""
+  gone = size - min(size, math.ceil(spec.cap * (1 - spec.target) * size) + 1)
+  # One more than that, as what all layers lose is rounded otherwise than their sum.
+  now = counts.of(counts.portion(gone, ramp))
+  return size - counts.where(now >= 1, now - 1, now)

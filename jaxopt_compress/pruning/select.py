@@ -13,6 +13,7 @@ Slices of an array can be ranked each by itself, and many arrays can be ranked t
 as if they were concatenated. Counts are exact beyond an int32 (see `counts`).
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import math
@@ -160,11 +161,22 @@ def _kept(key, k, axes, t):
 def threshold(key: jax.Array, k: Number, axes: tuple[int, ...]) -> jax.Array:
   """The largest t with count(key >= t) >= k in each slice, with size 1 on `axes`."""
   shape = [1 if a in axes else n for a, n in enumerate(key.shape)]
-  return _bits(key.dtype, shape, lambda t: counts.count(key >= t, axes) >= k)
+  return largest(key.dtype, shape, lambda t: counts.count(key >= t, axes) >= k)
 
 
-def _bits(dtype, shape, enough):
-  """The largest t that is enough, from its highest bit down."""
+def largest(
+  dtype: jnp.dtype, shape: Sequence[int], enough: Callable
+) -> jax.Array:
+  """The largest t that is enough, of all below which are, from its highest bit down.
+
+  Args:
+    dtype: an unsigned integer.
+    shape: of t, each entry of which is found by itself.
+    enough: t -> bool, of its shape; true at 0, or taken to be.
+
+  >>> int(largest(jnp.dtype('uint8'), (), lambda t: t <= 9))
+  9
+  """
   bits = dtype.itemsize * 8
 
   # A bit stays set if enough keys reach the threshold with it; lower bits only
@@ -174,6 +186,36 @@ def _bits(dtype, shape, enough):
     return jnp.where(enough(higher), higher, t)
 
   return lax.fori_loop(0, bits, one_bit, jnp.zeros(shape, dtype))
+
+
+def shares(
+  number: Callable, dtype: jnp.dtype, k: counts.Count
+) -> list[counts.Count]:
+  """How many each slice keeps where one threshold keeps `k` of all.
+
+  Args:
+    number: threshold -> [Count of each slice that reaches it, for each array]; the
+      higher the threshold, the fewer. At 0 they are k at least.
+    dtype: of the threshold, an unsigned integer.
+    k: how many of all.
+
+  Returns:
+    A Count for each array. Slices that reach the threshold with several of equal
+    rank are filled in their order.
+  """
+
+  def enough(t):
+    return sum(counts.total(n) for n in number(t)) >= k
+
+  t = largest(dtype, (), enough)
+  top = jnp.asarray(jnp.iinfo(dtype).max, dtype)
+  above = number(t + jnp.where(t < top, 1, 0).astype(dtype))
+  kept, missing = [], k - sum(counts.total(n) for n in above)
+  for least, most in zip(above, number(t), strict=True):
+    given = _shared(most - least, missing)
+    missing -= counts.total(given)
+    kept.append(least + given)
+  return kept
 
 
 def _together(slices, k):
@@ -186,41 +228,20 @@ def _together(slices, k):
 def _choose(scores, bounds, k, axes):
   keys = [ordinal(s) for s in scores]
 
-  def number(found):
-    """How many each slice keeps of those that are True."""
+  def number(t):
     return [
-      counts.clip(counts.count(f, a), *b)
-      for f, a, b in zip(found, axes, bounds, strict=True)
+      counts.clip(counts.count(key >= t, a), *b)
+      for key, a, b in zip(keys, axes, bounds, strict=True)
     ]
 
-  def enough(t):
-    kept = number([key >= t for key in keys])
-    return sum(counts.total(n) for n in kept) >= k
-
-  t = _bits(keys[0].dtype, (), enough)
-  above, reach = (
-    number([key > t for key in keys]),
-    number([key >= t for key in keys]),
-  )
-  kept, missing = [], k - sum(counts.total(n) for n in above)
-  for least, most in zip(above, reach, strict=True):
-    # Slices that have keys equal to the threshold are filled in their order.
-    room = most - least
-    given = _shared(room, missing)
-    missing -= counts.total(given)
-    kept.append(least + given)
+  kept = shares(number, keys[0].dtype, k)
   return [
-    _bounded(key, n, a, t) for key, n, a in zip(keys, kept, axes, strict=True)
+    _bounded(key, n, a) for key, n, a in zip(keys, kept, axes, strict=True)
   ]
 
 
-def _bounded(key, kept, axes, t):
-  """The `kept` largest of each slice; where no bound cuts in, t is their threshold."""
-  fits = counts.count(key > t, axes) <= kept
-  fits &= counts.count(key >= t, axes) >= kept
-  t = jnp.broadcast_to(t, fits.shape)
-  t = lax.cond(fits.all(), lambda: t, lambda: threshold(key, kept, axes))
-  return _kept(key, kept, axes, t)
+def _bounded(key, kept, axes):
+  return _kept(key, kept, axes, threshold(key, kept, axes))
 
 
 def _shared(room, missing):

@@ -29,6 +29,7 @@ class State:
     step: scalar int32, the step of the last `update`.
     masks: `{path: bool mask}` of the pruned leaves, shaped and sharded as they are.
     scores: `{path: Learned(score of each weight)}` where scores are learned.
+    sums: `{path: scores of all steps so far}` where those are remembered.
     skip: scalar bool, whether the next step changes the masks *instead of* the
       weights; None for methods that do both in one step.
     rest: what masked weights do: 'kept', 'zero' or 'trained'.
@@ -43,6 +44,7 @@ class State:
   scores: dict[str, compression.Learned] = dataclasses.field(
     default_factory=dict
   )
+  sums: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   skip: jax.Array | None = None
   rest: str = _static('kept')
   gradient: str = _static('masked')

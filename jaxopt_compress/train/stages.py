@@ -368,7 +368,7 @@ def stored(final: dict[str, Any]) -> dict[str, Any]:
 def pruned(params: Any, stage: options.Stage, uses: dict[str, Any]) -> Any:
   """The parameters under the masks of a stage that trains nothing."""
   rules = words.prune_rules(stage.prune, stage.steps)
-  return pruning.prune.magnitude_prune(params, rules, uses)
+  return pruning.prune.prune_now(params, rules, uses)
 
 
 def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:

@@ -116,7 +116,7 @@ TRANSFORMS = {
   'fisher': lambda: jc.fisher(mean_output, PARAMS, [X], per='example'),
   'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
   'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
-  'magnitude_prune': lambda: jc.magnitude_prune(PARAMS, HALF, USES),
+  'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
   'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
   'materialize': lambda: jc.materialize(QUANTISED),
   'merge_learned': lambda: jc.merge_learned(

@@ -27,6 +27,7 @@ from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import scoring
 from jaxopt_compress.report import records
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import optimizer
@@ -204,6 +205,9 @@ COUNTS = {
   'pruning.importance.importance': lambda t: jc.importance(
     jc.structure(apply)(DENSE, X), t
   ),
+  'pruning.scoring.scores': lambda t: scoring.scores(
+    jc.Sparsity(0.5), {'w': t['a']['kernel']}, {'w': None}, {}
+  ),
   'pruning.prune.compute': lambda t: prune.compute(
     jc.Sparsity(0.5), {'w': t['a']['kernel']}
   ),
@@ -256,9 +260,7 @@ REFUSES = {
   'pruning.prune.apply_masks': lambda t: prune.apply_masks(
     t, PRUNE.init(DENSE).masks
   ),
-  'pruning.prune.magnitude_prune': lambda t: jc.magnitude_prune(
-    t, rules(jc.Sparsity(0.5))
-  ),
+  'pruning.prune.prune_now': lambda t: jc.prune_now(t, rules(jc.Sparsity(0.5))),
   'train.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
 }
 
@@ -284,8 +286,10 @@ OTHERS = {
   'pruning.prune.by_rule',  # says which rule takes which leaf
   'pruning.prune.axes_of',  # of one leaf
   'pruning.prune.check_masks',  # asks about shapes
-  'pruning.ranking.by_place',  # of scores
-  'pruning.ranking.per_layer',  # of one array
+  'pruning.scoring.by_path',  # gives things names
+  'pruning.scoring.settle',  # of one leaf
+  'pruning.select.largest',
+  'pruning.select.shares',
   'pruning.state.is_state',
   'pruning.state.states',  # of what is there
   'quantization.cache.quantize_cache',

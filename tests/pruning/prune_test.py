@@ -56,7 +56,7 @@ class PruneTest(parameterized.TestCase):
       kept, gone = abs(w[w != 0]), abs(np.asarray(params[name])[w == 0])
       self.assertGreater(kept.min(), gone.max())
     self.assertIs(got['bias'], params['bias'])
-    again = prune.magnitude_prune(params, kernels(Sparsity(0.5)))
+    again = prune.prune_now(params, kernels(Sparsity(0.5)))
     jax.tree.map(np.testing.assert_array_equal, again, got)
 
   @parameterized.parameters(
@@ -125,9 +125,9 @@ class PruneTest(parameterized.TestCase):
     f = lambda p, x: x @ p['w'].T  # the last axis is the input
     uses = uses_lib.uses(f)(params, jnp.ones((2, 16)))
     spec = Sparsity(kind='n_m', n=2, m=4)
-    got = prune.magnitude_prune(params, [(r'w', spec)], uses)['w'].mask
+    got = prune.prune_now(params, [(r'w', spec)], uses)['w'].mask
     np.testing.assert_array_equal(got.reshape(8, 4, 4).sum(-1), 2)
-    got = prune.magnitude_prune(params, [(r'w', spec)])['w'].mask
+    got = prune.prune_now(params, [(r'w', spec)])['w'].mask
     np.testing.assert_array_equal(got.reshape(2, 4, 16).sum(1), 2)
 
   def test_n_m_does_not_jump(self):
@@ -149,7 +149,7 @@ class PruneTest(parameterized.TestCase):
 
     uses = uses_lib.uses(f)(params, jnp.ones((2, 4)))
     rules = [(r'w', Sparsity(0.5, kind='neurons'))]
-    mask = prune.magnitude_prune(params, rules, uses)['w'].mask
+    mask = prune.prune_now(params, rules, uses)['w'].mask
     np.testing.assert_array_equal(mask.all(-2).sum(-1), [2, 2, 2])
     np.testing.assert_array_equal(mask.any(-2).sum(-1), [2, 2, 2])
 
@@ -160,7 +160,7 @@ class PruneTest(parameterized.TestCase):
       ('soft_threshold', 1.0, [False, True]),
     ):
       spec = Sparsity(0.5, kind='neurons', score=score, k=k)
-      mask = prune.magnitude_prune({'w': w}, [(r'w', spec)])['w'].mask
+      mask = prune.prune_now({'w': w}, [(r'w', spec)])['w'].mask
       self.assertEqual(mask[0].tolist(), kept)
 
   @parameterized.parameters('unstructured', 'neurons')
@@ -168,7 +168,7 @@ class PruneTest(parameterized.TestCase):
     w = jnp.array([[1.0, 3.0, 2.0, 4.0]])
     for k, dtype in ((10.0, 'float32'), (10.0, 'float16'), (3.5, 'bfloat16')):
       spec = Sparsity(0.5, kind=kind, score='soft_threshold', k=k)
-      got = prune.magnitude_prune({'w': w.astype(dtype)}, [(r'w', spec)])
+      got = prune.prune_now({'w': w.astype(dtype)}, [(r'w', spec)])
       self.assertEqual(got['w'].mask.tolist(), [[False, True, False, True]])
 
   @parameterized.parameters(
@@ -195,7 +195,7 @@ class PruneTest(parameterized.TestCase):
 
   def test_leaves_of_zeros_are_told(self):
     with self.assertWarnsRegex(UserWarning, '^w: whether 4 of its 4 weights'):
-      prune.magnitude_prune({'w': jnp.zeros((2, 2))}, [(r'w', Sparsity(0.5))])
+      prune.prune_now({'w': jnp.zeros((2, 2))}, [(r'w', Sparsity(0.5))])
 
   def test_layers_of_a_stack_are_not_emptied_without_uses(self):
     w = jax.random.normal(jax.random.key(0), (3, 8, 8))
@@ -209,14 +209,14 @@ class PruneTest(parameterized.TestCase):
     params = {'w': jnp.arange(1.0, 7.0).reshape(6, 1)}
     f = lambda p, x: x + p['w']
     uses = uses_lib.uses(f)(params, jnp.ones((6, 1)))
-    got = prune.magnitude_prune(params, [(r'w', Sparsity(0.5))], uses)['w']
+    got = prune.prune_now(params, [(r'w', Sparsity(0.5))], uses)['w']
     self.assertEqual(got.mask.ravel().tolist(), [False] * 3 + [True] * 3)
 
   def test_scales_of_a_scan_are_a_stack(self):
     params = {'w': jnp.outer(jnp.array([1e-3, 1.0]), jnp.arange(1.0, 21.0))}
     f = lambda p, x: jax.lax.scan(lambda x, w: (x * w, None), x, p['w'])[0]
     uses = uses_lib.uses(f)(params, jnp.ones(20))
-    got = prune.magnitude_prune(params, [(r'w', Sparsity(0.5))], uses)['w']
+    got = prune.prune_now(params, [(r'w', Sparsity(0.5))], uses)['w']
     self.assertEqual(got.mask.sum(1).tolist(), [1, 19])
 
   def test_global_scope(self):
@@ -305,19 +305,19 @@ class PruneTest(parameterized.TestCase):
     params['bias'] = jnp.arange(16.0).reshape(1, 16)
     uses = uses_lib.uses(mlp)(params, x)
     rules = [(r'.*', Sparsity(0.5))]
-    got = prune.magnitude_prune(params, rules, uses)
+    got = prune.prune_now(params, rules, uses)
     self.assertEqual(got['bias'].mask.sum(), 8)
 
   def test_uses_of_another_tree_are_refused(self):
     uses = uses_lib.uses(mlp)(make_params(), jnp.ones((2, 8)))
     for spec in (Sparsity(0.5), Sparsity(kind='n_m', n=2, m=4)):
       with self.assertRaisesRegex(ValueError, 'uses has no entry for w'):
-        prune.magnitude_prune({'w': jnp.ones((4, 4))}, [(r'w', spec)], uses)
+        prune.prune_now({'w': jnp.ones((4, 4))}, [(r'w', spec)], uses)
 
   def test_what_is_compressed_already_is_ranked_by_its_meaning(self):
     params = {'w': jnp.array([3.0, 1.0, 2.0, 4.0])}
-    once = prune.magnitude_prune(params, [(r'w', Sparsity(0.25))])
-    twice = prune.magnitude_prune(once, [(r'w', Sparsity(0.5))])
+    once = prune.prune_now(params, [(r'w', Sparsity(0.25))])
+    twice = prune.prune_now(once, [(r'w', Sparsity(0.5))])
     np.testing.assert_array_equal(
       array.materialize(twice)['w'], [3.0, 0.0, 0.0, 4.0]
     )
@@ -334,7 +334,7 @@ class PruneTest(parameterized.TestCase):
     if 'integers' in message:
       params = {'integers': jnp.ones((2, 2), jnp.int32)}
     with self.assertRaisesRegex(ValueError, message):
-      prune.magnitude_prune(params, rules)
+      prune.prune_now(params, rules)
 
   def test_nan_names_its_leaf(self):
     params = make_params()

@@ -9,6 +9,9 @@ import numpy as np
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.pruning import masks as masks_lib
 from jaxopt_compress.pruning import ranking
+from jaxopt_compress.pruning import spec as spec_lib
+
+Sparsity = spec_lib.Sparsity
 
 MATRIX = uses_lib.Axes((-2,), (), (-1,))
 
@@ -29,24 +32,25 @@ class RankingTest(parameterized.TestCase):
       'n_m': lambda s: masks_lib.n_m(s, 2, 4, -2),
       'neurons': lambda s: masks_lib.neurons(s, 0.5, -1),
     }.items():
-      got = ranking.masks(
-        kind, 'leaf', {'w': stack}, {'w': axes}, target=0.5, n=2, m=4
-      )['w']
+      groups = dict(n=2, m=4) if kind == 'n_m' else {}
+      spec = Sparsity(0.5, kind=kind, **groups)
+      got = ranking.masks(spec, {'w': stack}, {'w': axes})['w']
       want = jnp.stack([oracle(s) for s in scores])
       np.testing.assert_array_equal(jnp.moveaxis(got, position, 0), want)
 
   def test_two_stacked_axes(self):
     scores = jax.random.uniform(jax.random.key(0), (2, 3, 4, 8))
     axes = uses_lib.Axes((-2,), (-4, -3), (-1,))
-    mask = ranking.masks(
-      'neurons', 'leaf', {'w': scores}, {'w': axes}, target=0.25
-    )['w']
+    spec = Sparsity(0.25, kind='neurons')
+    mask = ranking.masks(spec, {'w': scores}, {'w': axes})['w']
     np.testing.assert_array_equal(mask.sum((-2, -1)), 6 * 4)
 
   def test_global_is_one_threshold(self):
     scores = {'a': jnp.array([[1.0, 5.0], [6.0, 2.0]]), 'b': jnp.array([[3.0]])}
     axes = dict.fromkeys(scores, MATRIX)
-    got = ranking.masks('unstructured', 'global', scores, axes, target=0.4)
+    got = ranking.masks(
+      Sparsity(0.4, 'unstructured', scope='global'), scores, axes
+    )
     self.assertEqual(got['a'].tolist(), [[False, True], [True, False]])
     self.assertEqual(got['b'].tolist(), [[True]])
 
@@ -57,7 +61,7 @@ class RankingTest(parameterized.TestCase):
     }
     axes = {'stack': uses_lib.Axes((-2,), (-3,), (-1,)), 'w': MATRIX}
     # Means 1, 4, 9, 2 and 1.5, 8: half of six go.
-    got = ranking.masks('neurons', 'global', scores, axes, target=0.5)
+    got = ranking.masks(Sparsity(0.5, 'neurons', scope='global'), scores, axes)
     self.assertEqual(got['stack'].tolist(), [[[False, True]], [[True, False]]])
     self.assertEqual(got['w'].tolist(), [[False, True], [False, True]])
 
@@ -67,10 +71,14 @@ class RankingTest(parameterized.TestCase):
       'b': jnp.array([[1.0, 3.0]]),
     }
     axes = dict.fromkeys(scores, MATRIX)
-    got = ranking.masks('unstructured', 'global', scores, axes, target=0.5)
+    got = ranking.masks(
+      Sparsity(0.5, 'unstructured', scope='global'), scores, axes
+    )
     self.assertEqual(got['a'].tolist(), [[False, True]])
     self.assertEqual(got['b'].tolist(), [[False, True]])
-    got = ranking.masks('unstructured', 'global', scores, axes, target=0.25)
+    got = ranking.masks(
+      Sparsity(0.25, 'unstructured', scope='global'), scores, axes
+    )
     self.assertEqual(got['a'].tolist(), [[True, True]])
     self.assertEqual(got['b'].tolist(), [[False, True]])
 
@@ -86,7 +94,9 @@ class RankingTest(parameterized.TestCase):
     axes = {'stack': uses_lib.Axes((-2,), (-3,), (-1,)), 'w': MATRIX}
     unit = 1 if kind == 'unstructured' else 4
     for floor in (0.0, 0.1, 0.5):
-      got = ranking.masks(kind, 'global', scores, axes, target=0.5, floor=floor)
+      got = ranking.masks(
+        Sparsity(0.5, kind, scope='global', floor=floor), scores, axes
+      )
       kept = [int(m.sum()) // unit for m in (*got['stack'], got['w'])]
       self.assertEqual(sum(kept), 120 // unit)
       self.assertEqual(kept[1], max(int(floor * 40 / unit), 1))
@@ -98,10 +108,14 @@ class RankingTest(parameterized.TestCase):
   def test_a_leaf_in_no_product_may_be_a_stack(self):
     scores = {'s': jnp.array([[1.0, 2.0], [30.0, 40.0]])}
     axes = {'s': uses_lib.Axes((), (-2,), (-1,))}
-    got = ranking.masks('unstructured', 'leaf', scores, axes, target=0.5)
+    got = ranking.masks(
+      Sparsity(0.5, 'unstructured', scope='leaf'), scores, axes
+    )
     self.assertEqual(got['s'].tolist(), [[False, True], [False, True]])
     axes = {'s': uses_lib.Axes((), (), (-2, -1))}
-    got = ranking.masks('unstructured', 'leaf', scores, axes, target=0.5)
+    got = ranking.masks(
+      Sparsity(0.5, 'unstructured', scope='leaf'), scores, axes
+    )
     self.assertEqual(got['s'].tolist(), [[False, False], [True, True]])
 
   @parameterized.parameters(
@@ -116,13 +130,13 @@ class RankingTest(parameterized.TestCase):
       del scores['v']
     with self.assertRaisesRegex(ValueError, message):
       axes = dict.fromkeys(scores, MATRIX)
-      ranking.masks(kind, scope, scores, axes, target=target)
+      ranking.masks(Sparsity(target, kind, scope=scope), scores, axes)
 
   def test_an_error_names_the_leaf(self):
     scores = {'fine': jnp.ones((8, 2)), 'ragged': jnp.ones((6, 2))}
     with self.assertRaisesRegex(ValueError, '^ragged: 2:4 needs whole groups'):
       axes = dict.fromkeys(scores, MATRIX)
-      ranking.masks('n_m', 'leaf', scores, axes, target=0.5, n=2, m=4)
+      ranking.masks(Sparsity(kind='n_m', n=2, m=4), scores, axes)
 
 
 if __name__ == '__main__':

@@ -26,15 +26,31 @@ class SparsityTest(parameterized.TestCase):
     (dict(target=-0.1), r'in \[0, 1\)'),
     (dict(target=float('nan')), r'in \[0, 1\)'),
     (dict(target=0.5, kind='blocks'), "kind='blocks'; choose one of"),
-    (dict(target=0.5, score='taylor'), "score='taylor'; choose one of"),
+    (dict(target=0.5, kind='blok'), "Did you mean 'block'"),
+    (dict(target=0.5, score='tailor'), "Did you mean 'taylor'"),
+    (dict(target=0.5, allocation='ekr'), "'erk', 'er', 'owl'.*mean 'er"),
     (dict(target=0.5, schedule='linear'), 'choose one of'),
     (dict(target=0.5, scope='model'), 'choose one of'),
-    (dict(target=0.5, n=2, m=4), "are for kind='n_m'"),
+    (dict(target=0.5, n=2, m=4), "n=2 is for kind='n_m', but"),
     (dict(kind='n_m', n=4, m=4), '1 <= n < m'),
     (dict(kind='n_m', n=2, m=4, target=0.8), 'makes 0.5 of zeros'),
     (dict(kind='n_m', n=2, m=4, scope='global'), "scope='leaf'"),
     (dict(target=0.5, k=1.0), "for score='soft_threshold'"),
     (dict(target=0.5, score='soft_threshold', k=-1.0), 'k >= 0'),
+    (dict(target=0.5, quantile=0.5), "for score='soft_threshold'"),
+    (dict(target=0.5, kind='block'), 'needs its size'),
+    (dict(target=0.5, block=(4, 4)), "for kind='block', but"),
+    (dict(target=0.5, axis=-2), "for kind='neurons' or 'heads', but"),
+    (dict(target=0.5, power=2.0), "for allocation='erk' or 'er', but"),
+    (dict(target=0.5, spread=0.1), "for allocation='owl', but"),
+    (dict(target=0.5, periods=2), "for schedule='cyclic', but"),
+    (dict(target=0.5, memory=2.0), 'memory=2.0'),
+    (dict(target=0.5, scope='layers/.*'), r'choose one of.*\(layers'),
+    (dict(target=0.5, scope='globl'), "Did you mean 'global'"),
+    (dict(target=0.5, scope='global', allocation='erk'), "Use scope='leaf'"),
+    (dict(target=0.5, cap=2.0), "but scope='leaf'"),
+    (dict(target=0.5, scope='global', cap=0.5), '1 at least'),
+    (dict(kind='n_m', n=2, m=4, allocation='erk'), "scope='leaf'"),
     (dict(target=0.5, begin=5, end=4), 'begin=5 and end=4'),
     (dict(target=0.5, begin=-1), 'begin=-1'),
     (dict(target=0.5, every=0), 'every=0'),
@@ -44,6 +60,32 @@ class SparsityTest(parameterized.TestCase):
   def test_refuses(self, kwargs, message):
     with self.assertRaisesRegex(ValueError, message):
       spec.Sparsity(**kwargs)
+
+  def test_functions_do_in_place_of_names(self):
+    def cube(x):
+      return x**3
+
+    def jump(step, target, begin, end):
+      return target
+
+    given = spec.Sparsity(0.5, score=cube, schedule=jump)
+    self.assertEqual(
+      hash(given), hash(spec.Sparsity(0.5, score=cube, schedule=jump))
+    )
+    self.assertEqual(given.call('score', 2), 8)
+    self.assertEqual(given.ramp(0), 1.0)
+    self.assertEqual(given.inputs(), ())
+
+  @parameterized.parameters(
+    ('magnitude', 'leaf', ()),
+    ('taylor', 'leaf', ('gradient',)),
+    ('fisher', 'leaf', ('gradient_squares',)),
+    ('wanda', 'row', ('input_squares',)),
+    ('random', 'leaf', ('key',)),
+  )
+  def test_scores_say_what_they_take(self, score, scope, inputs):
+    given = spec.Sparsity(0.5, score=score)
+    self.assertEqual((given.scope, given.inputs()), (scope, inputs))
 
 
 if __name__ == '__main__':
