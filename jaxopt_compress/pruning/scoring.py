@@ -143,7 +143,10 @@ def _given(path, w, name, axes, others):
   if isinstance(value, watch.Observed):
     return _of_weights(path, w, value.state, axes)
   value = jnp.asarray(array.materialize(value))
-  if jnp.broadcast_shapes(value.shape, w.shape) != w.shape:
+  ones = (1,) * (w.ndim - value.ndim) + value.shape
+  if len(ones) > w.ndim or any(
+    n not in (1, m) for n, m in zip(ones, w.shape, strict=True)
+  ):
     raise ValueError(
       f'{name}= of {path} has shape {value.shape}; that of the leaf, {w.shape},'
       ' is expected.'
@@ -158,15 +161,17 @@ def _of_weights(path, w, state, axes):
     [a % ndim for a in sorted(g)]
     for g in (axes.stacked, axes.contracted, axes.free)
   )
-  size = lambda group: tuple(w.shape[a] for a in group)
+  layers, entries = (
+    tuple(w.shape[a] for a in g) for g in (stacked, contracted)
+  )
   state = jnp.asarray(state)
   # What was sliced by indexing is observed as one: all layers have the same.
-  lead = size(stacked) if state.ndim > 1 else (1,) * len(stacked)
-  shape = (*lead, *size(contracted), *(1,) * len(free))
+  lead = layers if state.ndim > 1 else (1,) * len(stacked)
+  shape = (*lead, *entries, *(1,) * len(free))
   if state.size != math.prod(shape):
     raise ValueError(
       f'{path}: a statistic of shape {state.shape}, and the leaf, {w.shape}, has'
-      f' {size(contracted)} contracted entries in {size(stacked)} layers. Observe'
+      f' {entries} contracted entries in {layers} layers. Observe'
       ' with jc.sum_squares(), and pass the same uses.'
     )
   order = stacked + contracted + free
