@@ -174,6 +174,24 @@ class QArray(array.CompressedArray):
       global_blocks=sizes('global_scale') if 'global_scale' in parts else (),
     )
 
+  def codes_as_stored(self) -> jax.Array:
+    """What codes there are, before they are unpacked."""
+    return self.qvalue
+
+  def with_codes(self, codes) -> 'QArray':
+    return dataclasses.replace(self, qvalue=codes)
+
+  def zero_codes(self) -> jax.Array:
+    """What `qvalue` is of a weight of zeros, or closest to them: its shape and type."""
+    zero = jnp.zeros((1,) * self.ndim) if self.zero is None else self.zero
+    codes = self.numbers_format.round(zero.astype(jnp.float32))
+    if self.zero is not None:
+      codes = blocks_lib.expand(codes, self.blocks, self.shape)
+    codes = jnp.broadcast_to(codes, self.shape)
+    if not self.packed:
+      return codes
+    return packing.pack(codes, self.numbers_format.bits, self.packed)
+
   def unpacked(self) -> 'QArray':
     """The same, one code to a byte."""
     return dataclasses.replace(self, qvalue=self.codes, packed=0, tail=0)
@@ -328,6 +346,15 @@ class QDotArray(array.CompressedArray):
 
   def can_cut(self, axis, size):
     return self.weight.can_cut(axis, size)
+
+  def codes_as_stored(self):
+    return self.weight.codes_as_stored()
+
+  def with_codes(self, codes):
+    return dataclasses.replace(self, weight=self.weight.with_codes(codes))
+
+  def zero_codes(self):
+    return self.weight.zero_codes()
 
   def describe(self):
     act = self.act.format + (' static' if self.act.static else '')
