@@ -71,6 +71,7 @@ from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
 from jaxopt_compress.pruning.activations import activations as activations
+from jaxopt_compress.pruning.bitmask import Bitmask as Bitmask
 from jaxopt_compress.pruning.budget import Budget as Budget
 from jaxopt_compress.pruning.compensate import compensate as compensate
 from jaxopt_compress.pruning.compensate import readers as readers
@@ -78,10 +79,14 @@ from jaxopt_compress.pruning.gradients import fisher as fisher
 from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance
 from jaxopt_compress.pruning.keep import select as select
+from jaxopt_compress.pruning.n_m_array import NMArray as NMArray
+from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import prune_now as prune_now
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
 from jaxopt_compress.pruning.sort import sort as sort
+from jaxopt_compress.pruning.sparse_codes import SparseCodes as SparseCodes
+from jaxopt_compress.pruning.sparsify import sparsify as sparsify
 from jaxopt_compress.pruning.vocabulary import (
   trim_vocabulary as trim_vocabulary,
 )

@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
+from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masks
+from jaxopt_compress.pruning import n_m_array
+from jaxopt_compress.pruning import sparse_codes
 
 
 class Leaf(NamedTuple):
@@ -76,6 +81,58 @@ def _scored(params, uses):
   )
 
 
+def _pruned(store):
+  """`store(x, axes)` of weights with zeros; sizes are known under jit too."""
+
+  def compress(params, uses):
+    chosen = set(_weights(params, uses))
+
+    def stored(path, x):
+      return store(x, uses_lib.axes(path, x, uses)) if path in chosen else x
+
+    return jc.map_named(stored, params)
+
+  return compress
+
+
+def _half(x, axes):
+  """(the half with the largest magnitudes of each stacked weight, their axes)."""
+  lead = max((x.ndim + a + 1 for a in axes.stacked), default=0)
+  inner = tuple(range(lead, x.ndim))
+  median = jnp.median(jnp.abs(x), axis=inner, keepdims=True)
+  return jnp.where(jnp.abs(x) > median, x, 0), lead
+
+
+def _bitmask(x, axes):
+  half, lead = _half(x, axes)
+  return bitmask.of_array(half, lead, -(-x[(0,) * lead].size // 2))
+
+
+def _one_of_two(x, axes):
+  # One of three along a window of three by three, of which every channel has its own.
+  m, axis = min(
+    (m, a) for m in (2, 3) for a in axes.contracted if not x.shape[a] % m
+  )
+  kept = masks.n_m(jnp.abs(x), 1, m, axis)
+  return n_m_array.of_array(jnp.where(kept, x, 0), 1, m, axis)
+
+
+def _sparse_codes(params, uses):
+  half = _pruned(lambda x, axes: _half(x, axes)[0])(params, uses)
+
+  def stored(path, q):
+    if not jc.is_compressed(q):
+      return q
+    _, lead = _half(q.materialize(), uses_lib.axes(path, q, uses))
+    rest = sparse_codes.rest_of(q)
+    room = rest[(0,) * lead].size
+    return jc.SparseCodes(
+      bitmask.of_array(rest, lead, room), q.with_codes(None)
+    )
+
+  return jc.map_named(stored, _stored(jc.W8A8)(half, uses))
+
+
 def _adapted(scheme):
   """A frozen base beside adapters that have learned something."""
 
@@ -123,6 +180,9 @@ LEAVES = {
   'adapters of nf4 dq': Leaf(_adapted('nf4 g4 dq')),
   'mask': Leaf(_mask),
   'mask of learned scores': Leaf(_scored),
+  'bitmask': Leaf(_pruned(_bitmask)),
+  '1:2': Leaf(_pruned(_one_of_two)),
+  'bitmask of int8 x int8': Leaf(_sparse_codes, rounds=0.05),
   'fake int4 of a mask': Leaf(
     lambda params, uses: _trained(_INT4_G4)(_mask(params, uses), uses)
   ),

@@ -45,6 +45,10 @@ ASKED_OF_TREES = (
 ASKED_OF_PROGRAMS = ('eager', 'remat', 'vmap', 'scan', 'shard_map')
 # Its program is unusual, its tree is not; eager would take as long as all of these.
 ASKED_OF_FOREIGN = ('jit', 'grad', 'remat', 'vmap', 'scan', 'shard_map')
+# Leaves that are not cut along their output axes, and rows of zeros, which are put
+# back before each product.
+_WHOLE = (jc.PackedArray, jc.Bitmask, jc.SparseCodes)
+_PUT_BACK = {'mask', 'mask of learned scores', 'bitmask', '1:2'}
 
 
 def _rows(f):
@@ -144,8 +148,8 @@ class Model:
     def put(q):
       cut = jc.map_named(lambda path, x: _cut(path, x, self.uses), q)
       whole = lambda x, spec: (
-        # Panels of columns do not come apart.
-        PartitionSpec() if isinstance(x, jc.PackedArray) else spec
+        # Panels of columns do not come apart, nor do the segments of a bitmask.
+        PartitionSpec() if isinstance(x, _WHOLE) else spec
       )
       cut = jax.tree.map(whole, q, cut, is_leaf=jc.is_compressed)
       return jc.device_put(q, mesh, cut)
@@ -274,12 +278,14 @@ def _kind(leaf) -> str:
 
 
 def _dense(model, leaf):
-  """Where leaves become dense, and why; nowhere else. Masks always do."""
+  """Where leaves become dense, and why; nowhere else. Zeros always do."""
   found = set()
   if model in ('lstm linen', 'foreign'):
     # Their cells join the kernels of the gates before the product.
     if leaf == 'PackedArray':
       found.add(('concatenate', 'PanelArray has no rule for it'))
+    if leaf == 'SparseCodes':
+      found.add(('concatenate', 'SparseCodes has no rule for it'))
     if leaf == 'LoRA':
       found.add(('concatenate', 'several weights have adapters of their own'))
   if model.startswith(('cnn', 'foreign')) and leaf == 'LoRA':
@@ -337,7 +343,7 @@ class ContractTest(parameterized.TestCase):
   )
   def test_stays_compressed(self, model):
     t = _model(model)
-    for row in LEAVES.keys() - {'mask'}:
+    for row in LEAVES.keys() - _PUT_BACK:
       q = _of(t.q, row)
       leaves = jax.tree.leaves(q, is_leaf=jc.is_compressed)
       kinds = {_kind(x) for x in leaves if jc.is_compressed(x)}
@@ -394,7 +400,8 @@ class ContractTest(parameterized.TestCase):
     widest = max(
       len(p.sharding.device_set)
       for p in jax.tree.leaves(_of(q, row))
-      if row.startswith('packed') or not p.sharding.is_fully_replicated
+      if row.startswith(('packed', 'bitmask'))
+      or not p.sharding.is_fully_replicated
     )
     self.assertEqual(widest, 4)
     _close(_of(y, row), _of(t.y, row), 2e-5 + LEAVES[row].rounds)

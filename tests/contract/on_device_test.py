@@ -134,6 +134,9 @@ TRANSFORMS = {
   ),
   'tune': lambda: jc.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
   'unpack': lambda: jc.unpack(on_host(jc.pack(QUANTISED, USES, target='cpu'))),
+  'sparsify': lambda: jc.sparsify(PARAMS | {'w': np.diag(PARAMS['b'][0] + 1)})[
+    0
+  ],
   'moving_average': lambda: distillation.teachers.moving_average(
     PARAMS, PARAMS, 0.5
   ),

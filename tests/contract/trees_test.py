@@ -235,6 +235,7 @@ KEEPS = {
   'parallel.placing.device_put': lambda t: jc.device_put(
     t, MESH, jax.sharding.PartitionSpec()
   ),
+  'pruning.sparsify.sparsify': lambda t: jc.sparsify(t)[0],
   'train.state.compressed': lambda t: state_lib.compressed(
     dataclasses.replace(STATE, params=t), NOTHING
   ),

@@ -1,0 +1,124 @@
+"""The verb: the smallest form of each leaf, and what is said of it."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+
+RNG = np.random.default_rng(0)
+
+
+def zeros(shape, fraction, dtype='float32'):
+  """An array with exactly this fraction of zeros, wherever they are."""
+  x = np.ones(shape, np.float32)
+  count = round(fraction * x.size)
+  x.reshape(-1)[RNG.permutation(x.size)[:count]] = 0
+  return jnp.asarray(x, dtype)
+
+
+def diagonal(shape, every):
+  """One entry of each `every` along the first axis."""
+  return jnp.asarray(
+    (np.arange(shape[0]) % every == 0)[:, None] * np.ones(shape)
+  )
+
+
+class SparsifyTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('90%', zeros((64, 64), 0.9), 'bitmask 90%', 512 + 4 * 410),
+    ('90% bf16', zeros((64, 64), 0.9, 'bfloat16'), 'bitmask 90%', 512 + 820),
+    ('5%', zeros((64, 64), 0.05), 'bitmask 5%', 512 + 4 * 3891),
+    ('5% bf16', zeros((64, 64), 0.05, 'bfloat16'), 'bfloat16', 2 * 4096),
+    ('none', zeros((64, 64), 0), 'float32', 4 * 4096),
+    # Places in groups of 16 and 32 take as much; the bitmask of 1:2 would be 1,664.
+    ('1:8', diagonal((64, 16), 8).astype(jnp.float32), '1:8', 128 * 4 + 48),
+    ('all', zeros((64, 64), 1), 'bitmask 100%', 512 + 4),
+  )
+  def test_smallest(self, x, words, size):
+    tree, told = jc.sparsify({'w': x})
+    said = told['w']
+    self.assertEqual((said.format, said.bytes), (words, size))
+    self.assertEqual(said.dense_bytes, x.nbytes)
+    self.assertEqual(jc.nbytes(tree), size)
+    self.assertEqual(bool(said.why), not jc.is_compressed(tree['w']))
+    np.testing.assert_array_equal(jc.materialize(tree)['w'], x)
+
+  def test_says_why_not(self):
+    tree = {
+      'scalar': jnp.float32(1),
+      'empty': jnp.zeros((0, 3)),
+      'ids': jnp.zeros(9, jnp.int32),
+      'full': jnp.ones((8, 8)),
+      'few': zeros((64, 64), 0.01),
+      'asked': zeros((64, 64), 0.9),
+      'twice': jc.sparsify({'x': zeros((64, 64), 0.9)})[0]['x'],
+      'codes': jc.quantize({'k': jnp.ones((8, 8))}, [('k', 'int8')])['k'],
+    }
+    out, told = jc.sparsify(tree, [('asked', None), ('.*', 'smallest')])
+    whys = {path: said.why for path, said in told.items()}
+    self.assertEqual(
+      whys,
+      {
+        'asked': 'a rule says so',
+        'codes': 'it has no zeros',
+        'empty': 'it is empty',
+        'few': '1.0% zeros are too few',
+        'full': 'it has no zeros',
+        'ids': 'int32 is no weight',
+        'scalar': 'it is a scalar',
+        'twice': 'its zeros are left out already',
+      },
+    )
+    for path, leaf in jc.named_leaves(tree):
+      self.assertIs(out[path], leaf)
+
+  def test_masks_are_frozen_first(self):
+    rules = [('w', jc.Sparsity(0.5)), ('b', None)]
+    params = {'w': jnp.arange(1.0, 65.0).reshape(8, 8), 'b': np.ones(8)}
+    masked = jc.magnitude_prune(params, rules)
+    tree, _ = jc.sparsify(masked)
+    self.assertIsInstance(tree['w'], jc.Bitmask)
+    self.assertIsInstance(tree['b'], jax.Array)
+    np.testing.assert_array_equal(
+      jc.materialize(tree)['w'], jc.freeze(masked)['w']
+    )
+
+  def test_stacked_layers_are_segments(self):
+    def apply(p, x):
+      layer = lambda x, w: (jnp.tanh(x @ w['k'] + w['b']), None)
+      return jax.lax.scan(layer, x, p)[0]
+
+    params = {'k': zeros((3, 16, 16), 0.8), 'b': zeros((3, 1, 16), 0.8)}
+    x = jnp.ones((2, 16))
+    tree, _ = jc.sparsify(params, uses=jc.uses(apply)(params, x))
+    self.assertEqual(tree['k'].segment, (16, 16))
+    self.assertTrue(all(leaf.can_cut(-3, 1) for leaf in tree.values()))
+    program = jax.jit(jc.lift(apply))
+    self.assertNotIn('3x16x16xf32', program.lower(tree, x).as_text())
+    np.testing.assert_allclose(program(tree, x), apply(params, x), rtol=1e-6)
+
+  def test_tables_are_stored_by_rows(self):
+    apply = lambda p, ids: p['table'][ids]
+    params, ids = {'table': zeros((32, 24), 0.9)}, jnp.arange(4)
+    tree, _ = jc.sparsify(params, uses=jc.uses(apply)(params, ids))
+    self.assertEqual(tree['table'].segment, (24,))
+    self.assertTrue(all(m.native for m in jc.explain(apply)(tree, ids)))
+
+  @parameterized.named_parameters(
+    ('typo', [('v', 'smallest'), ('.*', None)], "'v' matches no path"),
+    ('word', [('w', 'bitmasc')], "'bitmasc'; choose one of"),
+  )
+  def test_refuses(self, rules, message):
+    with self.assertRaisesRegex(ValueError, message):
+      jc.sparsify({'w': zeros((8, 8), 0.5)}, rules)
+
+  def test_refuses_what_is_traced(self):
+    with self.assertRaisesRegex(ValueError, 'w is traced'):
+      jax.jit(lambda w: jc.sparsify({'w': w})[0])(jnp.ones((8, 8)))
+
+
+if __name__ == '__main__':
+  absltest.main()
