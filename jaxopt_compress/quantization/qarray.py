@@ -9,18 +9,17 @@ shares them.
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import clip
 from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import granularity
 from jaxopt_compress.quantization import hqq
 from jaxopt_compress.quantization import packing
 from jaxopt_compress.quantization import scales as scales_lib
@@ -264,7 +263,7 @@ class QArray(array.CompressedArray):
     return dataclasses.replace(q, qvalue=codes, packed=repack, tail=tail)
 
   def describe(self):
-    return f'{self.format} {_granularity(self)}'
+    return f'{self.format} {granularity.words(self)}'
 
 
 def _whole_blocks(index, at, size, n, axis) -> np.ndarray:
@@ -284,33 +283,6 @@ def _whole_blocks(index, at, size, n, axis) -> np.ndarray:
       ' Shrink what this was quantised from, then quantise; or choose whole groups.'
     )
   return np.moveaxis(blocks, -1, at)
-
-
-def _granularity(q: QArray) -> str:
-  sizes = dict(q.blocks)
-  matrix = q.scale.shape[-2:]
-  if len(sizes) > 1:
-    how = 'x'.join(str(n) for _, n in q.blocks)
-  elif sizes:
-    how = f'g{next(iter(sizes.values()))}'
-  elif uses_lib.is_window(q.shape[-4:]) and q.scale.shape[-4:-2] != (1, 1):
-    # The leaf cannot tell a window from a stack. How many entries of a column have
-    # one scale is true of both, and 'channel' is all of them.
-    scales = max(math.prod(q.scale.shape[-4:-1]), 1)
-    rows = math.prod(q.shape[-4:-1]) // scales
-    how = f'g{rows}' if matrix[-1] == q.shape[-1] else f'{rows}x{q.shape[-1]}'
-  else:
-    how = 'tensor' if all(n == 1 for n in matrix) else 'channel'
-  words = [how]
-  if q.scale.dtype == jnp.float8_e8m0fnu:
-    words.append('mx')
-  elif q.global_offset is not None:
-    words.append('dq')
-  elif q.global_scale is not None:
-    words.append('nv')
-  if q.zero is not None:
-    words.append('asym')
-  return ' '.join(words)
 
 
 @jax.tree_util.register_dataclass
