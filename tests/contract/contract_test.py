@@ -45,8 +45,7 @@ ASKED_OF_TREES = (
 ASKED_OF_PROGRAMS = ('eager', 'remat', 'vmap', 'scan', 'shard_map')
 # Its program is unusual, its tree is not; eager would take as long as all of these.
 ASKED_OF_FOREIGN = ('jit', 'grad', 'remat', 'vmap', 'scan', 'shard_map')
-# Leaves that are not cut along their output axes, and rows of zeros, which are put
-# back before each product.
+# Leaves that are not cut along outputs; rows whose zeros are put back in products.
 _WHOLE = (jc.PackedArray, jc.Bitmask, jc.SparseCodes)
 _PUT_BACK = {'mask', 'mask of learned scores', 'bitmask', '1:2'}
 
@@ -147,10 +146,8 @@ class Model:
 
     def put(q):
       cut = jc.map_named(lambda path, x: _cut(path, x, self.uses), q)
-      whole = lambda x, spec: (
-        # Panels of columns do not come apart, nor do the segments of a bitmask.
-        PartitionSpec() if isinstance(x, _WHOLE) else spec
-      )
+      # Panels of columns do not come apart, nor do the segments of a bitmask.
+      whole = lambda x, s: PartitionSpec() if isinstance(x, _WHOLE) else s
       cut = jax.tree.map(whole, q, cut, is_leaf=jc.is_compressed)
       return jc.device_put(q, mesh, cut)
 
@@ -282,10 +279,9 @@ def _dense(model, leaf):
   found = set()
   if model in ('lstm linen', 'foreign'):
     # Their cells join the kernels of the gates before the product.
-    if leaf == 'PackedArray':
-      found.add(('concatenate', 'PanelArray has no rule for it'))
-    if leaf == 'SparseCodes':
-      found.add(('concatenate', 'SparseCodes has no rule for it'))
+    no_rule = {'PackedArray': 'PanelArray', 'SparseCodes': 'SparseCodes'}
+    if leaf in no_rule:
+      found.add(('concatenate', f'{no_rule[leaf]} has no rule for it'))
     if leaf == 'LoRA':
       found.add(('concatenate', 'several weights have adapters of their own'))
   if model.startswith(('cnn', 'foreign')) and leaf == 'LoRA':
@@ -397,13 +393,10 @@ class ContractTest(parameterized.TestCase):
 
   def _jit_on_four_devices(self, t, row):
     q, y = t.sharded
-    widest = max(
-      len(p.sharding.device_set)
-      for p in jax.tree.leaves(_of(q, row))
-      if row.startswith(('packed', 'bitmask'))
-      or not p.sharding.is_fully_replicated
-    )
-    self.assertEqual(widest, 4)
+    parts = [p.sharding for p in jax.tree.leaves(_of(q, row))]
+    self.assertEqual(max(len(p.device_set) for p in parts), 4)
+    if not row.startswith(('packed', 'bitmask')):
+      self.assertFalse(all(p.is_fully_replicated for p in parts))
     _close(_of(y, row), _of(t.y, row), 2e-5 + LEAVES[row].rounds)
 
   def _orbax_round_trip(self, t, row):
