@@ -80,7 +80,6 @@ from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance
 from jaxopt_compress.pruning.keep import select as select
 from jaxopt_compress.pruning.n_m_array import NMArray as NMArray
-from jaxopt_compress.pruning.prune import magnitude_prune as magnitude_prune
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import prune_now as prune_now
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity

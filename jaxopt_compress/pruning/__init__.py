@@ -37,9 +37,8 @@ from jaxopt_compress.pruning import vocabulary
 from jaxopt_compress.pruning.bitmask import Bitmask
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
-from jaxopt_compress.pruning.prune import prune_now
 from jaxopt_compress.pruning.n_m_array import NMArray
-from jaxopt_compress.pruning.prune import magnitude_prune
+from jaxopt_compress.pruning.prune import prune_now
 from jaxopt_compress.pruning.prune import Sparsity
 from jaxopt_compress.pruning.sparse_codes import SparseCodes
 
