@@ -27,6 +27,7 @@ class Report:
     title: the first line.
     stages: rows of the first table; the first is what sizes are compared to.
     coverage: `{stage name: rows of its coverage table}`.
+    channels: `{stage name: rows of its table of channels}`, where some went.
     facts: what else was measured, `{what: value}`.
     notes: sentences of the experiment itself, shown before the computed remarks.
     environment: see `provenance.environment`; that of this process if it is None.
@@ -35,6 +36,9 @@ class Report:
   title: str
   stages: Sequence[records.StageRecord] = ()
   coverage: Mapping[str, Sequence[records.LeafRecord]] = dataclasses.field(
+    default_factory=dict
+  )
+  channels: Mapping[str, Sequence[records.GroupRecord]] = dataclasses.field(
     default_factory=dict
   )
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -96,6 +100,10 @@ def _from_json(content):
       name: [records.leaf_from_json(r) for r in rows]
       for name, rows in content['coverage'].items()
     },
+    channels={
+      name: [records.group_from_json(r) for r in rows]
+      for name, rows in content['channels'].items()
+    },
     facts=content['facts'],
     notes=content['notes'],
     environment=content['environment'],
@@ -106,6 +114,8 @@ def text(report: Report) -> str:
   """What the terminal shows at the end: the tables and the remarks."""
   report = _placed(report)
   parts = [report.title, table.stages(report.stages)]
+  for name, groups in report.channels.items():
+    parts += [f'Channels of {name}', table.channels(groups)]
   for name, rows in report.coverage.items():
     parts += [f'Leaves of {name}', table.coverage(rows)]
   if report.facts:
@@ -130,6 +140,8 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
     parts += ['## Also measured', table.facts(report.facts, 'markdown')]
   for title, path in (plots or {}).items():
     parts += [f'## {title}', f'![{title}]({path})']
+  for name, groups in report.channels.items():
+    parts += [f'## Channels of {name}', table.channels(groups, 'markdown')]
   for name, rows in report.coverage.items():
     parts += [f'## Leaves of {name}', table.coverage(rows, 'markdown')]
   if report.environment:
@@ -167,6 +179,11 @@ def _draw(directory, report, histograms) -> dict[str, str]:
       'Zeros and error by layer',
       plots_lib.layers,
       report.coverage,
+    ),
+    'plots/channels.png': (
+      'Channels that stay',
+      plots_lib.channels,
+      report.channels,
     ),
     'plots/weights.png': (
       'Weights before and after',

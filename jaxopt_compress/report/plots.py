@@ -1,4 +1,4 @@
-"""The pictures of a report: three functions of records that write PNG files."""
+"""The pictures of a report: functions of records that write PNG files."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -150,6 +150,64 @@ def _label_layers(sparsity, error, paths, dropped):
     axis.grid(axis='x', alpha=0.3)
     for i in range(0, len(paths), 2):
       axis.axhspan(i - 0.5, i + 0.5, color='black', alpha=0.035, linewidth=0)
+
+
+def channels(
+  groups: Mapping[str, Sequence[records.GroupRecord]],
+  path: str | os.PathLike,
+  most: int = 40,
+) -> bool:
+  """Draws the channels of each stage where some went: a bar for each group.
+
+  A bar is as long as its group was; what stays is dark. Of each stage the `most`
+  largest groups are shown.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  drawn = {name: _largest(rows, most) for name, rows in groups.items() if rows}
+  if not drawn:
+    return False
+  heights = [0.9 + 0.28 * len(rows) for rows in drawn.values()]
+  figure, axes = _figure(
+    len(drawn), 1, width=9.0, height=sum(heights), height_ratios=heights
+  )
+  for axis, (name, rows) in zip(axes[:, 0], drawn.items(), strict=True):
+    for i, r in enumerate(rows):
+      # Grey where a channel went, blue where it stays, between where of some.
+      axis.imshow(
+        np.asarray(r.kept)[None],
+        extent=(0, r.before, i + 0.36, i - 0.36),
+        cmap=_shades(),
+        vmin=0,
+        vmax=1,
+        aspect='auto',
+        interpolation='nearest',
+      )
+      axis.text(
+        r.before, i, f'  {r.before:,} → {r.after:,}', va='center', fontsize=8
+      )
+    axis.set_xlim(0, 1.18 * max(r.before for r in rows))
+    axis.set_xticks([])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=8)
+    dropped = len(groups[name]) - len(rows)
+    more = f' ({dropped} smaller groups not shown)' if dropped else ''
+    axis.set_title(f'{name}: channels that stay{more}', fontsize=9)
+    axis.spines[['top', 'right', 'bottom']].set_visible(False)
+  _save(figure, path)
+  return True
+
+
+def _largest(rows, most):
+  names = {r.name for r in sorted(rows, key=lambda r: -r.before)[:most]}
+  return [r for r in rows if r.name in names]
+
+
+def _shades():
+  from matplotlib import colors
+
+  return colors.LinearSegmentedColormap.from_list('kept', [_GREY, _COLOURS[0]])
 
 
 def histograms(

@@ -102,6 +102,29 @@ class LeafRecord:
   operations: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupRecord:
+  """One row of the table of channels: a group of them, of which some went.
+
+  Attributes:
+    name: of the group: the first leaf and axis that have it.
+    before, after: how many channels there were, and are.
+    kept: of each channel that there was, 1.0 if it stays and 0.0 if not; where a
+      group lies within others, for how many of these it stays.
+    asked: the size that was asked for, where it was rounded.
+    leaves: how many have these channels.
+    inexact: why the network is not the one in which they are masked.
+  """
+
+  name: str
+  before: int
+  after: int
+  kept: tuple[float, ...]
+  asked: int | None = None
+  leaves: int = 0
+  inexact: tuple[str, ...] = ()
+
+
 def stage(name: str, params: Any, **known) -> StageRecord:
   """A StageRecord with everything that follows from the parameters alone.
 
@@ -191,6 +214,12 @@ def leaf_from_json(x: Mapping[str, Any]) -> LeafRecord:
     shape=tuple(x['shape']), operations=tuple(x['operations'])
   )
   return LeafRecord(**x)
+
+
+def group_from_json(x: Mapping[str, Any]) -> GroupRecord:
+  """The inverse of `to_json` of a GroupRecord."""
+  x = dict(x, kept=tuple(x['kept']), inexact=tuple(x['inexact']))
+  return GroupRecord(**x)
 
 
 def _floats(x):

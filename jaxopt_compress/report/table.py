@@ -10,6 +10,7 @@ import math
 import re
 from typing import Any
 
+from jaxopt_compress.report import channels as channels_lib
 from jaxopt_compress.report import records
 
 Columns = Sequence[tuple[str, Callable[[Any], str]]]
@@ -98,6 +99,22 @@ def coverage(rows: Sequence[records.LeafRecord], style: str = 'text') -> str:
     ('runs', _runs),
     ('meets', lambda r: ', '.join(r.operations) or '-'),
   ]
+  return _table(columns, rows, style)
+
+
+def channels(rows: Sequence[records.GroupRecord], style: str = 'text') -> str:
+  """The table of channels: one row a group, and a strip of those that stay."""
+  columns = [
+    ('group', lambda r: r.name),
+    ('leaves', lambda r: number(r.leaves, ',')),
+    ('before', lambda r: number(r.before, ',')),
+    ('after', lambda r: number(r.after, ',')),
+    ('stay', lambda r: channels_lib.strip(r.kept)),
+    ('exact', lambda r: f'no: {r.inexact[0]}' if r.inexact else 'yes'),
+  ]
+  if any(r.asked not in (None, r.after) for r in rows):
+    asked = ('asked', lambda r: number(r.asked, ','))
+    columns.insert(4, asked)
   return _table(columns, rows, style)
 
 

@@ -43,6 +43,11 @@ def record(
     title=f'{job.plan.data.name}: {names}',
     stages=[_row(job, b, finished[b.stage.name], measured) for b in built],
     coverage=coverage,
+    channels={
+      b.stage.name: report_lib.channels.groups(b.plan)
+      for b in built
+      if b.plan is not None
+    },
     facts={
       **job.data.facts,
       **{f'export of {k}': said for k, said in measured.exports.items()},
@@ -74,7 +79,33 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],
+    notes=_gone(built),
   )
+
+
+def _gone(built) -> tuple[str, ...]:
+  """What became of the channels of a stage, in a sentence."""
+  if built.plan is None:
+    return ()
+  groups = report_lib.channels.groups(built.plan)
+  before, after = (
+    sum(getattr(r, when) for r in groups) for when in ('before', 'after')
+  )
+  source, small = (
+    report_lib.records.parameters(m.params) for m in (built.source, built.model)
+  )
+  shrink, inexact = built.stage.shrink, [r.name for r in groups if r.inexact]
+  said = (
+    f'{before - after:,} of {before:,} channels of {len(groups)} groups of'
+    f' {built.stage.init} are gone, by {shrink.score}: {source:,} -> {small:,}'
+    ' parameters.'
+  )
+  if inexact:
+    said += (
+      f' Not exact for {len(inexact)} of them: without these channels the network is'
+      ' not the one in which they are masked.'
+    )
+  return (said,)
 
 
 def _leaves(job, built, final, measured) -> list[report_lib.LeafRecord]:

@@ -25,6 +25,7 @@ class PlotsTest(absltest.TestCase):
     self.assertFalse(plots.metric_against_bytes([nan], path))
     self.assertFalse(plots.layers({'a': []}, path))
     self.assertFalse(plots.histograms({}, path))
+    self.assertFalse(plots.channels({'a': []}, path))
     self.assertFalse(os.path.exists(path))
 
   def test_odd_values(self):
@@ -41,6 +42,11 @@ class PlotsTest(absltest.TestCase):
       records.LeafRecord('b', (), 'int8', compressed=True),
     ]
     self.assertTrue(plots.layers({'s': rows, 't': []}, f'{folder}/l.png'))
+    one = records.GroupRecord('c', 2, 1, (0.5, 0.5))
+    many = [dataclasses.replace(one, name=f'{i}', before=i) for i in range(50)]
+    self.assertTrue(
+      plots.channels({'s': [one], 't': many, 'u': []}, f'{folder}/c.png')
+    )
     same = records.StageRecord('a', 0.0, bytes_memory=1)
     other = dataclasses.replace(same, metric='bits per byte', spec='.3f')
     self.assertTrue(

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report_records
 
 from jaxopt_compress.analysis import explain
 from jaxopt_compress.core import array
@@ -43,5 +44,8 @@ def example():
     params, np.ones((1, 2))
   )
   coverage = {'halved': leaves_lib.coverage(params, reference, met)}
-  report = page.Report('A title', stages, coverage, facts={'gzip -9': 2.5})
+  channels = {'halved': report_records.GROUPS}
+  report = page.Report(
+    'A title', stages, coverage, channels, facts={'gzip -9': 2.5}
+  )
   return report, {'a/kernel': (kernel, params['a']['kernel'].materialize())}

@@ -27,6 +27,13 @@ STAGES = [
   records.StageRecord('empty'),
 ]
 
+GROUPS = [
+  records.GroupRecord('a:-1', 4, 2, (1.0, 0.0, 0.0, 1.0), leaves=3),
+  records.GroupRecord(
+    'b:-1', 2, 1, (0.5, 0.5), asked=2, leaves=1, inexact=('a norm', 'a mean')
+  ),
+]
+
 LEAVES = [
   records.LeafRecord(
     'a/kernel',

@@ -40,6 +40,19 @@ class TableTest(parameterized.TestCase):
         """),
     )
 
+  def test_channels(self):
+    self.assertEqual(
+      table.channels(report_records.GROUPS),
+      drawn("""
+        group  leaves  before  after  asked  stay  exact
+        -----  ------  ------  -----  -----  ----  ----------
+        a:-1        3       4      2      -  █··█  yes
+        b:-1        1       2      1      2  ▒▒    no: a norm
+        """),
+    )
+    first = table.channels(report_records.GROUPS[:1])
+    self.assertNotIn('asked', first)
+
   def test_two_metrics_are_named_in_their_cells(self):
     rows = [
       records.StageRecord('a', 0.5),
