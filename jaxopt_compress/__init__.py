@@ -20,6 +20,7 @@ from jaxopt_compress.adapters import with_lora as with_lora
 from jaxopt_compress.analysis.biases import biases as biases
 from jaxopt_compress.analysis.config_delta import config_delta as config_delta
 from jaxopt_compress.analysis.explain import explain as explain
+from jaxopt_compress.analysis.fold_sizes import fold_sizes as fold_sizes
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats

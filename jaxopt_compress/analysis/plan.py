@@ -274,14 +274,19 @@ class Plan:
     return cls(structure, read['sources'], read['asked'])
 
   def __str__(self) -> str:
+    """The sizes that change, and where the network then computes something else."""
     before = sum(map(math.prod, self.structure.shapes.values()))
     after = sum(map(math.prod, self.shapes.values()))
     lines = [f'{before:,} -> {after:,} parameters']
     for name, n in self.sizes.items():
       asked = self.asked.get(name, n)
       rounded = '' if asked == n else f'  (asked for {asked})'
-      size = self.structure.groups[name].size
-      lines.append(f'{size:6} -> {n:6}  {name}{rounded}')
+      group = self.structure.groups[name]
+      lines.append(f'{group.size:6} -> {n:6}  {name}{rounded}')
+      if n != group.size:
+        lines += [f'{"":18}not exact: {why}' for why in group.inexact]
+      if n != group.size and group.fixed:
+        lines.append(f'{"":18}build the model again: {group.fixed}')
     return '\n'.join(lines)
 
 

@@ -161,6 +161,14 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(again.structure, plan.structure)
     self.assertEqual(again.shapes, plan.shapes)
 
+  def test_says_what_is_not_exact(self):
+    fun = lambda p, x: (x @ p['a'] - (x @ p['a']).mean(-1)[:, None]) @ p['b']
+    params = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    found = jc.structure(fun)(params, jnp.ones((2, 3)))
+    said = [str(plan_lib.Plan(found, {'a:-1': np.arange(n)})) for n in (4, 8)]
+    self.assertRegex(said[0], r'8 -> +4  a:-1\n +not exact: .*plan_test.py:')
+    self.assertNotIn('not exact', said[1])
+
   def test_each_layer_keeps_another(self):
     fun = lambda p, x: jax.lax.scan(
       lambda x, p: (x + jax.nn.relu(x @ p['a']) @ p['b'], None), x, p

@@ -92,6 +92,12 @@ def rebuilt_model():
     return jc.rebuild(build, {'n': 4}, path).params
 
 
+def folded():
+  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]})
+  small = on_host(jc.shrink(plan, PARAMS))
+  return jc.fold_sizes(apply, plan)(small, X)[0]
+
+
 TRANSFORMS = {
   'add_lora': lambda: jc.add_lora(
     PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0)
@@ -114,6 +120,7 @@ TRANSFORMS = {
   'fake_quantize': lambda: applied(jc.fake_quantize(RULES, USES)),
   'fold_norms': gained,
   'fisher': lambda: jc.fisher(mean_output, PARAMS, [X], per='example'),
+  'fold_sizes': folded,
   'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
   'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
   'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),

@@ -131,6 +131,9 @@ COUNTS = {
     jc.with_lora(t, ADAPTERS, USES), rules('int4'), USES
   )[0],
   'analysis.biases.biases': lambda t: sorted(jc.biases(apply)(t, X)),
+  'analysis.fold_sizes.fold_sizes': lambda t: jc.fold_sizes(
+    apply, jc.Plan(jc.structure(apply)(t, X), {})
+  )(t, X)[0],
   'analysis.observe.observe': lambda t: jc.observe(
     apply, {'a/kernel': jc.absmax()}
   )(t, X),
