@@ -90,11 +90,11 @@ class Algebra:
     """The results of the turns of a scan; one where one stands for all."""
     return self.plain(aval)
 
-  def cut(self, x, spec, aval) -> Any:
+  def cut(self, at: walk.At, x, spec, aval) -> Any:
     """The part of x that a device of a shard_map gets."""
     return self.plain(aval)
 
-  def assemble(self, y, spec, aval) -> Any:
+  def assemble(self, at: walk.At, y, spec, aval) -> Any:
     """The whole of which a device of a shard_map made y."""
     return self.plain(aval)
 
@@ -229,10 +229,11 @@ def _once(algebra, variables, carry, run):
 
 def _through_shard_map(algebra, at, inside, inputs):
   jaxpr, _ = jaxprs.opened(inside.body)
-  here = map(algebra.cut, inputs, inside.in_specs, _avals(jaxpr.invars))
-  outs = evaluate(algebra, inside.body, list(here), at)
-  whole = _avals(at.eqn.outvars)
-  return list(map(algebra.assemble, outs, inside.out_specs, whole))
+  parts = zip(inputs, inside.in_specs, _avals(jaxpr.invars), strict=True)
+  here = [algebra.cut(at, *part) for part in parts]
+  outs = evaluate(algebra, inside.body, here, at)
+  whole = zip(outs, inside.out_specs, _avals(at.eqn.outvars), strict=True)
+  return [algebra.assemble(at, *part) for part in whole]
 
 
 _STEPS = {

@@ -200,19 +200,28 @@ class Channels:
 
   def _tie_sums(self, x: int, others: list[Axis]) -> None:
     """Ties the sum that x is to another sum of that size."""
+    mine = self._sum[x]
     sizes = _common_pieces(
-      [list(map(self.size, terms)) for terms in (self._sum[x], others)]
+      [list(map(self.size, terms)) for terms in (mine, others)]
     )
     both = []
-    for terms in (self._sum[x], others):
-      pieces = self._cut_terms(terms, sizes)
-      if pieces is None:
-        for term in (*self._sum[x], *others):
-          self.lock(term, _MIXED)
-        return
-      both.append(pieces)
+    # Of a sum that stays, what meets it stays. What is shifted along itself would
+    # be cut to pieces of one.
+    tears = len(sizes) > max(len(mine), len(others))
+    if not (tears and self._stays_or_shifts(mine, others)):
+      both = [self._cut_terms(terms, sizes) for terms in (mine, others)]
+    if not both or None in both:
+      for term in (*mine, *others):
+        self.lock(term, _MIXED)
+      return
     for a, b in zip(*both, strict=True):
       self.tie(a, b)
+
+  def _stays_or_shifts(self, mine: list[Axis], others: list[Axis]) -> bool:
+    leaves = [[*itertools.chain(*map(self.leaves, t))] for t in (mine, others)]
+    if any(all(map(self.locks, ls)) for ls in leaves):
+      return True
+    return bool(set(leaves[0]) & set(leaves[1]))
 
   def _split_channel(self, c: int, size: int) -> tuple[Axis, Axis] | None:
     """Splits a leaf or a sum; None where that tears channels."""

@@ -109,8 +109,8 @@ class _Differ(algebra.Algebra):
   def unknown(self, at, inputs):
     return [any(inputs)] * len(at.eqn.outvars)
 
-  def cut(self, x, spec, aval):
+  def cut(self, at, x, spec, aval):
     return x
 
-  def assemble(self, y, spec, aval):
+  def assemble(self, at, y, spec, aval):
     return y

@@ -92,17 +92,33 @@ def _slice(asked, at, inputs):
 
 def _piece(asked, at, axis, start, limit, stride):
   n = asked.channels.size(axis)
-  if (start, limit) == (0, n) and (stride == 1 or n == 1):
+  size = math.ceil((limit - start) / stride)
+  if size == n:
     return axis
-  pieces = None
   if stride == 1:
-    sizes = [start, limit - start, n - limit]
-    pieces = asked.channels.cut(axis, [s for s in sizes if s])
-  if pieces is None:
+    piece = _cut_out(asked, axis, start, limit)
+  else:
+    piece = _every(asked, axis, start, size, stride)
+  if piece is None:
     asked.channels.lock(axis, asked.said(at))
-    size = math.ceil((limit - start) / stride)
     return asked.channels.axis(size, asked.said(at))
-  return pieces[1 if start else 0]
+  return piece
+
+
+def _cut_out(asked, axis, start, limit):
+  n = asked.channels.size(axis)
+  sizes = [start, limit - start, n - limit]
+  pieces = asked.channels.cut(axis, [s for s in sizes if s])
+  return pieces and pieces[1 if start else 0]
+
+
+def _every(asked, axis, start, size, stride):
+  """One of each `stride` entries: of [size, stride], a column."""
+  if start >= stride or size * stride != asked.channels.size(axis):
+    return None
+  parts = asked.channels.split(axis, stride)
+  column = parts and _cut_out(asked, parts[1], start, start + 1)
+  return None if column is None else (*parts[0], *column)
 
 
 def _split(asked, at, inputs):
@@ -138,14 +154,49 @@ def _concatenate(asked, at, inputs):
 
 
 def _pad(asked, at, inputs):
+  """The entries before and after are channels of their own."""
   x, filling = inputs
-  axes, shape = list(x.axes), at.shape()
-  for i, amounts in enumerate(at.eqn.params['padding_config']):
-    if any(amounts):
+  axes, shape, new = list(x.axes), at.shape(), []
+  for i, (low, high, inner) in enumerate(at.eqn.params['padding_config']):
+    if inner or min(low, high) < 0:
       asked.channels.lock(axes[i], asked.said(at))
       axes[i] = asked.channels.axis(shape[i], asked.said(at))
-  zeros = x.zeros if filling.zeros is everywhere else nowhere
+    elif low or high:
+      before, after = asked.channels.axis(low), asked.channels.axis(high)
+      parts = [(before, low), (axes[i], 1), (after, high)]
+      axes[i] = asked.channels.join([axis for axis, n in parts if n])
+      new += [*before, *after]
+  zeros = nowhere
+  if filling.zeros is everywhere:
+    zeros = asked.unite([x.zeros, frozenset(new)])
   return [Value(tuple(axes), zeros)]
+
+
+def _stack(asked, at, inputs):
+  i, (first, *others) = at.eqn.params['axis'], inputs
+  for other in others:
+    for a, b in zip(first.axes, other.axes, strict=True):
+      asked.channels.tie(a, b)
+  new = asked.channels.join([()] * len(inputs))
+  zeros = asked.meet([x.zeros for x in inputs])
+  return [Value((*first.axes[:i], new, *first.axes[i:]), zeros)]
+
+
+def _unstack(asked, at, inputs):
+  (x,), i = inputs, at.eqn.params['axis']
+  n = len(at.eqn.outvars)
+  if asked.channels.cut(x.axes[i], [1] * n) is None:
+    return None
+  return [x._replace(axes=(*x.axes[:i], *x.axes[i + 1 :]))] * n
+
+
+def _fourier(asked, at, inputs):
+  (x,), shape = inputs, at.shape()
+  axes = list(x.axes)
+  for i in range(-len(at.eqn.params['fft_lengths']), 0):
+    asked.channels.lock(axes[i], asked.said(at))
+    axes[i] = asked.channels.axis(shape[i], asked.said(at))
+  return [Value(tuple(axes), asked.only(x.zeros, axes))]
 
 
 def _dynamic_slice(asked, at, inputs):
@@ -198,6 +249,9 @@ _TABLE = {
   _split: 'split',
   _concatenate: 'concatenate',
   _pad: 'pad',
+  _stack: 'stack',
+  _unstack: 'unstack',
+  _fourier: 'fft',
   _dynamic_slice: 'dynamic_slice',
   _dynamic_update: 'dynamic_update_slice',
   _drawn: 'random_bits rng_uniform rng_bit_generator random_gamma',

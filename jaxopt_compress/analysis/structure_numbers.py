@@ -173,10 +173,13 @@ def _concatenate(asked, at, inputs):
   return [out._replace(numbers=inputs[0].numbers) for out in outs]
 
 
-def _indexed(asked, at, x, indices, rows):
-  """Says of the axes of x what their indices number."""
+def _indexed(asked, at, x, indices, rows, single):
+  """Says of the axes of x what their indices number.
+
+  Those in `single` give one entry; of others an index is where a part starts.
+  """
   kinds = indices.numbers
-  if len(kinds) != len(rows):
+  if len(kinds) != len(rows) or not set(rows) <= set(single):
     asked.lock_numbers(indices, asked.said(at, 'mixes their numbers'))
     kinds = (None,) * len(rows)
   for i, kind in zip(rows, kinds, strict=True):
@@ -191,12 +194,11 @@ def _gather(asked, at, inputs):
   table, indices = inputs
   d, sizes = at.eqn.params['dimension_numbers'], at.eqn.params['slice_sizes']
   rows, apart = tuple(d.start_index_map), tuple(d.operand_batching_dims)
-  if tuple(d.collapsed_slice_dims) != tuple(sorted(rows)):
-    return None
-  _indexed(asked, at, table, indices, rows)
+  single = tuple(d.collapsed_slice_dims)
+  _indexed(asked, at, table, indices, rows, single)
   for i, j in zip(apart, d.start_indices_batching_dims, strict=True):
     asked.channels.tie(table.axes[i], indices.axes[j])
-  kept = [i for i in range(len(table.axes)) if i not in (*rows, *apart)]
+  kept = [i for i in range(len(table.axes)) if i not in (*single, *apart)]
   axes = dict(zip(d.offset_dims, kept, strict=True))
   # The last axis of the indices is a place; the others are those of the result.
   batch = iter(indices.axes[:-1])
@@ -222,14 +224,13 @@ def _scatter(asked, at, inputs):
     tuple(d.scatter_dims_to_operand_dims),
     tuple(d.operand_batching_dims),
   )
-  if tuple(d.inserted_window_dims) != tuple(sorted(rows)):
-    return None
+  single = tuple(d.inserted_window_dims)
   for value in (x, updates):
     asked.lock_numbers(value, asked.said(at, 'adds their numbers'))
-  _indexed(asked, at, x, indices, rows)
+  _indexed(asked, at, x, indices, rows, single)
   for i, j in zip(apart, d.scatter_indices_batching_dims, strict=True):
     asked.channels.tie(x.axes[i], indices.axes[j])
-  kept = [i for i in range(len(x.axes)) if i not in (*rows, *apart)]
+  kept = [i for i in range(len(x.axes)) if i not in (*single, *apart)]
   window = dict(zip(d.update_window_dims, kept, strict=True))
   batch = iter(indices.axes[:-1])
   for j, axis in enumerate(updates.axes):

@@ -11,6 +11,7 @@ equation. The table is at the end.
 
 from collections.abc import Callable
 
+from jaxopt_compress.analysis import structure_devices
 from jaxopt_compress.analysis import structure_moves
 from jaxopt_compress.analysis.tied import nowhere
 from jaxopt_compress.analysis.tied import Value
@@ -44,8 +45,8 @@ def _any(asked, at, inputs):
 
 
 def _keeps_zero(asked, at, inputs):
-  """f(0) = 0."""
-  return [inputs[0]]
+  """f(0) = 0, of each operand."""
+  return inputs
 
 
 def _power(asked, at, inputs):
@@ -182,14 +183,18 @@ def _conv(asked, at, inputs):
     asked.channels.tie(x.axes[lhs[1]], (*parts[0], *w.axes[rhs[1]]))
   else:
     asked.channels.tie(x.axes[lhs[1]], w.axes[rhs[1]])
-  for i in lhs[2:]:
-    asked.channels.lock(x.axes[i], why)
-  for i in rhs[2:]:
-    asked.channels.lock(w.axes[i], why)
   zeros = asked.unite([x.zeros, w.zeros])
   asked.sums_over(at, w.axes[rhs[1]], zeros)
-  axes = [asked.channels.axis(n, why) for n in shape]
+  axes = [()] * len(shape)
   axes[out[0]], axes[out[1]] = x.axes[lhs[0]], features
+  for i, j, o in zip(lhs[2:], rhs[2:], out[2:], strict=True):
+    size = asked.channels.size
+    if size(w.axes[j]) == 1 and size(x.axes[i]) == shape[o]:
+      axes[o] = x.axes[i]  # place by place
+      continue
+    asked.channels.lock(x.axes[i], why)
+    asked.channels.lock(w.axes[j], why)
+    axes[o] = asked.channels.axis(shape[o], why)
   return [Value(tuple(axes), asked.only(zeros, axes))]
 
 
@@ -204,7 +209,7 @@ _TABLE = {
     'neg abs sign floor ceil round tanh sin tan asin atan sinh asinh atanh expm1'
     ' log1p sqrt cbrt square erf real imag convert_element_type reduce_precision'
     ' copy copy_p stop_gradient optimization_barrier pvary sharding_constraint'
-    ' name'
+    ' name reshard'
   ),
   _power: 'integer_pow',
   _infinite: 'log rsqrt pow lgamma digamma',
@@ -223,4 +228,4 @@ _TABLE = {
 
 RULES: dict[str, Callable] = {
   name: rule for rule, names in _TABLE.items() for name in names.split()
-} | structure_moves.RULES
+} | {**structure_moves.RULES, **structure_devices.RULES}

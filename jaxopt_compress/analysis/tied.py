@@ -65,6 +65,7 @@ class Tied(algebra.Algebra):
     self.numbering = numbering.Numbering(self.channels)
     self._inexact: list[tuple[Axis, str]] = []
     self._turns: dict[walk.At, Axis] = {}
+    self._devices: dict[tuple[walk.At, tuple[str, ...]], Axis] = {}
     self._taken: list[tuple[Axis, int]] = []
 
   # ----------------------------------------------------------------- for rules
@@ -152,6 +153,17 @@ class Tied(algebra.Algebra):
       frozenset() if x.zeros is everywhere else here - self._leaves(x.zeros)
     )
 
+  def devices(self, at: walk.At, names: tuple[str, ...], n: int) -> Axis:
+    """The n devices along axes of the mesh of a shard_map, which `at` is or is in."""
+    around = [at, *reversed([outer for outer, _ in at.around])]
+    at = next(a for a in around if a.eqn.primitive.name == 'shard_map')
+    if (at, names) not in self._devices:
+      axis = self.channels.axis(n, f'one for each device of {"*".join(names)}')
+      self._devices[at, names] = axis
+      # All that a device has is of this device.
+      self._turns[at] = (*self._turns.get(at, ()), *axis)
+    return self._devices[at, names]
+
   def remarks(self) -> dict[int, list[str]]:
     """Why what is left is not exact, by leaf."""
     found: dict[int, list[str]] = {}
@@ -174,9 +186,7 @@ class Tied(algebra.Algebra):
   def apply(self, at, inputs):
     outs = super().apply(at, inputs)
     # Inside of a loop over layers all is of a layer, but for what is carried on.
-    loops = tuple(
-      self._turns[outer] for outer, _ in at.around if outer in self._turns
-    )
+    loops = tuple(self._turns.get(outer, ()) for outer, _ in at.around)
     self.met += [(*loops, *x.axes) for x in outs]
     return outs
 
@@ -240,7 +250,42 @@ class Tied(algebra.Algebra):
   def layer(self, x, turn, aval):
     return Value(x.axes[1:], x.zeros, x.numbers)
 
+  def cut(self, at, x, spec, aval):
+    axes = []
+    for axis, n, names in zip(
+      x.axes, aval.shape, _entries(spec, x.axes), strict=True
+    ):
+      if names:
+        parts = self.channels.split(axis, n)
+        devices = self.devices(at, names, self.channels.size(axis) // n)
+        if parts is None:
+          axis = self.channels.axis(n, 'a mesh cuts what it is made of')
+        else:
+          self.channels.tie(parts[0], devices)
+          axis = parts[1]
+      axes.append(axis)
+    return x._replace(axes=tuple(axes))
+
+  def assemble(self, at, y, spec, aval):
+    axes = []
+    for axis, n, names in zip(
+      y.axes, aval.shape, _entries(spec, y.axes), strict=True
+    ):
+      if names:
+        here = self.channels.size(axis)
+        axis = (*self.devices(at, names, n // here), *axis)
+      axes.append(axis)
+    return y._replace(axes=tuple(axes))
+
   def stack(self, ys, aval):
     (y,) = ys
     first = self.channels.axis(aval.shape[0], 'a loop stacks its results')
     return Value((first, *y.axes), y.zeros, y.numbers)
+
+
+def _entries(spec, axes) -> list[tuple[str, ...]]:
+  """The axes of the mesh that cut each axis."""
+  entries = [*spec, *[None] * (len(axes) - len(spec))]
+  return [
+    e if isinstance(e, tuple) else () if e is None else (e,) for e in entries
+  ]
