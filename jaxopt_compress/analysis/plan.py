@@ -17,6 +17,7 @@ of an optimizer.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -26,6 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import gathered as gathered_lib
+from jaxopt_compress.analysis import renumbered
+from jaxopt_compress.analysis import siblings
+from jaxopt_compress.analysis import sources as sources_lib
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -58,7 +62,7 @@ class Plan:
     checked = {}
     for name, source in self.sources.items():
       choices.one_of('group', name, tuple(self.structure.groups))
-      checked[name] = _checked(
+      checked[name] = sources_lib.checked(
         self.structure, self.structure.groups[name], source
       )
     object.__setattr__(self, 'sources', checked)
@@ -137,12 +141,24 @@ class Plan:
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """{path: new shape} of every leaf."""
+    """{new path: new shape} of every leaf."""
+    shapes = self._resized
+    paths = renumbered.paths(list(shapes), self._order)
+    return {new: shapes[old] for new, old in paths.items()}
+
+  @property
+  def _resized(self) -> dict[str, tuple[int, ...]]:
     sizes = self.sizes
     return {
       path: tuple(self.structure.size(layout, sizes) for layout in layouts)
       for path, layouts in self.structure.axes.items()
     }
+
+  @property
+  def _order(self) -> renumbered.Order:
+    """How layers that have names of their own are numbered."""
+    structure = self.structure
+    return renumbered.order(structure.shapes, structure.layers, self.sources)
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -186,7 +202,11 @@ class Plan:
       except ValueError as e:
         raise ValueError(f'{path}: {e}') from e
 
-    return self._map(gathered, tree)
+    out = self._map(gathered, tree)
+    if not self._order:
+      return out
+    named = functools.partial(_named, names=names_of(self.structure.shapes))
+    return renumbered.tree(out, self._order, named)
 
   def mask(self, tree: Any) -> Any:
     """The network as it is, zero at the channels that go.
@@ -198,12 +218,17 @@ class Plan:
       tree: as for `apply`.
     """
 
+    gone = renumbered.gone(self.structure.layers, self.sources)
+    names = names_of(self.structure.shapes)
+
     def masked(path, x, indices):
       if array.is_compressed(x):
         raise ValueError(
           f'{path} is {x.describe()}, and arrays are expected: mask what it was made'
           ' from, or pass jc.materialize(tree).'
         )
+      if gone and siblings.within(_named(path, names)[0], gone):
+        return jnp.zeros_like(x)
       keep = jnp.ones((), bool)
       for i in indices:
         stays = kept(indices, i, x.shape)
@@ -215,7 +240,7 @@ class Plan:
 
   def _map(self, f, tree):
     """`f(path, leaf, {axis: index})` of what has name and axes of a parameter."""
-    shapes, resized, met = self.structure.shapes, self.shapes, set()
+    shapes, resized, met = self.structure.shapes, self._resized, set()
     changes = {p for p in shapes if resized[p] != shapes[p]}
     every = sum(map(math.prod, shapes.values()))
     names = names_of(shapes)
@@ -303,52 +328,6 @@ def kept(indices, i, shape) -> np.ndarray:
   found = np.zeros(np.where(along, shape, 1), bool)
   found[tuple(indices[j] if a else 0 for j, a in enumerate(along))] = True
   return found
-
-
-def _checked(structure, group, source) -> np.ndarray:
-  source = np.asarray(source)
-  if source.size == 0 or source.ndim not in (1, 1 + len(group.within)):
-    raise ValueError(
-      f'{group.name}: the sources have shape {source.shape}; a list of channels, one'
-      f' at least, is expected{_rows(group)}. To remove a layer, remove it from the'
-      ' model.'
-    )
-  rows = [structure.groups[g].size for g in group.within]
-  for n, outer, want in zip(
-    source.shape[:-1], group.within, rows, strict=False
-  ):
-    if n not in (1, want):
-      raise ValueError(
-        f'{group.name}: the sources have {n} rows for {outer}, which has {want}'
-        ' channels: one for each is expected, or one for all.'
-      )
-  if not np.issubdtype(source.dtype, np.integer):
-    raise ValueError(f'{group.name}: sources are {source.dtype}, not integers.')
-  if source.min() < 0 or source.max() >= group.size:
-    raise ValueError(
-      f'{group.name} has channels 0 to {group.size - 1}, and the plan takes channels'
-      f' {source.min()} to {source.max()}.'
-    )
-  if group.locked and not np.array_equal(source, np.arange(group.size)):
-    raise ValueError(
-      f'{group.name} has to stay as it is: {"; ".join(group.locked)}.'
-    )
-  rows = source.reshape(-1, source.shape[-1]).tolist()
-  left = min(len(set(row)) for row in rows)
-  if left < group.least:
-    raise ValueError(
-      f'{group.name}: {left} are left, and the program takes {group.least} of them.'
-      ' Keep as many.'
-    )
-  return source
-
-
-def _rows(group) -> str:
-  if not group.within:
-    return ''
-  return (
-    f', or lists of one size for each channel of {" and ".join(group.within)}'
-  )
 
 
 def _merged(x, sizes):

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import layers as layers_lib
 from jaxopt_compress.analysis import numbering
 from jaxopt_compress.analysis import structure_numbers
 from jaxopt_compress.analysis import tied
@@ -82,11 +83,16 @@ class Structure:
     shapes: {path: shape} of the leaves that it was found for.
     groups: {name: Group}, in the order of the tree.
     axes: {path: layout of each axis}.
+    layers: {group: the paths that the parameters of each layer begin with}, of groups
+      of layers that have names of their own. Layers of a loop are channels of an axis.
   """
 
   shapes: dict[str, tuple[int, ...]]
   groups: dict[str, Group]
   axes: dict[str, tuple[Layout, ...]]
+  layers: dict[str, tuple[tuple[str, ...], ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def members(self, name: str) -> list[tuple[str, int]]:
     """The (path, axis counted from the end) that have a group."""
@@ -190,7 +196,11 @@ class Structure:
       for path, layouts in read['axes'].items()
     }
     shapes = {path: tuple(shape) for path, shape in read['shapes'].items()}
-    return cls(shapes, groups, axes)
+    layers = {
+      name: tuple(map(tuple, prefixes))
+      for name, prefixes in read['layers'].items()
+    }
+    return cls(shapes, groups, axes, layers)
 
   def __str__(self) -> str:
     """The groups that may go, then those that stay, and why."""
@@ -258,7 +268,7 @@ def structure(fun: Callable) -> Callable[..., Structure]:
       return closed, _found(closed, arrays)
 
     closed, made = traced({})
-    return _compared(closed, made, traced)
+    return _with_layers(closed, _compared(closed, made, traced))
 
   return found
 
@@ -333,6 +343,21 @@ def leaf_names(channels, axes) -> dict[int, str]:
     named[leaf] = f'{name}.{times[name]}' if times[name] else name
     times[name] += 1
   return named
+
+
+def _with_layers(closed, structure) -> Structure:
+  """Adds the layers that have names of their own, as groups."""
+  groups, layers = dict(structure.groups), {}
+  for kind in layers_lib.found(closed, list(structure.shapes)):
+    layers[kind.name] = kind.prefixes
+    groups[kind.name] = Group(
+      kind.name,
+      len(kind.prefixes),
+      kind.locked,
+      kind.inexact,
+      'layers are called by name: build it with fewer, or jc.drop_layers',
+    )
+  return dataclasses.replace(structure, groups=groups, layers=layers)
 
 
 # ------------------------------------------------------- sizes that a program has

@@ -1,0 +1,113 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import deep
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+from jaxopt_compress.models import decoder
+from jaxopt_compress.models import vit
+
+TEXT = jnp.ones((2, 4, 5))
+IMAGES = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))
+IDS = jnp.array([[3, 1, 7, 7], [0, 10, 3, 1]])
+
+
+def transformer(depth=3, post=False):
+  model = deep.Transformer(depth, post)
+  return model.apply, deep.drawn(model, TEXT), TEXT
+
+
+def resnet(blocks=(3, 2)):
+  model = deep.ResNet(blocks)
+  return model.apply, deep.drawn(model, IMAGES), IMAGES
+
+
+def gqa(depth=3, **options):
+  model = decoder.Decoder(
+    11, 8, depth, 2, 1, scan=False, **options, rngs=nnx.Rngs(0)
+  )
+  graphdef, params = nnx.split(model)
+  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IDS
+
+
+def vision(depth=3):
+  model = vit.ViT(3, 2, 8, depth, 2, classes=3, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(model)
+  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IMAGES
+
+
+class LayersTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('transformer', transformer, 'params/Block_0', 3),
+    ('decoder', gqa, 'blocks/0', 3),
+    ('vision', vision, 'blocks/0', 3),
+    ('recomputed', lambda: gqa(remat=True), 'blocks/0', 3),
+  )
+  def test_found(self, made, first, n):
+    fun, params, x = made()
+    found = jc.structure(fun)(params, x)
+    self.assertEqual(list(found.layers), [f'{first}:layers'])
+    group = found.groups[f'{first}:layers']
+    self.assertEqual((group.size, group.locked, group.inexact), (n, (), ()))
+    self.assertIn('build it with fewer', group.fixed)
+    again = type(found).from_json(found.to_json())
+    self.assertEqual(again, found)
+
+  def test_stages(self):
+    fun, params, x = resnet()
+    found = jc.structure(fun)(params, x)
+    self.assertEqual(
+      found.layers['params/Residual_3:layers'],
+      (
+        ('params/Residual_3', 'batch_stats/Residual_3'),
+        ('params/Residual_4', 'batch_stats/Residual_4'),
+      ),
+    )
+    self.assertEqual(found.groups['params/Residual_0:layers'].size, 3)
+    self.assertEqual(
+      {found.groups[name].inexact for name in found.layers}, {()}
+    )
+
+  def test_what_zeros_do_not_pass_on(self):
+    fun, params, x = transformer(post=True)
+    found = jc.structure(fun)(params, x)
+    (name,) = found.layers
+    self.assertRegex(
+      found.groups[name].inexact[0], 'Block_2 with weights of zero does not'
+    )
+
+  def test_kernels_and_biases_apart(self):
+    found = jc.structure(deep.mlp)(deep.MLP, jnp.ones((2, 6)))
+    self.assertEqual(
+      found.layers,
+      {'w0:layers': tuple((f'w{i}', f'b{i}') for i in range(4))},
+    )
+
+  @parameterized.named_parameters(
+    # the first is read again at the end; side by side; no two of one shape
+    ('skip', lambda p, x: (x @ p['w0']) @ p['w1'] + x @ p['w0']),
+    ('beside', lambda p, x: x @ p['w0'] + x @ p['w1']),
+    ('other', lambda p, x: jnp.tanh(x @ p['w0']) @ p['w1']),
+    ('order', lambda p, x: (x @ p['w1'] @ p['w0']).sum()),
+  )
+  def test_not_layers(self, fun):
+    p = {'w0': jnp.ones((6, 6)), 'w1': jnp.ones((6, 6))}
+    found = jc.structure(fun)(p, jnp.ones((2, 6)))
+    self.assertEmpty(found.layers)
+
+  def test_what_they_take_is_not_what_they_give(self):
+    def fun(p, x):
+      for i in range(3):
+        x = jnp.tanh(x[:, : 4 - i] @ p['layers'][i]['w'][: 4 - i])
+        x = x[:, : 3 - i]
+      return x.sum()
+
+    p = {'layers': [{'w': jnp.ones((4, 4))} for _ in range(3)]}
+    found = jc.structure(fun)(p, jnp.ones((2, 4)))
+    self.assertEmpty({n for n in found.layers if not found.groups[n].locked})
+
+
+if __name__ == '__main__':
+  absltest.main()
