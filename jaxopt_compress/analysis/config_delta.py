@@ -19,6 +19,7 @@ from typing import Any
 
 from jaxopt_compress.analysis import config_numbers
 from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis import raised
 from jaxopt_compress.core import rules as rules_lib
 
 Shapes = dict[str, tuple[int, ...]]
@@ -61,7 +62,7 @@ def config_delta(
   solutions = [found for found in model.settings() if not model.apart(found)]
   if not solutions:
     raise ValueError(model.why_not())
-  best = _best(solutions, model.numbers, plan)
+  best = _best(solutions, model.numbers, model.groups)
   return best, config_numbers.replaced(config, best)
 
 
@@ -76,14 +77,17 @@ class _Model:
   """
 
   def __init__(self, shapes, config, plan):
-    self._shapes, self._config = shapes, config
+    self._shapes, self._config, self._raised = shapes, config, {}
     self.numbers = config_numbers.numbers(config)
     names = plan_lib.names_of(plan.structure.shapes)
     self._names = names
     self.now, self.want = dict(plan.structure.shapes), plan.shapes
-    self.groups = {
-      (plan.structure.groups[name].size, n) for name, n in plan.sizes.items()
-    }
+    self._changed = [
+      (plan.structure.groups[name], n)
+      for name, n in plan.sizes.items()
+      if plan.structure.groups[name].size != n
+    ]
+    self.groups = {(group.size, n) for group, n in self._changed}
     self._check_is_of_plan()
     self.slopes, self.silent = {}, []
     for key in self.numbers:
@@ -97,7 +101,8 @@ class _Model:
     """The shapes with other numbers; None where the model refuses them."""
     try:
       tree = self._shapes(config_numbers.replaced(self._config, numbers))
-    except Exception:  # whatever a constructor raises
+    except Exception as e:  # whatever a model raises
+      self._raised[tuple(numbers.items())] = raised.said(e)
       return None
     found = {}
     for path, x in rules_lib.named_leaves(tree):
@@ -214,8 +219,17 @@ class _Model:
           " equal widths, as by one rule with a number of channels: by=[('...', 64)],"
           ' or let the config have a number for each.'
         )
-    best = min(self.settings(), key=lambda s: len(self.apart(s)))
+    tried = sorted(self.settings(), key=lambda s: len(self.apart(s)))
+    best = tried[0]
+    if not best and len(tried) > 1:
+      best = tried[1]  # nothing that was changed makes a model
     path, got = self.apart(best)[0]
+    if said := self._raised.get(tuple(best.items())):
+      return (
+        f'With {best} the config would make what the plan does, and the model raises:'
+        f' {said}. A size is written there that has to become a number of the config;'
+        ' or leave the group out of the plan.' + self._written()
+      )
     changed = {p for p in self.want if self.want[p] != self.now[p]}
     free = [
       k for k, s in self.slopes.items() if any(p in changed for p, _ in s)
@@ -225,14 +239,21 @@ class _Model:
       f' the config give that: with {best or "none changed"} it is {got}. Of the'
       f' numbers {free} depend leaves that change. A size that is written in the model'
       ' has to become a number of the config; or leave the group out of the plan.'
+      + self._written()
     )
 
+  def _written(self) -> str:
+    """Where the program of the plan has sizes of its own."""
+    lines = [
+      f' {group.name} is {group.size} there, and {n} in the plan: {group.fixed}.'
+      for group, n in self._changed
+      if group.fixed
+    ]
+    return ''.join(lines[:3])
 
-def _best(solutions, numbers, plan) -> dict[str, int]:
+
+def _best(solutions, numbers, groups) -> dict[str, int]:
   """The one of few changes, of numbers that are the sizes of groups; or ValueError."""
-  groups = {
-    (plan.structure.groups[name].size, n) for name, n in plan.sizes.items()
-  }
   few = [s for s in solutions if len(s) == min(map(len, solutions))]
   named = [
     s for s in few if all((numbers[k], n) in groups for k, n in s.items())

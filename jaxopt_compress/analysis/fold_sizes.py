@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis import raised
 from jaxopt_compress.analysis import scaled
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
@@ -76,11 +77,7 @@ def fold_sizes(
     try:
       other, _ = walk.trace(rebuilt or fun, params, args, kwargs)
     except Exception as e:  # whatever a model raises
-      raise ValueError(
-        f'The function does not run with the sizes {dict(plan.sizes)}:'
-        f' {str(e).partition(chr(10))[0]} Give the function of the model that was'
-        ' built again, as rebuilt=.'
-      ) from e
+      raise ValueError(_does_not_run(plan, e)) from e
     asked = scaled.Scaled(_ratios(closed, other))
     inputs = [
       {path: 1.0} if jnp.issubdtype(x.dtype, jnp.floating) else {}
@@ -97,6 +94,22 @@ def fold_sizes(
     )
 
   return folded
+
+
+def _does_not_run(plan, error) -> str:
+  groups = plan.structure.groups
+  sizes = {
+    name: f'{groups[name].size} -> {n}'
+    for name, n in plan.sizes.items()
+    if n != groups[name].size
+  }
+  return (
+    f'The function does not run with parameters of the plan: {raised.said(error)}. A'
+    f' size is written there that is another one now, of {sizes}: take it from an'
+    ' array, or from the config, of which jc.config_delta(shapes, config, plan) finds'
+    ' the numbers; and give the function of the model that is built of these, as'
+    ' rebuilt=.'
+  )
 
 
 def _abstract(params, plan):

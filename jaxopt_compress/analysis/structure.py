@@ -24,6 +24,7 @@ import numpy as np
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import layers as layers_lib
 from jaxopt_compress.analysis import numbering
+from jaxopt_compress.analysis import raised
 from jaxopt_compress.analysis import structure_numbers
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
@@ -387,7 +388,7 @@ def _compared(closed, structure, traced) -> Structure:
       other, again = traced(sizes)
       fixed = _groups_apart(structure, again, sizes)
     except Exception as e:  # whatever the model raises
-      other, fixed = None, str(e).partition('\n')[0] or type(e).__name__
+      other, fixed = None, raised.said(e)
     numbers = () if other is None else _numbers_apart(closed, other)
     for name in alike:
       inexact = (*groups[name].inexact, *numbers)
