@@ -157,8 +157,8 @@ def owl(
     ratios[path] = jnp.mean(
       x.scores > outlier * mean, axis=x.axes, keepdims=True, dtype=jnp.float32
     )
-  every = jnp.concatenate([r.ravel() for r in ratios.values()])
-  low, high = every.min(), every.max()
+  low = functools.reduce(jnp.minimum, [r.min() for r in ratios.values()])
+  high = functools.reduce(jnp.maximum, [r.max() for r in ratios.values()])
   # Layers that are all alike have nothing to be told apart by.
   width = jnp.where(high > low, high - low, 1.0)
   scaled = {path: (r - low) / width for path, r in ratios.items()}
@@ -200,7 +200,8 @@ def lamp(layers: Leaves, target: float) -> dict[str, Fraction]:
     math.prod(x.scores.shape[a] for a in x.axes) for x in layers.values()
   ]
   return {
-    path: size - n for path, size, n in zip(layers, sizes, kept, strict=True)
+    path: counts.of(size - n)
+    for path, size, n in zip(layers, sizes, kept, strict=True)
   }
 
 
@@ -212,11 +213,14 @@ def _by_lamp(scores, kept, axes):
   tops = [s.max(a, keepdims=True) for s, a in zip(sizes, axes, strict=True)]
   sizes = [s / jnp.where(t > 0, t, 1) for s, t in zip(sizes, tops, strict=True)]
 
+  wide = sum(s.size for s in sizes) >= 2**31
+  form = counts.of if wide else counts.narrow
+
   def number(bits):
     pairs = zip(sizes, axes, strict=True)
-    return [_reaching(s, a, bits) for s, a in pairs]
+    return [form(_reaching(s, a, bits)) for s, a in pairs]
 
-  return select.shares(number, jnp.dtype(jnp.uint32), kept)
+  return select.shares(number, jnp.dtype(jnp.uint32), form(kept))
 
 
 # No LAMP score is above 1, and bits of other floats are not in their order.

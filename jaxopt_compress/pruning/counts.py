@@ -4,7 +4,8 @@
 
 A model of 2^31 weights is ranked as one, and JAX has no int64 unless all of a program
 has. Two int32 words hold up to 2^60. They are added, compared and multiplied by a
-fraction with no rounding.
+fraction with no rounding. Where what is counted is known to be less than 2^31, an int32
+array does in place of a `Count`: `count` returns one, and all functions take both.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 _BASE = 30
 _MASK = (1 << _BASE) - 1
+_MOST = 2**31 - 1
 
 # Digits of the product of a count and a fraction: 5 of 12 bits hold 60 bits, and sums
 # of 5 products of two digits fit an int32.
@@ -66,7 +68,10 @@ class Count:
     return Count(self.high.reshape(*shape), self.low.reshape(*shape))
 
 
-def of(n: 'int | jax.Array | Count') -> Count:
+Number = int | jax.Array | Count
+
+
+def of(n: Number) -> Count:
   """A number, or an array of int32, as a `Count`.
 
   >>> n = of(2**40 + 7)
@@ -84,19 +89,30 @@ def of(n: 'int | jax.Array | Count') -> Count:
   return Count(n >> _BASE, n & _MASK)
 
 
-def where(condition: jax.Array, a: Count, b: Count) -> Count:
+def narrow(n: Number) -> int | jax.Array:
+  """A `Count` that is less than 2^31 as an int32; other numbers as they are.
+
+  >>> int(narrow(of(2**31 - 1)))
+  2147483647
+  """
+  return (n.high << _BASE) | n.low if isinstance(n, Count) else n
+
+
+def where(condition: jax.Array, a: Number, b: Number) -> Number:
   """`jnp.where` of counts.
 
   >>> int(where(jnp.array(True), of(3), of(4)))
   3
   """
+  if not isinstance(a, Count) and not isinstance(b, Count):
+    return jnp.where(condition, a, b)
   a, b = of(a), of(b)
   return Count(
     jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low)
   )
 
 
-def clip(n: Count, least: Count, most: Count) -> Count:
+def clip(n: Number, least: Number, most: Number) -> Number:
   """`n`, or the bound that it is beyond.
 
   >>> [int(clip(of(n), of(2), of(4))) for n in (1, 3, 2**40)]
@@ -106,22 +122,26 @@ def clip(n: Count, least: Count, most: Count) -> Count:
   return where(n >= most, most, n)
 
 
-def total(n: Count, axes: tuple[int, ...] | None = None) -> Count:
-  """The sum over some axes, or all; they stay with size 1, or go.
+def total(n: Number, axes: tuple[int, ...] | None = None) -> Number:
+  """The sum over some axes, which stay with size 1, or over all; of int32 an int32.
 
   Words are summed in parts of so few bits that no sum of parts leaves an int32.
 
   >>> int(total(of(jnp.full(3, 2**30))))
   3221225472
   """
+  keep = axes is not None
+  if not isinstance(n, Count):
+    return jnp.sum(n, axis=axes, keepdims=keep, dtype=jnp.int32)
   over = range(len(n.shape)) if axes is None else axes
   terms = math.prod(n.shape[a] for a in over)
+  if terms == 1:
+    return n if keep else n.reshape(())
   bits = _BASE - max(terms - 1, 0).bit_length()
   if bits < 1:
     raise ValueError(
       f'{terms} counts in one sum; fewer than 2^29 are expected.'
     )
-  keep = axes is not None
   out = of(0)
   for begin in range(0, _BASE, bits):
     part = (n.low >> begin) & ((1 << bits) - 1)
@@ -132,8 +152,8 @@ def total(n: Count, axes: tuple[int, ...] | None = None) -> Count:
 
 
 def count(
-  mask: jax.Array, axes: tuple[int, ...] | None = None, *, most: int = 2**31 - 1
-) -> Count:
+  mask: jax.Array, axes: tuple[int, ...] | None = None, *, most: int = _MOST
+) -> Number:
   """How many are True, over some axes (which stay, with size 1) or all.
 
   Args:
@@ -141,21 +161,23 @@ def count(
     axes: counted over; None is all, and leaves a scalar.
     most: what a plain sum may hold. Above, trailing axes are summed first.
 
+  Returns:
+    An int32 array, or a `Count` where that many entries may be more.
+
   >>> int(count(jnp.ones((4, 8), bool), most=10))
   32
   """
   over = tuple(range(mask.ndim)) if axes is None else axes
   over = sorted(a % mask.ndim for a in over)
   inner, outer = split(mask.shape, tuple(over), most)
-  plain = jnp.sum(mask, axis=inner, keepdims=True, dtype=jnp.int32)
-  found = of(plain)
+  found = jnp.sum(mask, axis=inner, keepdims=True, dtype=jnp.int32)
   if outer:
-    found = total(found, outer)
+    found = total(of(found), outer)
   return found if axes is not None else found.reshape(())
 
 
 def split(
-  shape: tuple[int, ...], axes: tuple[int, ...], most: int = 2**31 - 1
+  shape: tuple[int, ...], axes: tuple[int, ...], most: int = _MOST
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """The last of the axes whose entries an int32 counts, and those before.
 

@@ -128,7 +128,11 @@ def _expanded(spec, units, axes, scores, ramp) -> Leaves:
       kept |= _naming(path, _together, spec, ours, axes, ramp)
     else:
       kept |= _together(spec, ours, axes, ramp)
-  return {path: units[path].expand(kept[path]) for path in scores}
+  # A mask is sharded as its leaf, also where its units are not.
+  return {
+    path: units[path].expand(kept[path]) & jnp.ones_like(s, bool)
+    for path, s in scores.items()
+  }
 
 
 def _sharing(spec, scores, axes) -> list[list[str]]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxopt_compress.pruning import counts
 
-Number = int | jax.Array | counts.Count
+Number = counts.Number
 
 
 def top_k_mask(
@@ -146,12 +146,14 @@ def ordinal(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames='axes')
 def _top_k(scores, k, axes):
-  key = ordinal(scores)
-  return _kept(key, k, axes, threshold(key, k, axes))
+  return _kept(ordinal(scores), k, axes)
 
 
-def _kept(key, k, axes, t):
-  """The k largest keys of each slice, where t is the k-th largest."""
+def _kept(key, k, axes):
+  """The k largest keys of each slice."""
+  if math.prod(key.shape[a] for a in axes) < 2**31:
+    k = counts.narrow(k)
+  t = threshold(key, k, axes)
   # Keys equal to the threshold fill what is missing, lowest indices first.
   above = key > t
   missing = k - counts.count(above, axes)
@@ -188,19 +190,18 @@ def largest(
   return lax.fori_loop(0, bits, one_bit, jnp.zeros(shape, dtype))
 
 
-def shares(
-  number: Callable, dtype: jnp.dtype, k: counts.Count
-) -> list[counts.Count]:
+def shares(number: Callable, dtype: jnp.dtype, k: Number) -> list[Number]:
   """How many each slice keeps where one threshold keeps `k` of all.
 
   Args:
-    number: threshold -> [Count of each slice that reaches it, for each array]; the
-      higher the threshold, the fewer. At 0 they are k at least.
+    number: threshold -> [how many of each slice reach it, for each array]: counts,
+      or int32 where all of them are less than 2^31. The higher the threshold, the
+      fewer; at 0 they are k at least.
     dtype: of the threshold, an unsigned integer.
     k: how many of all.
 
   Returns:
-    A Count for each array. Slices that reach the threshold with several of equal
+    A number for each slice of each array. Slices that reach the threshold with several of equal
     rank are filled in their order.
   """
 
@@ -227,31 +228,37 @@ def _together(slices, k):
 @functools.partial(jax.jit, static_argnames='axes')
 def _choose(scores, bounds, k, axes):
   keys = [ordinal(s) for s in scores]
+  wide = sum(key.size for key in keys) >= 2**31
+  form = counts.of if wide else counts.narrow
+  bounds = [tuple(map(form, b)) for b in bounds]
 
   def number(t):
     return [
-      counts.clip(counts.count(key >= t, a), *b)
+      counts.clip(form(counts.count(key >= t, a)), *b)
       for key, a, b in zip(keys, axes, bounds, strict=True)
     ]
 
-  kept = shares(number, keys[0].dtype, k)
-  return [
-    _bounded(key, n, a) for key, n, a in zip(keys, kept, axes, strict=True)
-  ]
-
-
-def _bounded(key, kept, axes):
-  return _kept(key, kept, axes, threshold(key, kept, axes))
+  kept = shares(number, keys[0].dtype, form(k))
+  return [_kept(key, n, a) for key, n, a in zip(keys, kept, axes, strict=True)]
 
 
 def _shared(room, missing):
   """What each entry of `room` gets of `missing`, the first before the next."""
-  n = math.prod(room.shape)
-  if n == 1:
-    return counts.clip(missing, counts.of(0), room)
-  flat = room.reshape(n)
-  before = lax.associative_scan(lambda a, b: a + b, flat) - flat
-  return counts.clip(missing - before, counts.of(0), flat).reshape(*room.shape)
+  shape = room.shape
+  if math.prod(shape) == 1:
+    return counts.clip(missing, 0, room)
+  order = _index(shape, tuple(range(len(shape))))
+
+  def first(n):
+    return counts.where(order < n.astype(jnp.int32), room, 0)
+
+  def fits(n):
+    return (counts.total(first(n)) <= missing) & (n <= order.size)
+
+  # The first so many get all that they have room for, and the next one the rest.
+  full = largest(jnp.dtype(jnp.uint32), (), fits).astype(jnp.int32)
+  rest = missing - counts.total(first(full))
+  return first(full) + counts.where(order == full, rest, 0)
 
 
 def _first(tied, missing, axes):

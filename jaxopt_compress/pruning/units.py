@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.core import choices
 from jaxopt_compress.pruning import select
 
 Axes = uses_lib.Axes
@@ -124,6 +125,7 @@ def block(
       f'block={block}; a height and a width of 1 at least are expected, such as'
       ' block=(4, 4).'
     )
+  choices.one_of('pool', pool, ('mean', 'max'), '=')
   tiled = (max(axes.contracted), max(axes.free))
   return _boxes(scores, dict(zip(tiled, block, strict=True)), pool)
 
@@ -218,29 +220,35 @@ def _along(scores, axes, sizes) -> Units:
 
 def _boxes(scores, sizes, pool) -> Units:
   """Units of `sizes` = {axis: consecutive indices}, and of one index elsewhere."""
-  shape, split, inner, pads = scores.shape, [], [], []
-  for axis, n in enumerate(shape):
-    size = max(min(sizes.get(axis - len(shape), 1), n), 1)
-    number = -(-n // size)
-    pads.append((0, number * size - n))
-    split += [number, size]
-    inner.append(2 * axis + 1)
-  x = scores.astype(jnp.float32)
-  ragged = any(pad for _, pad in pads)
+  shape = scores.shape
+  runs = {
+    a: max(min(sizes.get(a - len(shape), 1), n), 1) for a, n in enumerate(shape)
+  }
+  pads = [(0, -n % runs[a]) for a, n in enumerate(shape)]
+  x, ragged = scores.astype(jnp.float32), any(pad for _, pad in pads)
   if ragged:
     # What is padded has no say: the pool passes over NaN.
     x = jnp.pad(x, pads, constant_values=jnp.nan)
+  padded, inner = x.shape, []
+  split = [a for a, n in enumerate(padded) if 1 < runs[a] < n]
+  whole = [a for a, n in enumerate(padded) if 1 < runs[a] == n]
+  # One axis at a time, the last first, so that none is resharded on the way.
+  for axis in reversed(split):
+    x = x.reshape(*x.shape[:axis], -1, runs[axis], *x.shape[axis + 1 :])
+    inner = [axis + 1, *(i + 1 for i in inner)]
+    whole = [a + 1 if a > axis else a for a in whole]
   reduce = getattr(jnp, f'nan{pool}' if ragged else pool)
-  pooled = reduce(x.reshape(split), axis=tuple(inner))
+  pooled = reduce(x, axis=(*inner, *whole), keepdims=True)
+  tiles = x.shape
 
   def expand(kept):
-    whole = jnp.broadcast_to(jnp.expand_dims(kept, inner), split)
-    whole = whole.reshape(
-      [n + pad for n, (_, pad) in zip(shape, pads, strict=True)]
-    )
-    return whole[tuple(slice(n) for n in shape)]
+    mask = jnp.broadcast_to(jnp.expand_dims(kept, inner), tiles)
+    for axis in split:
+      joined = mask.shape[axis] * mask.shape[axis + 1]
+      mask = mask.reshape(*mask.shape[:axis], joined, *mask.shape[axis + 2 :])
+    return mask[tuple(slice(n) for n in shape)] if ragged else mask
 
-  return Units(pooled, expand, turns=not ragged)
+  return Units(jnp.squeeze(pooled, inner), expand, turns=not ragged)
 
 
 def _same(kept):

@@ -12,6 +12,7 @@ NUMBERS = (0, 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**40 + 7, 2**60 - 1)
 
 
 def ints(n):
+  n = counts.of(n)
   high, low = np.asarray(n.high, object), np.asarray(n.low, object)
   return (high * 2**30 + low).tolist()
 

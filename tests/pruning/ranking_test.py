@@ -138,6 +138,54 @@ class RankingTest(parameterized.TestCase):
       axes = dict.fromkeys(scores, MATRIX)
       ranking.masks(Sparsity(kind='n_m', n=2, m=4), scores, axes)
 
+  def test_nothing_is_gathered_or_sorted(self):
+    mesh = jax.make_mesh((4,), ('m',))
+    shapes = {'a/s': (4, 8, 16), 'b/w': (8, 16)}
+    specs = {'a/s': ('m',), 'b/w': (None, 'm')}
+    stack = uses_lib.Axes((-2,), (-3,), (-1,))
+    axes = {p: stack if len(s) == 3 else MATRIX for p, s in shapes.items()}
+    block, heads = dict(kind='block', block=(4, 4)), dict(kind='heads', size=4)
+    cases = [
+      dict(kind='n_m', n=2, m=4),
+      dict(kind='neurons'),
+      dict(heads, scope=r'(\w)/.*'),
+      dict(block, scope='row'),
+      dict(block, scope='global', cap=1.5),
+      dict(allocation='erk'),
+      dict(allocation='owl'),
+      dict(allocation='lamp'),
+      dict(scope='row'),
+    ]
+    # Each granularity, each scope and each allocation once, in one program.
+    rules = [Sparsity(0.5, **case) for case in cases]
+    keys = jax.random.split(jax.random.key(0))
+    scores = {
+      p: jax.random.uniform(key, s)
+      for key, (p, s) in zip(keys, shapes.items(), strict=True)
+    }
+    placed = {
+      p: jax.device_put(
+        s, jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*specs[p]))
+      )
+      for p, s in scores.items()
+    }
+
+    @jax.jit
+    def every(scores, ramp):
+      return [ranking.masks(rule, scores, axes, ramp) for rule in rules]
+
+    program = every.lower(placed, jnp.float32(1)).compile()
+    text = program.as_text()
+    for word in ('all-gather', 'all-to-all', 'collective-permute', ' sort('):
+      self.assertNotIn(word, text)
+    for case, got in zip(cases, program(placed, jnp.float32(1)), strict=True):
+      want = ranking.masks(Sparsity(0.5, **case), scores, axes)
+      for p, mask in got.items():
+        np.testing.assert_array_equal(mask, want[p], f'{case} {p}')
+        self.assertTrue(
+          mask.sharding.is_equivalent_to(placed[p].sharding, mask.ndim)
+        )
+
 
 if __name__ == '__main__':
   absltest.main()
