@@ -14,7 +14,7 @@ PROGRAM = 'program.stablehlo'
 WEIGHTS = 'weights.safetensors'
 FILES = (PROGRAM, WEIGHTS)
 MANIFEST = 'manifest.json'
-FORMAT = 'jaxopt_compress.export/2'
+FORMAT = 'jaxopt_compress.export/3'
 
 
 def target(directory):

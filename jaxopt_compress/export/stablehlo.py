@@ -15,6 +15,7 @@ and safetensors, and none of this library's leaf types:
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
 import os
 import shutil
 from typing import Any
@@ -24,6 +25,7 @@ from jax import export
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules
 from jaxopt_compress.export import layout
 from jaxopt_compress.export import program as program_lib
@@ -51,8 +53,10 @@ def save(
     directory: made if missing; replaced if it holds an export.
     fun: the function to export, lifted if `params` hold compressed leaves. Arrays
       that it closes over become constants of the program.
-    params: any pytree of arrays. Leaves packed for the kernels of one machine are
-      exported in their portable form.
+    params: any pytree of arrays. Training leaves are frozen, and those packed for the
+      kernels of one machine exported in their portable form. What `jc.sparsify`
+      returned stays without its zeros, on disk and in the program, which puts them
+      back in every call.
     *example_args: arrays or `ShapeDtypeStruct`s in dicts, lists and tuples.
     polymorphic: whether the leading axis of the inputs may have any length, the same
       for all of them; the program must not depend on it. Shapes of its outputs are
@@ -87,7 +91,7 @@ def save(
   new.mkdir(parents=True)
   try:
     (new / layout.PROGRAM).write_bytes(_serialized(exported))
-    weights_lib.save(new / layout.WEIGHTS, weights)
+    weights_lib.save(new / layout.WEIGHTS, weights, _formats(params))
     manifest = _manifest(exported, params, weights, inputs, new, facts)
     sealed.write(new / layout.MANIFEST, manifest)
     _check_written(new, weights)
@@ -99,7 +103,15 @@ def save(
 
 
 def _portable(params):
-  return array.map_leaves(lambda leaf: leaf.portable(), params)
+  # Frozen first: a mask would be stored beside the weights that it hides.
+  frozen = compression.freeze(params)
+  return array.map_leaves(lambda leaf: leaf.portable(), frozen)
+
+
+def _formats(params):
+  """What each leaf is stored as, for the header of the file of weights."""
+  leaves = weights_lib.describe(params).items()
+  return {'leaves': json.dumps({path: leaf['format'] for path, leaf in leaves})}
 
 
 def _over_weights(fun, rebuild):

@@ -4,7 +4,8 @@
     -> {'dense/kernel.qvalue': ..., 'dense/kernel.scale': ..., 'dense/bias': ...}
 
 The static fields of a leaf stay in the program, so whoever loads the file needs no
-leaf types. The file format is safetensors.
+leaf types. The file format is safetensors; its header names the layout, and other files
+are refused.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
 
 Weights = dict[str, np.ndarray]
+
+# In the header: how names and bytes are to be read.
+FORMAT = 'jaxopt_compress.weights/1'
 
 # What safetensors.numpy writes and reads back; other dtypes are stored as bytes.
 _STORED = frozenset(
@@ -116,7 +120,8 @@ def save(
   stored = {name: _as_stored(x) for name, x in weights.items()}
   # safetensors does not check this, and would write other data.
   assert all(x.flags.c_contiguous for x in stored.values())
-  _safetensors().save_file(stored, path, metadata)
+  header = {'format': FORMAT, **(metadata or {})}
+  _safetensors().save_file(stored, path, header)
 
 
 def opened(path: str | os.PathLike) -> Any:
@@ -128,7 +133,18 @@ def opened(path: str | os.PathLike) -> Any:
 
 
 def load(path: str | os.PathLike, dtypes: Mapping[str, str]) -> Weights:
-  """Reads back what `save` wrote; `dtypes` as they were, by name."""
+  """Reads back what `save` wrote; `dtypes` as they were, by name.
+
+  Raises:
+    ValueError: a file of another layout, or with other arrays.
+  """
+  with opened(path) as file:
+    found = (file.metadata() or {}).get('format')
+  if found != FORMAT:
+    raise ValueError(
+      f'The header of {path} has the format {found!r}, not {FORMAT!r}: it was not'
+      ' written here, or by another version. Export again with this one.'
+    )
   stored = _safetensors().load_file(path)
   if set(stored) != set(dtypes):
     raise ValueError(

@@ -319,7 +319,7 @@ def _finish(job, built, state):
   processes.wait(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
-    stored = stages_lib.stored(local)
+    stored = stages_lib.without_zeros(local, built.model.uses)
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)

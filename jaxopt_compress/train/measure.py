@@ -145,7 +145,7 @@ def _exports(job, built, finished, answers):
       {
         name: (
           _over_tree(by_name[name].model.apply),
-          stages_lib.stored(finished[name]),
+          stages_lib.without_zeros(finished[name], by_name[name].model.uses),
         )
         for name in names
       },

@@ -365,6 +365,14 @@ def stored(final: dict[str, Any]) -> dict[str, Any]:
   return {'params': final['params'], 'variables': final['variables']}
 
 
+def without_zeros(
+  final: dict[str, Any], uses: dict[str, Any]
+) -> dict[str, Any]:
+  """`stored` as it is written: pruned leaves without zeros where that is smaller."""
+  params, _ = pruning.sparsify.sparsify(final['params'], uses=uses)
+  return stored(final) | {'params': params}
+
+
 def pruned(params: Any, stage: options.Stage, uses: dict[str, Any]) -> Any:
   """The parameters under the masks of a stage that trains nothing."""
   rules = words.prune_rules(stage.prune, stage.steps)

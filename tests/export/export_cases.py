@@ -33,6 +33,11 @@ def quantized(scheme):
   return jc.quantize(params(), rules, uses=jc.uses(apply)(params(), inputs(2)))
 
 
+def pruned(fraction):
+  rules = [(r'.*/kernel', jc.Sparsity(fraction)), (r'.*', None)]
+  return jc.prune_now(params(), rules)
+
+
 def environment():
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 

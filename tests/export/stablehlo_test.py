@@ -15,6 +15,7 @@ import jaxopt_compress as jc
 from jaxopt_compress import export
 from jaxopt_compress.export import run
 from jaxopt_compress.export import stablehlo
+from jaxopt_compress.export import weights as weights_lib
 
 # What somebody does who has never heard of this library.
 STANDALONE = """
@@ -47,8 +48,41 @@ class RoundTripTest(export_cases.ExportTestCase):
     x = export_cases.inputs(batch)
     np.testing.assert_array_equal(program(x), jax.jit(fun)(tree, x))
 
-  def test_a_fresh_process_without_this_library(self):
+  @parameterized.parameters((0.9, 0.16), (0.8, 0.26), (0.5, 0.57))
+  def test_pruned_is_smaller(self, zeros, share):
+    masked, fun = export_cases.pruned(zeros), jc.lift(export_cases.apply)
+    x = export_cases.inputs(3)
+    sizes = [
+      stablehlo.save(self.folder, fun, tree, x)['files']['weights.safetensors'][
+        'bytes'
+      ]
+      for tree in (export_cases.params(), masked, jc.sparsify(masked)[0])
+    ]
+    # Masks are no part of an export.
+    self.assertAlmostEqual(sizes[1] / sizes[0], 1, delta=0.01)
+    self.assertLess(sizes[2] / sizes[0], share)
+    program = stablehlo.load(self.folder)
+    np.testing.assert_array_equal(
+      program(x), jax.jit(fun)(jc.freeze(masked), x)
+    )
+
+  def test_the_header_says_what_is_in_it(self):
+    tree, _ = jc.sparsify(export_cases.pruned(0.9))
+    stablehlo.save(
+      self.folder, jc.lift(export_cases.apply), tree, export_cases.inputs(3)
+    )
+    with weights_lib.opened(self.folder / 'weights.safetensors') as file:
+      header = file.metadata()
+    self.assertEqual(header['format'], 'jaxopt_compress.weights/1')
+    leaves = json.loads(header['leaves'])
+    self.assertEqual(leaves['a/kernel'], 'bitmask 90%')
+    self.assertEqual(leaves['a/bias'], 'float32')
+
+  @parameterized.parameters('dense', 'sparse')
+  def test_a_fresh_process_without_this_library(self, kind):
     tree, fun = export_cases.quantized(jc.W4A16), jc.lift(export_cases.apply)
+    if kind == 'sparse':
+      tree, _ = jc.sparsify(export_cases.pruned(0.9))
     x = export_cases.inputs(4)
     export.save(self.folder, fun, tree, x)
     np.save(self.root / 'x.npy', x)

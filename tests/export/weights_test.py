@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as safetensors
 
 import jaxopt_compress as jc
 from jaxopt_compress.export import weights as weights_lib
@@ -103,6 +104,33 @@ class WeightsTest(parameterized.TestCase):
     for ask in (weights_lib.flatten, weights_lib.describe):
       with self.assertRaisesRegex(ValueError, 'qvalue is bfloat16, not int8'):
         ask(cast)
+
+  def test_another_layout(self):
+    weights_lib.save(self.path, {'x': np.zeros(3)}, {'format': 'theirs/2'})
+    with self.assertRaisesRegex(ValueError, "'theirs/2', not 'jaxopt.*again"):
+      weights_lib.load(self.path, {'x': 'float64'})
+    safetensors.save_file({'x': np.zeros(3)}, self.path)
+    with self.assertRaisesRegex(ValueError, "format None, not 'jaxopt"):
+      weights_lib.load(self.path, {'x': 'float64'})
+
+  def test_leaves_without_zeros_and_back(self):
+    x = np.eye(64, dtype=np.float32)
+    tree, _ = jc.sparsify(
+      {'w': x[0, :50], 'q': jc.quantize({'k': x}, [('k', 'int8')])['k']}
+    )
+    weights, rebuild = weights_lib.flatten(tree)
+    self.assertEqual(
+      sorted(weights),
+      [
+        'q.leaf.scale',
+        'q.stored.indices',
+        'q.stored.values',
+        'w.bits',
+        'w.values',
+      ],
+    )
+    back = rebuild(self.round_trip(weights))
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
 
   def test_another_set_of_arrays(self):
     weights_lib.save(self.path, {'x': np.zeros(3)})
