@@ -27,6 +27,7 @@ from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import streams
 from jaxopt_compress.kernels.leaves import tiled
+from jaxopt_compress.pruning import sparsify
 
 # Turns that each takes.
 _ROUNDS = 5
@@ -72,12 +73,13 @@ def tune(
   known_here = known.setdefault(device_kind(), {})
   reasons = {}
 
-  def fastest(path, leaf):
+  def fastest(path, stored):
+    leaf = sparsify.with_zeros(stored)
     why = pack_lib.packable(path, leaf, uses, target)
-    if array.is_compressed(leaf):
-      reasons[path] = why
+    if array.is_compressed(stored):
+      reasons[path] = why if array.is_compressed(leaf) else 'no codes are tuned'
     if why:
-      return leaf
+      return stored
     made = pack_lib.pack_leaf(path, leaf, uses)
     met = {u.primitive for u in uses_lib.of(path, uses) or ()}
     if 'conv_general_dilated' in met or len(made.plan.matrix.rows) > 2:
@@ -88,7 +90,7 @@ def tune(
       _measure_missing(form, rows, times, target, seconds)
       found.append(_gain(form, rows, times, target))
     gain, best = max(found, key=lambda choice: choice[0])
-    return best if gain > 0 else leaf
+    return best if gain > 0 else stored
 
   out = rules_lib.map_named(fastest, params)
   if all(reasons.values()):

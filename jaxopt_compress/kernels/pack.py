@@ -27,6 +27,7 @@ from jaxopt_compress.kernels.leaves import quads
 from jaxopt_compress.kernels.leaves import streams
 from jaxopt_compress.kernels.leaves import tiled
 from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import sparsify
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
 
@@ -58,7 +59,8 @@ def pack(
   `jit` cuts over devices, each device computes the whole product.
 
   Args:
-    params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays.
+    params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays; also as
+      `jc.sparsify` stores them. What is not packed of those stays stored so.
     uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
       in `jc.quantize`.
     target: 'cpu'; 'gpu' or 'tpu' for matrices of int8 and int4; None for 'cpu' or
@@ -92,12 +94,15 @@ def pack(
   choices.one_of('target', target, ('cpu', 'gpu', 'tpu'))
   rows = check_rows(rows)
   made, reasons = {}, {}
+  # What is stored without zeros gets them back, and is packed as what it was.
+  whole = sparsify.with_zeros(params)
   pays = functools.partial(
     streams.pays,
     rows=() if sparse else rows,  # of no rows at all it is true
-    all_read=_read_by_products(params, uses),
+    all_read=_read_by_products(whole, uses),
   )
-  for path, leaf in rules_lib.named_leaves(params):
+  stored = dict(rules_lib.named_leaves(params))
+  for path, leaf in rules_lib.named_leaves(whole):
     why = packable(path, leaf, uses, target)
     laid = None if why else pack_leaf(path, leaf, uses)
     if target == 'cpu' and sparse is not False:
@@ -107,6 +112,11 @@ def pack(
       made[path] = laid if target == 'cpu' else tiled.tile(laid, target)
     elif array.is_compressed(leaf):
       reasons[path] = why
+    elif array.is_compressed(stored[path]):
+      reasons[path] = (
+        'kernels read floats without zeros for few `rows` and products that `uses`'
+        f' tells of, or with sparse=True; it stays {stored[path].describe()}'
+      )
   if not made:
     warnings.warn(nothing_done('packed', reasons), stacklevel=2)
   for path, why in reasons.items():

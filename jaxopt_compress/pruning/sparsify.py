@@ -107,6 +107,17 @@ def sparsify(
   return rules_lib.map_named(smallest, array.on_device(tree)), told
 
 
+def with_zeros(tree: Any) -> Any:
+  """The inverse: arrays, and leaves with all of their codes."""
+
+  def whole(leaf):
+    if isinstance(leaf, sparse_codes.SparseCodes):
+      return leaf.put_back()
+    return leaf.materialize() if isinstance(leaf, _SPARSE) else leaf
+
+  return array.map_leaves(whole, tree)
+
+
 def _why_not(leaf) -> str:
   """Why a leaf is not looked at; '' where it is."""
   if isinstance(leaf, _SPARSE):

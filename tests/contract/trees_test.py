@@ -238,6 +238,9 @@ KEEPS = {
   'parallel.placing.device_put': lambda t: jc.device_put(
     t, MESH, jax.sharding.PartitionSpec()
   ),
+  'pruning.sparsify.with_zeros': lambda t: jc.pruning.sparsify.with_zeros(
+    jc.sparsify(t)[0]
+  ),
   'pruning.sparsify.sparsify': lambda t: jc.sparsify(t)[0],
   'train.state.compressed': lambda t: state_lib.compressed(
     dataclasses.replace(STATE, params=t), NOTHING

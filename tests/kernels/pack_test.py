@@ -112,6 +112,22 @@ class PackTest(parameterized.TestCase):
     ):
       pack(q)
 
+  def test_what_is_stored_without_zeros(self):
+    w = np.where(np.arange(128)[:, None] % 8, 0, np.ones((128, 64), np.float32))
+    f = lambda p, x: x @ p['w'] + x @ p['q']
+    params, x = {'w': jnp.asarray(w), 'q': jnp.asarray(w)}, jnp.ones((2, 128))
+    uses = jc.uses(f)(params, x)
+    q = jc.quantize(params, [('q', 'int8'), ('w', None)], uses)
+    sparse, _ = jc.sparsify(q)
+    self.assertTrue(all(map(jc.is_compressed, sparse.values())))
+    for how in (True, False):
+      said = {}
+      got = pack(sparse, uses, sparse=how, skipped=said.__setitem__)
+      self.assertIsInstance(got['q'], jc.PackedArray)
+      self.assertEqual(isinstance(got['w'], jc.PackedArray), how)
+      np.testing.assert_array_equal(jc.lift(f)(got, x), f(jc.materialize(q), x))
+    self.assertRegex(said['w'], 'with sparse=True; it stays 1:8')
+
   @parameterized.parameters(
     ('W8A8', 0, ['_packed', 'portable']),
     ('W8A8', 1, ['_packed', '_integers', 'portable']),

@@ -107,6 +107,14 @@ class SparsifyTest(parameterized.TestCase):
     self.assertEqual(tree['table'].segment, (24,))
     self.assertTrue(all(m.native for m in jc.explain(apply)(tree, ids)))
 
+  def test_zeros_come_back(self):
+    w = zeros((32, 32), 0.9)
+    q = jc.quantize({'k': w}, [('k', 'int8')])['k']
+    tree = {'w': w, 'q': q, 'b': jnp.ones(3)}
+    back = jc.pruning.sparsify.with_zeros(jc.sparsify(tree)[0])
+    self.assertEqual(jax.tree.structure(back), jax.tree.structure(tree))
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+
   @parameterized.named_parameters(
     ('typo', [('v', 'smallest'), ('.*', None)], "'v' matches no path"),
     ('word', [('w', 'bitmasc')], "'bitmasc'; choose one of"),
