@@ -105,10 +105,13 @@ def importance(
       ' Pass the parameters that it was found for, and trees of their form.'
     )
 
+  def names_free(layout):
+    return any(g in structure.free for g in structure_lib.names(layout))
+
   def votes():
     # One leaf after the other: scores are as large as the weights.
     for path, f in _by_path(score, structure).items():
-      if f is not None:
+      if f is not None and any(map(names_free, structure.axes[path])):
         scored = _scores(path, f, [t[path] for t in trees])
         for name, x in by_group(structure, path, scored, entries, within):
           yield name, across(x)
@@ -168,34 +171,42 @@ def by_group(
     entries: their 'mean' or 'sum'.
     within: as for `importance`.
   """
+  found = []
   for axis, layout in enumerate(structure.axes[path]):
     for name in dict.fromkeys(structure_lib.names(layout)):
       group = structure.groups[name]
-      if group.locked:
-        continue
-      outer = group.within if re.fullmatch(within, name) else ()
-      where = structure.coordinates(path, axis, name)
-      where = where[-1 - len(outer) :]
-      sizes = [structure.groups[g].size for g in (*outer, name)]
-      yield name, _by_channel(values, where, sizes, entries)
+      if not group.locked:
+        outer = group.within if re.fullmatch(within, name) else ()
+        where = structure.coordinates(path, axis, name)[-1 - len(outer) :]
+        sizes = [structure.groups[g].size for g in (*outer, name)]
+        found.append((name, where, sizes))
+  # Axes along which all is of one channel are summed over on the device, in one
+  # program for all groups of the leaf.
+  along = [
+    tuple(i for i, n in enumerate(np.broadcast(*where).shape) if n == 1)
+    for _, where, _ in found
+  ]
+  bad, sums = _reduced(values, tuple(along), entries == 'mean')
+  if bad:
+    raise ValueError(
+      f'{path}: {bad} of {values.size} scores are NaN or infinite. Look for where'
+      ' the parameters or gradients are.'
+    )
+  for (name, where, sizes), x in zip(found, sums, strict=True):
+    yield name, _by_channel(np.asarray(x, np.float64), where, sizes, entries)
 
 
-def _by_channel(values, where, sizes, entries) -> np.ndarray:
+def _by_channel(sums, where, sizes, entries) -> np.ndarray:
   """The sum or mean of all values of each channel, `where` as from `coordinates`."""
   # An axis may hold a channel several times, and others beside them.
-  here = np.broadcast_arrays(*(x >= 0 for x in where))
-  here = functools.reduce(np.logical_and, here)
+  here = functools.reduce(np.logical_and, [x >= 0 for x in where])
   index = np.ravel_multi_index(where, sizes, mode='clip')
-  # Axes along which all is of one channel are summed over first, on the device.
-  along = tuple(i for i, n in enumerate(index.shape) if n == 1)
-  sums = np.asarray(_sums(values, along), np.float64)
-  each = values.size / sums.size
   shape = np.broadcast_shapes(sums.shape, index.shape)
   here, index, sums = (np.broadcast_to(x, shape) for x in (here, index, sums))
   length = math.prod(sizes)
   total = np.bincount(index[here], sums[here], length)
   if entries == 'mean':
-    total /= np.bincount(index[here], minlength=length) * each
+    total /= np.bincount(index[here], minlength=length)
   return total.reshape(sizes)
 
 
@@ -268,12 +279,6 @@ def _scores(path, score, leaves) -> jax.Array:
       f'The score of {path} has shape {scored.shape}; a number for each of the'
       f' entries {tuple(leaves[0].shape)} is expected.'
     )
-  bad = int(_not_finite(scored))
-  if bad:
-    raise ValueError(
-      f'{path}: {bad} of {scored.size} scores are NaN or infinite. Look for where'
-      ' the parameters or gradients are.'
-    )
   return scored
 
 
@@ -283,14 +288,14 @@ def _wide(x) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-@jax.jit
-def _not_finite(x):
-  return jnp.sum(~jnp.isfinite(x))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _sums(x, axes):
-  # One axis at a time: a sum of sums of few numbers rounds less.
-  for axis in reversed(axes):
-    x = jnp.sum(x, axis, keepdims=True)
-  return x
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _reduced(x, axes, mean):
+  """(how many are not finite, the sum or mean over each of several sets of axes)."""
+  found = []
+  for along in axes:
+    y = x
+    # One axis at a time: a sum of sums of few numbers rounds less.
+    for axis in reversed(along):
+      y = (jnp.mean if mean else jnp.sum)(y, axis, keepdims=True)
+    found.append(y)
+  return jnp.sum(~jnp.isfinite(x)), found
