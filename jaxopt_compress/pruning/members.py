@@ -23,5 +23,5 @@ def max(x: np.ndarray) -> np.ndarray:
 
 
 def first(x: np.ndarray) -> np.ndarray:
-  """The first member alone: of most groups the weights that make its channels."""
+  """The first leaf alone, in the order of the tree: which one it is, rules say better."""
   return x[0]

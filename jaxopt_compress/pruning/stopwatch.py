@@ -22,9 +22,11 @@ import numpy as np
 
 from jaxopt_compress.analysis import resized
 
-_ROUNDS = 15
-# A round lasts so long, so that the resolution of the clock does not decide.
+# A round lasts so long, so that the resolution of the clock does not decide, and
+# there are so many of them, as long as all of them take no longer than this.
 _ROUND_SECONDS = 2e-3
+_ROUNDS = 5, 15
+_SECONDS = 0.3
 
 
 def seconds(fun: Callable, *args: Any) -> float:
@@ -44,9 +46,10 @@ def seconds(fun: Callable, *args: Any) -> float:
       jax.block_until_ready(call(*args))
     return (time.perf_counter() - start) / calls
 
-  quickest = min(turn(1) for _ in range(3))
-  calls = int(np.ceil(_ROUND_SECONDS / max(quickest, 1e-6)))
-  return float(np.median([turn(calls) for _ in range(_ROUNDS)]))
+  quickest = max(min(turn(1) for _ in range(3)), 1e-6)
+  calls = int(np.ceil(_ROUND_SECONDS / quickest))
+  rounds = int(np.clip(_SECONDS / (calls * quickest), *_ROUNDS))
+  return float(np.median([turn(calls) for _ in range(rounds)]))
 
 
 def machine() -> dict[str, str | int]:

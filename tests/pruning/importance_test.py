@@ -82,6 +82,33 @@ class ImportanceTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(found['a:-1'], want, rtol=1e-6)
 
+  def test_as_torch_pruning(self):
+    # GroupMagnitudeImportance(p=2) of a convolution, its batch norm and what reads it:
+    # sums of squares, the mean of the three, over the mean of the channels.
+    rng = np.random.default_rng(0)
+    p = {
+      'conv': rng.standard_normal((3, 3, 2, 4), np.float32),
+      'gain': rng.standard_normal((1, 1, 1, 4), np.float32),
+      'next': rng.standard_normal((1, 1, 4, 5), np.float32),
+    }
+    conv = lambda x, w: jax.lax.conv_general_dilated(
+      x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    f = lambda p, x: conv(
+      jax.nn.relu(conv(x, p['conv']) * p['gain']), p['next']
+    )
+    found = jc.structure(f)(p, jnp.ones((1, 5, 5, 2)))
+    got = jc.importance(
+      found, p, score=[('.*', jnp.square)], entries='sum', balanced=False
+    )
+    squares = {k: np.square(x.astype(float)) for k, x in p.items()}
+    want = (
+      squares['conv'].sum((0, 1, 2))
+      + squares['gain'].sum((0, 1, 2))
+      + squares['next'].sum((0, 1, 3))
+    )
+    np.testing.assert_allclose(got['conv:-1'], want / want.mean(), rtol=1e-5)
+
   def test_a_leaf_of_zeros_has_no_vote(self):
     found = jc.importance(FOUND, dict(_P, a=0 * _P['a']), normalize='max')
     self.assertEqual(found['a:-1'].tolist(), [1, 1, 0.25])
