@@ -7,6 +7,7 @@
 While a network is trained towards a plan, `plan.mask(params)` is what it will be.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import re
@@ -139,33 +140,52 @@ def _largest(planned, budget) -> plan_lib.Plan:
     )
   if not over(whole):
     return whole
-  low, high, best = 0.0, 1.0, least
+  low, high, fits, next_up = 0.0, 1.0, least, whole
   # Sizes are whole numbers: most halvings give a plan that is known already.
   while high - low > 1e-7:
     middle = (low + high) / 2
     plan = planned(middle)
     if over(plan):
-      high = middle
+      high, next_up = middle, plan
     else:
-      low, best = middle, plan
-  return best
+      low, fits = middle, plan
+  # In the last step several groups grow at once. Some of them may still do so, but
+  # layers that are alike stay alike.
+  for names in _alike(fits.sources).values():
+    larger = plan_lib.Plan(
+      fits.structure,
+      fits.sources | {name: next_up.sources[name] for name in names},
+      {**fits.asked, **{name: next_up.asked[name] for name in names}},
+    )
+    if not over(larger):
+      fits = larger
+  return fits
+
+
+def _alike(names: Iterable[str]) -> dict[str, list[str]]:
+  """{kind: groups whose leaves differ in numbers alone, at the same axis}.
+
+  >>> list(_alike(['layer_0/w:-1', 'layer_1/w:-1', 'layer_1/w:-2']).values())
+  [['layer_0/w:-1', 'layer_1/w:-1'], ['layer_1/w:-2']]
+  """
+  found: dict[str, list[str]] = {}
+  for name in names:
+    path, _, axis = name.rpartition(':')
+    found.setdefault(re.sub(r'\d+', '#', path) + axis, []).append(name)
+  return found
 
 
 def _scopes(scope, names) -> list[list[str]]:
   """Lists of groups that are ranked together."""
   if not isinstance(scope, str):
-    label_of = rules_lib.match(scope, dict.fromkeys(names, 0))
-  else:
-    choices.one_of('scope', scope, ('local', 'alike', 'global'), '=')
-    alike = {name: re.sub(r'\d+', '#', name) for name in names}
-    label_of = {
-      name: {'local': name, 'alike': alike[name], 'global': ''}[scope]
-      for name in names
-    }
-  found: dict[str, list[str]] = {}
-  for name, label in label_of.items():
-    found.setdefault(label, []).append(name)
-  return list(found.values())
+    found: dict[str, list[str]] = {}
+    for name, label in rules_lib.match(scope, dict.fromkeys(names, 0)).items():
+      found.setdefault(label, []).append(name)
+    return list(found.values())
+  choices.one_of('scope', scope, ('local', 'alike', 'global'), '=')
+  if scope == 'alike':
+    return list(_alike(names).values())
+  return [[*names]] if scope == 'global' else [[name] for name in names]
 
 
 def _fractions(structure, importance, by):

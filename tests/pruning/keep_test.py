@@ -112,6 +112,23 @@ class SelectTest(parameterized.TestCase):
     y = fun(jc.shrink(plan, P), X)
     np.testing.assert_allclose(y, fun(plan.mask(P), X), rtol=1e-6)
 
+  def test_groups_that_step_together_grow_one_by_one(self):
+    p = {'a': jnp.ones((4, 2)), 'b': jnp.ones((2, 2)), 'c': jnp.ones((2, 2))}
+    f = lambda p, x: x @ p['a'] @ p['b'] @ p['c']
+    found = jc.structure(f)(p, X)
+    given = dict.fromkeys(('a:-1', 'b:-1'), np.ones(2))
+    # Of 8 + 4 + 4 both halved leave 7; with the first whole 12; the second, 10.
+    for params, a, b in (
+      (8, 1, 1),
+      (9, 1, 1),
+      (10, 1, 2),
+      (11, 1, 2),
+      (12, 2, 1),
+      (15, 2, 1),
+    ):
+      plan = jc.select(found, given, budget=jc.Budget(f, p, X, params=params))
+      self.assertEqual(plan.sizes, {'a:-1': a, 'b:-1': b})
+
   @parameterized.named_parameters(
     ('both', dict(keep=0.5, budget=1), 'one of the two'),
     ('neither', {}, 'one of the two'),
