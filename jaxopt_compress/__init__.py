@@ -71,6 +71,7 @@ from jaxopt_compress.kernels import PackedArray as PackedArray
 from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
+from jaxopt_compress.pruning import methods as methods
 from jaxopt_compress.pruning.activations import activations as activations
 from jaxopt_compress.pruning.bitmask import Bitmask as Bitmask
 from jaxopt_compress.pruning.budget import Budget as Budget
@@ -81,6 +82,8 @@ from jaxopt_compress.pruning.gradients import gradients as gradients
 from jaxopt_compress.pruning.importance import importance as importance
 from jaxopt_compress.pruning.keep import select as select
 from jaxopt_compress.pruning.n_m_array import NMArray as NMArray
+from jaxopt_compress.pruning.optimizer import masked as masked
+from jaxopt_compress.pruning.optimizer import sparse as sparse
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import prune_now as prune_now
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity

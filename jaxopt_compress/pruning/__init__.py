@@ -8,10 +8,13 @@ from jax import lax
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import activations
+from jaxopt_compress.pruning import advance
 from jaxopt_compress.pruning import allocate
 from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import budget
+from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import compensate
+from jaxopt_compress.pruning import exchange
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import keep
@@ -20,8 +23,10 @@ from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import members
+from jaxopt_compress.pruning import methods
 from jaxopt_compress.pruning import n_m_array
 from jaxopt_compress.pruning import normals
+from jaxopt_compress.pruning import optimizer
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import quotas
 from jaxopt_compress.pruning import ranking
@@ -57,16 +62,21 @@ __all__ = [
   'SparseCodes',
   'Sparsity',
   'activations',
+  'advance',
   'allocate',
   'bitmask',
   'budget',
+  'clock',
   'compensate',
+  'exchange',
   'gradients',
   'importance',
   'keep',
   'latency',
   'masks',
   'measure',
+  'methods',
+  'optimizer',
   'members',
   'n_m_array',
   'normals',

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxopt_compress.core import compression
+from jaxopt_compress.core import rules as rules_lib
 
 
 def _static(default):
@@ -60,3 +61,10 @@ def states(tree: Any) -> list[State]:
   """The states of pruning methods in a tree, in its order."""
   found = jax.tree.leaves(tree, is_leaf=is_state)
   return [x for x in found if is_state(x)]
+
+
+def named_states(tree: Any) -> list[tuple[str, State]]:
+  """The states in a tree, with the beginning of the paths of their leaves."""
+  named = rules_lib.named_leaves(tree, is_leaf=is_state)
+  found = [(path, x) for path, x in named if is_state(x)]
+  return [(f'{path}/' if path else '', x) for path, x in found]

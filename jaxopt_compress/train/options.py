@@ -70,6 +70,15 @@ class Prune:
     (0.0, 0.7), '[0, 1]', needs='prune steps'
   )
   every: int = fields.option(10, '[1, inf)', needs='prune steps')
+  method: str = fields.option('gradual', needs='prune steps')
+  schedule: str = fields.option('cubic', needs='prune steps')
+  allocation: str = fields.option('uniform', needs='prune')
+  # Of the methods that take them: see `pruning.methods`.
+  drop: float = fields.option(0.3, '[0, 1]', needs='prune steps')
+  threshold: float = fields.option(0.1, '(0, 0.5)', needs='prune steps')
+  penalty: float = fields.option(10.0, '[0, inf)', needs='prune steps')
+  decay: float = fields.option(2e-4, '[0, inf)', needs='prune steps')
+  seed: int = fields.option(0, '[0, inf)', needs='prune steps')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

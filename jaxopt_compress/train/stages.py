@@ -162,8 +162,17 @@ def build(
 def _check_read(stage, ranges, learned):
   """Options of what this stage turns out not to have."""
   unread = (
-    [] if learned else [('learned_rate', 'lsq, lsq+ or pact in quantize')]
+    []
+    if learned
+    else [('learned_rate', 'lsq, lsq+ or pact in quantize, or movement')]
   )
+  if stage.prune.rules:
+    taken = words.takes(stage.prune)
+    unread += [
+      (f'prune_{name}', 'a prune_method that takes it')
+      for name in words.METHOD_NUMBERS
+      if name not in taken
+    ]
   if not ranges:
     static = 'static ranges in quantize'
     unread += [('calibrate', static), ('calibrate_batches', static)]
@@ -319,8 +328,7 @@ def compression_of(
     return _beside(stage, uses)
   parts = []
   if stage.prune.rules:
-    rules = words.prune_rules(stage.prune, stage.steps)
-    parts.append(pruning.prune.prune(rules, uses))
+    parts.append(words.prune_method(stage.prune, stage.steps, uses))
   if stage.quantize.rules:
     rules = words.quantize_rules(stage.quantize)
     parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))

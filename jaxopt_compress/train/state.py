@@ -4,8 +4,7 @@
     outputs, stats = observe(apply, compression.observes(params))(cparams, variables, x)
     (sum, n)  = loss(outputs, batch, teacher(x))
     g         = d sum / d (params, learned), averaged over replicas, / mean n
-    params    = optimizer(params, g)
-    comp_state = compression.update(comp_state, params, Info(step + 1, g, stats))
+    params, comp_state = pruning.advance(optimizer, compression, params, g, stats)
 
 The parameters stay plain: optimizers, shardings and checkpoints never meet a mask.
 All randomness comes from `rng` and `step`, so a run that resumes draws what it
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_compress import pruning
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
@@ -179,26 +179,25 @@ def train_step(
 
 def _next(state, grads, variables, stats, *, optimizers, compression):
   """The state after one step, from gradients of (params, learned)."""
-  params, opt_state = _descend(
-    optimizers[0], grads[0], state.opt_state, state.params
+  done = pruning.advance.advance(
+    optimizers,
+    compression,
+    grads,
+    (state.opt_state, state.learned_opt_state),
+    state.params,
+    compression_lib.merge_learned(state.learned, state.comp_state),
+    state.step,
+    statistics=stats,
   )
-  learned, learned_opt_state = _descend(
-    optimizers[1], grads[1], state.learned_opt_state, state.learned
-  )
-  full = compression.update(
-    compression_lib.merge_learned(learned, state.comp_state),
-    params,
-    compression_lib.Info(state.step + 1, grads[0], stats),
-  )
-  learned, comp_state = compression_lib.split_learned(full)
+  learned, comp_state = compression_lib.split_learned(done.state)
   return TrainState(
-    step=state.step + 1,
-    params=params,
+    step=done.step,
+    params=optax.apply_updates(state.params, done.updates),
     variables=variables,
-    opt_state=opt_state,
+    opt_state=done.opt_states[0],
     comp_state=comp_state,
     learned=learned,
-    learned_opt_state=learned_opt_state,
+    learned_opt_state=done.opt_states[1],
     rng=state.rng,
   )
 
@@ -216,11 +215,6 @@ def _mean_of_floats(replicas, variables):
     lambda x: replicas(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
     variables,
   )
-
-
-def _descend(optimizer, grads, opt_state, params):
-  updates, opt_state = optimizer.update(grads, opt_state, params)
-  return optax.apply_updates(params, updates), opt_state
 
 
 @jax.jit

@@ -8,10 +8,13 @@ prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
 lora     = ((r'.*/kernel', 8), (r'.*', None))                       of rank 8
 """
 
+import inspect
 from typing import Any
 
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
+from jaxopt_compress.core import choices
+from jaxopt_compress.core import compression
 from jaxopt_compress.train import options
 
 
@@ -41,9 +44,31 @@ def prune_rules(prune: options.Prune, steps: int) -> list[tuple[str, Any]]:
       begin=begin,
       end=end,
       every=prune.every,
+      schedule=prune.schedule,
+      allocation=prune.allocation,
     )
 
   return [(pattern, sparsity(value)) for pattern, value in _pairs(prune.rules)]
+
+
+# Numbers of a config that only some methods take.
+METHOD_NUMBERS = ('drop', 'threshold', 'penalty', 'decay', 'seed')
+
+
+def prune_method(
+  prune: options.Prune, steps: int, uses: dict[str, Any]
+) -> compression.Compression:
+  """What changes the masks, in a stage of that many steps."""
+  numbers = {name: getattr(prune, name) for name in takes(prune)}
+  method = getattr(pruning.methods, prune.method)
+  return method(prune_rules(prune, steps), uses, **numbers)
+
+
+def takes(prune: options.Prune) -> list[str]:
+  """Which of `METHOD_NUMBERS` the method takes."""
+  choices.one_of('prune_method', prune.method, pruning.methods.__all__, '=')
+  signature = inspect.signature(getattr(pruning.methods, prune.method))
+  return [name for name in METHOD_NUMBERS if name in signature.parameters]
 
 
 def sparsity_words(value: float | str) -> dict[str, Any]:

@@ -125,6 +125,7 @@ TRANSFORMS = {
   'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
   'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
   'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
+  'masked': lambda: jc.masked(PARAMS, jc.prune(HALF, USES).init(PARAMS)),
   'materialize': lambda: jc.materialize(QUANTISED),
   'merge_learned': lambda: jc.merge_learned(
     {'a': X}, {'a': jc.Learned(None), 'b': X}
@@ -156,7 +157,7 @@ OTHERS = """
   absmax activations at_scopes biases check_seen config_delta device_put explain
   gram importance is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error quantize_activations readers
-  rescalings rule save_shrunk select sort split_learned structure sum_abs
+  rescalings rule save_shrunk select sort sparse split_learned structure sum_abs
   sum_squares sums uses
 """.split()
 

@@ -5,6 +5,7 @@ is added and has a row in none of the tables fails the first test.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -124,6 +125,11 @@ def rounded(tree):
 
 
 # The result for compressed leaves is that for the arrays that they stand for.
+def first_masks(name, tree):
+  spec = jc.Sparsity(0.5, end=4)
+  return getattr(jc.methods, name)(rules(spec)).init(tree).masks
+
+
 COUNTS = {
   'adapters.lora.add_lora': lambda t: jc.add_lora(t, rules(1), USES, key=KEY),
   'adapters.lora.with_lora': lambda t: jc.with_lora(t, ADAPTERS, USES),
@@ -182,6 +188,11 @@ COUNTS = {
   )(t, np.asarray(X)),
   'pruning.measure.sparsity': measure.sparsity,
   'pruning.prune.prune': lambda t: PRUNE.init(t).masks,
+  **{
+    f'pruning.methods.{name}.{name}': functools.partial(first_masks, name)
+    for name in jc.methods.__all__
+    if name != 'gradual'  # prune itself
+  },
   'quantization.quantize.quantize': lambda t: jc.quantize(
     t, rules('int4'), USES
   ),
@@ -268,6 +279,8 @@ REFUSES = {
     t, PRUNE.init(DENSE).masks
   ),
   'pruning.prune.prune_now': lambda t: jc.prune_now(t, rules(jc.Sparsity(0.5))),
+  'pruning.optimizer.masked': lambda t: jc.masked(t, PRUNE.init(DENSE)),
+  'pruning.optimizer.sparse': lambda t: jc.sparse(SGD, PRUNE).init(t),
   'train.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
 }
 
@@ -290,6 +303,15 @@ OTHERS = {
   'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',
+  # What methods are made of: theirs are the trees.
+  'pruning.advance.advance',
+  'pruning.advance.by_path',
+  'pruning.advance.live',
+  'pruning.clock.clocked',
+  'pruning.clock.learning',
+  'pruning.exchange.exchanged',
+  'pruning.exchange.first',
+  'pruning.state.named_states',
   'pruning.prune.by_rule',  # says which rule takes which leaf
   'pruning.prune.axes_of',  # of one leaf
   'pruning.prune.check_masks',  # asks about shapes
