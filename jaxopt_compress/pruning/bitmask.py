@@ -19,6 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import bits as bits_lib
@@ -77,6 +78,19 @@ class Bitmask(array.CompressedArray):
     entries = jnp.take_along_axis(values, place, axis=-1, mode='clip')
     entries = jnp.where(kept, entries, jnp.zeros((), entries.dtype))
     return entries.reshape(self.shape)
+
+  def again(self, x: jax.Array) -> 'Bitmask':
+    """An array of other sizes in this form."""
+    lead = x.ndim - len(self.segment)
+    known = not isinstance(x, jax.core.Tracer)
+    # Entries that are left out keep no more than there were.
+    most = min(self.values.shape[-1], math.prod(x.shape[lead:]))
+    return of_array(x, lead, None if known else most)
+
+  def taken(self, index: np.ndarray, axis: int) -> 'Bitmask':
+    """The entries `index` along an axis: see `analysis.gathered`."""
+    dense = self.materialize()
+    return self.again(gathered.taken(dense, {self.ndim + axis: index}))
 
   def describe(self):
     if isinstance(self.bits, jax.core.Tracer | jax.ShapeDtypeStruct):

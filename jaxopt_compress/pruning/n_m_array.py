@@ -18,8 +18,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
+from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import bits as bits_lib
 
 
@@ -81,6 +83,24 @@ class NMArray(array.CompressedArray):
       here = at[..., i : i + 1] == place
       out = jnp.where(here, values[..., i : i + 1], out)
     return _joined(out, self.axis)
+
+  def again(self, x: jax.Array) -> 'NMArray | bitmask.Bitmask':
+    """An array of other sizes in this form, or a bitmask where groups came apart."""
+    lead = max(x.ndim - 2, 0)
+    if isinstance(x, jax.core.Tracer):
+      # Entries that are left out keep no more than there were.
+      most = self.values.size // math.prod(self.shape[:lead])
+      most = min(most, math.prod(x.shape[lead:]))
+      return bitmask.of_array(x, lead, most)
+    try:
+      return of_array(x, self.n, self.m, self.axis)
+    except ValueError:
+      return bitmask.of_array(x, lead)
+
+  def taken(self, index: np.ndarray, axis: int) -> 'NMArray | bitmask.Bitmask':
+    """The entries `index` along an axis: see `analysis.gathered`."""
+    dense = self.materialize()
+    return self.again(gathered.taken(dense, {self.ndim + axis: index}))
 
   def describe(self):
     return f'{self.n}:{self.m}'

@@ -20,7 +20,9 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxopt_compress.analysis import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 
@@ -64,6 +66,12 @@ class SparseCodes(array.CompressedArray):
 
   def materialize(self):
     return self.put_back().materialize()
+
+  def taken(self, index: np.ndarray, axis: int) -> 'SparseCodes':
+    """The entries `index` along an axis: see `analysis.gathered`."""
+    leaf = gathered.taken(self.put_back(), {self.ndim + axis: index})
+    stored = self.stored.again(rest_of(leaf))
+    return SparseCodes(stored, leaf.with_codes(None))
 
   def describe(self):
     return f'{self._whole().describe()}, {self.stored.describe()}'

@@ -7,6 +7,8 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.analysis import gathered
+from jaxopt_compress.pruning import bitmask
+from jaxopt_compress.pruning import n_m_array
 
 KEY = jax.random.key(0)
 W = {'w': jax.random.normal(KEY, (24, 16))}
@@ -35,6 +37,15 @@ def _adapted(base):
   return jc.with_lora(base, adapters, USES)['w']
 
 
+# Two of each four of a column are kept.
+KEPT = jnp.where((jnp.arange(24) % 4 < 2)[:, None], W['w'], 0.0)
+
+
+def _sparse_codes():
+  q = jc.quantize({'w': KEPT}, [('w', 'int8')], USES)
+  return jc.sparsify(q, [('w', 'smallest')], USES)[0]['w']
+
+
 LEAVES = {
   'mask': lambda: jc.pruning.Masked(W['w'], W['w'] > 0),
   'int8': lambda: _stored('int8'),
@@ -45,6 +56,9 @@ LEAVES = {
   'nvfp4 g4': lambda: _stored('e2m1 g4 nv'),
   'nf4 g4 dq': lambda: _stored('nf4 g4 dq'),
   'mask of int4 g4': lambda: jc.pruning.Masked(_stored('int4 g4'), W['w'] > 0),
+  'bitmask': lambda: bitmask.of_array(KEPT),
+  '2:4': lambda: n_m_array.of_array(KEPT, 2, 4, -2),
+  'int8 without zeros': _sparse_codes,
   'fake int8': lambda: _trained('int8'),
   'adapters': lambda: _adapted(W),
   'adapters of int4 g4': lambda: _adapted({'w': _stored('int4 g4')}),
@@ -68,7 +82,7 @@ class GatheredTest(parameterized.TestCase):
     cut = len(ROWS) * len(COLUMNS) / W['w'].size
     self.assertLess(jc.nbytes({'w': out}), (cut + 0.2) * jc.nbytes({'w': leaf}))
 
-  @parameterized.parameters(*LEAVES)
+  @parameterized.parameters('mask', 'int4 g4', 'adapters', 'bitmask')
   def test_other_entries_for_each_row(self, name):
     leaf = LEAVES[name]()
     dense = np.asarray(leaf.materialize())
@@ -107,6 +121,17 @@ class GatheredTest(parameterized.TestCase):
       q = jc.pack(q, jc.uses(fun)(params, x), target='cpu')
     with self.assertRaisesRegex(ValueError, message):
       jc.shrink(plan, q)
+
+  def test_groups_that_come_apart(self):
+    leaf = n_m_array.of_array(KEPT, 2, 4, -2)
+    rows = np.r_[:3, 4:7, 8:10]
+    for run in (
+      gathered.taken,
+      jax.jit(lambda q, _: gathered.taken(q, {0: rows})),
+    ):
+      out = run(leaf, {0: rows})
+      self.assertIsInstance(out, bitmask.Bitmask)
+      np.testing.assert_array_equal(out.materialize(), KEPT[rows])
 
   def test_one_entry_for_each_row(self):
     rows = np.array([[0], [1], [0]])
