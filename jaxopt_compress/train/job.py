@@ -8,6 +8,7 @@ job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
                                  weights.safetensors and result.json, sealed, and
                                  plan.json where channels have gone
 job.work/export/<stage>/         exported programs
+job.work/latency.json            what operations take here, for limits of latency
 job.work/report.md, .json, plots/
 """
 
@@ -23,6 +24,7 @@ from jaxopt_compress.train import plan as plan_lib
 WEIGHTS = 'weights.safetensors'
 RESULT = 'result.json'
 PLAN = 'plan.json'
+LATENCY = 'latency.json'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,8 +118,13 @@ class Shrink:
   flops: float = fields.option(0.0, '[0, inf)')
   params: float = fields.option(0.0, '[0, inf)')
   bytes: float = fields.option(0.0, '[0, inf)')
+  # In milliseconds, of a batch of `eval_batch_size`, predicted from what is measured
+  # on this machine once in a workdir.
+  latency: float = fields.option(0.0, '[0, inf)')
   score: str = 'magnitude'
   k: float = fields.option(0.0, '[0, inf)', needs='score=soft_threshold')
+  # Instead of k: of the magnitudes of each weight.
+  quantile: float = fields.option(0.0, '[0, 1]', needs='score=soft_threshold')
   # Of (regex over the names of groups, fraction, 'keep' or None): see `jc.select`.
   by: tuple = ()
   # Groups ranked together: 'local', each by itself; 'alike', as layers are; 'global'.
@@ -135,9 +140,9 @@ class Shrink:
 
   @property
   def limits(self) -> dict[str, float]:
-    """{'flops', 'params' or 'bytes': the limit}."""
-    said = dict(flops=self.flops, params=self.params, bytes=self.bytes)
-    return {key: limit for key, limit in said.items() if limit}
+    """{'flops', 'params', 'bytes' or 'latency': the limit}."""
+    names = 'flops', 'params', 'bytes', 'latency'
+    return {name: getattr(self, name) for name in names if getattr(self, name)}
 
   @property
   def asked(self) -> bool:

@@ -57,13 +57,14 @@ def find(
   stage = built.stage
   batches = _batches(job, stage)
   try:
-    plan = shrink.chosen(
+    plan, told = shrink.chosen(
       stage.shrink,
       built.source,
       params,
       variables,
       batches,
       seed=run_plan_lib.stage_seed(job.plan.seed, stage.name),
+      table=job.work / job_lib.LATENCY,
     )
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
@@ -82,6 +83,8 @@ def find(
     f' {len(plan.sizes)} groups of channels, by {stage.shrink.score}'
     + _on(batches)
   )
+  for line in told:
+    metrics.log(f'[{stage.name}] {line}')
   return plan
 
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
+import os
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress import pruning
@@ -36,8 +36,8 @@ from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 
-# Scores that are no function of weights and gradients: see `importance`.
-OTHERS = ('fisher', 'activations', 'random')
+# Scores that are no function of a weight and its gradients.
+OTHERS = ('activations', 'random')
 SCOPES = ('local', 'alike', 'global')
 ROUNDINGS = ('down', 'nearest', 'up')
 
@@ -46,19 +46,20 @@ def score_words() -> list[str]:
   """What `score` may be: a function of `pruning.scores`, or one of `OTHERS`."""
   named = vars(pruning.scores).items()
   found = [n for n, f in named if inspect.isfunction(f) and n[0] != '_']
-  return [*found, *OTHERS]
+  # Those that take what only a mask of single weights has are for `prune`.
+  given = {'x', 'axes', 'k', 'quantile', 'gradient', 'gradient_squares'}
+  return [*(n for n in found if set(_asks(n)) <= given), *OTHERS]
 
 
 def of_batches(shrink: options.Shrink) -> bool:
   """Whether batches of data are read."""
-  score = shrink.score
-  on_data = score in ('fisher', 'activations') or 'gradient' in _asks(score)
-  return on_data or shrink.compensate
+  asks = set(_asks(shrink.score)) & {'gradient', 'gradient_squares'}
+  return bool(asks) or shrink.score == 'activations' or shrink.compensate
 
 
 def depends(shrink: options.Shrink) -> bool:
-  """Whether sizes are only known when there are scores."""
-  return shrink.scope != 'local'
+  """Whether sizes are only known when there are scores, or times."""
+  return shrink.scope != 'local' or bool(shrink.latency)
 
 
 def _asks(score) -> Collection[str]:
@@ -101,9 +102,12 @@ def guessed(shrink: options.Shrink, model: model_lib.Model) -> plan_lib.Plan:
   """A plan of the sizes that are left, by no score: computes nothing."""
   found = structure(model)
   alike = {name: np.zeros(group.size) for name, group in found.free.items()}
-  # Together they would be ranked by nothing: each gives its share.
-  shrink = dataclasses.replace(shrink, scope='local')
-  return _selected(shrink, model, found, alike)
+  # Together they would be ranked by nothing, and nothing is timed: each gives its
+  # share.
+  known = dataclasses.replace(shrink, scope='local', latency=0.0)
+  if shrink.latency and not known.limits:
+    known = dataclasses.replace(known, keep=min(shrink.latency, 1.0))
+  return _selected(known, model, found, alike, _budget(known, model))
 
 
 def chosen(
@@ -114,8 +118,9 @@ def chosen(
   batches: Sequence[Any],
   *,
   seed: int,
-) -> plan_lib.Plan:
-  """The plan that keeps what is worth most.
+  table: str | os.PathLike | None = None,
+) -> tuple[plan_lib.Plan, list[str]]:
+  """The plan that keeps what is worth most, and what is said of its costs.
 
   Args:
     shrink: what a config says.
@@ -123,6 +128,7 @@ def chosen(
     params, variables: of it; compressed leaves count for what they stand for.
     batches: (inputs, labels) to score it on.
     seed: of scores that are random.
+    table: the file that keeps what is measured for a limit of latency.
 
   Raises:
     ValueError: as `jc.importance` and `jc.select`.
@@ -130,7 +136,12 @@ def chosen(
   found = structure(model)
   tree = array.materialize(tree_of(params, variables))
   worth = _importance(shrink, found, model, tree, batches, seed)
-  return _selected(shrink, model, found, worth)
+  budget = _budget(shrink, model, table)
+  plan = _selected(shrink, model, found, worth, budget)
+  told = budget.told(plan).splitlines() if budget else []
+  if shrink.latency:
+    told.append(f'latency  measured: {budget.measured(plan):.3g} ms')
+  return plan, told
 
 
 def cut(
@@ -186,13 +197,20 @@ def _output(model):
   return output
 
 
-def _selected(shrink, model, found, worth):
-  budget = None
-  if shrink.limits:
-    tree = tree_of(model.params, model.variables)
-    budget = pruning.budget.Budget(
-      _output(model), tree, model.inputs, **shrink.limits
-    )
+def _budget(shrink, model, table=None):
+  """What the limits are of, or None."""
+  if not shrink.limits:
+    return None
+  return pruning.budget.Budget(
+    _output(model),
+    tree_of(model.params, model.variables),
+    model.inputs,
+    table=table if shrink.latency else None,
+    **shrink.limits,
+  )
+
+
+def _selected(shrink, model, found, worth, budget):
   return pruning.keep.select(
     found,
     worth,
@@ -219,15 +237,13 @@ def _importance(shrink, found, model, tree, batches, seed):
   if shrink.score == 'activations':
     inputs = [x for x, _ in batches]
     return pruning.activations.activations(found, _output(model), tree, inputs)
-  if shrink.score == 'fisher':
-    squares = pruning.gradients.fisher(loss, tree, batches)
-    roots = jax.tree.map(jnp.sqrt, squares)
-    # (w sqrt(F))^2 = w^2 F.
-    return pruning.importance.importance(found, tree, roots, score='taylor')
   score, asks = getattr(pruning.scores, shrink.score), _asks(shrink.score)
   others = ()
   if 'gradient' in asks:
     others = (pruning.gradients.gradients(loss, tree, batches),)
+  if 'gradient_squares' in asks:
+    others = (pruning.gradients.fisher(loss, tree, batches),)
   if 'k' in asks:
-    score = functools.partial(score, k=shrink.k)
+    at = {'quantile': shrink.quantile} if shrink.quantile else {'k': shrink.k}
+    score = functools.partial(score, **at)
   return pruning.importance.importance(found, tree, *others, score=score)

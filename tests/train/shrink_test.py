@@ -43,7 +43,7 @@ class ShrinkTest(parameterized.TestCase):
       self.variables,
       self.batches,
       seed=3,
-    )
+    )[0]
 
   @parameterized.parameters(
     'magnitude', 'soft_threshold', 'taylor', 'fisher', 'activations', 'random'
@@ -63,6 +63,11 @@ class ShrinkTest(parameterized.TestCase):
       for score in ('magnitude', 'taylor', 'random')
     }
     self.assertLen(set(kept.values()), 3)
+    self.assertNotIn('wanda', shrink.score_words())
+    soft = dict(keep=0.5, score='soft_threshold', quantile=0.99)
+    self.assertFalse(
+      np.array_equal(self.chosen(**soft).sources[GROUP], kept['magnitude'])
+    )
 
   def test_magnitude_is_that_of_the_library(self):
     name = 'params/head/kernel:-2'
