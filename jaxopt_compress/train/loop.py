@@ -325,7 +325,7 @@ def _finish(job, built, state):
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
     if built.plan is not None:
-      plans.write(partial, job, built.stage, built.plan)
+      shutil.copy(job.checkpoints(name) / job_lib.PLAN, partial)
     layout.sync(partial)
     os.rename(partial, whole)
   processes.wait(f'{name} whole')

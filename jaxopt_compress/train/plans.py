@@ -4,9 +4,9 @@ A plan lies beside the checkpoints while its stage is trained, and in the stage 
 finished, so that a run that resumes goes on with the channels that it began with.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -68,12 +68,7 @@ def find(
     )
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
-  record = _record(job, stage, plan)
-  processes.agree({f'the plan of {stage.name}': record['plan']})
-  folder = job.checkpoints(stage.name)
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, job, stage, plan)
+  write(job, stage, plan, told)
   before, after = (
     records.parameters(model.params)
     for model in (built.source, shrink.resized(built.source, plan))
@@ -131,22 +126,29 @@ def _on(batches):
 
 
 def write(
-  folder: pathlib.Path,
   job: job_lib.Job,
   stage: options.Stage,
   plan: plan_lib.Plan,
+  told: Sequence[str],
 ) -> None:
-  """Writes the plan of a stage, sealed, into a folder."""
-  sealed.write(folder / job_lib.PLAN, _record(job, stage, plan))
-
-
-def _record(job, stage, plan):
-  config = _config(job, stage)
-  return {
+  """Writes the plan of a stage, and what is said of its costs, sealed."""
+  record = {
     'stage': stage.name,
-    'config': config,
+    'config': _config(job, stage),
     'plan': json.loads(plan.to_json()),
+    'costs': list(told),
   }
+  processes.agree({f'the plan of {stage.name}': record['plan']})
+  folder = job.checkpoints(stage.name)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    sealed.write(folder / job_lib.PLAN, record)
+
+
+def costs(job: job_lib.Job, stage: str) -> str:
+  """What was said of the costs of a finished stage's plan, in a sentence; or ''."""
+  lines = sealed.read(job.stage(stage) / job_lib.PLAN)['costs']
+  return '; '.join(' '.join(line.split()) for line in lines)
 
 
 def _config(job, stage):

@@ -16,6 +16,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
+from jaxopt_compress.train import plans
 from jaxopt_compress.train import stages as stages_lib
 
 
@@ -50,6 +51,7 @@ def record(
     },
     facts={
       **job.data.facts,
+      **_costs(job, built),
       **{f'export of {k}': said for k, said in measured.exports.items()},
       **_calibrated(built),
       **{f'kernels of {k}': said for k, said in measured.kernels.items()},
@@ -96,9 +98,9 @@ def _gone(built) -> tuple[str, ...]:
   )
   shrink, inexact = built.stage.shrink, [r.name for r in groups if r.inexact]
   said = (
-    f'{before - after:,} of {before:,} channels of {len(groups)} groups of'
-    f' {built.stage.init} are gone, by {shrink.score}: {source:,} -> {small:,}'
-    ' parameters.'
+    f'{before - after:,} of {before:,} channels of {built.stage.init}, in'
+    f' {len(groups)} group{"s" * (len(groups) != 1)}, are gone, by {shrink.score}:'
+    f' {source:,} -> {small:,} parameters.'
   )
   if inexact:
     said += (
@@ -132,6 +134,12 @@ def _quality(metric: str, found: evaluate.Evaluation) -> dict[str, Any]:
       spec='.4f',
     )
   return dict(value=found.accuracy, metric='accuracy')
+
+
+def _costs(job, built) -> dict[str, str]:
+  """What the plans of stages cost that have a limit, as predicted and measured."""
+  limited = [b.stage.name for b in built if b.stage.shrink.limits]
+  return {f'channels of {n}': plans.costs(job, n) for n in limited}
 
 
 def _calibrated(built) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Channels go before a stage begins: how many is known first, then which."""
 
+from unittest import mock
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_compress import pruning
 from jaxopt_compress.core import rules
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
@@ -126,6 +129,32 @@ class ShrinkTest(parameterized.TestCase):
       for x in ((), inputs)
     ]
     self.assertLess(off[1].sum(), 0.8 * off[0].sum())
+
+  def test_latency_is_asked_of_the_machine_once_there_are_scores(self):
+    budget = pruning.budget.Budget
+
+    class Timed(budget):
+      """One microsecond for each parameter."""
+
+      def __init__(self, *args, latency=None, table=None):
+        self.tables.append(table)
+        super().__init__(*args, params=latency)
+
+      tables = []
+
+      def measured(self, plan):
+        return 2.0
+
+    said = fields.read(options.Shrink, 'c', dict(latency=0.5))
+    with mock.patch.object(pruning.budget, 'Budget', Timed):
+      guess = shrink.guessed(said, self.model)
+      self.assertEqual((list(guess.sizes.values()), Timed.tables), ([3, 4], []))
+      args = self.model, self.params, self.variables, ()
+      plan, told = shrink.chosen(said, *args, seed=0, table='t.json')
+    self.assertEqual(Timed.tables, ['t.json'])
+    self.assertLess(plan.sizes[GROUP], 6)
+    self.assertEqual(told[-1], 'latency  measured: 2 ms')
+    self.assertIn('644 -> ', told[0])
 
   def test_ranked_together(self):
     said = dict(keep=0.5, scope='global')
