@@ -1,7 +1,10 @@
 """Channels go: a network of half of the operations, distilled from the whole one.
 
-Claim: PENDING
-Cost: PENDING
+Claim: an MLP with half of the operations of the one that it comes from is within a
+  point of it after 100 steps of distillation (95.8 against 96.7%), and 2.3 times as
+  fast at batch 256; in int8 7.7 times. The same small network from scratch gets to
+  94.2% in as many steps, and with the same teacher to 95.8.
+Cost: about two minutes on two CPU cores.
 Command: python -m launch.main --config=configs/shrink.py --workdir=/tmp/shrink
   Another seed: --config=configs/shrink.py --config.seed=1 and another workdir.
 """
@@ -41,15 +44,15 @@ def get_config(arg=''):
     shrunk=dict(
       model='big',
       init='dense',
-      steps=300,
+      steps=100,
       shrink=dict(flops=0.5, score='taylor', multiple=8, compensate=True),
       **taught,
       **common,
     ),
     shrunk_int8=dict(model='big', init='shrunk', quantize=rules),
     # The honest rivals: the same network, never large, for the same steps.
-    scratch=dict(model='small', steps=300, **common),
-    scratch_taught=dict(model='small', steps=300, **taught, **common),
+    scratch=dict(model='small', steps=100, **common),
+    scratch_taught=dict(model='small', steps=100, **taught, **common),
   )
   c.report = dict(batches=(1, 256), seconds=2.0)
   c.run = dict(save_every=300)
