@@ -382,17 +382,25 @@ def _axes_of(shape, whole, rest) -> dict[int, int] | None:
 def _placed(indices, axes, ndim) -> dict[int, np.ndarray]:
   """The indices of a parameter as those of an array that has some of its axes."""
   found = {}
+  order = sorted(axes)
   for j, index in indices.items():
+    depends = {k for k, n in enumerate(index.shape) if n > 1} - {j}
     for i in (i for i, of in axes.items() if of == j):
-      if index.size == index.shape[j]:
-        found[i] = index.reshape([-1 if k == i else 1 for k in range(ndim)])
-      elif len(axes) == index.ndim:
-        found[i] = index.reshape((1,) * (ndim - index.ndim) + index.shape)
-      else:
+      if not depends <= {*axes.values()}:
         raise ValueError(
           'Channels that differ from row to row, and an array that has not all axes'
           ' of its parameter: start it anew from the parameters of the plan.'
         )
+      here = [axes[k] if axes[k] != j or k == i else None for k in order]
+      rest = [k for k in range(index.ndim) if k not in here]
+      kept = [k for k in here if k is not None]
+      moved = index.transpose([*rest, *kept]).reshape(
+        [index.shape[k] for k in kept]
+      )
+      shape = [1] * ndim
+      for k, of in zip(order, here, strict=True):
+        shape[k] = 1 if of is None else index.shape[of]
+      found[i] = moved.reshape(shape)
   return found
 
 

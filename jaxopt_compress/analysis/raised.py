@@ -27,7 +27,7 @@ def said(error: BaseException) -> str:
   theirs = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)
-    if not _is_library(frame.filename)
+    if not is_library(frame.filename)
   ]
   if not theirs:
     return what
@@ -35,8 +35,8 @@ def said(error: BaseException) -> str:
   return f'{what} at {frame.filename}:{frame.lineno} ({frame.name})'
 
 
-def _is_library(name) -> bool:
-  """Whether a file is of a library, or of the rooms that ask."""
+def is_library(name) -> bool:
+  """Whether a file is of a library, or of the rooms that ask: no model is in it."""
   rooms = [str(_ROOM / room) for room in ('core', 'analysis', 'pruning')]
   return name.startswith(_INSTALLED) or any(
     name.startswith(room) for room in rooms

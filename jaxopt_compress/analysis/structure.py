@@ -24,14 +24,13 @@ import numpy as np
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import layers as layers_lib
 from jaxopt_compress.analysis import numbering
-from jaxopt_compress.analysis import raised
+from jaxopt_compress.analysis import own_sizes
 from jaxopt_compress.analysis import structure_numbers
 from jaxopt_compress.analysis import tied
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.analysis import within as within_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
-from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
 
 # An axis as it is kept: the groups that it is a product of, by name, the one whose
@@ -48,8 +47,8 @@ class Group:
     size: how many channels there are.
     locked: why they have to stay; () if they may go.
     inexact: why the network without some of them is not the one in which these are
-      masked; () if it is. Norms over the group, for example, divide by its size. Not
-      known of what is `fixed`.
+      masked; () if it is. Norms over the group, for example, divide by its size. Of
+      what is `fixed`, any number that fits its size counts as one that depends on it.
     fixed: why the program does not run, or becomes another one, with parameters of
       another size; '' if it takes the size from them. A model that has sizes of its
       own is to be built again: `Plan.sizes` says with which.
@@ -204,17 +203,36 @@ class Structure:
     return cls(shapes, groups, axes, layers)
 
   def __str__(self) -> str:
-    """The groups that may go, then those that stay, and why."""
-    lines = ['  size  leaves  group']
+    """The groups that may go, then those that stay, and why; one line for many alike."""
+    alike: dict[tuple, list[Group]] = {}
     for group in sorted(self.groups.values(), key=lambda g: bool(g.locked)):
-      members = len(self.members(group.name))
-      lines.append(f'{group.size:6}  {members:6}  {group.name}')
+      alike.setdefault(self._kind(group), []).append(group)
+    lines = ['  size  leaves  group']
+    for (_, _, members, *_), (group, *others) in alike.items():
+      more = f'  and {len(others)} like it' if others else ''
+      lines.append(f'{group.size:6}  {len(members):6}  {group.name}{more}')
+      if group.within:
+        lines.append(f'{"":16}lies within {", ".join(group.within)}')
       lines += [f'{"":16}stays: {why}' for why in group.locked[:1]]
       if not group.locked:
         lines += [f'{"":16}not exact: {why}' for why in group.inexact]
       if group.fixed:
         lines.append(f'{"":16}build the model again: {group.fixed}')
     return '\n'.join(lines)
+
+  def _kind(self, group: Group) -> tuple:
+    """What a group shares with those of other layers that are alike."""
+    members = tuple(
+      sorted((_numberless(p), a) for p, a in self.members(group.name))
+    )
+    said = tuple(map(_numberless, (*group.inexact, group.fixed)))
+    name = _numberless(group.name)
+    # Why it stays is told in full: another line is another reason.
+    return name, group.size, members, group.locked[:1], said
+
+
+def _numberless(text: str) -> str:
+  return re.sub(r'\d+', '#', text)
 
 
 def names(layout: Layout) -> Iterator[str]:
@@ -259,7 +277,7 @@ def structure(fun: Callable) -> Callable[..., Structure]:
     params = array.materialize(params)
 
     def traced(sizes):
-      """The program, and its structure, with other sizes of some groups."""
+      """The program, and what is found of it, with other sizes of some groups."""
       leaves = [
         _resized(x, made, path, sizes) if sizes else x
         for path, x in rules_lib.named_leaves(params)
@@ -268,13 +286,15 @@ def structure(fun: Callable) -> Callable[..., Structure]:
       closed, arrays = walk.trace(fun, resized, args, kwargs)
       return closed, _found(closed, arrays)
 
-    closed, made = traced({})
-    return _with_layers(closed, _compared(closed, made, traced))
+    closed, (made, perhaps) = traced({})
+    compared = own_sizes.compared(closed, made, perhaps, traced)
+    return _with_layers(closed, compared)
 
   return found
 
 
-def _found(closed, arrays) -> Structure:
+def _found(closed, arrays) -> tuple[Structure, dict[str, list[str]]]:
+  """(structure, the numbers of the program that may be sizes of each group)."""
   asked = tied.Tied(structure_numbers.RULES)
   axes = follow(asked, closed, arrays)
   return _collected(asked, {p: tuple(x.shape) for p, x in arrays}, axes)
@@ -301,7 +321,7 @@ def follow(
   return axes
 
 
-def _collected(asked, shapes, axes) -> Structure:
+def _collected(asked, shapes, axes):
   """Names the leaves of the union-find, and says of what every axis is made."""
   channels, remarks, least = asked.channels, asked.remarks(), asked.taken()
   named = leaf_names(channels, axes)
@@ -326,7 +346,8 @@ def _collected(asked, shapes, axes) -> Structure:
     for leaf, name in named.items()
   }
   layouts = {path: tuple(map(layout, mine)) for path, mine in axes.items()}
-  return Structure(shapes, groups, layouts)
+  perhaps = {named[c]: w for c, w in asked.perhaps().items() if c in named}
+  return Structure(shapes, groups, layouts), perhaps
 
 
 def leaf_names(channels, axes) -> dict[int, str]:
@@ -361,78 +382,8 @@ def _with_layers(closed, structure) -> Structure:
   return dataclasses.replace(structure, groups=groups, layers=layers)
 
 
-# ------------------------------------------------------- sizes that a program has
-
-
 def _resized(x, structure, path, sizes):
   if path not in structure.axes:
     return x
   shape = [structure.size(layout, sizes) for layout in structure.axes[path]]
   return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
-
-
-def _compared(closed, structure, traced) -> Structure:
-  """What the program itself says of sizes.
-
-  Of parameters with one channel more it must make the same groups, one larger, or it
-  has a size of its own; and if it then has other numbers, they depend on the size.
-  """
-  # Layers that are alike are so in this, too: one question for all of them.
-  kinds = collections.defaultdict(list)
-  for name, group in structure.free.items():
-    kinds[re.sub(r'\d+(?=.*:)', '#', name), group.size].append(name)
-  groups = dict(structure.groups)
-  for alike in kinds.values():
-    sizes = {name: groups[name].size + 1 for name in alike}
-    try:
-      other, again = traced(sizes)
-      fixed = _groups_apart(structure, again, sizes)
-    except Exception as e:  # whatever the model raises
-      other, fixed = None, raised.said(e)
-    numbers = () if other is None else _numbers_apart(closed, other)
-    for name in alike:
-      inexact = (*groups[name].inexact, *numbers)
-      groups[name] = dataclasses.replace(
-        groups[name], fixed=fixed, inexact=inexact
-      )
-  return dataclasses.replace(structure, groups=groups)
-
-
-def _groups_apart(structure, other, sizes) -> str:
-  got = {name: group.size for name, group in other.groups.items()}
-  want = {name: group.size for name, group in structure.groups.items()} | sizes
-  if other.axes == structure.axes and got == want:
-    return ''
-  apart = [n for n in want if got.get(n) != want[n]]
-  return f'with one channel more it has other groups ({", ".join(apart[:3])})'
-
-
-def _numbers_apart(a, b) -> tuple[str, ...]:
-  """Where two programs differ in the numbers that are written in them."""
-  here, there = list(walk.places(a)), list(walk.places(b))
-  if [at.path for at in here] != [at.path for at in there]:
-    return ('with one channel more it has other operations',)
-  apart = {}
-  for at, other in zip(here, there, strict=True):
-    for v, w in zip(at.eqn.invars, other.eqn.invars, strict=True):
-      if _number(v) != _number(w):
-        name = at.eqn.primitive.name
-        apart[
-          f'{name} has a number for their size at {at.source or at.path}'
-        ] = 1
-  scalars = [
-    [float(x) for x in jaxprs.opened(c)[1] if np.shape(x) == () and _real(x)]
-    for c in (a, b)
-  ]
-  if scalars[0] != scalars[1]:
-    apart['a constant of the program depends on their size'] = 1
-  return tuple(apart)
-
-
-def _number(v):
-  # As text: NaN is not itself.
-  return '' if jaxprs.is_var(v) or np.shape(v.val) else str(v.val)
-
-
-def _real(x) -> bool:
-  return hasattr(x, 'dtype') and np.issubdtype(x.dtype, np.number)

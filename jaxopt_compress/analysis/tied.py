@@ -25,7 +25,9 @@ import numpy as np
 
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import channels as channels_lib
+from jaxopt_compress.analysis import moved
 from jaxopt_compress.analysis import numbering
+from jaxopt_compress.analysis import size_numbers
 from jaxopt_compress.analysis import walk
 
 Axis = channels_lib.Axis
@@ -63,6 +65,7 @@ class Tied(algebra.Algebra):
     self.channels = channels_lib.Channels()
     self.met: list[tuple[Axis, ...]] = []
     self.numbering = numbering.Numbering(self.channels)
+    self.size_numbers = size_numbers.SizeNumbers(self.channels)
     self._inexact: list[tuple[Axis, str]] = []
     self._turns: dict[walk.At, Axis] = {}
     self._devices: dict[tuple[walk.At, tuple[str, ...]], Axis] = {}
@@ -72,8 +75,10 @@ class Tied(algebra.Algebra):
 
   def said(self, at: walk.At, what: str = '') -> str:
     """An operation and its line, as a reason."""
-    name = at.eqn.primitive.name
-    return ' '.join(w for w in (name, what, 'at', at.source or at.path) if w)
+    name, line = at.eqn.primitive.name, at.source or at.path
+    model = at.model_line
+    called = f', of {model}' if model and model not in line else ''
+    return ' '.join(w for w in (name, what, 'at', line) if w) + called
 
   def lock(self, x: Value, why: str):
     """Keeps all channels of a value."""
@@ -166,8 +171,15 @@ class Tied(algebra.Algebra):
 
   def remarks(self) -> dict[int, list[str]]:
     """Why what is left is not exact, by leaf."""
+    return self._by_leaf(self._inexact)
+
+  def perhaps(self) -> dict[int, list[str]]:
+    """Which numbers of the program may be those of the channels, by leaf."""
+    return self._by_leaf(self.size_numbers.found)
+
+  def _by_leaf(self, remarks):
     found: dict[int, list[str]] = {}
-    for axis, why in self._inexact:
+    for axis, why in remarks:
       for leaf in self.channels.leaves(axis):
         found.setdefault(leaf, []).append(why)
     return {leaf: list(dict.fromkeys(whys)) for leaf, whys in found.items()}
@@ -184,6 +196,7 @@ class Tied(algebra.Algebra):
   # ------------------------------------------------------------ of the algebra
 
   def apply(self, at, inputs):
+    self.size_numbers.meet(at, inputs)
     outs = super().apply(at, inputs)
     # Inside of a loop over layers all is of a layer, but for what is carried on.
     loops = tuple(self._turns.get(outer, ()) for outer, _ in at.around)
@@ -207,15 +220,21 @@ class Tied(algebra.Algebra):
     self.lock_numbers(x, numbering.RESULT_NUMBERS)
 
   def constant(self, x: Any) -> Value:
-    shape = np.shape(x)
-    zeros = nowhere
+    shape, known, zeros = np.shape(x), None, nowhere
     if math.prod(shape) < 2**20 and hasattr(x, 'dtype') or not shape:
       try:
-        zeros = nowhere if np.any(np.asarray(x)) else everywhere
+        known = moved.narrow(np.asarray(x))
+        zeros = nowhere if np.any(known) else everywhere
       except (TypeError, ValueError):  # keys
         pass
-    why = 'a constant of the program has as many'
-    axes = tuple(self.channels.axis(n, why) for n in shape)
+    # Where all are alike, fewer are so, too.
+    alike = (1,) * len(shape) if known is None else known.shape
+    alike = [known is not None and n == 1 for n in alike]
+    why = f'a constant of the program of shape {shape} has as many'
+    axes = tuple(
+      self.channels.axis(n, '' if same else why)
+      for n, same in zip(shape, alike, strict=True)
+    )
     return Value(axes, zeros)
 
   def unknown(self, at, inputs):

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_compress.analysis import raised
 from jaxopt_compress.core import array
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
@@ -249,6 +250,15 @@ class At:
     # Programs of JAX's own functions have no line of the user's; the call has.
     here = jaxprs.source_of(self.eqn)
     return here or (self.outer.source if self.outer else '')
+
+  @property
+  def model_line(self) -> str:
+    """File, line and function outside of installed packages that led here, or ''."""
+    trace = self.eqn.source_info.traceback
+    for frame in trace.frames if trace else ():
+      if not raised.is_library(frame.file_name):
+        return f'{frame.file_name}:{frame.line_num} ({frame.function_name})'
+    return self.outer.model_line if self.outer else ''
 
   @property
   def around(self) -> list[tuple['At', int | None]]:

@@ -116,19 +116,21 @@ class PlanTest(parameterized.TestCase):
 
   def test_within_drawn(self):
     #            two keys with three queries each; the first loses 1, the other 0
-    fun = lambda p, x: jnp.einsum('kr,kr->k', p['q'], p['o']) @ p['k'] * x
+    fun = lambda p, x: jnp.einsum('kar,kr->k', p['q'], p['o']) @ p['k'] * x
     params = {
-      'q': jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+      'q': jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])[:, None],
       'o': jnp.ones((2, 3)),
       'k': jnp.ones((2, 2)),
     }
     found = jc.structure(fun)(params, jnp.ones(()))
     (group,) = (g for g in found.groups.values() if g.within)
     plan = plan_lib.Plan(found, {group.name: [[0, 2], [1, 2]]})
-    self.assertEqual(plan.apply(params)['q'].tolist(), [[1, 3], [5, 6]])
-    self.assertEqual(plan.mask(params)['q'].tolist(), [[1, 0, 3], [0, 5, 6]])
+    self.assertEqual(plan.apply(params)['q'][:, 0].tolist(), [[1, 3], [5, 6]])
+    self.assertEqual(
+      plan.mask(params)['q'][:, 0].tolist(), [[1, 0, 3], [0, 5, 6]]
+    )
     one = plan_lib.Plan(found, {group.name: [[0, 2], [1, 2]], 'k:-2': [1]})
-    self.assertEqual(one.apply(params)['q'].tolist(), [[5, 6]])
+    self.assertEqual(one.apply(params)['q'][:, 0].tolist(), [[5, 6]])
     for sources, why in (
       ([[0]] * 3, '3 rows for k:-2, which has 2'),
       ([[[0]]], 'lists of one size for each channel of k:-2'),

@@ -1,5 +1,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from networks import made
@@ -95,75 +96,45 @@ class StructureTest(parameterized.TestCase):
     self.assertRegex('; '.join(found.groups['down:-3'].inexact), why)
     self.assertRegex(str(found), why)
 
-  @parameterized.named_parameters(
-    ('mean', lambda h: h.mean(-1)),
-    ('softmax', lambda h: jax.nn.softmax(h) @ jnp.ones((h.shape[-1], 2))),
-    ('sum of sigmoids', lambda h: jax.nn.sigmoid(h).sum(-1)),
-    ('root', lambda h: (h @ h.T) * h.shape[-1] ** -0.5),
-    ('root of an array', lambda h: (h @ h.T) / jnp.sqrt(h.shape[-1])),
-    ('root behind a sum', lambda h: (h @ h.T + 1) / h.shape[-1] ** 0.5),
-    ('divided before', lambda h: (h / h.shape[-1]).sum(-1)),
-    ('0 / 0', lambda h: (h / jnp.tanh(h)).sum(-1)),
-    ('0 log 0', lambda h: (h * jnp.log(h)).sum(-1)),
-    ('1 / root', lambda h: (h * jax.lax.rsqrt(h)).sum(-1)),
-    ('branch', lambda h: (h if h.shape[-1] < 7 else jnp.tanh(h)).sum(-1)),
-    (
-      'dropout',
-      lambda h: (h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)).sum(
-        -1
-      ),
-    ),
-  )
-  def test_not_exact(self, rest):
-    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
-    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
-    self.assertNotEmpty(found.groups['a:-1'].inexact)
-
-  @parameterized.named_parameters(
-    ('tanh', lambda h: jnp.tanh(h).sum(-1)),
-    ('eps', lambda h: (h * jax.lax.rsqrt(h + 1e-5)).sum(-1)),
-    ('product', lambda h: jax.nn.softplus(h) * h @ h.T),
-  )
-  def test_exact(self, rest):
-    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
-    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
-    self.assertEmpty(found.groups['a:-1'].inexact)
-
-  def test_sizes_that_must_agree(self):
-    # The features of keys and of values are apart, but this function wants one size.
-    def attention(p, x):
-      q, k, v = (jnp.einsum('btd,dhk->bthk', x, p[n]) for n in 'qkv')
-      y = jax.nn.dot_product_attention(q, k, v)
-      return jnp.einsum('bthk,hkd->btd', y, p['o'])
-
-    p = {n: jnp.ones((3, 4, 8)) for n in 'qkv'} | {'o': jnp.ones((4, 8, 3))}
-    found = jc.structure(attention)(p, jnp.ones((2, 5, 3)))
-    fixed = {n: bool(g.fixed) for n, g in found.free.items()}
-    self.assertEqual(fixed, {'k:-2': False, 'k:-1': True, 'o:-2': True})
-
-  @parameterized.named_parameters(
-    # one channel more does not fit, or becomes one more for each of the heads
-    (
-      'refused',
-      lambda y: y.reshape(5, 2, 4),
-      'cannot reshape.*(5, 2, 4)',
-      True,
-    ),
-    ('another', lambda y: y.reshape(5, 2, -1), 'it has other groups', True),
-    ('taken', lambda y: y.reshape(5, -1, 4), 'cannot reshape', False),
-  )
-  def test_sizes_of_the_program(self, cut, why, both):
+  def test_many_alike_are_one_line(self):
     def fun(p, x):
-      return jnp.tanh(cut(x @ p['a'])).reshape(5, -1) @ p['b']
+      for layer in p:
+        x = x + jax.nn.relu(x @ layer['up']) @ layer['down']
+      return x
 
-    p = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    p = [{'up': jnp.ones((3, 8)), 'down': jnp.ones((8, 3))}] * 12
     found = jc.structure(fun)(p, jnp.ones((5, 3)))
-    heads, within = found.free.values()
-    self.assertEqual((heads.size, within.size), (2, 4))
-    self.assertEqual(bool(heads.fixed), both)
-    if both:
-      self.assertRegex(heads.fixed, why)
-    self.assertIn('build the model again', str(found))
+    lines = str(found).splitlines()
+    self.assertLen(lines, 6)
+    self.assertIn('     8       2  0/down:-2  and 11 like it', lines)
+
+  def test_lines_of_models(self):
+    linear = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(linear)
+
+    def fun(p, x):
+      return jnp.cumsum(nnx.merge(graphdef, p)(x), -1)
+
+    found = jc.structure(fun)(state, jnp.ones((5, 3)))
+    said = ' '.join(found.groups['kernel:-1'].locked)
+    self.assertRegex(said, r'cumsum at .*structure_test.py:\d+')
+    conv = nnx.Conv(3, 4, (2,), rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(conv)
+    fun = lambda p, x: nnx.merge(graphdef, p)(x)
+    found = jc.structure(fun)(state, jnp.ones((5, 6, 3)))
+    said = ' '.join(found.groups['kernel:-3'].locked)
+    self.assertRegex(said, r'linear.py:\d+.*, of .*structure_test.py:\d+')
+
+  def test_constants(self):
+    p = {'a': jnp.ones((3, 6)), 'b': jnp.ones((6, 2))}
+    for constant, locked in (
+      (jnp.ones((1, 6)), False),
+      (jnp.arange(6.0)[None], True),
+    ):
+      fun = lambda p, x: (x @ p['a'] + constant) @ p['b']  # noqa: B023
+      group = jc.structure(fun)(p, jnp.ones((5, 3))).groups['a:-1']
+      self.assertEqual(bool(group.locked), locked)
+      self.assertEqual(bool(group.fixed), not locked)
 
   def test_unknown_operations_lock(self):
     fun = lambda p, x: jnp.linalg.cholesky(p['a'] @ p['a'].T + jnp.eye(3))

@@ -1,0 +1,99 @@
+"""Sizes that a program has itself, and numbers that depend on them.
+
+    y.reshape(5, 2, 4)      does not run with one channel more: `Group.fixed`
+    y / 768                 runs, and divides by another number: `Group.inexact`
+
+A program is traced again with one channel more. It must make the same groups, one
+larger; and if it then has other numbers, they depend on the size.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress.analysis import raised
+from jaxopt_compress.analysis import walk
+from jaxopt_compress.core import jaxprs
+
+
+def compared(
+  closed: Any,
+  structure: Any,
+  perhaps: Mapping[str, Sequence[str]],
+  traced: Callable,
+) -> Any:
+  """The structure of a program, with what it says itself of the sizes of its groups.
+
+  Args:
+    closed: the program.
+    structure: what was found of it.
+    perhaps: {group: numbers of the program that fit its size}.
+    traced: a function of other sizes `{group: size}` that returns the program of these
+      and what is found of it.
+  """
+  # Layers that are alike are so in this, too: one question for all of them.
+  kinds = collections.defaultdict(list)
+  for name, group in structure.free.items():
+    kinds[re.sub(r'\d+(?=.*:)', '#', name), group.size].append(name)
+  groups = dict(structure.groups)
+  for alike in kinds.values():
+    sizes = {name: groups[name].size + 1 for name in alike}
+    try:
+      other, (again, _) = traced(sizes)
+      fixed = _groups_apart(structure, again, sizes)
+    except Exception as e:  # whatever the model raises
+      other, fixed = None, raised.said(e)
+    numbers = () if other is None else _numbers_apart(closed, other)
+    for name in alike:
+      more = perhaps.get(name, ()) if other is None or fixed else ()
+      inexact = tuple(dict.fromkeys((*groups[name].inexact, *numbers, *more)))
+      groups[name] = dataclasses.replace(
+        groups[name], fixed=fixed, inexact=inexact
+      )
+  return dataclasses.replace(structure, groups=groups)
+
+
+def _groups_apart(structure, other, sizes) -> str:
+  got = {name: group.size for name, group in other.groups.items()}
+  want = {name: group.size for name, group in structure.groups.items()} | sizes
+  if other.axes == structure.axes and got == want:
+    return ''
+  apart = [n for n in want if got.get(n) != want[n]]
+  return f'with one channel more it has other groups ({", ".join(apart[:3])})'
+
+
+def _numbers_apart(a, b) -> tuple[str, ...]:
+  """Where two programs differ in the numbers that are written in them."""
+  here, there = list(walk.places(a)), list(walk.places(b))
+  if [at.path for at in here] != [at.path for at in there]:
+    return ('with one channel more it has other operations',)
+  apart = {}
+  for at, other in zip(here, there, strict=True):
+    for v, w in zip(at.eqn.invars, other.eqn.invars, strict=True):
+      if _number(v) != _number(w):
+        name = at.eqn.primitive.name
+        apart[
+          f'{name} has a number for their size at {at.source or at.path}'
+        ] = 1
+  scalars = [
+    [float(x) for x in jaxprs.opened(c)[1] if np.shape(x) == () and _real(x)]
+    for c in (a, b)
+  ]
+  if scalars[0] != scalars[1]:
+    apart['a constant of the program depends on their size'] = 1
+  return tuple(apart)
+
+
+def _number(v):
+  # As text: NaN is not itself.
+  return '' if jaxprs.is_var(v) or np.shape(v.val) else str(v.val)
+
+
+def _real(x) -> bool:
+  return hasattr(x, 'dtype') and np.issubdtype(x.dtype, np.number)

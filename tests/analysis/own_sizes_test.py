@@ -1,0 +1,82 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+
+
+class OwnSizesTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('mean', lambda h: h.mean(-1)),
+    ('softmax', lambda h: jax.nn.softmax(h) @ jnp.ones((h.shape[-1], 2))),
+    ('sum of sigmoids', lambda h: jax.nn.sigmoid(h).sum(-1)),
+    ('root', lambda h: (h @ h.T) * h.shape[-1] ** -0.5),
+    ('root of an array', lambda h: (h @ h.T) / jnp.sqrt(h.shape[-1])),
+    ('root behind a sum', lambda h: (h @ h.T + 1) / h.shape[-1] ** 0.5),
+    ('divided before', lambda h: (h / h.shape[-1]).sum(-1)),
+    ('0 / 0', lambda h: (h / jnp.tanh(h)).sum(-1)),
+    ('0 log 0', lambda h: (h * jnp.log(h)).sum(-1)),
+    ('1 / root', lambda h: (h * jax.lax.rsqrt(h)).sum(-1)),
+    ('branch', lambda h: (h if h.shape[-1] < 7 else jnp.tanh(h)).sum(-1)),
+    (
+      'dropout',
+      lambda h: (h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)).sum(
+        -1
+      ),
+    ),
+  )
+  def test_not_exact(self, rest):
+    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
+    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
+    self.assertNotEmpty(found.groups['a:-1'].inexact)
+
+  @parameterized.named_parameters(
+    ('tanh', lambda h: jnp.tanh(h).sum(-1)),
+    ('eps', lambda h: (h * jax.lax.rsqrt(h + 1e-5)).sum(-1)),
+    ('product', lambda h: jax.nn.softplus(h) * h @ h.T),
+  )
+  def test_exact(self, rest):
+    p, x = {'a': jnp.ones((3, 6))}, jnp.ones((5, 3))
+    found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
+    self.assertEmpty(found.groups['a:-1'].inexact)
+
+  def test_sizes_that_must_agree(self):
+    # The features of keys and of values are apart, but this function wants one size.
+    def attention(p, x):
+      q, k, v = (jnp.einsum('btd,dhk->bthk', x, p[n]) for n in 'qkv')
+      y = jax.nn.dot_product_attention(q, k, v)
+      return jnp.einsum('bthk,hkd->btd', y, p['o'])
+
+    p = {n: jnp.ones((3, 4, 8)) for n in 'qkv'} | {'o': jnp.ones((4, 8, 3))}
+    found = jc.structure(attention)(p, jnp.ones((2, 5, 3)))
+    fixed = {n: bool(g.fixed) for n, g in found.free.items()}
+    self.assertEqual(fixed, {'k:-2': False, 'k:-1': True, 'o:-2': True})
+
+  @parameterized.named_parameters(
+    # one channel more does not fit, or becomes one more for each of the heads
+    (
+      'refused',
+      lambda y: y.reshape(5, 2, 4),
+      'cannot reshape.*(5, 2, 4)',
+      True,
+    ),
+    ('another', lambda y: y.reshape(5, 2, -1), 'it has other groups', True),
+    ('taken', lambda y: y.reshape(5, -1, 4), 'cannot reshape', False),
+  )
+  def test_sizes_of_the_program(self, cut, why, both):
+    def fun(p, x):
+      return jnp.tanh(cut(x @ p['a'])).reshape(5, -1) @ p['b']
+
+    p = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    found = jc.structure(fun)(p, jnp.ones((5, 3)))
+    heads, within = found.free.values()
+    self.assertEqual((heads.size, within.size), (2, 4))
+    self.assertEqual(bool(heads.fixed), both)
+    if both:
+      self.assertRegex(heads.fixed, why)
+    self.assertIn('build the model again', str(found))
+
+
+if __name__ == '__main__':
+  absltest.main()
