@@ -61,7 +61,7 @@ class Prune:
 
   rules: tuple = ()  # of (regex, sparsity)
   score: str = fields.option('magnitude', needs='prune')
-  scope: str = fields.option('leaf', needs='prune')
+  scope: str = fields.option('', needs='prune')  # '': what the score asks for
   k: float = fields.option(
     0.0, '[0, inf)', needs='prune prune_score=soft_threshold'
   )

@@ -5,6 +5,7 @@ quantize = ((r'.*/kernel', 'int4 g32, int8 token'), (r'.*', None))
 prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
 prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
 prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
+prune    = ((r'.*/kernel', 'block 4x4 0.5'), (r'.*', None))         tiles of 4 x 4
 lora     = ((r'.*/kernel', 8), (r'.*', None))                       of rank 8
 """
 
@@ -39,7 +40,7 @@ def prune_rules(prune: options.Prune, steps: int) -> list[tuple[str, Any]]:
     return pruning.prune.Sparsity(
       **sparsity_words(value),
       score=prune.score,
-      scope=prune.scope,
+      scope=prune.scope or None,
       k=prune.k,
       begin=begin,
       end=end,
@@ -80,6 +81,8 @@ def sparsity_words(value: float | str) -> dict[str, Any]:
   {'kind': 'n_m', 'n': 2, 'm': 4, 'target': 0.5}
   >>> sparsity_words('neurons 0.5')
   {'kind': 'neurons', 'target': 0.5}
+  >>> sparsity_words('block 4x16 0.5')
+  {'kind': 'block', 'block': (4, 16), 'target': 0.5}
   """
   try:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -87,14 +90,17 @@ def sparsity_words(value: float | str) -> dict[str, Any]:
     if ':' in value:
       n, m = map(int, value.split(':'))
       return dict(kind='n_m', n=n, m=m, target=1 - n / m)
-    kind, target = value.split()
-    if kind in ('unstructured', 'neurons'):
+    kind, *block, target = value.split()
+    if kind == 'block' and len(block) == 1:
+      height, width = map(int, block[0].split('x'))
+      return dict(kind=kind, block=(height, width), target=float(target))
+    if kind in ('unstructured', 'neurons', 'heads') and not block:
       return dict(kind=kind, target=float(target))
   except (AttributeError, TypeError, ValueError, ZeroDivisionError):
     pass
   raise ValueError(
-    f"{value!r} is no sparsity. Write a fraction (0.8), 'n:m' ('2:4') or"
-    " 'neurons 0.5', or None to leave leaves alone."
+    f"{value!r} is no sparsity. Write a fraction (0.8), 'n:m' ('2:4'),"
+    " 'neurons 0.5', 'heads 0.5' or 'block 4x4 0.5', or None to leave leaves alone."
   )
 
 

@@ -36,6 +36,19 @@ class WordsTest(parameterized.TestCase):
       words.lora_rules(options.Adapters(rules=rules)), list(rules)
     )
 
+  def test_blocks_heads_and_rows(self):
+    rules = (('a', 'block 2x8 0.5'), ('b', 'heads 0.25'))
+    found = dict(words.prune_rules(options.Prune(rules=rules), steps=10))
+    self.assertEqual((found['a'].kind, found['a'].block), ('block', (2, 8)))
+    self.assertEqual((found['b'].kind, found['b'].target), ('heads', 0.25))
+    prune = options.Prune(rules=(('a', 0.5),), score='wanda')
+    self.assertEqual(words.prune_rules(prune, 10)[0][1].scope, 'row')
+
+  @parameterized.parameters('block 0.5', 'block 4 0.5', 'block 4x4x4 0.5')
+  def test_what_is_no_block(self, value):
+    with pytest.raises(ValueError, match="'block 4x4 0.5', or None"):
+      words.sparsity_words(value)
+
   @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5', True)
   def test_what_is_no_sparsity(self, value):
     with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
