@@ -78,10 +78,7 @@ def erk(
   >>> {p: round(f, 3) for p, f in erk({'thin': thin, 'wide': wide}, 0.8).items()}
   {'thin': 0.219, 'wide': 0.858}
   """
-  raw = {
-    path: (sum(x.shape) / math.prod(x.shape)) ** power
-    for path, x in layers.items()
-  }
+  raw = {path: _thin(x.shape) ** power for path, x in layers.items()}
   return _by_density(layers, raw, target)
 
 
@@ -96,11 +93,13 @@ def er(
   >>> er({'a': conv, 'b': conv}, 0.5)
   {'a': 0.5, 'b': 0.5}
   """
-  raw = {
-    path: (sum(x.shape[-2:]) / math.prod(x.shape[-2:])) ** power
-    for path, x in layers.items()
-  }
+  raw = {path: _thin(x.shape[-2:]) ** power for path, x in layers.items()}
   return _by_density(layers, raw, target)
+
+
+def _thin(shape):
+  """Neurons over connections; an empty layer has neither."""
+  return sum(shape) / max(math.prod(shape), 1)
 
 
 def _by_density(layers, raw, target):

@@ -343,6 +343,12 @@ def _masks(
   axes = {path: axes_of(path, x, spec, uses) for path, x in leaves.items()}
   if scores is None:
     scores = scoring.scores(spec, leaves, axes, others)
+  shapes = {path: x.shape for path, x in leaves.items()}
+  if (given := {path: s.shape for path, s in scores.items()}) != shapes:
+    raise ValueError(
+      f'Scores of {given} for leaves of {shapes}; a number for each weight of each is'
+      ' expected.'
+    )
   masks = ranking.masks(spec, scores, axes, ramp)
   if not any(isinstance(m, jax.core.Tracer) for m in masks.values()):
     told = ranking.by_place(spec, scores, axes, ramp, masks)

@@ -138,7 +138,7 @@ def _expanded(spec, units, axes, scores, ramp) -> Leaves:
 def _sharing(spec, scores, axes) -> list[list[str]]:
   """The paths that are decided on together."""
   if spec.scope == 'global':
-    return [list(scores)]
+    return [list(scores)] * bool(scores)
   if spec.scope in ('leaf', 'row'):
     # An allocation looks at all leaves that have layers.
     inside = [p for p in scores if axes[p].contracted]

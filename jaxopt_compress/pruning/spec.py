@@ -120,6 +120,14 @@ class Sparsity:
     _check_scope(self)
     _check_numbers(self)
 
+  def __repr__(self):
+    said = [
+      f'{name}={value!r}'
+      for name, default in _DEFAULTS.items()
+      if (value := getattr(self, name)) != default
+    ]
+    return f'Sparsity({", ".join(said)})'
+
   def function(self, what: str) -> Callable:
     """What a name stands for: `what` is 'score', 'kind', 'allocation' or 'schedule'.
 
@@ -134,8 +142,12 @@ class Sparsity:
 
   def call(self, what: str, *args: Any, **others: Any) -> Any:
     """Calls that function with the fields that it takes."""
-    f = self.function(what)
-    fields = {name: getattr(self, name) for name in _takes(f) & _OPTIONS}
+    f, fields = self.function(what), {}
+    for name in _takes(f) & _OPTIONS:
+      value, default = getattr(self, name), _parameters(f)[name].default
+      # What was not said here may be said by a functools.partial.
+      if default is inspect.Parameter.empty or value != _DEFAULTS[name]:
+        fields[name] = value
     return f(*args, **others, **fields)
 
   def inputs(self) -> tuple[str, ...]:
@@ -166,7 +178,8 @@ class Sparsity:
 
 _ALWAYS = set('target kind score schedule allocation scope'.split())
 _ALWAYS |= set('begin end every floor cap memory'.split())
-_OPTIONS = {f.name for f in dataclasses.fields(Sparsity)} - _ALWAYS
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Sparsity)}
+_OPTIONS = set(_DEFAULTS) - _ALWAYS
 
 
 def _names(module: ModuleType, form: tuple[str, ...]) -> list[str]:
@@ -191,16 +204,16 @@ def _takes(f) -> set[str]:
 def _check_fields(s):
   """A field that differs from what it is by default has an effect."""
   taken = set().union(*(_takes(s.function(what)) for what in _FORMS))
-  for field in dataclasses.fields(s):
-    value = getattr(s, field.name)
-    if field.name not in _OPTIONS - taken or value == field.default:
+  for name, default in _DEFAULTS.items():
+    value = getattr(s, name)
+    if name not in _OPTIONS - taken or value == default:
       continue
     for what, (module, form) in _FORMS.items():
       names = _names(module, form)
-      of = [n for n in names if field.name in _takes(getattr(module, n))]
+      of = [n for n in names if name in _takes(getattr(module, n))]
       if of:
         raise ValueError(
-          f'{field.name}={value} is for {what}={" or ".join(map(repr, of))}, but'
+          f'{name}={value} is for {what}={" or ".join(map(repr, of))}, but'
           f' {what}={getattr(s, what)!r}.'
         )
 
@@ -271,6 +284,11 @@ def _check_numbers(s):
     )
   if not 0 <= s.k < float('inf'):
     raise ValueError(f'k={s.k}; a magnitude, k >= 0, is expected.')
+  if s.quantile is not None and (s.k or not 0 <= s.quantile <= 1):
+    raise ValueError(
+      f'quantile={s.quantile} and k={s.k}; a fraction in [0, 1] in place of k is'
+      ' expected.'
+    )
   if not 0 <= s.memory <= 1:
     raise ValueError(
       f'memory={s.memory}; what counts of the scores before, in [0, 1], is expected.'

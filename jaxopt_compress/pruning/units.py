@@ -234,7 +234,9 @@ def _boxes(scores, sizes, pool) -> Units:
   whole = [a for a, n in enumerate(padded) if 1 < runs[a] == n]
   # One axis at a time, the last first, so that none is resharded on the way.
   for axis in reversed(split):
-    x = x.reshape(*x.shape[:axis], -1, runs[axis], *x.shape[axis + 1 :])
+    size = runs[axis]
+    both = (x.shape[axis] // size, size)
+    x = x.reshape(*x.shape[:axis], *both, *x.shape[axis + 1 :])
     inner = [axis + 1, *(i + 1 for i in inner)]
     whole = [a + 1 if a > axis else a for a in whole]
   reduce = getattr(jnp, f'nan{pool}' if ragged else pool)

@@ -336,6 +336,12 @@ class PruneTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       prune.prune_now(params, rules)
 
+  def test_given_scores_are_of_the_leaves(self):
+    leaves = {'w': jnp.ones((2, 3))}
+    for scores in ({'v': jnp.ones((2, 3))}, {'w': jnp.ones((3, 2))}):
+      with self.assertRaisesRegex(ValueError, 'a number for each weight'):
+        prune.compute(Sparsity(0.5), leaves, scores=scores)
+
   def test_nan_names_its_leaf(self):
     params = make_params()
     params['down'] = params['down'].at[3, 1].set(jnp.nan)

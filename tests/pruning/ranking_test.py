@@ -138,6 +138,62 @@ class RankingTest(parameterized.TestCase):
       axes = dict.fromkeys(scores, MATRIX)
       ranking.masks(Sparsity(kind='n_m', n=2, m=4), scores, axes)
 
+  def test_rows_are_ranked_each_by_itself(self):
+    scores = {'w': jax.random.uniform(jax.random.key(0), (2, 8, 5))}
+    axes = {'w': uses_lib.Axes((-2,), (-3,), (-1,))}
+    for options, left in ((dict(), 4), (dict(kind='block', block=(2, 1)), 4)):
+      spec = Sparsity(0.5, scope='row', **options)
+      got = ranking.masks(spec, scores, axes)['w']
+      np.testing.assert_array_equal(got.sum(-2), left)
+    with self.assertRaisesRegex(ValueError, 'one unit in each row'):
+      ranking.masks(Sparsity(0.5, 'neurons', scope='row'), scores, axes)
+
+  def test_groups_of_a_regex_share_a_threshold(self):
+    scores = {
+      'a/q': jnp.array([[1.0, 5.0]]),
+      'a/v': jnp.array([[6.0, 8.0]]),
+      'b/q': jnp.array([[0.5, 0.1]]),
+    }
+    axes = dict.fromkeys(scores, MATRIX)
+    spec = Sparsity(0.5, scope=r'(\w)/.*', floor=0.0)
+    got = ranking.masks(spec, scores, axes)
+    self.assertEqual(
+      {p: m.ravel().astype(int).tolist() for p, m in got.items()},
+      {'a/q': [0, 1], 'a/v': [0, 1], 'b/q': [1, 0]},
+    )
+    with self.assertRaisesRegex(ValueError, 'does not match a/q, whole'):
+      ranking.masks(Sparsity(0.5, scope='(b)/.*'), scores, axes)
+
+  @parameterized.parameters(0.25, 0.5, 1.0)
+  def test_caps(self, ramp):
+    scores = {
+      'loud': jax.random.uniform(jax.random.key(0), (10, 10)) + 9,
+      'soft': jax.random.uniform(jax.random.key(1), (10, 10)),
+    }
+    axes = dict.fromkeys(scores, MATRIX)
+    spec = Sparsity(0.8, scope='global', cap=1.5)
+    kept = {
+      p: int(m.sum())
+      for p, m in ranking.masks(spec, scores, axes, ramp).items()
+    }
+    self.assertEqual(sum(kept.values()), 200 - round(160 * ramp))
+    # At the end loud keeps at most 1.5 times its 20, one more for rounding.
+    self.assertLessEqual(kept['loud'], 100 - 69 * ramp + 1.5)
+
+  def test_empty_leaves(self):
+    scores = {'none': jnp.zeros((0, 4)), 'w': jnp.arange(16.0).reshape(4, 4)}
+    axes = dict.fromkeys(scores, MATRIX)
+    for options in (
+      dict(),
+      dict(kind='block', block=(2, 2)),
+      dict(scope='global'),
+      dict(allocation='erk'),
+    ):
+      got = ranking.masks(Sparsity(0.5, **options), scores, axes)
+      self.assertEqual(got['none'].shape, (0, 4))
+      self.assertEqual(int(got['w'].sum()), 8)
+    self.assertEqual(ranking.masks(Sparsity(0.5, scope='global'), {}, {}), {})
+
   def test_nothing_is_gathered_or_sorted(self):
     mesh = jax.make_mesh((4,), ('m',))
     shapes = {'a/s': (4, 8, 16), 'b/w': (8, 16)}

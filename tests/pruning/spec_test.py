@@ -1,8 +1,11 @@
 """What a Sparsity accepts, and what it says of the rest."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import spec
 
 
@@ -38,6 +41,11 @@ class SparsityTest(parameterized.TestCase):
     (dict(target=0.5, k=1.0), "for score='soft_threshold'"),
     (dict(target=0.5, score='soft_threshold', k=-1.0), 'k >= 0'),
     (dict(target=0.5, quantile=0.5), "for score='soft_threshold'"),
+    (dict(target=0.5, score='soft_threshold', quantile=1.5), 'in place of k'),
+    (
+      dict(target=0.5, score='soft_threshold', quantile=0.5, k=1.0),
+      'in place of k',
+    ),
     (dict(target=0.5, kind='block'), 'needs its size'),
     (dict(target=0.5, block=(4, 4)), "for kind='block', but"),
     (dict(target=0.5, axis=-2), "for kind='neurons' or 'heads', but"),
@@ -75,6 +83,20 @@ class SparsityTest(parameterized.TestCase):
     self.assertEqual(given.call('score', 2), 8)
     self.assertEqual(given.ramp(0), 1.0)
     self.assertEqual(given.inputs(), ())
+
+  def test_what_a_partial_says_stays(self):
+    huber = functools.partial(scores.soft_threshold, k=2.0)
+    given = spec.Sparsity(0.5, score=huber)
+    self.assertEqual(float(given.call('score', 3.0)), 1.0)
+    given = spec.Sparsity(0.5, score=huber, k=1.0)
+    self.assertEqual(float(given.call('score', 3.0)), 2.0)
+
+  def test_prints_what_was_said(self):
+    given = spec.Sparsity(0.5, score='wanda', end=3)
+    self.assertEqual(
+      repr(given), "Sparsity(target=0.5, score='wanda', end=3, scope='row')"
+    )
+    self.assertEqual(eval(repr(given), vars(spec)), given)
 
   @parameterized.parameters(
     ('magnitude', 'leaf', ()),
