@@ -10,6 +10,7 @@ parameters, such as those of activations, move as they do when layers leave the 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -192,26 +193,36 @@ def _leads_to(place, path) -> bool:
 
 def _opened(node, path):
   """(keys, children, function that makes such a node of pairs of them)."""
+  made = type(node)
+  if isinstance(node, Sequence) and not hasattr(node, '_fields'):
+    keys = list(range(len(node)))
+    return keys, list(node), lambda pairs: made([c for _, c in pairs])
   flat, treedef = jax.tree_util.tree_flatten_with_path(
     node, is_leaf=lambda x: x is not node
   )
-  children, made = [child for _, child in flat], type(node)
+  children = [child for _, child in flat]
   if isinstance(node, Mapping):
     # As JAX sees them: a State of Flax wraps what it gives by a key.
     keys = [getattr(k[0], 'key', str(k[0])) for k, _ in flat]
     return keys, children, lambda pairs: made(dict(pairs))
-  if isinstance(node, Sequence) and not hasattr(node, '_fields'):
-    keys = list(range(len(children)))
-    return keys, children, lambda pairs: made([c for _, c in pairs])
   keys = [jax.tree_util.keystr(k, simple=True, separator='/') for k, _ in flat]
 
   def rebuild(pairs):
-    if [key for key, _ in pairs] != keys:
+    new = dict(pairs)
+    if list(new) == keys:
+      return jax.tree.unflatten(treedef, list(new.values()))
+    if dataclasses.is_dataclass(node) or not hasattr(node, '__dict__'):
       raise ValueError(
-        f'{path or "The tree"} is a {made.__name__}, which has its layers as'
-        ' attributes: none of them can go here. Keep layers in a list or a dict, or'
-        ' pass the state of the model.'
+        f'{path or "The tree"} is a {made.__name__}, whose attributes are given, its'
+        ' layers among them: none can go. Keep layers in a list or a dict.'
       )
-    return jax.tree.unflatten(treedef, [child for _, child in pairs])
+    # A module that may have any attributes.
+    out = jax.tree.unflatten(treedef, children)
+    for key in keys:
+      if key not in new:
+        delattr(out, key)
+    for key, child in pairs:
+      setattr(out, key, child)
+    return out
 
   return keys, children, rebuild

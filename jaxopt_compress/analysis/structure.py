@@ -377,7 +377,7 @@ def _with_layers(closed, structure) -> Structure:
       len(kind.prefixes),
       kind.locked,
       kind.inexact,
-      'layers are called by name: build it with fewer, or jc.drop_layers',
+      'layers are called by name; of an NNX module, shrink the module itself',
     )
   return dataclasses.replace(structure, groups=groups, layers=layers)
 

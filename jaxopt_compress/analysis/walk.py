@@ -195,7 +195,7 @@ def trace(fun: Callable, params, args, kwargs) -> tuple[Any, list[tuple]]:
     are its first inputs, in this order.
   """
   values, refill = array.arrays_apart(
-    (params, args, kwargs), _is_array, array.is_compressed
+    (params, args, kwargs), is_array, array.is_compressed
   )
 
   def of_arrays(*values):
@@ -206,12 +206,12 @@ def trace(fun: Callable, params, args, kwargs) -> tuple[Any, list[tuple]]:
     jax.eval_shape(x.materialize) if array.is_compressed(x) else x
     for x in values
   ]
-  named = [(p, x) for p, x in rules_lib.named_leaves(params) if _is_array(x)]
+  named = [(p, x) for p, x in rules_lib.named_leaves(params) if is_array(x)]
   with jax.disable_jit(False):  # else loops come unrolled
     return jax.make_jaxpr(of_arrays)(*dense), named
 
 
-def _is_array(x) -> bool:
+def is_array(x) -> bool:
   # Numbers stay what they are, those of numpy too, so that flags keep working.
   return hasattr(x, 'shape') and not isinstance(x, np.generic)
 

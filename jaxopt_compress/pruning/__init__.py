@@ -14,6 +14,7 @@ from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import budget
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import compensate
+from jaxopt_compress.pruning import depth
 from jaxopt_compress.pruning import exchange
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
@@ -70,6 +71,7 @@ __all__ = [
   'compensate',
   'exchange',
   'gradients',
+  'depth',
   'importance',
   'keep',
   'latency',

@@ -51,7 +51,7 @@ class LayersTest(parameterized.TestCase):
     self.assertEqual(list(found.layers), [f'{first}:layers'])
     group = found.groups[f'{first}:layers']
     self.assertEqual((group.size, group.locked, group.inexact), (n, (), ()))
-    self.assertIn('build it with fewer', group.fixed)
+    self.assertIn('called by name', group.fixed)
     again = type(found).from_json(found.to_json())
     self.assertEqual(again, found)
 

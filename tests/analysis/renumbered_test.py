@@ -116,6 +116,46 @@ class RenumberedTest(parameterized.TestCase):
       plan.apply(masked.init(params['params'])), masked.init(small['params'])
     )
 
+  def test_modules(self):
+    class Attributes(nnx.Module):
+      def __init__(self, depth):
+        self.depth = depth
+        for i in range(depth):
+          setattr(self, f'l{i}', nnx.Linear(4, 4, rngs=nnx.Rngs(i)))
+
+      def __call__(self, x):
+        for i in range(self.depth):
+          x = x + jnp.tanh(getattr(self, f'l{i}')(x))
+        return x
+
+    class Listed(nnx.Module):
+      def __init__(self, depth):
+        self.layers = nnx.List(
+          nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(depth)
+        )
+
+      def __call__(self, x):
+        for layer in self.layers:
+          x = x + jnp.tanh(layer(x))
+        return x
+
+    x = jnp.linspace(-1, 1, 8).reshape(2, 4)
+    for kind in (Listed, Attributes):
+      model = kind(3)
+      graphdef, params = nnx.split(model)
+      fun = lambda p, x, g=graphdef: nnx.merge(g, p)(x)
+      found = jc.structure(fun)(params, x)
+      (name,) = found.layers
+      plan = jc.Plan(found, {name: [0, 2]})
+      small = jc.shrink(plan, model)
+      small.depth = 2
+      y = small(x)
+      np.testing.assert_allclose(y, fun(plan.mask(params), x), rtol=1e-6)
+      # And as a state with the module of that size.
+      state = plan.apply(params)
+      np.testing.assert_array_equal(y, nnx.merge(nnx.split(small)[0], state)(x))
+      self.assertEqual(model(x).shape, y.shape)  # the module itself has all
+
   def test_attributes_are_refused(self):
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass
@@ -127,7 +167,7 @@ class RenumberedTest(parameterized.TestCase):
     fun = lambda p, x: jnp.tanh(jnp.tanh(x @ p.w0) @ p.w1)
     plan = jc.Plan(jc.structure(fun)(p, jnp.ones((1, 2))), {'w0:layers': [1]})
     with self.assertRaisesRegex(
-      ValueError, 'a Params, which has its layers as'
+      ValueError, 'a Params, whose attributes are given'
     ):
       plan.apply(p)
 

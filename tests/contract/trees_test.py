@@ -26,6 +26,7 @@ from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.pruning import depth
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import scoring
@@ -87,6 +88,19 @@ def one_step(tree):
 
   step = state_lib.train_step(model, loss, SGD, inputs='x', teacher=model)
   return step(STATE, {'x': X}, step_lib.Replicas(), (tree, {}))[0].params
+
+
+def two_layers(params, x):
+  for layer in params:
+    x = jax.nn.relu(x @ layer['kernel'] + layer['bias'])
+  return x.sum()
+
+
+LAYERS = jc.structure(two_layers)([DENSE['a'], DENSE['a']], X)
+
+
+def layered(score, tree):
+  return score(LAYERS, two_layers, [tree['a'], tree['a']], [X])
 
 
 def evaluated(tree):
@@ -210,6 +224,10 @@ COUNTS = {
   'pruning.activations.activations': lambda t: jc.activations(
     jc.structure(apply)(DENSE, X), apply, t, [X]
   ),
+  'pruning.depth.angular': lambda t: layered(depth.angular, t),
+  'pruning.depth.cosine': lambda t: layered(depth.cosine, t),
+  'pruning.depth.loss': lambda t: layered(depth.loss, t),
+  'pruning.depth.score': lambda t: depth.score(LAYERS, [t['a'], t['a']]),
   'pruning.gradients.fisher': lambda t: jc.fisher(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
@@ -321,6 +339,7 @@ OTHERS = {
   'pruning.select.shares',
   'pruning.state.is_state',
   'pruning.state.states',  # of what is there
+  'pruning.vocabulary.trim_vocabulary',  # tokens
   'quantization.cache.quantize_cache',
   'report.latency.by_batch',
   'report.latency.measure',
