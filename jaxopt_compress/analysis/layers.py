@@ -58,6 +58,19 @@ def found(closed, paths: list[str]) -> list[Layers]:
   return done
 
 
+def operations(
+  closed, paths: list[str]
+) -> dict[tuple[int, ...], tuple[str, int]]:
+  """{place: (kind of layers, number)} of the operations that one layer alone has."""
+  program = cuts_lib.Program(flat_lib.flatten(closed), paths)
+  inside: dict[tuple[int, ...], set[tuple[str, int]]] = {}
+  for kind in found(closed, paths):
+    for i, (begin, end) in enumerate(kind.streams):
+      for step in _from(program, begin, end):
+        inside.setdefault(step.at.place, set()).add((kind.name, i))
+  return {at: min(who) for at, who in inside.items() if len(who) == 1}
+
+
 def _of_family(program, family, numbers):
   """(layers, families that they cover), for each kind of layers in a family."""
   place = {n: i for i, n in enumerate(numbers)}

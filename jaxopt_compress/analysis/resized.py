@@ -12,14 +12,17 @@ model is built again.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from jaxopt_compress.analysis import flops as flops_lib
+from jaxopt_compress.analysis import layers as layers_lib
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.analysis import structure_numbers
 from jaxopt_compress.analysis import tied
@@ -63,18 +66,26 @@ class Equation:
     eqn: the equation.
     ins, outs: of each operand and result, the layout of each axis.
     loops: how often each loop around it turns, as layouts.
+    layer: (group, number) of the layer that it is in, of those with names of their
+      own; None for others.
   """
 
   eqn: Any
   ins: tuple[tuple[Layout, ...], ...]
   outs: tuple[tuple[Layout, ...], ...]
   loops: tuple[Layout, ...]
+  layer: tuple[str, int] | None = None
 
   @functools.cached_property
   def groups(self) -> frozenset[str]:
     """The groups that it depends on."""
     axes = [*self.loops, *(x for v in (*self.ins, *self.outs) for x in v)]
     return frozenset(g for x in axes for g in _names(x))
+
+  def copies(self, layers: Mapping[str, Sequence[int]]) -> int:
+    """How many times the equation is there, where these layers are."""
+    group, i = self.layer or (None, 0)
+    return list(layers[group]).count(i) if group in layers else 1
 
   def at(self, sizes: Mapping[str, int]) -> Operation:
     """The equation where groups have these sizes."""
@@ -104,7 +115,7 @@ class Resized:
 
   Attributes:
     axes: {path: the layout of each axis}, as those of its `Structure`.
-    sizes: {group: its size}, as it is.
+    sizes: {group: its size}, as it is, without groups of layers.
     equations: all that compute.
     now: how many operations it takes as it is, as `flops` counts them.
   """
@@ -114,23 +125,27 @@ class Resized:
   equations: tuple[Equation, ...]
   now: int
 
-  def operations(self, sizes: Mapping[str, int]) -> Iterator[Operation]:
-    """All operations where some groups have other sizes."""
-    known = self.sizes | dict(sizes)
-    return (e.at(known) for e in self.equations)
+  def flops(
+    self,
+    sizes: Mapping[str, int],
+    layers: Mapping[str, Sequence[int]] = MappingProxyType({}),
+  ) -> int:
+    """How many operations it takes where groups have other sizes.
 
-  def flops(self, sizes: Mapping[str, int]) -> int:
-    """How many operations it takes where some groups have other sizes."""
+    Args:
+      sizes: {group: size}, of those that change.
+      layers: {group of layers: the layers that there are}, of those that change.
+    """
     changed = {g for g, n in sizes.items() if n != self.sizes[g]}
     known, counted, before = self.sizes | dict(sizes), 0, 0
     for equation, count in zip(self.equations, self._each, strict=True):
       before += count
       if changed & equation.groups:
         count = _count(equation.at(known))
-      counted += count
+      counted += count * equation.copies(layers)
     # Results that nobody reads, and all branches of a choice, are among these: they
     # count in proportion.
-    return self.now if not changed else round(self.now * counted / before)
+    return round(self.now * counted / max(before, 1))
 
   @functools.cached_property
   def _each(self) -> list[int]:
@@ -171,8 +186,15 @@ def resized(fun: Callable) -> Callable[..., Resized]:
     def layouts(values):
       return tuple(tuple(map(layout, axes)) for axes in values)
 
+    inside = layers_lib.operations(closed, [path for path, _ in arrays])
     equations = tuple(
-      Equation(at.eqn, layouts(ins), layouts(outs), tuple(map(layout, loops)))
+      Equation(
+        at.eqn,
+        layouts(ins),
+        layouts(outs),
+        tuple(map(layout, loops)),
+        _layer(at, inside),
+      )
       for at, ins, outs, loops in asked.equations()
     )
     now = flops_lib.of_program(closed).total
@@ -193,8 +215,7 @@ class _Recorded(tied.Tied):
   def apply(self, at, inputs):
     outs = super().apply(at, inputs)
     # A loop is walked until its carry is known: the last time counts.
-    key = (*(id(a.eqn) for a, _ in at.around), id(at.eqn))
-    self._seen[key] = at, [x.axes for x in inputs], [x.axes for x in outs]
+    self._seen[at.place] = at, [x.axes for x in inputs], [x.axes for x in outs]
     return outs
 
   def equations(self):
@@ -207,6 +228,12 @@ class _Recorded(tied.Tied):
     if outer in self._turns:
       return self._turns[outer]
     return self.channels.axis(walk.enter(outer.eqn).times or 1, 'a loop')
+
+
+def _layer(at, inside) -> tuple[str, int] | None:
+  """The layer that an equation is in, or the loop around it."""
+  places = [outer.place for outer, _ in at.around] + [at.place]
+  return next((inside[x] for x in places if x in inside), None)
 
 
 def _layout(channels, named, axis) -> Layout:

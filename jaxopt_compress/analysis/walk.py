@@ -267,6 +267,11 @@ class At:
       return []
     return [*self.outer.around, (self.outer, self.turn)]
 
+  @property
+  def place(self) -> tuple[int, ...]:
+    """What tells it from all others of its program: it and those around, by identity."""
+    return (*(id(a.eqn) for a, _ in self.around), id(self.eqn))
+
   def shape(self, i: int = 0) -> tuple[int, ...]:
     """The shape of a result."""
     return tuple(self.eqn.outvars[i].aval.shape)

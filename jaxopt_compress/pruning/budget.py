@@ -6,6 +6,7 @@ latency                    predicted from a table that is measured once on a mac
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 
 from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import resized
+from jaxopt_compress.analysis import siblings
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import latency as latency_lib
@@ -93,7 +95,7 @@ class Budget:
     }
     for name, value in fields.items():
       object.__setattr__(self, name, value)
-    now = self._costs({}, {})
+    now = self._costs(None)
     limits = {k: v * now[k] if v <= 1 else v for k, v in asked.items()}
     object.__setattr__(self, 'now', now)
     object.__setattr__(self, 'limits', limits)
@@ -112,7 +114,7 @@ class Budget:
         f' groups here. Find the structure of the function of the budget, with'
         ' arguments of these shapes.'
       )
-    return self._costs(plan.shapes, plan.sizes)
+    return self._costs(plan)
 
   def measured(self, plan: plan_lib.Plan) -> float:
     """Milliseconds of the program with the parameters of a plan, run here.
@@ -120,14 +122,8 @@ class Budget:
     Raises:
       ValueError: it does not run with them.
     """
-    shapes = plan.shapes
-
-    def shrunk(path, x):
-      return jax.ShapeDtypeStruct(shapes.get(path, x.shape), x.dtype)
-
-    params = self.args[0]
-    leaves = [shrunk(path, x) for path, x in rules_lib.named_leaves(params)]
-    params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    shrink = functools.partial(plan_lib.shrink, plan)
+    params = jax.eval_shape(shrink, self.args[0])
     try:
       return 1e3 * stopwatch.seconds(self.fun, params, *self.args[1:])
     except Exception as e:
@@ -146,19 +142,37 @@ class Budget:
       lines.append(f'{name:8} {before} -> {has}, at most {most}')
     return '\n'.join(lines)
 
-  def _costs(self, shapes, sizes) -> dict[str, float]:
-    leaves = [
-      (math.prod(shapes.get(path, x.shape)), x.dtype)
-      for path, x in rules_lib.named_leaves(self.args[0])
-      if hasattr(x, 'shape')
-    ]
+  def _costs(self, plan) -> dict[str, float]:
+    # Layers with names of their own are chosen, what else is in groups has sizes.
+    sizes, layers, entries = {}, {}, []
+    if plan is not None:
+      named = plan.structure.layers
+      layers = {g: x for g, x in plan.sources.items() if g in named}
+      sizes = {g: n for g, n in plan.sizes.items() if g not in named}
+    for path, x in rules_lib.named_leaves(self.args[0]):
+      if hasattr(x, 'shape'):
+        n = math.prod(x.shape)
+        if plan is not None and path in plan.structure.axes:
+          n = _entries(plan.structure, path, sizes, layers)
+        entries.append((n, x.dtype))
     count = {
-      'flops': lambda: self._program.flops(sizes),
-      'params': lambda: sum(n for n, _ in leaves),
-      'bytes': lambda: sum(n * dtype.itemsize for n, dtype in leaves),
-      'latency': lambda: 1e3 * self._latency.seconds(sizes),
+      'flops': lambda: self._program.flops(sizes, layers),
+      'params': lambda: sum(n for n, _ in entries),
+      'bytes': lambda: sum(n * dtype.itemsize for n, dtype in entries),
+      'latency': lambda: 1e3 * self._latency.seconds(sizes, layers),
     }
     return {name: count[name]() for name in self.limits}
+
+
+def _entries(structure, path, sizes, layers) -> int:
+  """How many entries a leaf, and its copies in layers, will have."""
+  n = math.prod(structure.size(x, sizes) for x in structure.axes[path])
+  for group, there in layers.items():
+    prefixes = structure.layers[group]
+    for i, inside in enumerate(prefixes):
+      if siblings.within(path, inside):
+        n *= list(there).count(i)
+  return n
 
 
 def _abstract(x):

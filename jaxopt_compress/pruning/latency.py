@@ -11,8 +11,10 @@ It is a prediction. `Budget.measured` runs the network of a plan.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 import math
+from types import MappingProxyType
 
 from jaxopt_compress.analysis import resized
 from jaxopt_compress.pruning import stopwatch
@@ -36,30 +38,35 @@ class Latency:
   ):
     """Args are what can be resized, its time, and where times of products are."""
     self._program, self._table, self.now = program, table, now
-    products, others = self._parts({})
+    products, others = self._parts({}, {})
     if products < now:
       self._product, self._other = 1.0, (now - products) / max(others, 1)
     else:
       self._product, self._other = now / products, 0.0
 
-  def seconds(self, sizes: Mapping[str, int]) -> float:
-    """How long the program takes where some groups have other sizes."""
-    products, others = self._parts(sizes)
+  def seconds(
+    self,
+    sizes: Mapping[str, int],
+    layers: Mapping[str, Sequence[int]] = MappingProxyType({}),
+  ) -> float:
+    """How long the program takes; arguments are those of `resized.Resized.flops`."""
+    products, others = self._parts(sizes, layers)
     return self._product * products + self._other * others
 
-  def _parts(self, sizes):
+  def _parts(self, sizes, layers):
     """(seconds of the products one by one, bytes that the others write)."""
     known, products, others = self._program.sizes | dict(sizes), 0.0, 0
     for equation in self._program.equations:
+      copies = equation.copies(layers)
       if equation.eqn.primitive.name in _PRODUCTS:
-        products += self._of_product(equation, known)
+        products += copies * self._of_product(equation, known)
         continue
       operation = equation.at(known)
       written = [
         math.prod(v.aval.shape) * v.aval.dtype.itemsize
         for v in operation.outvars
       ]
-      others += operation.times * sum(written)
+      others += copies * operation.times * sum(written)
     self._table.save()
     return products, others
 

@@ -120,7 +120,7 @@ def described(operation: resized.Operation) -> str:
 
   >>> from jaxopt_compress.analysis import resized
   >>> program = resized.resized(lambda p, x: x @ p)(jnp.ones((3, 4)), jnp.ones((2, 3)))
-  >>> described(next(program.operations({})))
+  >>> described(program.equations[0].at(program.sizes))
   'dot_general float32[2,3] float32[3,4] dimension_numbers=(((1,), (0,)), ((), ()))'
   """
   shapes = [

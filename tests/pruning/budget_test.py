@@ -1,9 +1,11 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.analysis import flops
 
 _P = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2), jnp.bfloat16)}
 _X = jnp.ones((5, 3))
@@ -55,6 +57,37 @@ class BudgetTest(parameterized.TestCase):
   def test_refused(self, **limits):
     with self.assertRaisesRegex(ValueError, 'positive limit'):
       jc.Budget(fun, _P, _X, **limits)
+
+  def test_layers(self):
+    # Of three blocks one goes, and the others get narrower.
+    def deep(p, x):
+      for block in p['blocks']:
+        x = x + jax.nn.relu(x @ block['up']) @ block['down']
+      return x @ p['head']
+
+    block = {'up': jnp.ones((3, 8)), 'down': jnp.ones((8, 3))}
+    p = {'blocks': [block] * 3, 'head': jnp.ones((3, 2))}
+    found = jc.structure(deep)(p, _X)
+    (layers,) = found.layers
+    narrow = [n for n, g in found.free.items() if g.size == 8]
+    plan = jc.Plan(found, {layers: [0, 2], **{n: [0, 1, 2, 3] for n in narrow}})
+    budget = jc.Budget(deep, p, _X, flops=1.0, params=1.0, bytes=1.0)
+    small = jc.shrink(plan, p)
+    size = sum(x.size for x in jax.tree.leaves(small))
+    self.assertEqual(
+      budget.costs(plan),
+      {
+        'flops': flops.flops(deep)(small, _X),
+        'params': size,
+        'bytes': 4 * size,
+      },
+    )
+    self.assertGreater(budget.measured(plan), 0)
+    # Budgets choose how many of them stay, too.
+    given = {layers: np.array([2.0, 0.0, 1.0])}
+    half = jc.Budget(deep, p, _X, flops=0.7)
+    plan = jc.select(found, given, budget=half, by=[('.*', 'keep')])
+    self.assertEqual(plan.sources[layers].tolist(), [0, 2])
 
   def test_a_table_without_latency(self):
     with self.assertRaisesRegex(ValueError, 'is for a budget with latency='):

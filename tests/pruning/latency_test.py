@@ -42,12 +42,12 @@ class LatencyTest(parameterized.TestCase):
     # relu, and tanh twice, write floats; jitted functions write theirs once
     others = sum(
       o.times * sum(v.aval.size * 4 for v in o.outvars)
-      for o in program.operations({'a:-1': n})
+      for o in (e.at(program.sizes | {'a:-1': n}) for e in program.equations)
       if o.primitive.name != 'dot_general'
     )
     all_others = sum(
       o.times * sum(v.aval.size * 4 for v in o.outvars)
-      for o in program.operations({})
+      for o in (e.at(program.sizes) for e in program.equations)
       if o.primitive.name != 'dot_general'
     )
     now = slow * dots(16)

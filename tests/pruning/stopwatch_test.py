@@ -71,7 +71,8 @@ class StopwatchTest(parameterized.TestCase):
     )
     # The image is an input: its channels stay, here they are asked all the same.
     ((name, _),) = [(n, s) for n, s in program.sizes.items() if s == 8]
-    (small,) = program.operations({name: 2})
+    (equation,) = program.equations
+    small = equation.at(program.sizes | {name: 2})
     self.assertIn('feature_group_count=2', stopwatch.described(small))
     self.assertGreater(stopwatch.Table().seconds_of(small), 0)
 
