@@ -20,6 +20,8 @@ from typing import Any
 from jaxopt_compress.analysis import config_numbers
 from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import raised
+from jaxopt_compress.analysis import renumbered
+from jaxopt_compress.analysis import siblings
 from jaxopt_compress.core import rules as rules_lib
 
 Shapes = dict[str, tuple[int, ...]]
@@ -72,7 +74,10 @@ class _Model:
   Attributes:
     numbers: {path: number} of the config.
     now, want: {leaf: shape}, as it is and as the plan makes it.
+    asked: {(leaf, axis): (entries now, entries in the plan)}, of leaves that stay.
+    others: leaves that the plan does not know.
     slopes: {path of a number: {(leaf, axis): entries for each one more}}.
+    deep: {path of a number: leaves for each one more}, of numbers of layers.
     silent: numbers that cannot be changed alone, as others must fit.
   """
 
@@ -88,14 +93,18 @@ class _Model:
       if plan.structure.groups[name].size != n
     ]
     self.groups = {(group.size, n) for group, n in self._changed}
-    self._check_is_of_plan()
-    self.slopes, self.silent = {}, []
+    gone = renumbered.gone(plan.structure.layers, plan.sources)
+    self.asked = {
+      (path, i): pair
+      for path, shape in plan.resized.items()
+      if not siblings.within(path, gone)
+      for i, pair in enumerate(zip(self.now[path], shape, strict=True))
+    }
+    self._everything = self._check_is_of_plan()
+    self.others = self._everything - self.now.keys()
+    self.slopes, self.deep, self.silent = {}, {}, []
     for key in self.numbers:
-      found = self._slopes_of(key)
-      if found is None:
-        self.silent.append(key)
-      elif found:
-        self.slopes[key] = found
+      self._ask(key)
 
   def with_numbers(self, numbers: Mapping[str, int]) -> Shapes | None:
     """The shapes with other numbers; None where the model refuses them."""
@@ -109,7 +118,8 @@ class _Model:
       found[self._names.get(path, path)] = tuple(getattr(x, 'shape', ()))
     return found
 
-  def _check_is_of_plan(self):
+  def _check_is_of_plan(self) -> set[str]:
+    """All leaves of the model."""
     tree = self._shapes(self._config)
     got = {
       self._names.get(path, path): tuple(getattr(x, 'shape', ()))
@@ -123,9 +133,10 @@ class _Model:
           f' model of this config, whose leaves are {list(got)[:5]}. Give the config'
           ' that the network was built of, and the names that the plan has.'
         )
+    return set(got)
 
-  def _slopes_of(self, key) -> dict[tuple[str, int], float] | None:
-    """What one more of a number adds to each axis; None where it cannot change."""
+  def _ask(self, key) -> None:
+    """What one more of a number adds to each axis, or to the leaves."""
     n = self.numbers[key]
     for other in dict.fromkeys((n + 1, 2 * n, n // 2, n - 1, 3 * n)):
       if other < 1 or other == n:
@@ -133,14 +144,19 @@ class _Model:
       shapes = self.with_numbers({key: other})
       if shapes is None:
         continue
-      return {
+      more = len(shapes) - len(self._everything)
+      if more:
+        self.deep[key] = more / (other - n)
+        return
+      self.slopes[key] = {
         (path, i): (m - k) / (other - n)
         for path, shape in self.now.items()
         if len(shapes.get(path, ())) == len(shape)
         for i, (k, m) in enumerate(zip(shape, shapes[path], strict=True))
         if m != k
       }
-    return None
+      return
+    self.silent.append(key)
 
   # ---------------------------------------------------------------- solving
 
@@ -148,25 +164,29 @@ class _Model:
     """Values of a number that an axis asks for, the present one among them."""
     alone, shared = [], []
     n = self.numbers[key]
-    for (path, i), slope in self.slopes.get(key, {}).items():
-      k, m = self.now[path][i], self.want[path][i]
-      others = sum((path, i) in s for s in self.slopes.values()) > 1
-      value = n + (m - k) / slope
-      if value >= 1 and value == int(value):
-        (shared if others else alone).append(int(value))
+    if key in self.deep:
+      fewer = (len(self.want) - len(self.now)) / self.deep[key]
+      return list(dict.fromkeys([n, *_whole(n + fewer), *self._of_size(n)]))
+    for place, slope in self.slopes.get(key, {}).items():
+      if place not in self.asked:
+        continue
+      k, m = self.asked[place]
+      others = sum(place in s for s in self.slopes.values()) > 1
+      for value in _whole(n + (m - k) / slope):
+        (shared if others else alone).append(value)
     if alone:
       # An axis that no other number sets says what it is.
       return list(dict.fromkeys(alone))
-    of_axes = [
-      m
-      for path, shape in self.want.items()
-      for k, m in zip(self.now[path], shape, strict=True)
-      if k == n and key in self.silent
-    ]
-    of_groups = [m for k, m in self.groups if k == n]
-    if key in self.silent or shared:
-      shared = [n, *of_groups, *of_axes, *shared]
+    of_axes = [m for k, m in self.asked.values() if k == n]
+    if key in self.silent:
+      shared = [*of_axes, *self._of_size(n)]
+    if shared:
+      shared = [n, *self._of_size(n), *shared]
     return list(dict.fromkeys(shared)) or [n]
+
+  def _of_size(self, n) -> list[int]:
+    """What groups of a size become."""
+    return [m for k, m in self.groups if k == n]
 
   def settings(self) -> Iterator[dict[str, int]]:
     """What numbers may become, few changes first."""
@@ -197,10 +217,11 @@ class _Model:
     shapes = self.with_numbers(setting)
     if shapes is None:
       return [(path, None) for path in self.want]
+    known = {p: s for p, s in shapes.items() if p not in self.others}
     return [
-      (path, shapes.get(path))
-      for path, shape in self.want.items()
-      if shapes.get(path) != shape
+      (path, known.get(path))
+      for path in dict.fromkeys((*self.want, *known))
+      if known.get(path) != self.want.get(path)
     ]
 
   def why_not(self) -> str:
@@ -208,8 +229,9 @@ class _Model:
     for key, slopes in self.slopes.items():
       asked = {}
       for (path, i), slope in slopes.items():
-        if sum((path, i) in s for s in self.slopes.values()) == 1:
-          k, m = self.now[path][i], self.want[path][i]
+        alone = sum((path, i) in s for s in self.slopes.values()) == 1
+        if alone and (path, i) in self.asked:
+          k, m = self.asked[path, i]
           value = self.numbers[key] + (m - k) / slope
           asked.setdefault(value, f'{path}:{i - len(self.now[path])}')
       if len(asked) > 1:
@@ -230,13 +252,13 @@ class _Model:
         f' {said}. A size is written there that has to become a number of the config;'
         ' or leave the group out of the plan.' + self._written()
       )
-    changed = {p for p in self.want if self.want[p] != self.now[p]}
+    changed = {p for (p, _), (k, m) in self.asked.items() if k != m}
     free = [
       k for k, s in self.slopes.items() if any(p in changed for p, _ in s)
     ]
     return (
-      f'{path} is to be {self.want[path]}, from {self.now[path]}, and no numbers of'
-      f' the config give that: with {best or "none changed"} it is {got}. Of the'
+      f'{path} is to be {self.want.get(path, "gone")}, from {self.now.get(path)}, and'
+      f' no numbers of the config give that: with {best or "none changed"} it is {got}. Of the'
       f' numbers {free} depend leaves that change. A size that is written in the model'
       ' has to become a number of the config; or leave the group out of the plan.'
       + self._written()
@@ -250,6 +272,10 @@ class _Model:
       if group.fixed
     ]
     return ''.join(lines[:3])
+
+
+def _whole(x: float) -> list[int]:
+  return [int(x)] if x >= 1 and x == int(x) else []
 
 
 def _best(solutions, numbers, groups) -> dict[str, int]:

@@ -115,6 +115,11 @@ def _does_not_run(plan, error) -> str:
 def _abstract(params, plan):
   """The parameters as they were before the plan."""
   names, now = plan_lib.names_of(plan.structure.shapes), plan.shapes
+  if now.keys() != names.keys() & now.keys() or len(now) != len(plan.resized):
+    raise ValueError(
+      'The plan has other layers, which are other programs. Make one plan of widths,'
+      ' fold their sizes, and remove layers by another plan.'
+    )
   leaves = []
   for path, x in rules_lib.named_leaves(params):
     mine = names.get(path, path)

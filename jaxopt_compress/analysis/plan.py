@@ -142,12 +142,13 @@ class Plan:
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """{new path: new shape} of every leaf."""
-    shapes = self._resized
+    shapes = self.resized
     paths = renumbered.paths(list(shapes), self._order)
     return {new: shapes[old] for new, old in paths.items()}
 
   @property
-  def _resized(self) -> dict[str, tuple[int, ...]]:
+  def resized(self) -> dict[str, tuple[int, ...]]:
+    """{path: new shape} of every leaf under the name that it has now."""
     sizes = self.sizes
     return {
       path: tuple(self.structure.size(layout, sizes) for layout in layouts)
@@ -240,7 +241,7 @@ class Plan:
 
   def _map(self, f, tree):
     """`f(path, leaf, {axis: index})` of what has name and axes of a parameter."""
-    shapes, resized, met = self.structure.shapes, self._resized, set()
+    shapes, resized, met = self.structure.shapes, self.resized, set()
     changes = {p for p in shapes if resized[p] != shapes[p]}
     every = sum(map(math.prod, shapes.values()))
     names = names_of(shapes)

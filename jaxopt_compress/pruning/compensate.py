@@ -121,7 +121,8 @@ def compensate(
   def compensated(path, x):
     if path not in changes:
       return x
-    return (np.asarray(x, np.float64) + changes[path]).astype(x.dtype)
+    new = (np.asarray(x, np.float64) + changes[path]).astype(x.dtype)
+    return jax.device_put(new, getattr(x, 'sharding', None))
 
   return rules_lib.map_named(compensated, params), losses
 

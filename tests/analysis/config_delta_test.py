@@ -193,6 +193,23 @@ class ConfigDeltaTest(parameterized.TestCase):
       atol=1e-5,
     )
 
+  def test_layers(self):
+    """A layer less, of narrower ones, by the number of layers."""
+    config = NnxConfig(depth=3)
+    params = jax.tree.map(lambda s: jnp.ones(s.shape), _nnx_shapes(config))
+    found = jc.structure(_nnx_apply(config))(params, X)
+    sources = {
+      n: [0, 2] if n.endswith(':layers') else np.arange(5)
+      for n, g in found.groups.items()
+      if not g.locked
+    }
+    plan = jc.Plan(found, sources)
+    delta, new = jc.config_delta(_nnx_shapes, config, plan)
+    self.assertEqual(delta, {'hidden': 5, 'depth': 2})
+    chex.assert_trees_all_equal_shapes(
+      _nnx_shapes(new), jc.shrink(plan, params)
+    )
+
   def test_numbers_that_have_to_fit(self):
     """Neither of two numbers may change alone."""
 

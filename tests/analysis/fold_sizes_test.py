@@ -186,6 +186,18 @@ class FoldSizesTest(parameterized.TestCase):
     )
     self.assertEqual(folded.left, ())
 
+  def test_plans_of_layers_are_refused(self):
+    layers = lambda p, x: [
+      x := x + jnp.tanh(x @ layer['w']) @ layer['v'] for layer in p
+    ][-1]
+    params = [{'w': jnp.eye(5, 8), 'v': jnp.eye(8, 5)}] * 3
+    x = jnp.ones((2, 5))
+    found = jc.structure(layers)(params, x)
+    (name,) = (n for n in found.free if n.endswith(':layers'))
+    plan = jc.Plan(found, {name: [0, 2]})
+    with self.assertRaisesRegex(ValueError, 'other layers.*plan of widths'):
+      jc.fold_sizes(layers, plan)(jc.shrink(plan, params), x)
+
   def test_refused(self):
     fun, params, x, plan = _planned('rms norm')
     q = jc.quantize(

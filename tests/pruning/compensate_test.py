@@ -187,6 +187,22 @@ class CompensateTest(parameterized.TestCase):
     self.assertLess(after, 0.6 * before)
     self.assertLess(losses['c'].after, 0.6 * losses['c'].before)
 
+  def test_shardings_and_types_are_kept(self):
+    fun, params, x, plan = _made('dense')
+    mesh = jax.make_mesh((4,), ('model',))
+    cut = jax.sharding.NamedSharding(mesh, jax.P('model'))
+    stats, uses = _asked(fun, params, x, jc.gram())
+    want, _ = jc.compensate(plan, params, stats, uses)
+    b = jax.device_put(params['b'], cut)
+    new, _ = jc.compensate(plan, dict(params, b=b), stats, uses)
+    self.assertEqual(new['b'].sharding, cut)
+    np.testing.assert_array_equal(new['b'], want['b'])
+    small = jc.shrink(plan, new)
+    self.assertEqual((small['b'].sharding, small['b'].shape), (cut, (4, 3)))
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    new, _ = jc.compensate(plan, half, stats, uses)
+    self.assertEqual(new['b'].dtype, jnp.bfloat16)
+
   def test_refused(self):
     fun, params, x, plan = _made('dense')
     stats, uses = _asked(fun, params, x, jc.gram())
