@@ -98,7 +98,7 @@ def compensate(
   leaves = dict(rules_lib.named_leaves(params))
   reading = readers(plan, uses)
   biases = {w: b for w, b in (biases or {}).items() if w in reading}
-  _check(reading, leaves, stats, biases)
+  _check(plan, reading, leaves, stats, biases)
   changes, losses = {}, {}
   for path, keep in reading.items():
     seen, bias = stats[path], biases.get(path)
@@ -261,7 +261,14 @@ def _least_squares(w, g, keep, damp) -> tuple[np.ndarray, float]:
   )
 
 
-def _check(reading, leaves, stats, biases):
+def _check(plan, reading, leaves, stats, biases):
+  for path, shape in plan.structure.shapes.items():
+    if path not in leaves or tuple(leaves[path].shape) != shape:
+      has = f'of shape {leaves[path].shape}' if path in leaves else 'not there'
+      raise ValueError(
+        f'{path} is {has}, and the plan is for parameters in which it has shape'
+        f' {shape}. Pass those that its structure was found for.'
+      )
   missing = [path for path in reading if path not in stats]
   if missing:
     raise ValueError(

@@ -219,6 +219,11 @@ class CompensateTest(parameterized.TestCase):
         r'\(8, 8\) is exp',
       ),
       (q, stats, 'b is int8.*compensate first'),
+      (
+        jc.shrink(plan, params),
+        stats,
+        r'a is of shape \(6, 4\).* has shape \(6, 8\)',
+      ),
     ):
       with self.assertRaisesRegex(ValueError, message):
         jc.compensate(plan, p, s, uses)
