@@ -143,6 +143,10 @@ def put_together(
     found.setdefault(name, []).append(
       normals.mean(values) if balanced else values
     )
+  if not structure.free:
+    raise ValueError(
+      'No group of the structure may go: print(structure) says what keeps each.'
+    )
   if not found:
     raise ValueError(
       f'None of {list(structure.free)[:5]} has a leaf with a score: give a score to'
@@ -273,13 +277,36 @@ def _by_path(score, structure) -> dict[str, Score | None]:
 
 def _scores(path, score, leaves) -> jax.Array:
   """The score of each entry of a leaf."""
-  scored = jnp.asarray(score(*map(_wide, leaves)))
-  if scored.shape != leaves[0].shape:
+  leaves = [_wide(x) for x in leaves]
+  if any(isinstance(x, jax.core.Tracer) for x in leaves):
+    raise ValueError(
+      f'{path} is traced: importances decide on sizes, which a program under jit has'
+      ' to know. Call jc.importance outside of it.'
+    )
+  shapes = [x.shape for x in leaves]
+  if len(set(shapes)) > 1:
+    raise ValueError(
+      f'{path} has the shapes {shapes} in the trees; one shape is expected.'
+    )
+  try:
+    inspect.signature(score).bind(*leaves)
+  except TypeError as e:
+    raise ValueError(
+      f'{_name(score)} of {len(leaves)} arrays: {e}. Trees of what it takes besides'
+      ' weights follow the parameters, as in jc.importance(structure, params,'
+      " jc.gradients(loss, params, batches), score='taylor')."
+    ) from e
+  scored = jnp.asarray(score(*leaves))
+  if scored.shape != shapes[0]:
     raise ValueError(
       f'The score of {path} has shape {scored.shape}; a number for each of the'
-      f' entries {tuple(leaves[0].shape)} is expected.'
+      f' entries {shapes[0]} is expected.'
     )
   return scored
+
+
+def _name(f) -> str:
+  return getattr(f, '__name__', repr(f))
 
 
 def _wide(x) -> jax.Array:

@@ -77,6 +77,11 @@ def select(
   """
   if (keep is None) == (budget is None):
     raise ValueError(f'keep={keep} and budget={budget}: give one of the two.')
+  if budget is not None and not isinstance(budget, budget_lib.Budget):
+    raise ValueError(
+      f'budget={budget!r}: a jc.Budget is expected, as jc.Budget(apply, params, x,'
+      ' flops=0.5).'
+    )
   importance = checked(structure, importance)
   fractions = _fractions(structure, importance, by)
   limits = quotas.Limits(at_least, at_most, multiple, rounding)
@@ -222,6 +227,8 @@ def _check_fraction(name, keep):
 
 def checked(structure, importance) -> dict[str, np.ndarray]:
   """The importances as arrays, or ValueError where one does not fit."""
+  if not importance:
+    raise ValueError('No group has an importance: see jc.importance.')
   for name, x in importance.items():
     if name not in structure.free:
       known = list(structure.free)[:5]

@@ -200,6 +200,42 @@ class ImportanceTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       jc.importance(FOUND, params, **options)
 
+  @parameterized.named_parameters(
+    (
+      'no gradients',
+      (),
+      'taylor of 1 arrays: missing .*gradient.*jc.gradients',
+    ),
+    ('of another shape', ({**_G, 'b': _G['b'][:1]},), r'b has the shapes'),
+  )
+  def test_others_that_are_refused(self, others, message):
+    with self.assertRaisesRegex(ValueError, message):
+      jc.importance(FOUND, _P, *others, score='taylor')
+
+  def test_sizes_are_no_matter_of_jit(self):
+    with self.assertRaisesRegex(ValueError, 'a is traced: .* outside'):
+      jax.jit(lambda p: jc.importance(FOUND, p))(_P)
+
+  def test_nothing_may_go(self):
+    p = {'a': jnp.ones((2, 3))}
+    found = jc.structure(lambda p, x: x @ p['a'])(p, jnp.ones((1, 2)))
+    with self.assertRaisesRegex(ValueError, 'No group of the structure may go'):
+      jc.importance(found, p)
+
+  def test_sharded(self):
+    mesh = jax.sharding.Mesh(jax.devices()[:3], ('d',))
+    spec = jax.sharding.PartitionSpec
+    cut = {'a': spec(None, 'd'), 'b': spec('d'), 'bias': spec()}
+    params = {
+      k: jax.device_put(x, jax.sharding.NamedSharding(mesh, cut[k]))
+      for k, x in _P.items()
+    }
+    got = jc.importance(FOUND, params)['a:-1']
+    np.testing.assert_allclose(got, jc.importance(FOUND, _P)['a:-1'], rtol=1e-6)
+    # Sums leave the devices, never the weights.
+    lowered = importance._reduced.lower(params['b'], ((1,), (0,)), False)
+    self.assertNotIn('all-gather', lowered.compile().as_text())
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -132,6 +132,7 @@ class SelectTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('both', dict(keep=0.5, budget=1), 'one of the two'),
     ('neither', {}, 'one of the two'),
+    ('fraction as budget', dict(budget=0.5), 'a jc.Budget is expected'),
     ('keep', dict(keep=0), 'keep=0'),
     ('word', dict(keep='half'), 'keep=half'),
     ('scope', dict(keep=0.5, scope='globally'), "Did you mean 'global'"),
@@ -156,6 +157,7 @@ class SelectTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ('locked', {'c:-1': np.ones(2)}, 'c:-1 is no group that may go'),
+    ('nothing', {}, 'No group has an importance'),
     ('shape', {'a:-1': np.ones(3)}, r'shape \(3,\).*16 finite'),
     ('nan', {'a:-1': np.full(16, np.nan)}, '16 numbers that are not finite'),
   )
