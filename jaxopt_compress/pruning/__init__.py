@@ -40,6 +40,7 @@ from jaxopt_compress.pruning import sparsify
 from jaxopt_compress.pruning import stopwatch
 from jaxopt_compress.pruning import units
 from jaxopt_compress.pruning import vocabulary
+from jaxopt_compress.pruning import votes
 from jaxopt_compress.pruning.bitmask import Bitmask
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
@@ -96,4 +97,5 @@ __all__ = [
   'stopwatch',
   'units',
   'vocabulary',
+  'votes',
 ]

@@ -20,7 +20,7 @@ from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.analysis import uses as uses_lib
-from jaxopt_compress.pruning import importance as importance_lib
+from jaxopt_compress.pruning import votes as votes_lib
 
 _PRODUCTS = ('dot_general', 'conv_general_dilated', 'ragged_dot_general')
 
@@ -84,13 +84,13 @@ def activations(
     for path, axes in readers.items():
       values = _at_leaf(structure.shapes[path], axes, np.sqrt(total[path]))
       # Of an axis that only others read, the leaf says nothing.
-      for name, x in importance_lib.by_group(
+      for name, x in votes_lib.by_group(
         structure, path, values, 'mean', within
       ):
         if name in _groups(structure, path, (*axes.stacked, *axes.contracted)):
           yield name, x
 
-  return importance_lib.put_together(structure, votes(), **put_together)
+  return votes_lib.put_together(structure, votes(), **put_together)
 
 
 def _readers(structure, apply, params, batch) -> dict[str, uses_lib.Axes]:
