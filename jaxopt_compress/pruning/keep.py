@@ -114,12 +114,16 @@ def select(
   if budget is not None:
     return _largest(planned, budget)
   _check_fraction('keep', keep)
-  plan = planned(keep)
-  same = all(n == ranked[name].size for name, n in plan.sizes.items())
-  if same and plan.asked != plan.sizes:
+  return _smaller(planned(keep), limits)
+
+
+def _smaller(plan, limits) -> plan_lib.Plan:
+  """The plan, unless rounding leaves all as it is."""
+  now = {name: plan.structure.groups[name].size for name in plan.sizes}
+  if plan.sizes == now and plan.asked != now:
     raise ValueError(
-      f'Nothing goes: of {plan.asked} channels multiple={multiple} with'
-      f' rounding={rounding!r} makes {plan.sizes}, all that there are. Take a'
+      f'Nothing goes: of {dict(plan.asked)} channels multiple={limits.multiple} with'
+      f' rounding={limits.rounding!r} makes {now}, all that there are. Take a'
       ' smaller multiple.'
     )
   return plan
