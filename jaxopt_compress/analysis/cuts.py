@@ -10,11 +10,15 @@ import collections
 
 
 class Program:
-  """A flat program, and what of it is computed from parameters alone."""
+  """A flat program, and what of it is computed from parameters alone.
+
+  `paths` are those of its first inputs, or {input: path}.
+  """
 
   def __init__(self, flat, paths):
-    self.flat = flat
-    self.path = dict(zip(flat.inputs, paths, strict=False))
+    if not isinstance(paths, dict):
+      paths = dict(zip(flat.inputs, paths, strict=False))
+    self.flat, self.path = flat, paths
     self.made_by = {
       x: (step, i) for step in flat.steps for i, x in enumerate(step.outputs)
     }

@@ -16,6 +16,7 @@ stay one operation. Values are numbers, so they can be named before the program 
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -94,14 +95,19 @@ def _added(made, jaxpr, inputs, outer) -> list:
 
 
 def live(
-  made: Flat, wanted: Sequence[Any], instead: Mapping[int, int] = {}
+  made: Flat,
+  wanted: Sequence[Any],
+  instead: Mapping[int, int] = {},
+  known: Collection[int] = (),
 ) -> list[Step]:
   """The steps that the wanted values need, some values in the place of others."""
   needed = {_source(x, instead) for x in wanted if isinstance(x, int)}
+  needed -= set(known)
   found = []
   for step in reversed(made.steps):
     if needed.intersection(step.outputs):
       needed |= {_source(x, instead) for x in step.inputs if isinstance(x, int)}
+      needed -= set(known)
       found.append(step)
   return found[::-1]
 
@@ -112,6 +118,7 @@ def run(
   wanted: Sequence[Any],
   instead: Mapping[int, int] = {},
   by: Mapping[int, Callable] = {},
+  known: Mapping[int, Any] = {},
 ) -> list[Any]:
   """The wanted values.
 
@@ -122,13 +129,14 @@ def run(
     instead: {value: the one that is taken in its place}.
     by: {value: what runs the step of which it is the first result}: a function of
       the step, its operands, and a function that reads earlier values by number.
+    known: {value: array} of what need not be computed again.
   """
-  env = made.constants | dict(zip(made.inputs, inputs, strict=True))
+  env = made.constants | dict(zip(made.inputs, inputs, strict=True)) | known
 
   def read(x):
     return env[_source(x, instead)] if isinstance(x, int) else x.val
 
-  for step in live(made, wanted, instead):
+  for step in live(made, wanted, instead, known):
     values = list(map(read, step.inputs))
     run_step = by.get(step.outputs[0] if step.outputs else -1)
     if run_step is None:

@@ -16,6 +16,7 @@ from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import compensate
 from jaxopt_compress.pruning import depth
 from jaxopt_compress.pruning import exchange
+from jaxopt_compress.pruning import experts
 from jaxopt_compress.pruning import gradients
 from jaxopt_compress.pruning import importance
 from jaxopt_compress.pruning import keep
@@ -73,6 +74,7 @@ __all__ = [
   'exchange',
   'gradients',
   'depth',
+  'experts',
   'importance',
   'keep',
   'latency',

@@ -27,6 +27,7 @@ from jaxopt_compress.distillation import teachers
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.pruning import depth
+from jaxopt_compress.pruning import experts
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import scoring
@@ -101,6 +102,21 @@ LAYERS = jc.structure(two_layers)([DENSE['a'], DENSE['a']], X)
 
 def layered(score, tree):
   return score(LAYERS, two_layers, [tree['a'], tree['a']], [X])
+
+
+def mixture(params, x):
+  """The router may be compressed; of 4 experts one is chosen."""
+  chosen = jax.nn.one_hot(jnp.argmax(x @ params['router'], -1), 4)
+  return jnp.einsum('bd,edf,be->bf', x, params['experts'], chosen)
+
+
+EXPERTS = {'router': DENSE['a']['kernel'], 'experts': jnp.ones((4, 4, 4))}
+MIXED = jc.structure(mixture)(EXPERTS, X)
+
+
+def mixed(score, tree):
+  params = {**EXPERTS, 'router': tree['a']['kernel']}
+  return score(MIXED, mixture, params, [X])
 
 
 def evaluated(tree):
@@ -228,6 +244,9 @@ COUNTS = {
   'pruning.depth.cosine': lambda t: layered(depth.cosine, t),
   'pruning.depth.loss': lambda t: layered(depth.loss, t),
   'pruning.depth.score': lambda t: depth.score(LAYERS, [t['a'], t['a']]),
+  'pruning.experts.frequency': lambda t: mixed(experts.frequency, t),
+  'pruning.experts.mass': lambda t: mixed(experts.mass, t),
+  'pruning.experts.reap': lambda t: mixed(experts.reap, t),
   'pruning.gradients.fisher': lambda t: jc.fisher(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
