@@ -8,6 +8,7 @@ fraction with no rounding. Where what is counted is known to be less than 2^31, 
 array does in place of a `Count`: `count` returns one, and all functions take both.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -87,6 +88,17 @@ def of(n: Number) -> Count:
     raise ValueError(f'{n.dtype} {n}; a count is a whole number.')
   n = n.astype(jnp.int32)
   return Count(n >> _BASE, n & _MASK)
+
+
+def several(numbers: Sequence[int]) -> Count:
+  """A vector of them.
+
+  >>> int(several([1, 2**40])[1])
+  1099511627776
+  """
+  words = [(n >> _BASE, n & _MASK) for n in numbers]
+  high, low = jnp.array(words, jnp.int32).T
+  return Count(high, low)
 
 
 def narrow(n: Number) -> int | jax.Array:

@@ -371,10 +371,12 @@ def axes_of(
   path: str, x: Any, spec: Sparsity, uses: dict | None = None
 ) -> uses_lib.Axes:
   """What the axes of a leaf are: contracted, stacked (layers), or free."""
-  # Any leaf can be pruned weight by weight, even one that is in no product.
+  # Any leaf can be pruned weight by weight, even one that is in no product; rows, and
+  # shares of layers, are known from products alone.
   found = uses_lib.of(path, uses)
   in_none = found is not None and not any(u.contracted for u in found)
-  if spec.kind == 'unstructured' and (uses is None or in_none):
+  plain = spec.kind == 'unstructured' and spec.allocation == 'uniform'
+  if plain and spec.scope != 'row' and (uses is None or in_none):
     # A matrix has no layers, but [layers, n] of scales in a scan has; [n, 1], of
     # which not every row could keep a weight, is none.
     has_layers = x.ndim > (1 if in_none else 2)

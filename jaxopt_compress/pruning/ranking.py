@@ -11,7 +11,6 @@ stay, a fraction of what it would keep by itself, and one at least. It may have 
 """
 
 from collections.abc import Callable
-import functools
 import math
 import re
 
@@ -121,13 +120,13 @@ def _expanded(spec, units, axes, scores, ramp) -> Leaves:
   kept = {}
   for paths in _sharing(spec, scores, axes):
     ours = {path: units[path] for path in paths}
-    if spec.scope in ('leaf', 'row') and axes[paths[0]].contracted:
-      kept |= _alone(spec, ours, axes, scores, ramp)
-    elif spec.scope in ('leaf', 'row'):
-      (path,) = paths
-      kept |= _naming(path, _together, spec, ours, axes, ramp)
-    else:
+    first = axes[paths[0]]
+    if spec.scope not in ('leaf', 'row'):
       kept |= _together(spec, ours, axes, ramp)
+    elif first.contracted or not first.stacked:
+      kept |= _alone(spec, ours, axes, scores, ramp)
+    else:
+      kept |= _naming(paths[0], _together, spec, ours, axes, ramp)
   # A mask is sharded as its leaf, also where its units are not.
   return {
     path: units[path].expand(kept[path]) & jnp.ones_like(s, bool)
@@ -140,8 +139,8 @@ def _sharing(spec, scores, axes) -> list[list[str]]:
   if spec.scope == 'global':
     return [list(scores)] * bool(scores)
   if spec.scope in ('leaf', 'row'):
-    # An allocation looks at all leaves that have layers.
-    inside = [p for p in scores if axes[p].contracted]
+    # Of a leaf in no product, what is stacked may not be layers.
+    inside = [p for p in scores if axes[p].contracted or not axes[p].stacked]
     return [inside] * bool(inside) + [[p] for p in scores if p not in inside]
   groups = {}
   for path in scores:
@@ -178,33 +177,59 @@ def _alone(spec, units, axes, scores, ramp) -> Leaves:
       f'allocation={spec.allocation!r} gave fractions for {list(fractions)}; those of'
       f' {list(layers)} are expected.'
     )
-  keep = functools.partial(_keep, spec, ramp)
+  ranked, gone = {}, {}
+  for path, u in units.items():
+    layer = layers[path].axes
+    ranked[path] = layer
+    if spec.scope == 'row':
+      ranked[path] = _front(axes[path].contracted, u.scores.ndim)
+    gone[path] = _naming(path, _gone, spec, u, ranked[path], fractions[path])
+  gone = _ramped(gone, ramp)
   return {
-    path: _naming(path, keep, u, axes[path], layers[path].axes, fractions[path])
+    path: select.top_k_mask(
+      u.scores, _size(u, ranked[path]) - gone[path], ranked[path]
+    )
     for path, u in units.items()
   }
 
 
-def _keep(spec, ramp, units, axes, layer, fraction):
-  """The units of one leaf that stay: in each layer, or row, the largest."""
-  s, ranked = units.scores, layer
-  if spec.scope == 'row':
-    ranked = _front(axes.contracted, units.scores.ndim)
-  n = math.prod(s.shape[a] for a in ranked)
-  if spec.scope == 'row' and n == 1 < s.size:
+def _size(units, axes) -> int:
+  return math.prod(units.scores.shape[a] for a in axes)
+
+
+def _gone(spec, units, ranked, fraction) -> counts.Number:
+  """How many units of each layer, or row, go in the end."""
+  n, size = _size(units, ranked), units.scores.size
+  if spec.scope == 'row' and n == 1 < size:
     raise ValueError(
       f'kind={spec.kind!r} leaves one unit in each row of a leaf of shape'
-      f" {s.shape}, with nothing to rank it against. Use scope='leaf'."
+      f" {units.scores.shape}, with nothing to rank it against. Use scope='leaf'."
     )
   if isinstance(fraction, counts.Count):
-    gone = fraction
-  elif isinstance(fraction, (int, float)):
-    gone = counts.portion(n, min(fraction / units.share, 1.0))
-    if units.share == 1:
-      _kept(n, gone, spec)
-  else:
-    gone = counts.portion(n, fraction)
-  return select.top_k_mask(s, n - counts.portion(gone, ramp), ranked)
+    return fraction
+  if not isinstance(fraction, (int, float)):
+    return counts.portion(n, fraction)
+  gone = counts.portion(n, min(fraction / units.share, 1.0))
+  if units.share == 1:
+    _kept(n, gone, spec)
+  return gone
+
+
+def _ramped(gone, ramp):
+  """How many go now."""
+  if isinstance(ramp, (int, float)):
+    return {path: counts.portion(n, ramp) for path, n in gone.items()}
+  # Numbers that are known are multiplied at once: a program for each would be long.
+  known = [path for path, n in gone.items() if isinstance(n, int)]
+  now = {
+    path: counts.portion(n, ramp)
+    for path, n in gone.items()
+    if path not in known
+  }
+  if known:
+    several = counts.portion(counts.several([gone[p] for p in known]), ramp)
+    now |= {path: several[i] for i, path in enumerate(known)}
+  return now
 
 
 def _kept(n, gone, spec) -> int:

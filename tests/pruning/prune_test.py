@@ -336,6 +336,21 @@ class PruneTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       prune.prune_now(params, rules)
 
+  def test_shares_and_rows_need_axes(self):
+    params = {'w': jnp.ones((2, 4, 4)), 'v': jnp.ones((4, 4))}
+    for options in (dict(allocation='erk'), dict(scope='row')):
+      rules = [('.*', Sparsity(0.5, **options))]
+      with self.assertRaisesRegex(ValueError, 'Which axes of w.*Pass uses'):
+        prune.prune_now(params, rules)
+    # Without uses, a kernel and a window are clear.
+    params = {
+      'conv': jax.random.uniform(jax.random.key(0), (3, 3, 4, 4)),
+      'v': jax.random.uniform(jax.random.key(1), (8, 3)),
+    }
+    got = prune.prune_now(params, [('.*', Sparsity(0.6, allocation='erk'))])
+    kept = {p: float(x.mask.mean()) for p, x in got.items()}
+    self.assertGreater(kept['v'], kept['conv'])
+
   def test_given_scores_are_of_the_leaves(self):
     leaves = {'w': jnp.ones((2, 3))}
     for scores in ({'v': jnp.ones((2, 3))}, {'w': jnp.ones((3, 2))}):
