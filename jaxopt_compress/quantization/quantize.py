@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import functools
 import math
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import schemes as schemes_lib
 from jaxopt_compress.quantization import spec as spec_lib
+
+_PRUNED = 0.2  # so many zeros are no accident
 
 
 def layout(path: str, leaf: Any, spec: spec_lib.Spec, uses: dict | None):
@@ -113,6 +116,7 @@ def quantize_leaf(
   how = scheme.weight, blocks, axis, stacked
   q, bad = _rounded(x, importance, key, *how)
   _check_finite(path, x, bad)
+  _tell_lost_zeros(path, x, scheme.weight)
   if scheme.act is None:
     return q
   if scheme.act.static and act_range is None:
@@ -207,6 +211,24 @@ def _check_finite(path, x, bad=None):
       ' Quantising would spread them over their scales; find where training'
       ' went wrong.'
     )
+
+
+def _tell_lost_zeros(path, x, spec):
+  """Warns where a pruned weight will have no zeros any more."""
+  if spec.keeps_zeros or isinstance(x, jax.core.Tracer):
+    return
+  zeros = float(jnp.mean(x == 0, dtype=jnp.float32))
+  if zeros >= _PRUNED:
+    warnings.warn(lost_zeros(path, spec), stacklevel=4)
+
+
+def lost_zeros(path: str, spec: spec_lib.Spec) -> str:
+  """What is said of pruned weights in a format that has no zero for them."""
+  return (
+    f'{path} is pruned, and its zeros become other numbers: {spec.describe()!r} has no'
+    ' code for zero. Quantise pruned weights in symmetric formats other than binary, or'
+    ' in integers of three bits or more.'
+  )
 
 
 @jax.jit

@@ -81,6 +81,16 @@ class Spec:
   def numbers(self) -> formats.Format:
     return formats.FORMATS[self.format]
 
+  @property
+  def keeps_zeros(self) -> bool:
+    """Whether what is zero stays zero, exactly.
+
+    Not in binary, which has no zero, nor where the zero point is a number between two
+    codes: with 'asym' in formats of floats and in those of up to two bits.
+    """
+    whole = self.numbers.integer and self.numbers.bits > 2
+    return self.format != 'binary' and (self.symmetric or whole)
+
   def describe(self) -> str:
     """In words that `parse` reads: what differs from the plain float32 scale.
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import re
 from typing import Any
+import warnings
 import zlib
 
 import jax
@@ -177,6 +178,8 @@ def _apply(clock, original_residuals, params, state):
     scheme = chosen[path]
     if scheme is None:
       return x
+    if hasattr(x, 'mask') and not scheme.weight.keeps_zeros:
+      warnings.warn(quantize.lost_zeros(path, scheme.weight), stacklevel=2)
     learned = state.get('learned', {})
     mine = learned[path].value if path in learned else {}
     frozen, value = _frozen_weight(clock, path, x, scheme, mine, state)
