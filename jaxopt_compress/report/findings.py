@@ -100,7 +100,11 @@ def _bytes(stage, other) -> str:
     return f' It occupies {ratio:.3g} times fewer bytes in memory.'
   if ratio < 1 - _SAME:
     return f' It occupies {1 / ratio:.3g} times more bytes in memory.'
-  return ' It occupies as many bytes in memory.'
+  said = ' It occupies as many bytes in memory'
+  disk = (other.bytes_disk or 0) / (stage.bytes_disk or math.inf)
+  if disk > 1 + _SAME:  # zeros are left out there
+    return f'{said}, and {disk:.3g} times fewer on disk.'
+  return f'{said}.'
 
 
 def _zeros(stage, other, timed) -> str:
