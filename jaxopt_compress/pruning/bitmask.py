@@ -24,6 +24,8 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import bits as bits_lib
 
+_RUN = 64  # bytes that are counted together
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,10 +66,10 @@ class Bitmask(array.CompressedArray):
     lead, p = self.bits.shape[: -len(self.segment)], math.prod(self.segment)
     byte = self.bits.reshape(*lead, -1)
     values = self.values.reshape(*lead, -1)
-    # Kept entries are counted in two steps: before each byte, where a running sum is
-    # over an eighth of the entries, and before each bit within its byte.
+    # Kept entries are counted before each byte, of which there are an eighth, and
+    # before each bit within its byte.
     counts = lax.population_count(byte).astype(jnp.int32)
-    before = jnp.cumsum(counts, axis=-1) - counts
+    before = _before(counts)
     one = np.uint8(1) << np.arange(8, dtype=np.uint8)
     one = one.reshape((1,) * byte.ndim + (8,))
     place = before[..., None] + lax.population_count(
@@ -97,6 +99,22 @@ class Bitmask(array.CompressedArray):
       return 'bitmask'
     kept = np.bitwise_count(np.asarray(self.bits)).sum(dtype=np.int64)
     return f'bitmask {1 - kept / max(self.size, 1):.0%}'
+
+
+def _before(counts):
+  """The sum of all that come before each, along the last axis.
+
+  Within runs first, then over runs: XLA's running sum over a long axis takes several
+  times as long.
+  """
+  *lead, n = counts.shape
+  if n <= 2 * _RUN:
+    return jnp.cumsum(counts, axis=-1) - counts
+  tail = -n % _RUN
+  runs = jnp.pad(counts, [(0, 0)] * len(lead) + [(0, tail)])
+  runs = runs.reshape(*lead, (n + tail) // _RUN, _RUN)
+  before = _before(runs.sum(-1))[..., None] + _before(runs)
+  return before.reshape(*lead, n + tail)[..., :n]
 
 
 def of_array(
