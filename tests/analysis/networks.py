@@ -218,6 +218,94 @@ _EXPERTS = {
   'head': (12, 3),
 }
 
+
+def shufflenet(p, x):
+  """A unit of ShuffleNet: https://arxiv.org/abs/1707.01083, figure 2 (b)."""
+  x = _conv(x, p['stem'])
+  y = jax.nn.relu(_norm(_conv(x, p['narrow'], 2), p['norm']))
+  y = jnp.swapaxes(y.reshape(*y.shape[:-1], 2, -1), -1, -2).reshape(y.shape)
+  y = _conv(y, p['depthwise'], y.shape[-1])
+  return jax.nn.relu(x + _conv(y, p['wide'], 2)).mean((1, 2)) @ p['head']
+
+
+_SHUFFLENET = {
+  'stem': (1, 1, 3, 8),
+  'narrow': (1, 1, 4, 12),
+  'norm': _norms(12),
+  'depthwise': (3, 3, 1, 12),
+  'wide': (1, 1, 6, 8),
+  'head': (8, 5),
+}
+
+
+def wavenet(p, x):
+  """Gated, dilated layers with skips: https://arxiv.org/abs/1609.03499, figure 4."""
+
+  def conv(x, w, dilation=1):
+    pad = [((w.shape[0] - 1) * dilation, 0)]
+    numbers = ('NHC', 'HIO', 'NHC')
+    return lax.conv_general_dilated(
+      x, w, (1,), pad, rhs_dilation=(dilation,), dimension_numbers=numbers
+    )
+
+  x, skips = conv(x, p['stem']), 0.0
+  for i, layer in enumerate(p['layers']):
+    a, b = jnp.split(conv(x, layer['gated'], 2**i), 2, -1)
+    y = jnp.tanh(a) * jax.nn.sigmoid(b)
+    x, skips = x + conv(y, layer['residual']), skips + conv(y, layer['skip'])
+  return conv(jax.nn.relu(skips), p['head'])
+
+
+_WAVENET = {
+  'stem': (1, 16, 6),
+  'layers': [
+    {'gated': (2, 6, 16), 'residual': (1, 8, 6), 'skip': (1, 8, 10)}
+    for _ in range(2)
+  ],
+  'head': (1, 10, 4),
+}
+
+
+def mamba(p, x):
+  """A block of Mamba: https://arxiv.org/abs/2312.00752, algorithm 2 and figure 3."""
+  u, z = jnp.split(x @ p['in'], 2, -1)
+  u = lax.conv_general_dilated(
+    u,
+    p['conv'],
+    (1,),
+    [(p['conv'].shape[0] - 1, 0)],
+    feature_group_count=u.shape[-1],
+    dimension_numbers=('NHC', 'HIO', 'NHC'),
+  )
+  u = jax.nn.silu(u)
+  delta = jax.nn.softplus(u @ p['rank'] @ p['delta'])
+  b, c = u @ p['b'], u @ p['c']
+
+  def step(h, now):
+    u, delta, b, c = now
+    a = jnp.exp(-delta[..., None] * jnp.exp(p['a']))
+    h = a * h + (delta * u)[..., None] * b[:, None]
+    return h, jnp.einsum('bdn,bn->bd', h, c)
+
+  start = jnp.zeros((x.shape[0], *p['a'].shape[1:]))
+  turns = jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), (u, delta, b, c))
+  y = jnp.swapaxes(lax.scan(step, start, turns)[1], 0, 1) + u * p['skip']
+  return (y * jax.nn.silu(z)) @ p['out']
+
+
+_MAMBA = {
+  'in': (16, 24),
+  'conv': (3, 1, 12),
+  'rank': (12, 4),
+  'delta': (4, 12),
+  'b': (12, 6),
+  'c': (12, 6),
+  'a': (1, 12, 6),
+  'skip': (1, 1, 12),
+  'out': (12, 16),
+}
+
+
 _IMAGES, _SEQUENCES = (2, 4, 4, 3), (2, 6, 16)
 
 NETWORKS = {
@@ -231,6 +319,9 @@ NETWORKS = {
   'mixer': (mixer, _MIXER, _SEQUENCES),
   'lstm': (lstm, _LSTM, _SEQUENCES),
   'experts': (experts, _EXPERTS, _SEQUENCES),
+  'shufflenet': (shufflenet, _SHUFFLENET, _IMAGES),
+  'wavenet': (wavenet, _WAVENET, _SEQUENCES),
+  'mamba': (mamba, _MAMBA, _SEQUENCES),
 }
 
 

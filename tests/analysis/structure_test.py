@@ -66,6 +66,22 @@ FREE = {
     '20: down:-2 up:-1',
     '~4: down:-3 router:-1 up:-3',
   ],
+  'shufflenet': [
+    '2: depthwise:-1 head:-2 narrow:-1 norm/bias:-1 norm/mean:-1 norm/scale:-1 norm/var:-1 stem:-1 wide:-1 wide:-2',
+    '3: depthwise:-1 narrow:-1 norm/bias:-1 norm/mean:-1 norm/scale:-1 norm/var:-1 wide:-2',
+    '4: head:-2 narrow:-2 stem:-1 wide:-1',
+  ],
+  'wavenet': [
+    '10: head:-2 layers/0/skip:-1 layers/1/skip:-1',
+    '6: layers/0/gated:-2 layers/0/residual:-1 layers/1/gated:-2 layers/1/residual:-1 stem:-1',
+    '8: layers/0/gated:-1 layers/0/residual:-2 layers/0/skip:-2',
+    '8: layers/1/gated:-1 layers/1/residual:-2 layers/1/skip:-2',
+  ],
+  'mamba': [
+    '12: a:-2 b:-2 c:-2 conv:-1 delta:-1 in:-1 out:-2 rank:-2 skip:-1',
+    '6: a:-1 b:-1 c:-1',
+    '4: delta:-2 rank:-1',
+  ],
 }
 
 
