@@ -5,6 +5,7 @@ losses that look inside. `functional` makes any of them a pure function of plain
 dicts.
 """
 
+import inspect
 from typing import Any
 
 from flax import nnx
@@ -26,6 +27,7 @@ __all__ = [
   'build',
   'cnn',
   'decoder',
+  'defaults',
   'functional',
   'mlp',
   'resnet',
@@ -50,6 +52,17 @@ def build(name: str, *, seed: int | jax.Array = 0, **kwargs: Any) -> nnx.Module:
   cls = _class(name)
   keywords.check(name, cls.__init__, kwargs)
   return cls(**kwargs, rngs=nnx.Rngs(seed))
+
+
+def defaults(name: str) -> dict[str, Any]:
+  """What the keywords of a model are where nothing is said.
+
+  >>> defaults('mlp')['widths']
+  (128, 128)
+  """
+  parameters = inspect.signature(_class(name).__init__).parameters
+  empty = inspect.Parameter.empty
+  return {k: p.default for k, p in parameters.items() if p.default is not empty}
 
 
 def abstract(name: str, **kwargs: Any) -> Functional:

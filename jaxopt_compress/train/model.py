@@ -18,6 +18,7 @@ class Model:
 
   Attributes:
     name: in the config.
+    keywords: of `models.build`, all of them.
     apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
     init: `seed -> (params, variables)`, jitted.
     forward: `(params, variables, x) -> y`, jitted; leaves may be compressed.
@@ -28,6 +29,7 @@ class Model:
   """
 
   name: str
+  keywords: dict[str, Any]
   apply: Callable[..., tuple[Any, Any, Any]]
   init: Callable[[jax.Array], tuple[Any, Any]]
   forward: Callable[..., jax.Array]
@@ -73,6 +75,7 @@ def _built(called, x, *, name, **kwargs):
 
   return Model(
     name=called,
+    keywords=models.defaults(name) | {'name': name} | kwargs,
     apply=abstract.apply,
     init=init,
     forward=evaluate.forward(abstract.apply),

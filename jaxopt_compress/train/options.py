@@ -111,10 +111,14 @@ class Shrink:
   """Which channels go before the stage begins; see `train.shrink`.
 
   Either `keep` says how many of each group stay, or a limit says what the network may
-  cost: up to 1 it is a fraction of what there is, above a number.
+  cost: up to 1 it is a fraction of what there is, above a number. `layers` may stand
+  beside them, or alone.
   """
 
   keep: float = fields.option(0.0, '[0, 1]')
+  # Of the layers that pass one value on, whole.
+  layers: float = fields.option(0.0, '[0, 1]')
+  layer_score: str = fields.option('cosine', needs='layers')
   flops: float = fields.option(0.0, '[0, inf)')
   params: float = fields.option(0.0, '[0, inf)')
   bytes: float = fields.option(0.0, '[0, inf)')

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 import re
 from typing import Any
@@ -21,11 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_compress import models
 from jaxopt_compress import pruning
 from jaxopt_compress.analysis import biases as biases_lib
 from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import statistics
+from jaxopt_compress.analysis import streams
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
@@ -40,6 +43,7 @@ from jaxopt_compress.train import options
 OTHERS = ('activations', 'random')
 SCOPES = ('local', 'alike', 'global')
 ROUNDINGS = ('down', 'nearest', 'up')
+LAYER_SCORES = ('cosine', 'angular', 'loss', 'score')  # of `pruning.depth`
 
 
 def score_words() -> list[str]:
@@ -54,7 +58,8 @@ def score_words() -> list[str]:
 def of_batches(shrink: options.Shrink) -> bool:
   """Whether batches of data are read."""
   asks = set(_asks(shrink.score)) & {'gradient', 'gradient_squares'}
-  return bool(asks) or shrink.score == 'activations' or shrink.compensate
+  on_data = bool(asks) or shrink.score == 'activations' or shrink.compensate
+  return on_data or (bool(shrink.layers) and shrink.layer_score != 'score')
 
 
 def depends(shrink: options.Shrink) -> bool:
@@ -78,7 +83,9 @@ def check(where: str, shrink: options.Shrink) -> None:
     fields.check_unread(where, shrink, ['batches'], need)
   if shrink.multiple == 1:
     fields.check_unread(where, shrink, ['rounding'], 'multiple')
-  if bool(shrink.keep) == bool(shrink.limits):
+  choices.one_of(f'{where}.layer_score', shrink.layer_score, LAYER_SCORES)
+  alone = shrink.layers and not (shrink.keep or shrink.limits)
+  if bool(shrink.keep) == bool(shrink.limits) and not alone:
     given = {'keep': shrink.keep} if shrink.keep else {}
     raise ValueError(
       f'{where} says {given | shrink.limits or "neither keep nor a limit"}. Give the'
@@ -182,12 +189,39 @@ def _compensated(model, plan, tree, inputs):
 
 def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:
   """The model that runs what a plan leaves."""
+  tree = tree_of(model.params, model.variables)
+  small = jax.eval_shape(lambda tree: plan_lib.shrink(plan, tree), tree)
+  if any(name in plan.structure.layers for name in plan.sources):
+    # Layers with names are modules: a model that has fewer is another one.
+    keywords = _shallower(model, small)
+    model = model_lib.build(model.name, keywords, model.inputs)
+  return model_lib.with_shapes(model, small['params'], small['variables'])
 
-  def shaped(path, x):
-    return jax.ShapeDtypeStruct(plan.shapes.get(path, x.shape), x.dtype)
 
-  tree = rules_lib.map_named(shaped, tree_of(model.params, model.variables))
-  return model_lib.with_shapes(model, tree['params'], tree['variables'])
+def _shallower(model, small) -> dict[str, Any]:
+  """The keywords of a model that has the leaves of `small`."""
+  said, keys = (
+    model.keywords,
+    [key for key in ('depth', 'depths') if key in model.keywords],
+  )
+  for key in keys:
+    most = said[key]
+    whole = isinstance(most, int)
+    ranges = [range(n + 1) for n in ((most,) if whole else most)]
+    for depths in itertools.product(*ranges):
+      keywords = said | {key: depths[0] if whole else depths}
+      made = models.abstract(**keywords)
+      if _paths(tree_of(made.params, made.variables)) == _paths(small):
+        return keywords
+  raise ValueError(
+    f'No depth of model {said["name"]!r} gives the layers that are left (it has'
+    f' {keys or "no word for it"}). Let as many layers go of each stage of the model,'
+    ' or leave `layers` out.'
+  )
+
+
+def _paths(tree) -> set[str]:
+  return {path for path, _ in rules_lib.named_leaves(tree)}
 
 
 def _output(model):
@@ -214,9 +248,10 @@ def _selected(shrink, model, found, worth, budget):
   return pruning.keep.select(
     found,
     worth,
-    keep=shrink.keep or None,
+    # Of layers alone, the rules say all.
+    keep=shrink.keep or (None if budget else 1.0),
     budget=budget,
-    by=list(shrink.by) or None,
+    by=_rules(shrink, found, worth),
     scope=shrink.scope,
     at_least=int(shrink.at_least) if shrink.at_least >= 1 else shrink.at_least,
     multiple=shrink.multiple,
@@ -224,16 +259,59 @@ def _selected(shrink, model, found, worth, budget):
   )
 
 
-def _importance(shrink, found, model, tree, batches, seed):
-  """{group: what each of its channels is worth}."""
-  if shrink.score == 'random':
-    rng = np.random.default_rng(seed)
-    return {name: rng.random(g.size) for name, g in found.free.items()}
+def _rules(shrink, found, worth):
+  """`by` of `select`: layers first, as they are never exact."""
+  by = list(shrink.by)
+  if not shrink.layers:
+    return by or None
+  layers = streams.groups(found)
+  if not layers:
+    raise ValueError(
+      f'layers={shrink.layers}, and the model has none that pass one value on, of'
+      ' one shape. Leave it out.'
+    )
+  if not by:
+    stay = not (shrink.keep or shrink.limits)
+    by = [
+      (re.escape(n), None if stay or _kept(found.groups[n]) else 'keep')
+      for n in worth
+      if n not in layers
+    ]
+  return [*((re.escape(name), shrink.layers) for name in layers), *by]
 
+
+def _kept(group) -> bool:
+  return bool(group.inexact or group.fixed)
+
+
+def _importance(shrink, found, model, tree, batches, seed):
+  """{group: what each of its channels, or layers, is worth}."""
+  worth = _of_channels(shrink, found, model, tree, batches, seed)
+  if not shrink.layers:
+    return worth
+  score, inputs = shrink.layer_score, [x for x, _ in batches]
+  if score == 'score':
+    return worth | pruning.depth.score(found, tree)
+  if score == 'loss':
+    return worth | pruning.depth.loss(found, _loss(model), tree, batches)
+  score = getattr(pruning.depth, score)
+  return worth | score(found, _output(model), tree, inputs)
+
+
+def _loss(model):
   def loss(tree, x, labels):
     y = _output(model)(tree, x)
     return losses.mean(*losses.cross_entropy(y, labels))
 
+  return loss
+
+
+def _of_channels(shrink, found, model, tree, batches, seed):
+  if shrink.score == 'random':
+    rng = np.random.default_rng(seed)
+    return {name: rng.random(g.size) for name, g in found.free.items()}
+
+  loss = _loss(model)
   if shrink.score == 'activations':
     inputs = [x for x, _ in batches]
     return pruning.activations.activations(found, _output(model), tree, inputs)

@@ -26,6 +26,45 @@ def _stage(**said):
   return fields.read(options.Stage, 'c', said)
 
 
+class LayersTest(parameterized.TestCase):
+  @parameterized.parameters(True, False)
+  def test_layers_go_whole(self, scan):
+    sizes = dict(width=8, depth=4, heads=2, mlp_width=8, vocab=5, max_length=4)
+    x = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    asked = dict(name='decoder', scan=scan, **sizes)
+    model = model_lib.build('d', asked, x)
+    said = fields.read(
+      options.Shrink, 'c', dict(layers=0.5, layer_score='score')
+    )
+    shrink.check('c', said)
+    guess = shrink.guessed(said, model)
+    self.assertEqual(list(guess.sizes.values()), [2])
+    params, variables = model.init(0)
+    # The second and the last layer have the largest weights.
+    grow = np.array([1.0, 9.0, 2.0, 8.0])
+    blocks = params['blocks']
+    if scan:
+      mlp = blocks['mlp']['up']
+      mlp['kernel'] = mlp['kernel'] * grow[:, None, None].astype('f')
+    for i, block in enumerate([] if scan else blocks.values()):
+      mlp = block['mlp']['up']
+      mlp['kernel'] = mlp['kernel'] * np.float32(grow[i])
+    args = model, params, variables
+    plan, _ = shrink.chosen(said, *args, [], seed=0)
+    self.assertEqual([x.tolist() for x in plan.sources.values()], [[1, 3]])
+    small, variables, _ = shrink.cut(model, plan, params, variables)
+    shallow = shrink.resized(model, plan)
+    tokens = np.zeros((2, 4), np.int32)
+    y = shallow.forward(small, variables, tokens)
+    same = model_lib.build('d', asked | dict(depth=2), x)
+    np.testing.assert_array_equal(y, same.forward(small, variables, tokens))
+
+  def test_a_model_without_layers(self):
+    model = model_lib.build('mlp', dict(widths=(4, 4)), X)
+    with pytest.raises(ValueError, match='has none that pass one value on'):
+      shrink.guessed(options.Shrink(layers=0.5), model)
+
+
 class ShrinkTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -170,6 +209,7 @@ class ShrinkTest(parameterized.TestCase):
     (dict(keep=0.5, score='tailor'), "score is 'tailor'; choose .*'taylor'"),
     (dict(keep=0.5, batches=3), 'batches is 3, .* without a score of data'),
     (dict(keep=0.5, scope='all'), "scope is 'all'; choose one of"),
+    (dict(layers=0.5, layer_score='sine'), "layer_score is 'sine'; choose"),
     (dict(keep=0.5, rounding='up'), "is 'up', .* no effect without multiple"),
   )
   def test_mistakes(self, said, message):
