@@ -14,7 +14,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import itertools
-import math
 from typing import Any
 
 from jaxopt_compress.analysis import config_numbers
@@ -61,10 +60,7 @@ def config_delta(
   ({'hidden': 2}, {'hidden': 2, 'depth': 1})
   """
   model = _Model(shapes, config, plan)
-  solutions = [found for found in model.settings() if not model.apart(found)]
-  if not solutions:
-    raise ValueError(model.why_not())
-  best = _best(solutions, model.numbers, model.groups)
+  best = _first(model)
   return best, config_numbers.replaced(config, best)
 
 
@@ -75,6 +71,8 @@ class _Model:
     numbers: {path: number} of the config.
     now, want: {leaf: shape}, as it is and as the plan makes it.
     asked: {(leaf, axis): (entries now, entries in the plan)}, of leaves that stay.
+    groups: {(size, new size)} of groups that change.
+    products: the same of what lies side by side on an axis, as heads of all keys.
     others: leaves that the plan does not know.
     slopes: {path of a number: {(leaf, axis): entries for each one more}}.
     deep: {path of a number: leaves for each one more}, of numbers of layers.
@@ -93,6 +91,7 @@ class _Model:
       if plan.structure.groups[name].size != n
     ]
     self.groups = {(group.size, n) for group, n in self._changed}
+    self.products = set(_products(plan))
     gone = renumbered.gone(plan.structure.layers, plan.sources)
     self.asked = {
       (path, i): pair
@@ -186,13 +185,12 @@ class _Model:
 
   def _of_size(self, n) -> list[int]:
     """What groups of a size become."""
-    return [m for k, m in self.groups if k == n]
+    return sorted(m for k, m in self.products if k == n)
 
   def settings(self) -> Iterator[dict[str, int]]:
-    """What numbers may become, few changes first."""
+    """What numbers may become, in the order of `rank`."""
     choices = {key: self.candidates(key) for key in self.numbers}
     choices = {k: c for k, c in choices.items() if c != [self.numbers[k]]}
-    count = math.prod(map(len, choices.values()))
     found = [
       {
         k: n
@@ -203,14 +201,17 @@ class _Model:
         itertools.product(*choices.values()), 64 * _MOST
       )
     ]
-    found.sort(key=len)
-    if count > _MOST:
-      # A good guess comes early: sizes of groups that the plan changes.
-      found.sort(key=lambda s: (not self._of_groups(s), len(s)))
-    yield from found[:_MOST]
+    yield from sorted(found, key=self.rank)[:_MOST]
 
-  def _of_groups(self, setting) -> bool:
-    return all((self.numbers[k], n) in self.groups for k, n in setting.items())
+  def rank(self, setting) -> tuple[int, int, int]:
+    """How unlikely it is: shapes alone may fit several networks.
+
+    A width of half as many features makes the same arrays, whether there are half as
+    many heads or heads of half the size. So numbers that are the size of a group that
+    changes are to change with it; then few change, and to sizes of something.
+    """
+    pairs = {(self.numbers[k], n) for k, n in setting.items()}
+    return -len(pairs & self.groups), len(setting), len(pairs - self.products)
 
   def apart(self, setting) -> list[tuple[str, tuple[int, ...] | None]]:
     """The leaves that are not as the plan wants them, with what they are."""
@@ -278,19 +279,34 @@ def _whole(x: float) -> list[int]:
   return [int(x)] if x >= 1 and x == int(x) else []
 
 
-def _best(solutions, numbers, groups) -> dict[str, int]:
-  """The one of few changes, of numbers that are the sizes of groups; or ValueError."""
-  few = [s for s in solutions if len(s) == min(map(len, solutions))]
-  named = [
-    s for s in few if all((numbers[k], n) in groups for k, n in s.items())
-  ]
-  best = named or few
-  if len(best) > 1:
-    (key, *_), other = best[0], best[1]
+def _products(plan) -> Iterator[tuple[int, int]]:
+  """(size, new size) of what lies side by side on an axis, where it changes."""
+  size = plan.structure.size
+  for layout in {
+    x for layouts in plan.structure.axes.values() for x in layouts
+  }:
+    for i, j in itertools.combinations(range(len(layout) + 1), 2):
+      pair = size(layout[i:j]), size(layout[i:j], plan.sizes)
+      if pair[0] != pair[1]:
+        yield pair
+
+
+def _first(model) -> dict[str, int]:
+  """The most likely setting that makes the plan's shapes; ValueError if none does."""
+  found = []
+  for setting in model.settings():
+    if found and model.rank(setting) != model.rank(found[0]):
+      break
+    if not model.apart(setting):
+      found.append(setting)
+  if not found:
+    raise ValueError(model.why_not())
+  if len(found) > 1:
+    key = next(iter(found[0]))
     raise ValueError(
-      f'Several settings give the shapes of the plan: {best[0]}, {other}. They are'
+      f'Several settings give the shapes of the plan: {found[0]}, {found[1]}. They are'
       ' other networks. Give a config of the numbers alone that may change, as in'
       f' jc.config_delta(lambda c: shapes({{**config, **c}}), {{{key!r}:'
-      f' {numbers[key]}}}, plan).'
+      f' {model.numbers[key]}}}, plan).'
     )
-  return best[0]
+  return found[0]

@@ -188,7 +188,8 @@ def _solved(wanted, sizes) -> tuple[dict[str, float], tuple[str, ...]]:
     logs[name] = form.get('', 0.0) + sum(
       v * logs.get(k, 0.0) for k, v in form.items() if k
     )
-  return {p: x for p, x in logs.items() if abs(x) > 1e-9}, tuple(left)
+  # Numbers of a program are float32.
+  return {p: x for p, x in logs.items() if abs(x) > 1e-6}, tuple(left)
 
 
 def _substituted(form, solved):

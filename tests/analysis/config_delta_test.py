@@ -248,6 +248,32 @@ class ConfigDeltaTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         jc.config_delta(shapes, config, jc.Plan(found, sources))
 
+  def test_shapes_that_fit_two_networks(self):
+    """Half of the width: with half of the heads, or with heads of half the size."""
+
+    def shapes(c):
+      n, d = c['width'], c['width'] // c['heads']
+      of = {'in': (5, n), 'q': (n, n), 'k': (n, c['keys'] * d)}
+      of |= {'v': (n, c['keys'] * d), 'o': (n, n), 'out': (n, 3)}
+      return {
+        name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in of.items()
+      }
+
+    def apply(p, x):  # heads of 8
+      x = x @ p['in']
+      k, v = (jnp.reshape(x @ p[n], (len(x), -1, 8)) for n in 'kv')
+      q = jnp.reshape(x @ p['q'], (len(x), k.shape[1], -1, 8))
+      w = jax.nn.softmax(jnp.einsum('tkrd,skd->krts', q, k))
+      y = jnp.einsum('krts,skd->tkrd', w, v).reshape(len(x), -1)
+      return (x + y @ p['o']) @ p['out']
+
+    config = {'width': 32, 'heads': 4, 'keys': 2}
+    found = jc.structure(apply)(shapes(config), X)
+    groups = {g.size: n for n, g in found.free.items() if not g.within}
+    sources = {groups[n]: np.arange(m) for n, m in ((32, 16), (2, 1))}
+    delta, _ = jc.config_delta(shapes, config, jc.Plan(found, sources))
+    self.assertEqual(delta, {'width': 16, 'heads': 2, 'keys': 1})
+
   def test_two_settings(self):
     shapes = lambda c: {
       'a': jnp.ones((5, c['m'] * c['n'])),
