@@ -192,7 +192,7 @@ def random(x: jax.Array, key: jax.Array) -> jax.Array:
   >>> random(jnp.ones(2), jax.random.key(0)).shape
   (2,)
   """
-  return jax.random.uniform(key, x.shape)
+  return jax.random.uniform(key, x.shape, jnp.float32)
 
 
 # Scores that lose nothing if they are computed in fewer bits than float32 has.

@@ -225,22 +225,25 @@ def _boxes(scores, sizes, pool) -> Units:
     a: max(min(sizes.get(a - len(shape), 1), n), 1) for a, n in enumerate(shape)
   }
   pads = [(0, -n % runs[a]) for a, n in enumerate(shape)]
-  x, ragged = scores.astype(jnp.float32), any(pad for _, pad in pads)
+  x, real = jnp.pad(scores.astype(jnp.float32), pads), None
+  ragged = any(pad for _, pad in pads)
   if ragged:
-    # What is padded has no say: the pool passes over NaN.
-    x = jnp.pad(x, pads, constant_values=jnp.nan)
-  padded, inner = x.shape, []
-  split = [a for a, n in enumerate(padded) if 1 < runs[a] < n]
-  whole = [a for a, n in enumerate(padded) if 1 < runs[a] == n]
+    real = np.pad(np.ones(shape, bool), pads)  # what is padded has no say
+  split = [a for a, n in enumerate(x.shape) if 1 < runs[a] < n]
+  whole = [a for a, n in enumerate(x.shape) if 1 < runs[a] == n]
   # One axis at a time, the last first, so that none is resharded on the way.
+  inner = []
   for axis in reversed(split):
-    size = runs[axis]
-    both = (x.shape[axis] // size, size)
+    both = (x.shape[axis] // runs[axis], runs[axis])
     x = x.reshape(*x.shape[:axis], *both, *x.shape[axis + 1 :])
     inner = [axis + 1, *(i + 1 for i in inner)]
     whole = [a + 1 if a > axis else a for a in whole]
-  reduce = getattr(jnp, f'nan{pool}' if ragged else pool)
-  pooled = reduce(x, axis=(*inner, *whole), keepdims=True)
+  over = dict(axis=(*inner, *whole), keepdims=True)
+  over['where'] = None if real is None else real.reshape(x.shape)
+  if pool == 'max':
+    pooled = jnp.max(x, initial=-jnp.inf, **over)
+  else:
+    pooled = jnp.mean(x, **over)
   tiles = x.shape
 
   def expand(kept):

@@ -1,5 +1,7 @@
 """Schedules: the ramp, its exact end, and the grid of updates."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -20,6 +22,36 @@ class SchedulesTest(parameterized.TestCase):
   def test_cubic(self, step, expected):
     got = schedules.cubic(step, target=0.8, begin=100, end=300)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+  @parameterized.product(
+    name=['one_shot', 'cosine', 'cyclic'],
+    target=[0.1, 0.9],
+    span=[(7, 1007), (5, 5)],
+  )
+  def test_each_ends_exactly_and_holds(self, name, target, span):
+    begin, end = span
+    f = functools.partial(getattr(schedules, name), begin=begin, end=end)
+    for step in (end, end + 1, 2 * end + 10):
+      self.assertEqual(np.float32(f(step, target=target)), np.float32(target))
+    self.assertEqual(float(f(begin - 1, target=target)), 0.0)
+
+  @parameterized.parameters(
+    # a mark for each step at which the target is reached, of begin 2, end 14
+    (1, '.' * 8 + 'x' * 8),
+    (2, '.' * 5 + 'xxx...' + 'x' * 5),
+    (3, '....xx..xx..xxxx'),
+  )
+  def test_cyclic_phases(self, periods, drawn):
+    f = functools.partial(schedules.cyclic, begin=2, end=14, periods=periods)
+    got = [float(f(step, target=0.5)) for step in range(16)]
+    self.assertEqual(''.join('.x'[int(2 * x)] for x in got), drawn)
+
+  def test_cosine(self):
+    got = [
+      float(schedules.cosine(s, target=1.0, begin=0, end=6)) for s in range(7)
+    ]
+    want = [0.5 - 0.5 * np.cos(np.pi * s / 6) for s in range(7)]
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
   @parameterized.product(
     target=[0.1, 0.3, 0.8, 0.9, 0.99, 1.0],

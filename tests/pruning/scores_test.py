@@ -47,6 +47,29 @@ class ScoresTest(parameterized.TestCase):
     self.assertEqual(scores.magnitude(w).dtype, jnp.bfloat16)
     self.assertEqual(scores.soft_threshold(w, 0.5).dtype, jnp.bfloat16)
 
+  @parameterized.parameters(0.0, 0.5, 0.7, 1.0)
+  def test_k_as_a_quantile(self, quantile):
+    w = np.random.default_rng(0).normal(size=(10, 10)).astype(np.float32)
+    got = scores.soft_threshold(w, quantile=quantile)
+    size = np.sort(abs(w), axis=None)
+    k = size[round(100 * quantile) - 1] if quantile else 0.0
+    np.testing.assert_allclose(got, np.maximum(abs(w) - k, 0), rtol=1e-6)
+    self.assertEqual(int((got > 0).sum()), 100 - round(100 * quantile))
+    scaled = scores.soft_threshold(1000 * w, quantile=quantile)
+    np.testing.assert_allclose(scaled, 1000 * got, rtol=1e-3)
+
+  def test_of_gradients_and_activations(self):
+    g = np.array([[2.0, 3, 4], [5, 6, 7]], np.float32)
+    a = np.array([[4.0], [9.0]], np.float32)
+    for got, want in (
+      (scores.first_order(W, g), W * g),
+      (scores.taylor(W, g), (W * g) ** 2),
+      (scores.movement(W, g), -W * g),
+      (scores.fisher(W, g), W**2 * g),
+      (scores.wanda(W, a), abs(W) * np.array([[2.0], [3.0]])),
+    ):
+      np.testing.assert_allclose(got, want, rtol=1e-6)
+
   @parameterized.parameters(-0.1, float('nan'))
   def test_k_is_a_magnitude(self, k):
     with self.assertRaisesRegex(ValueError, 'k >= 0'):

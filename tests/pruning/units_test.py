@@ -119,6 +119,7 @@ class UnitsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('block', (4, 4), Axes((), (), (-2, -1)), dict(block=(2, 2)), 'no blocks'),
     ('block', (4, 4), MATRIX, dict(block=(0, 2)), r'block=\(0, 2\)'),
+    ('block', (4, 4), MATRIX, dict(block=(2, 2), pool='sum'), "pool='sum'"),
     ('block', (4, 4), MATRIX, dict(block=(2,)), 'a height and a width'),
     ('neurons', (4, 4), MATRIX, dict(axis=1), r'axis=1.*one of \[-2, -1\]'),
     ('neurons', (2, 4, 4), Axes((-2,), (-3,), (-1,)), dict(axis=-3), 'axis=-3'),
