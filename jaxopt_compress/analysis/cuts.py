@@ -31,15 +31,37 @@ class Program:
         leaves = set().union(*(self.leaves.get(x, ()) for x in values))
         self.leaves.update(dict.fromkeys(step.outputs, leaves))
 
+    # Asked for each family of siblings anew.
+    self._read = [
+      (
+        [x for x in step.inputs if isinstance(x, int) and x not in self.pure],
+        set().union(*(self.leaves.get(x, ()) for x in _values(step))),
+      )
+      for step in flat.steps
+    ]
+
+  def uses(self, of) -> list[int]:
+    """Of each step, the last layer of which it reads parameters beside data, or -1."""
+    return [
+      max((m for m in map(of, leaves) if m is not None), default=-1)
+      if data and leaves
+      else -1
+      for data, leaves in self._read
+    ]
+
   def activations(self, step) -> list[int]:
     """The operands that depend on data."""
     return [x for x in step.inputs if isinstance(x, int) and x not in self.pure]
 
 
+def _values(step) -> list[int]:
+  return [x for x in step.inputs if isinstance(x, int)]
+
+
 def between(program, of, n) -> list[list[int]]:
   """Values through which all goes from each layer to the next, the last one first."""
   steps, cuts = program.flat.steps, []
-  uses = [_uses(program, of, step) for step in steps]
+  uses = program.uses(of)
   last_used, next_used = _reach(program, uses)
   for i in range(n - 1):
 
@@ -62,12 +84,12 @@ def between(program, of, n) -> list[list[int]]:
       )
     ]
     for step in needed:
-      left.update({x for x in step.inputs if isinstance(x, int)})
+      left.update(set(_values(step)))
     for step in needed:
       outs = [x for x in step.outputs if handed(x)]
       if not outs:
         continue
-      for x in {x for x in step.inputs if isinstance(x, int)}:
+      for x in set(_values(step)):
         left[x] -= 1
         if not left[x]:
           live.discard(x)
@@ -76,16 +98,6 @@ def between(program, of, n) -> list[list[int]]:
         cut = [*live, *cut]
     cuts.append(cut)
   return cuts
-
-
-def _uses(program, of, step) -> int:
-  """The last layer of which a step reads parameters beside data, or -1."""
-  if not program.activations(step):
-    return -1
-  leaves = set().union(
-    *(program.leaves.get(x, ()) for x in step.inputs if isinstance(x, int))
-  )
-  return max((m for m in map(of, leaves) if m is not None), default=-1)
 
 
 def _reach(program, uses):
@@ -108,7 +120,7 @@ def bypassed(program, begin, end) -> bool:
   """Whether what a layer gets also meets, later on, what it gave."""
   around, after = {begin}, {end}
   for step in program.flat.steps:
-    values = {x for x in step.inputs if isinstance(x, int)}
+    values = set(_values(step))
     if values & after and values & (around - after):
       if any(program.flat.types[x].size > 1 for x in step.outputs):
         return True
