@@ -47,12 +47,14 @@ class Site(NamedTuple):
     logits: what the router gives, [..., experts].
     chosen: the numbers of the experts that it chooses, or None where no operation
       says them.
+    biases: the parameters [experts] that are added to what it chooses by.
   """
 
   last: dict[int, int]
   result: int
   logits: int
   chosen: int | None
+  biases: tuple[int, ...]
 
 
 def groups(structure: structure_lib.Structure) -> list[str]:
@@ -111,7 +113,15 @@ def site(
       f'{name}: no value has the shape {list(program.flat.types[x].shape)} of what is'
       ' routed and is a sum over the experts.'
     )
-  return Site(last, result, logits, _chosen(program, uses[router], result))
+  biases = tuple(
+    x
+    for x in inputs
+    if program.flat.types[x].size == shape[-1]
+    and uses[x]
+    and all(step.eqn.primitive.name == 'add' for step in uses[x])
+  )
+  chosen = _chosen(program, uses[router], result)
+  return Site(last, result, logits, chosen, biases)
 
 
 def depends(

@@ -21,9 +21,11 @@ from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.analysis import cuts as cuts_lib
 from jaxopt_compress.analysis import experts as experts_lib
 from jaxopt_compress.analysis import flat as flat_lib
+from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
+from jaxopt_compress.core import rules as rules_lib
 
 Structure = structure_lib.Structure
 
@@ -73,7 +75,82 @@ def mass(
   return {name: x['mass'] / x['tokens'] for name, x in found.items()}
 
 
+def unreachable(
+  plan: plan_lib.Plan, fun: Callable, params: Any, *args: Any, **kwargs: Any
+) -> Any:
+  """`plan.mask(params)`, in which the router never chooses the experts that go.
+
+  `Plan.mask` makes experts give zero, and the router may choose them all the same.
+  Weights alone keep tokens away only where something is added to what the router
+  chooses by: a bias, which becomes so low that no other can be below.
+
+  Args:
+    plan: of fewer experts.
+    fun: `fun(params, ...)`, a function of the parameters.
+    params: the parameters.
+    *args, **kwargs: further arguments of `fun`, which may be abstract.
+
+  Returns:
+    Parameters of the form of `params`: `fun` of them is that of `plan.apply(params)`.
+
+  Raises:
+    ValueError: a router has no bias.
+  """
+  structure, masked = plan.structure, plan.mask(params)
+  closed, leaves = walk.trace(fun, params, args, kwargs)
+  program = cuts_lib.Program(
+    flat_lib.flatten(closed), [path for path, _ in leaves]
+  )
+  biases: dict[str, set[str]] = {}
+  for inside in (program, *_bodies(program)):
+    for name in experts_lib.groups(structure):
+      site = experts_lib.site(inside, structure, name)
+      if site is not None and name in plan.sources:
+        paths = {inside.path[x] for x in site.biases}
+        biases[name] = biases.get(name, set()) | paths
+  without = [n for n in plan.sources if n in biases and not biases[n]]
+  if without or not biases:
+    raise ValueError(
+      f'{without or list(plan.sources)}: nothing is added to what a router chooses by,'
+      ' so no weights keep tokens from the experts that go. Shrink instead:'
+      ' plan.apply(params).'
+    )
+  lowered = set().union(*biases.values())
+  # Where an entry of a tree of ones becomes zero, its channel goes.
+  gone = dict(
+    rules_lib.named_leaves(plan.mask(jax.tree.map(jnp.ones_like, params)))
+  )
+
+  def closed_to(path, x):
+    if path not in lowered:
+      return x
+    least = max(-1e9, float(jnp.finfo(x.dtype).min) / 2)
+    return jnp.where(gone[path] == 0, jnp.asarray(least, x.dtype), x)
+
+  return rules_lib.map_named(closed_to, masked)
+
+
 # ------------------------------------------------------------------------ inside
+
+
+def _bodies(program):
+  """The programs of the loops of a program."""
+  for step in program.flat.steps:
+    inside = walk.enter(step.eqn)
+    if isinstance(inside, walk.Scan):
+      yield _body(program, inside, step)
+
+
+def _body(outer, inside, step) -> cuts_lib.Program:
+  """The program of a loop, whose parameters have the paths of what it goes through."""
+  whole = inside.num_consts + inside.num_carry
+  flat, paths = flat_lib.flatten(inside.body), {}
+  for i, x in enumerate(step.inputs):
+    leaves = outer.leaves.get(x, ()) if isinstance(x, int) else ()
+    carried = inside.num_consts <= i < whole
+    if len(leaves) == 1 and not carried:
+      (paths[flat.inputs[i]],) = leaves
+  return cuts_lib.Program(flat, paths)
 
 
 def _counted(structure, fun, params, batches) -> dict[str, dict]:
@@ -200,14 +277,7 @@ def _loop(outer, structure, inside, found):
 
   def run(step, values, read):
     whole = inside.num_consts + inside.num_carry
-    flat = flat_lib.flatten(inside.body)
-    paths = {}
-    for i, x in enumerate(step.inputs):
-      leaves = outer.leaves.get(x, ()) if isinstance(x, int) else ()
-      carried = inside.num_consts <= i < whole
-      if len(leaves) == 1 and not carried:
-        (paths[flat.inputs[i]],) = leaves
-    program = cuts_lib.Program(flat, paths)
+    program = _body(outer, inside, step)
     consts, carry = (
       values[: inside.num_consts],
       values[inside.num_consts : whole],

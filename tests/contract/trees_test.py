@@ -106,17 +106,22 @@ def layered(score, tree):
 
 def mixture(params, x):
   """The router may be compressed; of 4 experts one is chosen."""
-  chosen = jax.nn.one_hot(jnp.argmax(x @ params['router'], -1), 4)
+  logits = x @ params['a']['kernel'] + params['a']['bias']
+  chosen = jax.nn.one_hot(jnp.argmax(logits, -1), 4)
   return jnp.einsum('bd,edf,be->bf', x, params['experts'], chosen)
 
 
-EXPERTS = {'router': DENSE['a']['kernel'], 'experts': jnp.ones((4, 4, 4))}
+EXPERTS = {'a': DENSE['a'], 'experts': jnp.ones((4, 4, 4))}
 MIXED = jc.structure(mixture)(EXPERTS, X)
 
 
 def mixed(score, tree):
-  params = {**EXPERTS, 'router': tree['a']['kernel']}
-  return score(MIXED, mixture, params, [X])
+  return score(MIXED, mixture, {**EXPERTS, 'a': tree['a']}, [X])
+
+
+def unreachable(tree):
+  plan = jc.Plan(MIXED, {'a/bias:-1': [0, 2]})
+  return experts.unreachable(plan, mixture, {**EXPERTS, 'a': tree['a']}, X)
 
 
 def evaluated(tree):
@@ -296,6 +301,7 @@ KEEPS = {
 }
 # What would count codes says which leaf it is.
 REFUSES = {
+  'pruning.experts.unreachable': unreachable,
   'export.rebuild.save_shrunk': lambda t: jc.save_shrunk(
     '', jc.Plan(jc.structure(apply)(DENSE, X), {}), t
   ),

@@ -128,6 +128,38 @@ class ExpertsTest(parameterized.TestCase):
     small = plan.apply(params)
     self.assertEqual(Mixture(2).apply(small, X).shape, X.shape)
 
+  @parameterized.product(loop=(False, True), dtype=('float32', 'bfloat16'))
+  def test_unreachable(self, loop, dtype):
+    # The router has a bias, and top_k is of what comes after softmax.
+    def layer(p, x):
+      chances = jax.nn.softmax(x @ p['router'] + p['bias'][None])
+      gates, which = lax.top_k(chances, 2)
+      chosen = jax.nn.one_hot(which, chances.shape[-1], dtype=x.dtype)
+      weights = (chosen * gates[..., None]).sum(1)
+      h = jax.nn.relu(jnp.einsum('td,edf->tef', x, p['up']))
+      return x + jnp.einsum('tef,efd,te->td', h, p['down'], weights)
+
+    def fun(p, x):
+      if loop:
+        return lax.scan(lambda x, p: (layer(p, x), None), x, p['moe'])[0]
+      return layer(p['moe'], x)
+
+    layers = (2,) if loop else ()
+    p = mixtures.drawn(layers=layers) | {'bias': 0.1 * jnp.ones((*layers, 4))}
+    p = {'moe': jax.tree.map(lambda w: w.astype(dtype), p)}
+    x = X.astype(dtype)
+    found = jc.structure(fun)(p, x)
+    (name,) = experts.experts_lib.groups(found)
+    plan = jc.Plan(found, {name: [0, 1, 3]})
+    closed = experts.unreachable(plan, fun, p, x)
+    run = jax.jit(fun)
+    np.testing.assert_allclose(
+      run(closed, x).astype('float32'),
+      run(plan.apply(p), x).astype('float32'),
+      rtol=1e-5 if dtype == 'float32' else 2e-2,
+      atol=1e-5 if dtype == 'float32' else 2e-2,
+    )
+
   def test_refused(self):
     fun, p = on_a_stream('every'), {'moe': mixtures.drawn()}
     found = jc.structure(fun)(p, X)
@@ -140,6 +172,12 @@ class ExpertsTest(parameterized.TestCase):
       (lambda: experts.reap(found, fun, p, []), 'no batch'),
       (lambda: experts.reap(found, fun, p, [X * jnp.nan]), 'not finite'),
       (lambda: experts.reap(found, plain, p, [X]), 'does not use'),
+      (
+        lambda: experts.unreachable(
+          jc.Plan(found, {'moe/down:-3': [0, 1]}), fun, p, X
+        ),
+        'nothing is added to what a router',
+      ),
     ):
       with self.assertRaisesRegex(ValueError, message):
         call()
