@@ -171,8 +171,14 @@ class Plan:
     """The plan of the same sizes that takes the first channels of each group.
 
     Of parameters that are sorted by importance these are the ones that matter most.
+    Layers, tokens and classes, which sorting leaves in order, are those of this plan.
     """
-    sources = {name: np.arange(n) for name, n in self.sizes.items()}
+    sources = {
+      name: source
+      if self.structure.ordered(name)
+      else np.arange(source.shape[-1])
+      for name, source in self.sources.items()
+    }
     return dataclasses.replace(self, sources=sources)
 
   def apply(self, tree: Any) -> Any:

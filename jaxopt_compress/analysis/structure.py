@@ -146,6 +146,11 @@ class Structure:
       found.append(self.channels(layouts[at], group).reshape(shape))
     return found
 
+  def ordered(self, name: str) -> bool:
+    """Whether the order of its channels has a meaning, as that of layers and tokens."""
+    meant = {tied.LOOP, *numbering.BOUNDARY}
+    return name in self.layers or bool(meant & {*self.groups[name].inexact})
+
   @property
   def free(self) -> dict[str, Group]:
     """The groups that are not locked."""

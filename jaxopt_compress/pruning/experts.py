@@ -179,10 +179,20 @@ def _counted(structure, fun, params, batches) -> dict[str, dict]:
   for batch in batches:
     number += 1
     for name, counts in counted(params, batch).items():
-      counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
+      counts = {k: _by_channel(structure, name, x) for k, x in counts.items()}
       old = total.get(name, dict.fromkeys(counts, 0.0))
       total[name] = {k: old[k] + x for k, x in counts.items()}
   return _checked(structure, names, total, number)
+
+
+def _by_channel(structure, name, counts) -> np.ndarray:
+  """Counts of experts [..., n] as those of a group: experts may be in groups."""
+  counts = np.asarray(counts, np.float64)
+  path, axis = structure.members(name)[0]
+  index = structure.channels(structure.axes[path][axis], name)
+  onto = np.zeros((len(index), structure.groups[name].size))
+  onto[np.arange(len(index)), index] = 1
+  return counts @ onto
 
 
 def _checked(structure, names, total, number):

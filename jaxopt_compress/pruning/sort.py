@@ -13,14 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxopt_compress.analysis import numbering
 from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import structure as structure_lib
-from jaxopt_compress.analysis import tied
 from jaxopt_compress.pruning import keep
-
-# Of such channels the first is not like the others.
-_IN_ORDER = frozenset((tied.LOOP, *numbering.BOUNDARY))
 
 
 def sort(
@@ -30,8 +25,8 @@ def sort(
 
   Args:
     structure: what `jc.structure(apply)(params, x)` returned.
-    importance: {group: number for each channel}, as for `jc.select`. Layers of a loop,
-      tokens and classes keep their order, which has a meaning.
+    importance: {group: number for each channel}, as for `jc.select`. Layers, tokens
+      and classes keep their order, which has a meaning.
 
   Raises:
     ValueError: an importance that does not fit or is not finite.
@@ -45,7 +40,7 @@ def sort(
   """
   sources = {}
   for name, x in keep.checked(structure, importance).items():
-    if not _IN_ORDER & {*structure.groups[name].inexact}:
+    if not structure.ordered(name):
       # Of equal importances the first come first, as `select` keeps them.
       sources[name] = np.argsort(-x, axis=-1, kind='stable')
   return plan_lib.Plan(structure, sources)

@@ -88,6 +88,17 @@ class RenumberedTest(parameterized.TestCase):
     small = jc.Plan(found, {name: [0, 2, 3]}).apply(params)
     self.assertEqual(list(small['layers']), [0, 3, 5])
 
+  def test_layers_keep_their_order(self):
+    fun, params, x = transformer()
+    found = jc.structure(fun)(params, x)
+    (name,) = found.layers
+    width = 'params/Block_2/Dense_0/kernel:-1'
+    importance = {name: np.arange(3.0), width: np.arange(16.0)}
+    self.assertEqual(list(jc.sort(found, importance).sources), [width])
+    leading = jc.Plan(found, {name: [1, 2], width: [3, 5]}).leading
+    self.assertEqual(leading.sources[name].tolist(), [1, 2])
+    self.assertEqual(leading.sources[width].tolist(), [0, 1])
+
   def test_widths_and_layers_at_once(self):
     fun, params, x = transformer()
     found = jc.structure(fun)(params, x)

@@ -105,6 +105,24 @@ class ExpertsTest(parameterized.TestCase):
     self.assertEqual(sum(plan.sizes.values()), 6)
     self.assertTrue(jnp.isfinite(named(plan.apply(forms[1][1]), X)).all())
 
+  def test_groups_of_experts(self):
+    # Of two groups of two experts one is chosen first, and then both of it.
+    def fun(p, x):
+      chances = jax.nn.sigmoid(x @ p['router'])
+      best = lax.top_k(chances.reshape(-1, 2, 2).max(-1), 1)[1]
+      inside = jnp.repeat(jax.nn.one_hot(best[:, 0], 2), 2, -1)
+      gates, which = lax.top_k(jnp.where(inside > 0, chances, 0.0), 2)
+      weights = jnp.einsum('tk,tke->te', gates, jax.nn.one_hot(which, 4))
+      h = jax.nn.relu(jnp.einsum('td,edf->tef', x, p['up']))
+      return x + jnp.einsum('tef,efd,te->td', h, p['down'], weights)
+
+    p = mixtures.drawn()
+    found = jc.structure(fun)(p, X)
+    got = experts.frequency(found, fun, p, [X])
+    groups, inside = got.values()
+    np.testing.assert_allclose(groups.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(inside, [0.5, 0.5], rtol=1e-6)
+
   def test_linen(self):
     class Mixture(linen.Module):
       experts: int
