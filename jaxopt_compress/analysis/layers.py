@@ -88,32 +88,51 @@ def _of_family(program, family, numbers):
   begins = [None, *(c[0] if c else None for c in cuts)]
   ends = [list(pair) for pair in zip(begins, [*cuts, []], strict=True)]
   kinds = overlay.kinds(program, family, numbers, ends)
-  for members, also in kinds:
-    if (
-      len(members) > 1
-      and _one_after_another(program, ends, members)
-      and _weighs(program, {family, *also}, numbers[members[0]])
-    ):
-      prefixes = tuple(
-        tuple(
-          siblings.prefix(f, numbers[i])
-          for f in _heaviest_first(
-            program, {family, *also}, numbers[members[0]]
-          )
-        )
-        for i in members
+  alike = [
+    (members, also)
+    for members, also in kinds
+    if len(members) > 1
+    and _one_after_another(program, ends, members)
+    and _weighs(program, {family, *also}, numbers[members[0]])
+  ]
+  for members, also in alike:
+    prefixes = tuple(
+      tuple(
+        siblings.prefix(f, numbers[i])
+        for f in _heaviest_first(program, {family, *also}, numbers[members[0]])
       )
-      streams = tuple(
-        (begin, end) for begin, (end,) in map(ends.__getitem__, members)
+      for i in members
+    )
+    streams = tuple(
+      (begin, end) for begin, (end,) in map(ends.__getitem__, members)
+    )
+    apart = [
+      why
+      for i in members
+      if (
+        why := _resized(program, siblings.prefix(family, numbers[i]), *ends[i])
       )
-      types = [[program.flat.types[x] for x in pair] for pair in streams]
-      apart = [
-        f'{names[0]} takes {a.str_short()} and gives {b.str_short()}'
-        for names, (a, b) in zip(prefixes, types, strict=True)
-        if (a.shape, a.dtype) != (b.shape, b.dtype)
-      ]
-      made = Layers(prefixes, streams, tuple(apart))
-      yield dataclasses.replace(made, inexact=_moves(program, made)), also
+    ]
+    made = Layers(prefixes, streams, tuple(apart))
+    yield dataclasses.replace(made, inexact=_moves(program, made)), also
+  stay = {*range(len(numbers))}.difference(*(members for members, _ in alike))
+  for i in sorted(stay) if alike else ():
+    path = siblings.prefix(family, numbers[i])
+    why = _resized(program, path, *ends[i])
+    yield (
+      Layers(((path,),), (), (why or 'no other layer computes the same',)),
+      set(),
+    )
+
+
+def _resized(program, path, begin, gives) -> str:
+  """Says so if a layer gives something of another shape than it gets."""
+  if begin is None or not gives:
+    return ''
+  a, b = (program.flat.types[x] for x in (begin, gives[0]))
+  if (a.shape, a.dtype) == (b.shape, b.dtype):
+    return ''
+  return f'{path} takes {a.str_short()} and gives {b.str_short()}'
 
 
 def _one_after_another(program, ends, members) -> bool:

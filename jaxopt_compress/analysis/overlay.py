@@ -93,7 +93,8 @@ def _pairs(program, family, n, m, y, z, begin, start):
       other = siblings.in_place_of(
         program.path.get(a), program.path.get(b), n, m
       )
-      if other is None:
+      types = program.flat.types
+      if other is None or types[a].shape != types[b].shape:
         return None
       also.add(other)
       continue

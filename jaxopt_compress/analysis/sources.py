@@ -22,6 +22,10 @@ def checked(
   [2, 0]
   """
   source = np.asarray(source)
+  if group.locked and not np.array_equal(source, np.arange(group.size)):
+    raise ValueError(
+      f'{group.name} has to stay as it is: {"; ".join(group.locked)}.'
+    )
   if source.size == 0 or source.ndim not in (1, 1 + len(group.within)):
     raise ValueError(
       f'{group.name}: the sources have shape {source.shape}; a list of channels, one'
@@ -42,10 +46,6 @@ def checked(
     raise ValueError(
       f'{group.name} has channels 0 to {group.size - 1}, and the plan takes channels'
       f' {source.min()} to {source.max()}.'
-    )
-  if group.locked and not np.array_equal(source, np.arange(group.size)):
-    raise ValueError(
-      f'{group.name} has to stay as it is: {"; ".join(group.locked)}.'
     )
   rows = source.reshape(-1, source.shape[-1]).tolist()
   left = min(len(set(row)) for row in rows)

@@ -97,16 +97,37 @@ class LayersTest(parameterized.TestCase):
     found = jc.structure(fun)(p, jnp.ones((2, 6)))
     self.assertEmpty(found.layers)
 
-  def test_what_they_take_is_not_what_they_give(self):
-    def fun(p, x):
-      for i in range(3):
-        x = jnp.tanh(x[:, : 4 - i] @ p['layers'][i]['w'][: 4 - i])
-        x = x[:, : 3 - i]
-      return x.sum()
+  def test_layers_that_stay(self):
+    sizes = (6, 6, 6, 3, 6, 6)
 
-    p = {'layers': [{'w': jnp.ones((4, 4))} for _ in range(3)]}
-    found = jc.structure(fun)(p, jnp.ones((2, 4)))
-    self.assertEmpty({n for n in found.layers if not found.groups[n].locked})
+    def fun(p, x):
+      for layer in p['layers']:
+        x = jnp.tanh(x @ layer['w'])
+      return x
+
+    pairs = zip(sizes, sizes[1:])
+    p = {'layers': [{'w': jnp.ones(shape)} for shape in pairs]}
+    found = jc.structure(fun)(p, jnp.ones((2, 6)))
+    self.assertEqual(
+      {name: found.groups[name].locked for name in found.layers},
+      {
+        'layers/0:layers': (),  # and 1 and 4
+        'layers/2:layers': (
+          'layers/2 takes float32[2,6] and gives float32[2,3]',
+        ),
+        'layers/3:layers': (
+          'layers/3 takes float32[2,3] and gives float32[2,6]',
+        ),
+      },
+    )
+    self.assertEqual(found.groups['layers/0:layers'].size, 3)
+    with self.assertRaisesRegex(ValueError, 'layers/2 takes'):
+      jc.Plan(found, {'layers/2:layers': []})
+    small = jc.Plan(found, {'layers/0:layers': [0, 2]}).apply(p)
+    self.assertEqual(
+      [layer['w'].shape for layer in small['layers']],
+      [(6, 6), (6, 3), (3, 6), (6, 6)],
+    )
 
 
 if __name__ == '__main__':
