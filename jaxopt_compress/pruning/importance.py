@@ -69,8 +69,9 @@ def importance(
 
   Returns:
     {group: float64 [*sizes of `Group.within`, size]}, for the groups that are not
-    locked and of which a leaf has a score. What else gives a number for each channel can stand in its place,
-    as random ones do: `{n: rng.random(g.size) for n, g in structure.free.items()}`.
+    locked and of which a leaf has a score. What else gives a number for each channel
+    can stand in its place, as random ones: `{n: rng.random(g.size) for n, g in
+    structure.free.items()}`.
 
   Raises:
     ValueError: a score is not of the shape of its leaf or not finite, the tree is of
@@ -80,7 +81,7 @@ def importance(
   https://arxiv.org/abs/1708.06519), and Huber-type importance, max(0, |x| - k):
 
       jc.importance(structure, params, score=[('.*/scale', 'magnitude'), ('.*', None)])
-      huber = functools.partial(scores.soft_threshold, k=0.01)
+      huber = functools.partial(scores.soft_threshold, quantile=0.5)
       jc.importance(structure, params, score=huber)
 
   >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']

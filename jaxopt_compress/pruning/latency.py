@@ -7,7 +7,9 @@ that they depend on, and interpolated. What they leave of the time of the whole 
 goes to all other operations, by how much they write. Where products take longer one by
 one than together, as on several cores, they count in proportion.
 
-It is a prediction. `Budget.measured` runs the network of a plan.
+It is a prediction, and no promise that narrower is faster: sizes between those that
+kernels are made for may take longer than larger ones. `Budget.measured` runs the network
+of a plan.
 """
 
 from collections.abc import Mapping
