@@ -7,7 +7,13 @@
 A segment is a run of p entries: the last axes of the array, whatever lies in front.
 `capacity` is the largest number of kept weights in a segment; the others are filled up
 to it. So one segment for each stacked layer wastes little, and one for each row more,
-though rows can be gathered and cut over devices without the others.
+though rows can be gathered and cut over devices without the others. At 90% zeros, in
+rows of 1024, bits a weight (`python -m launch.bench.sparse_bytes`):
+
+              float32   bfloat16   int8
+    dense       32        16        8
+    by layer     4.20      2.60     1.80
+    by row       5.34      3.17     2.09
 """
 
 import dataclasses

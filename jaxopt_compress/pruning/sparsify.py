@@ -87,17 +87,18 @@ def sparsify(
   told = {}
 
   def smallest(path, leaf):
-    if any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(leaf)):
+    unknown = jax.core.Tracer | jax.ShapeDtypeStruct
+    if any(isinstance(p, unknown) for p in jax.tree.leaves(leaf)):
       raise ValueError(
-        f'{path} is traced, and how many zeros it has is not known. Call jc.sparsify'
-        ' outside of jit, and pass what it returns to the program.'
+        f'{path} is traced or abstract, and how many zeros it has is not known. Call'
+        ' jc.sparsify outside of jit, and pass what it returns to the program.'
       )
     why = 'a rule says so' if chosen[path] is None else _why_not(leaf)
     new = leaf if why else _smallest(path, leaf, uses)
     if new is leaf and not why:
       why = _why_dense(leaf)
     told[path] = Stored(
-      new.describe() if array.is_compressed(new) else str(new.dtype),
+      new.describe() if array.is_compressed(new) else str(jnp.result_type(new)),
       storage.nbytes(new),
       storage.nbytes(leaf),
       why,
@@ -141,7 +142,7 @@ def _why_dense(leaf) -> str:
   if not zeros:
     return 'it has no zeros'
   of = ' of its codes' if array.is_compressed(leaf) else ''
-  return f'{zeros:.1%} zeros{of} are too few'
+  return f'with {zeros:.1%} zeros{of} no form is smaller'
 
 
 def _to_store(leaf):

@@ -48,7 +48,7 @@ class SparsifyTest(parameterized.TestCase):
 
   def test_says_why_not(self):
     tree = {
-      'scalar': jnp.float32(1),
+      'scalar': 0.5,
       'empty': jnp.zeros((0, 3)),
       'ids': jnp.zeros(9, jnp.int32),
       'full': jnp.ones((8, 8)),
@@ -65,7 +65,7 @@ class SparsifyTest(parameterized.TestCase):
         'asked': 'a rule says so',
         'codes': 'it has no zeros',
         'empty': 'it is empty',
-        'few': '1.0% zeros are too few',
+        'few': 'with 1.0% zeros no form is smaller',
         'full': 'it has no zeros',
         'ids': 'int32 is no weight',
         'scalar': 'it is a scalar',
@@ -124,6 +124,8 @@ class SparsifyTest(parameterized.TestCase):
       jc.sparsify({'w': zeros((8, 8), 0.5)}, rules)
 
   def test_refuses_what_is_traced(self):
+    with self.assertRaisesRegex(ValueError, 'w is traced or abstract'):
+      jc.sparsify({'w': jax.ShapeDtypeStruct((8, 8), jnp.float32)})
     with self.assertRaisesRegex(ValueError, 'w is traced'):
       jax.jit(lambda w: jc.sparsify({'w': w})[0])(jnp.ones((8, 8)))
 
