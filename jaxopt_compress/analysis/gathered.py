@@ -20,7 +20,7 @@ def taken(x: Any, moves: Mapping[int, np.ndarray]) -> Any:
   """The entries `index` of each axis `i`, for `{i: index}`.
 
   Args:
-    x: an array of JAX or numpy, or a leaf. A leaf type that is more than arrays of
+    x: an array of JAX or numpy, abstract or not, or a leaf. A leaf type that is more than arrays of
       the axes of what it stands for has a method `taken(index, axis)`, the axis
       counted from the end, that returns such a leaf or raises a ValueError.
     moves: axes from the start; int [new size], or of the axes of `x`, [..., new
@@ -52,13 +52,20 @@ def taken(x: Any, moves: Mapping[int, np.ndarray]) -> Any:
     for i, index in moves.items():
       x = _of_leaf(x, index, i - x.ndim)
     return x
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return jax.eval_shape(lambda x: _gather(x, moves), x)
   if isinstance(x, np.ndarray):
     return array.on_device(_gather(x, moves, np.take, np.take_along_axis))
-  sharding = getattr(x, 'sharding', None)
-  cut = isinstance(sharding, jax.sharding.NamedSharding)
-  if cut and moves and not isinstance(x, jax.core.Tracer):
-    return _placed(_gather(_whole(x, sharding, moves), moves), x)
-  return _gather(jnp.asarray(x), moves)
+  x = jnp.asarray(x)
+  sharding = jax.typeof(x).sharding if _is_traced(x) else x.sharding
+  cut = isinstance(sharding, jax.sharding.NamedSharding) and any(sharding.spec)
+  if not cut or not moves:
+    return _gather(x, moves)
+  return _placed(_gather(_whole(x, sharding, moves), moves), x, sharding)
+
+
+def _is_traced(x) -> bool:
+  return isinstance(x, jax.core.Tracer)
 
 
 def _gather(x, moves, take=jnp.take, along=jnp.take_along_axis):
@@ -110,18 +117,24 @@ def _whole(x, sharding, axes):
   """The array, not cut along some axes."""
   spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
   spec = [None if i in axes else s for i, s in enumerate(spec)]
-  return jax.device_put(
-    x, sharding.update(spec=jax.sharding.PartitionSpec(*spec))
-  )
+  whole = sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+  return _put(x, whole)
 
 
-def _placed(out, x):
+def _placed(out, x, sharding):
   """On the devices that `x` lies on, cut as it is."""
   try:
-    return jax.device_put(out, x.sharding)
+    return _put(out, sharding)
   except ValueError as e:
     raise ValueError(
       f'Of shape {out.shape}, what had shape {x.shape} cannot be cut as'
-      f' {x.sharding.spec} any more. Take multiples of the number of devices, or'
+      f' {sharding.spec} any more. Take multiples of the number of devices, or'
       ' replicate it first.'
     ) from e
+
+
+def _put(x, sharding):
+  # Under a trace the type of a value says how it is cut.
+  return (jax.sharding.reshard if _is_traced(x) else jax.device_put)(
+    x, sharding
+  )

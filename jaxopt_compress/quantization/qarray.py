@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import clip
@@ -243,11 +244,7 @@ class QArray(array.CompressedArray):
           f'entries along axis {axis} differ from row to row, and groups of rows'
           ' share a scale. Shrink what this was quantised from, then quantise.'
         )
-      x = (
-        jnp.take_along_axis(x, jnp.asarray(mine), axis=axis)
-        if rows
-        else jnp.take(x, mine, axis=axis, mode='clip')
-      )
+      x = gathered.taken(x, {x.ndim + axis: mine})
       parts[name] = part._replace(array=x)
     q = q.with_parts(parts)
     several = {

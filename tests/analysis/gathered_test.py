@@ -133,6 +133,29 @@ class GatheredTest(parameterized.TestCase):
       self.assertIsInstance(out, bitmask.Bitmask)
       np.testing.assert_array_equal(out.materialize(), KEPT[rows])
 
+  def test_cut_over_devices(self):
+    mesh = jax.make_mesh((4,), ('model',))
+    cut = jax.sharding.NamedSharding(mesh, jax.P(None, 'model'))
+    columns = np.r_[:4, 12:16]
+    dense = jax.device_put(W['w'], cut)
+    leaf = jc.quantize({'w': dense}, [('w', 'int8')], USES)['w']
+    for x in (dense, leaf):
+      for run in (
+        gathered.taken,
+        jax.jit(lambda x, _: gathered.taken(x, {1: columns})),
+      ):
+        out = run(x, {1: columns})
+        array = out if x is dense else out.qvalue
+        self.assertEqual(array.sharding.spec, jax.P(None, 'model'))
+        want = np.asarray(jc.materialize({'w': x})['w'])[:, columns]
+        np.testing.assert_array_equal(jc.materialize({'w': out})['w'], want)
+
+  def test_abstract(self):
+    out = gathered.taken(
+      jax.ShapeDtypeStruct((4, 3), jnp.int8), {0: np.arange(2)}
+    )
+    self.assertEqual((out.shape, out.dtype), ((2, 3), jnp.int8))
+
   def test_one_entry_for_each_row(self):
     rows = np.array([[0], [1], [0]])
     x = np.arange(6).reshape(3, 2)
