@@ -177,6 +177,9 @@ def _initial(job, built, finished):
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
   params, variables = _started(job, built, finished)
   params, variables = plans.cut(job, built, params, variables)
+  if stage.prune.masks:
+    masks = mesh_lib.local(finished[stage.prune.masks]['params'])
+    params = stages_lib.rewound(built, params, masks)
   ranges = built.ranges
   if ranges:
     ranges = _calibrated(job, built, params, variables)

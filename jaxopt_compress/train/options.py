@@ -73,6 +73,8 @@ class Prune:
   method: str = fields.option('gradual', needs='prune steps')
   schedule: str = fields.option('cubic', needs='prune steps')
   allocation: str = fields.option('uniform', needs='prune')
+  # The stage whose masks these are, on the weights of `init`: rewinding.
+  masks: str = fields.option('', needs='prune steps init')
   # Of the methods that take them: see `pruning.methods`.
   drop: float = fields.option(0.3, '[0, 1]', needs='prune steps')
   threshold: float = fields.option(0.1, '(0, 0.5)', needs='prune steps')

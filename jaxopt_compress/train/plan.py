@@ -60,7 +60,8 @@ class Plan:
 
   def needed(self, stage: options.Stage) -> list[options.Stage]:
     """The stage after all that it depends on."""
-    before = [self.stage(n) for n in (stage.init, stage.distil.teacher) if n]
+    names = stage.init, stage.distil.teacher, stage.prune.masks
+    before = [self.stage(n) for n in names if n]
     found = [s for b in before for s in self.needed(b)] + [stage]
     return list({s.name: s for s in found}.values())
 
@@ -173,7 +174,11 @@ def _check_references(plan):
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
-    sources = {'init': stage.init, 'teacher': stage.distil.teacher}
+    sources = {
+      'init': stage.init,
+      'teacher': stage.distil.teacher,
+      'prune_masks': stage.prune.masks,
+    }
     for key, name in sources.items():
       if name and name not in earlier:
         raise ValueError(

@@ -14,7 +14,7 @@ STAGE = """
   teacher alpha temperature
   shrink
   prune prune_score prune_scope prune_k prune_span prune_every
-  prune_method prune_schedule prune_allocation prune_drop prune_threshold prune_penalty
+  prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
   prune_decay prune_seed
   quantize calibrate calibrate_batches
   lora lora_alpha lora_rank_stabilized
