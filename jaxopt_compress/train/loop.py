@@ -35,6 +35,7 @@ from jaxopt_compress.train import plans
 from jaxopt_compress.train import preemption
 from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
+from jaxopt_compress.train import rewind
 from jaxopt_compress.train import stages as stages_lib
 from jaxopt_compress.train import state as state_lib
 from jaxopt_compress.train import workdir as workdir_lib
@@ -179,7 +180,7 @@ def _initial(job, built, finished):
   params, variables = plans.cut(job, built, params, variables)
   if stage.prune.masks:
     masks = mesh_lib.local(finished[stage.prune.masks]['params'])
-    params = stages_lib.rewound(built, params, masks)
+    params = rewind.rewound(built, params, masks)
   ranges = built.ranges
   if ranges:
     ranges = _calibrated(job, built, params, variables)

@@ -182,6 +182,15 @@ class Stage:
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')
 
   @property
+  def sources(self) -> dict[str, str]:
+    """{key: the stage that it names}; '' for none."""
+    return {
+      'init': self.init,
+      'teacher': self.distil.teacher,
+      'prune_masks': self.prune.masks,
+    }
+
+  @property
   def compresses(self) -> bool:
     parts = (self.prune, self.quantize, self.adapters)
     return any(part.rules for part in parts)

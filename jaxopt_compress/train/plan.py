@@ -60,8 +60,7 @@ class Plan:
 
   def needed(self, stage: options.Stage) -> list[options.Stage]:
     """The stage after all that it depends on."""
-    names = stage.init, stage.distil.teacher, stage.prune.masks
-    before = [self.stage(n) for n in names if n]
+    before = [self.stage(n) for n in stage.sources.values() if n]
     found = [s for b in before for s in self.needed(b)] + [stage]
     return list({s.name: s for s in found}.values())
 
@@ -174,12 +173,7 @@ def _check_references(plan):
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
-    sources = {
-      'init': stage.init,
-      'teacher': stage.distil.teacher,
-      'prune_masks': stage.prune.masks,
-    }
-    for key, name in sources.items():
+    for key, name in stage.sources.items():
       if name and name not in earlier:
         raise ValueError(
           f'{where}.{key} is {name!r}; a stage that runs before it is expected,'
