@@ -1,8 +1,15 @@
 """Networks of layers that have names of their own."""
 
+import functools
+
 from flax import linen
+from flax import nnx
 import jax
 import jax.numpy as jnp
+
+import jaxopt_compress as jc
+from jaxopt_compress.models import decoder
+from jaxopt_compress.models import vit
 
 
 class Block(linen.Module):
@@ -80,3 +87,45 @@ def drawn(model, x):
   return jax.tree.map(
     lambda v: v + 0.1 + 0.1 * jax.random.uniform(key, v.shape), variables
   )
+
+
+# (fun, params, x), made once.
+
+TEXT = jnp.ones((2, 4, 5))
+IMAGES = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))
+IDS = jnp.array([[3, 1, 7, 7], [0, 10, 3, 1]])
+
+
+@functools.cache
+def transformer(depth=3, post=False):
+  model = Transformer(depth, post)
+  return model.apply, drawn(model, TEXT), TEXT
+
+
+@functools.cache
+def resnet(blocks=(3, 2)):
+  model = ResNet(blocks)
+  return model.apply, drawn(model, IMAGES), IMAGES
+
+
+@functools.cache
+def gqa(depth=3, **options):
+  model = decoder.Decoder(
+    11, 8, depth, 2, 1, scan=False, **options, rngs=nnx.Rngs(0)
+  )
+  graphdef, params = nnx.split(model)
+  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IDS
+
+
+@functools.cache
+def vision(depth=3):
+  model = vit.ViT(3, 2, 8, depth, 2, classes=3, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(model)
+  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IMAGES
+
+
+@functools.cache
+def structure(made):
+  """The structure of what a function makes."""
+  fun, params, x = made()
+  return jc.structure(fun)(params, x)

@@ -1,53 +1,20 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import deep
-from flax import nnx
-import jax
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
-from jaxopt_compress.models import decoder
-from jaxopt_compress.models import vit
-
-TEXT = jnp.ones((2, 4, 5))
-IMAGES = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))
-IDS = jnp.array([[3, 1, 7, 7], [0, 10, 3, 1]])
-
-
-def transformer(depth=3, post=False):
-  model = deep.Transformer(depth, post)
-  return model.apply, deep.drawn(model, TEXT), TEXT
-
-
-def resnet(blocks=(3, 2)):
-  model = deep.ResNet(blocks)
-  return model.apply, deep.drawn(model, IMAGES), IMAGES
-
-
-def gqa(depth=3, **options):
-  model = decoder.Decoder(
-    11, 8, depth, 2, 1, scan=False, **options, rngs=nnx.Rngs(0)
-  )
-  graphdef, params = nnx.split(model)
-  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IDS
-
-
-def vision(depth=3):
-  model = vit.ViT(3, 2, 8, depth, 2, classes=3, rngs=nnx.Rngs(0))
-  graphdef, params = nnx.split(model)
-  return lambda p, x: nnx.merge(graphdef, p)(x)[0], params, IMAGES
 
 
 class LayersTest(parameterized.TestCase):
   @parameterized.named_parameters(
-    ('transformer', transformer, 'params/Block_0', 3),
-    ('decoder', gqa, 'blocks/0', 3),
-    ('vision', vision, 'blocks/0', 3),
-    ('recomputed', lambda: gqa(remat=True), 'blocks/0', 3),
+    ('transformer', deep.transformer, 'params/Block_0', 3),
+    ('decoder', deep.gqa, 'blocks/0', 3),
+    ('vision', deep.vision, 'blocks/0', 3),
+    ('recomputed', lambda: deep.gqa(remat=True), 'blocks/0', 3),
   )
   def test_found(self, made, first, n):
-    fun, params, x = made()
-    found = jc.structure(fun)(params, x)
+    found = deep.structure(made)
     self.assertEqual(list(found.layers), [f'{first}:layers'])
     group = found.groups[f'{first}:layers']
     self.assertEqual((group.size, group.locked, group.inexact), (n, (), ()))
@@ -56,8 +23,7 @@ class LayersTest(parameterized.TestCase):
     self.assertEqual(again, found)
 
   def test_stages(self):
-    fun, params, x = resnet()
-    found = jc.structure(fun)(params, x)
+    found = deep.structure(deep.resnet)
     self.assertEqual(
       found.layers['params/Residual_3:layers'],
       (
@@ -71,7 +37,7 @@ class LayersTest(parameterized.TestCase):
     )
 
   def test_what_zeros_do_not_pass_on(self):
-    fun, params, x = transformer(post=True)
+    fun, params, x = deep.transformer(post=True)
     found = jc.structure(fun)(params, x)
     (name,) = found.layers
     self.assertRegex(

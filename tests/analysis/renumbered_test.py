@@ -3,12 +3,10 @@ import dataclasses
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import deep
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from layers_test import gqa
-from layers_test import resnet
-from layers_test import transformer
 import numpy as np
 import optax
 
@@ -19,21 +17,21 @@ class RenumberedTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (
       'transformer',
-      transformer,
+      deep.transformer,
       {'params/Block_0:layers': [0, 2]},
-      lambda: transformer(2),
+      lambda: deep.transformer(2),
     ),
     (
       'resnet',
-      resnet,
+      deep.resnet,
       {'params/Residual_0:layers': [1], 'params/Residual_3:layers': [1]},
-      lambda: resnet((1, 1)),
+      lambda: deep.resnet((1, 1)),
     ),
-    ('decoder', gqa, {'blocks/0:layers': [1]}, lambda: gqa(1)),
+    ('decoder', deep.gqa, {'blocks/0:layers': [1]}, lambda: deep.gqa(1)),
   )
   def test_masked_is_without(self, made, sources, smaller):
     fun, params, x = made()
-    plan = jc.Plan(jc.structure(fun)(params, x), sources)
+    plan = jc.Plan(deep.structure(made), sources)
     small_fun, like, _ = smaller()
     small = plan.apply(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(small, like)
@@ -89,8 +87,7 @@ class RenumberedTest(parameterized.TestCase):
     self.assertEqual(list(small['layers']), [0, 3, 5])
 
   def test_layers_keep_their_order(self):
-    fun, params, x = transformer()
-    found = jc.structure(fun)(params, x)
+    found = deep.structure(deep.transformer)
     (name,) = found.layers
     width = 'params/Block_2/Dense_0/kernel:-1'
     importance = {name: np.arange(3.0), width: np.arange(16.0)}
@@ -100,8 +97,8 @@ class RenumberedTest(parameterized.TestCase):
     self.assertEqual(leading.sources[width].tolist(), [0, 1])
 
   def test_widths_and_layers_at_once(self):
-    fun, params, x = transformer()
-    found = jc.structure(fun)(params, x)
+    _, params, _ = deep.transformer()
+    found = deep.structure(deep.transformer)
     width = 'params/Block_2/Dense_0/kernel:-1'
     plan = jc.Plan(found, {'params/Block_0:layers': [2], width: [1, 3, 5]})
     small = plan.apply(params)
@@ -114,8 +111,8 @@ class RenumberedTest(parameterized.TestCase):
     )
 
   def test_parameters_without_their_collection(self):
-    fun, params, x = resnet()
-    found = jc.structure(fun)(params, x)
+    _, params, _ = deep.resnet()
+    found = deep.structure(deep.resnet)
     plan = jc.Plan(found, {'params/Residual_0:layers': [2]})
     small = plan.apply(params)
     for name in params:
