@@ -143,8 +143,7 @@ class Resized:
       if changed & equation.groups:
         count = _count(equation.at(known))
       counted += count * equation.copies(layers)
-    # Results that nobody reads, and all branches of a choice, are among these: they
-    # count in proportion.
+    # All branches of a choice are among these: they count in proportion.
     return round(self.now * counted / max(before, 1))
 
   @functools.cached_property
@@ -186,6 +185,7 @@ def resized(fun: Callable) -> Callable[..., Resized]:
     def layouts(values):
       return tuple(tuple(map(layout, axes)) for axes in values)
 
+    live = set(_live(closed))
     inside = layers_lib.operations(closed, [path for path, _ in arrays])
     equations = tuple(
       Equation(
@@ -196,6 +196,7 @@ def resized(fun: Callable) -> Callable[..., Resized]:
         _layer(at, inside),
       )
       for at, ins, outs, loops in asked.equations()
+      if live.issuperset(at.place)
     )
     now = flops_lib.of_program(closed).total
     return Resized(
@@ -228,6 +229,15 @@ class _Recorded(tied.Tied):
     if outer in self._turns:
       return self._turns[outer]
     return self.channels.axis(walk.enter(outer.eqn).times or 1, 'a loop')
+
+
+def _live(jaxpr) -> Iterator[int]:
+  """The equations whose results are read, by identity."""
+  for eqn in walk.live(jaxpr):
+    yield id(eqn)
+    inside = walk.enter(eqn)
+    for body in inside.bodies if inside else ():
+      yield from _live(body)
 
 
 def _layer(at, inside) -> tuple[str, int] | None:
