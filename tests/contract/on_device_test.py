@@ -158,7 +158,7 @@ OTHERS = """
   gram importance is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error quantize_activations readers
   rescalings rule save_shrunk select sort sparse split_learned structure sum_abs
-  sum_squares sums uses
+  sum_squares sums trim_vocabulary uses
 """.split()
 
 
