@@ -9,7 +9,11 @@ import nbformat
 
 _COLABS = pathlib.Path(__file__).parent.parent / 'colabs'
 # How many times fewer bytes the last cell must have arrived at.
-_SMALLER = {'quickstart.ipynb': 20, 'quantization.ipynb': 6.5}
+_SMALLER = {
+  'quickstart.ipynb': 20,
+  'quantization.ipynb': 6.5,
+  'pruning.ipynb': 6,
+}
 
 
 class ColabsTest(parameterized.TestCase):
