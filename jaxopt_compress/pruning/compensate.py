@@ -240,7 +240,8 @@ def _moments(seen):
 def _least_squares(w, g, keep, damp) -> tuple[np.ndarray, float]:
   """(change of w [k, n], zero where it goes; damping that was needed)."""
   change = np.zeros_like(w)
-  if keep.all():
+  # Of a layer that goes nothing stays that could take over.
+  if keep.all() or not keep.any():
     return change, damp
   a, b = g[np.ix_(keep, keep)], g[np.ix_(keep, ~keep)] @ w[~keep]
   diagonal = np.diag(a)

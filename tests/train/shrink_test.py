@@ -52,9 +52,13 @@ class LayersTest(parameterized.TestCase):
     args = model, params, variables
     plan, _ = shrink.chosen(said, *args, [], seed=0)
     self.assertEqual([x.tolist() for x in plan.sources.values()], [[1, 3]])
-    small, variables, _ = shrink.cut(model, plan, params, variables)
-    shallow = shrink.resized(model, plan)
     tokens = np.zeros((2, 4), np.int32)
+    # Of a layer that goes nothing takes over.
+    small, variables, lost = shrink.cut(
+      model, plan, params, variables, [tokens]
+    )
+    self.assertEqual({loss.after for loss in lost.values()} - {1.0}, set())
+    shallow = shrink.resized(model, plan)
     y = shallow.forward(small, variables, tokens)
     same = model_lib.build('d', asked | dict(depth=2), x)
     np.testing.assert_array_equal(y, same.forward(small, variables, tokens))
