@@ -1,5 +1,7 @@
 """Counts of two words against Python's integers."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -37,6 +39,14 @@ class CountsTest(parameterized.TestCase):
     self.assertEqual((int(got), got.shape), (mask.sum(), ()))
     got = counts.count(jnp.asarray(mask), (-3, -1), most=most)
     self.assertEqual(ints(got), mask.sum((0, 2), keepdims=True).tolist())
+
+  @parameterized.parameters(((0, 1),), ((1,),), ((0,),), (None,))
+  def test_counts_by_bytes(self, axes):
+    mask = np.random.default_rng(0).random((5, 384)) < 0.9
+    with mock.patch.object(jax, 'device_count', lambda: 1):
+      got = counts.count(jnp.asarray(mask), axes)
+    keep = axes is not None
+    np.testing.assert_array_equal(got, mask.sum(axes, keepdims=keep))
 
   def test_sums_leave_no_word(self):
     n = np.random.default_rng(0).integers(0, 2**31, 3000)
