@@ -25,8 +25,13 @@ def _half(structure, params, x):
   return plan_lib.Plan(structure(params, x), sources)
 
 
-# What a size of the program says itself: groups of 4 heads; two queries for a key.
-_FIXED = {'fused': 'layers/o:-2', 'grouped_queries': 'o:-3'}
+# What a size of the program says itself: groups of 4 heads; two queries for a key; two
+# groups of a convolution.
+_FIXED = {
+  'fused': 'layers/o:-2',
+  'grouped_queries': 'o:-3',
+  'shufflenet': 'depthwise:-1',
+}
 
 
 def _grouped_by_size(p, x):
