@@ -20,6 +20,7 @@ splits, joins and pairs its axes does not matter.
   '(3 * 4 + 2)'
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -27,8 +28,6 @@ import itertools
 import math
 
 Axis = tuple[int, ...]  # channels by number; () is an axis of size one
-
-_MIXED = 'its parts do not fit each other'
 
 
 class Channels:
@@ -44,6 +43,8 @@ class Channels:
     self._product: dict[int, Axis] = {}
     self._sum: dict[int, list[Axis]] = {}
     self._locks: dict[int, dict[str, None]] = {}
+    # Where in the program what is asked for is asked for: a user of it may say.
+    self.where: Callable[[], str] = str
 
   def axis(self, size: int, why: str = '') -> Axis:
     """An axis of new channels; `why` locks them."""
@@ -52,8 +53,8 @@ class Channels:
     self._sizes.append(int(size))
     self._parent.append(len(self._parent))
     made = (len(self._parent) - 1,)
-    if why:
-      self.lock(made, why)
+    if why or not size:
+      self.lock(made, why or 'it is empty')
     return made
 
   def size(self, axis: Axis) -> int:
@@ -64,6 +65,12 @@ class Channels:
     """Keeps all channels of an axis as they are, for a reason."""
     for leaf in self.leaves(axis):
       self._locks.setdefault(leaf, {})[why] = None
+
+  def lock_mixed(self, *axes: Axis) -> None:
+    """Keeps channels of which an operation makes two products or sums."""
+    where = self.where()
+    for axis in axes:
+      self.lock(axis, f'its parts do not fit each other{where and ": "}{where}')
 
   def locks(self, leaf: int) -> tuple[str, ...]:
     """Why a leaf has to stay as it is; () if it may go."""
@@ -118,8 +125,7 @@ class Channels:
         left, right, x, y = right, left, y, x
       parts = self._split_channel(x, self._sizes[y])
       if parts is None:
-        for rest in ((*left, x), (*right, y)):
-          self.lock(rest, _MIXED)
+        self.lock_mixed((*left, x), (*right, y))
         return
       major, minor = parts
       left = self.factors((*left, *major, *minor))
@@ -146,7 +152,7 @@ class Channels:
       minor = [*self.factors(parts[1]), *minor]
       size = 1
     if size > 1:
-      self.lock(axis, _MIXED)
+      self.lock_mixed(axis)
       return None
     return tuple(left), tuple(minor)
 
@@ -163,7 +169,7 @@ class Channels:
     if all(n % stride == 0 for n in sizes):
       pieces = self._cut_channel(first, [n // stride for n in sizes])
     if pieces is None:
-      self.lock(axis, _MIXED)
+      self.lock_mixed(axis)
       return None
     return [(*piece, *rest) for piece in pieces]
 
@@ -211,8 +217,7 @@ class Channels:
     if not (tears and self._stays_or_shifts(mine, others)):
       both = [self._cut_terms(terms, sizes) for terms in (mine, others)]
     if not both or None in both:
-      for term in (*mine, *others):
-        self.lock(term, _MIXED)
+      self.lock_mixed(*mine, *others)
       return
     for a, b in zip(*both, strict=True):
       self.tie(a, b)

@@ -9,6 +9,7 @@ larger; and if it then has other numbers, they depend on the size.
 
 import collections
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -20,6 +21,9 @@ import numpy as np
 from jaxopt_compress.analysis import raised
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import jaxprs
+
+# From which operand on there are indices.
+_INDICES = {'dynamic_slice': 1, 'dynamic_update_slice': 2, 'gather': 1}
 
 
 def compared(
@@ -70,7 +74,7 @@ def _groups_apart(structure, other, sizes) -> str:
 
 def _numbers_apart(a, b) -> tuple[str, ...]:
   """Where two programs differ in the numbers that are written in them."""
-  here, there = list(walk.places(a)), list(walk.places(b))
+  here, there = list(_computing(a)), list(_computing(b))
   if [at.path for at in here] != [at.path for at in there]:
     return ('with one channel more it has other operations',)
   apart = {}
@@ -88,6 +92,26 @@ def _numbers_apart(a, b) -> tuple[str, ...]:
   if scalars[0] != scalars[1]:
     apart['a constant of the program depends on their size'] = 1
   return tuple(apart)
+
+
+def _computing(jaxpr, outer: walk.At | None = None) -> Iterator[walk.At]:
+  """The equations inside of which there is no program, without those of indices.
+
+  Where a slice begins is counted with sizes of axes, whatever it begins at.
+  """
+  jaxpr, _ = jaxprs.opened(jaxpr)
+  needed = {v for v in jaxpr.outvars if jaxprs.is_var(v)}
+  for eqn in reversed(jaxpr.eqns):
+    if not (eqn.effects or any(v in needed for v in eqn.outvars)):
+      continue
+    values = eqn.invars[: _INDICES.get(eqn.primitive.name)]
+    needed.update(v for v in values if jaxprs.is_var(v))
+    at, inside = walk.At(eqn, outer), walk.enter(eqn)
+    if inside is None or isinstance(inside, walk.Opaque):
+      yield at
+      continue
+    for body in inside.bodies:
+      yield from _computing(body, at)
 
 
 def _number(v):

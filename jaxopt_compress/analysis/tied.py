@@ -16,6 +16,7 @@ mean has, shows when it is traced with another one.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import functools
 import math
 from typing import Any
 from typing import NamedTuple
@@ -77,7 +78,8 @@ class Tied(algebra.Algebra):
     """An operation and its line, as a reason."""
     name, line = at.eqn.primitive.name, at.source or at.path
     model = at.model_line
-    called = f', of {model}' if model and model not in line else ''
+    known = not model or model.partition(' ')[0] in line
+    called = '' if known else f', of {model}'
     return ' '.join(w for w in (name, what, 'at', line) if w) + called
 
   def lock(self, x: Value, why: str):
@@ -196,6 +198,7 @@ class Tied(algebra.Algebra):
   # ------------------------------------------------------------ of the algebra
 
   def apply(self, at, inputs):
+    self.channels.where = functools.partial(self.said, at)
     self.size_numbers.meet(at, inputs)
     outs = super().apply(at, inputs)
     # Inside of a loop over layers all is of a layer, but for what is carried on.

@@ -77,6 +77,16 @@ class OwnSizesTest(parameterized.TestCase):
       self.assertRegex(heads.fixed, why)
     self.assertIn('build the model again', str(found))
 
+  def test_where_a_slice_begins(self):
+    # Indices that may count from the end are counted with the sizes of all axes.
+    def fun(p, x):
+      body = lambda i, x: x + jnp.tanh(x @ p['a'][i]) @ p['b'][i]
+      return jax.lax.fori_loop(0, 2, body, x)
+
+    p = {'a': jnp.ones((2, 3, 6)), 'b': jnp.ones((2, 6, 3))}
+    (group,) = jc.structure(fun)(p, jnp.ones((5, 3))).free.values()
+    self.assertEqual((group.size, group.inexact, group.fixed), (6, (), ''))
+
 
 if __name__ == '__main__':
   absltest.main()

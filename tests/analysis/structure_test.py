@@ -152,6 +152,21 @@ class StructureTest(parameterized.TestCase):
       self.assertEqual(bool(group.locked), locked)
       self.assertEqual(bool(group.fixed), not locked)
 
+  def test_what_does_not_fit_has_a_line(self):
+    fun = lambda p, x: (x @ p['a']).reshape(5, 2, 6) @ p['b'] @ p['c']
+    p = {'a': jnp.ones((3, 12)), 'b': jnp.ones((6, 4)), 'c': jnp.ones((4, 2))}
+    torn = lambda p, x: fun(p, x) + (x @ p['a']).reshape(5, 3, 4)[:, :2, :2]
+    found = jc.structure(torn)(p, jnp.ones((5, 3)))
+    why = r'its parts do not fit each other: reshape at .*structure_test.py:\d+'
+    self.assertRegex(str(found), why)
+
+  def test_empty_axes_stay(self):
+    p = {'a': jnp.ones((3, 6)), 'empty': jnp.ones((0, 2))}
+    found = jc.structure(lambda p, x: x @ p['a'] + p['empty'].sum())(
+      p, jnp.ones((5, 3))
+    )
+    self.assertEqual(found.groups['empty:-2'].locked, ('it is empty',))
+
   def test_unknown_operations_lock(self):
     fun = lambda p, x: jnp.linalg.cholesky(p['a'] @ p['a'].T + jnp.eye(3))
     found = jc.structure(fun)({'a': jnp.ones((3, 8))}, jnp.ones(()))
