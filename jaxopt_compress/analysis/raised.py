@@ -3,6 +3,7 @@
 cannot reshape array of shape (5, 12) into shape (5, 4, 6) at model.py:31 (attend)
 """
 
+import functools
 import pathlib
 import sys
 import sysconfig
@@ -35,9 +36,8 @@ def said(error: BaseException) -> str:
   return f'{what} at {frame.filename}:{frame.lineno} ({frame.name})'
 
 
-def is_library(name) -> bool:
+@functools.cache
+def is_library(name: str) -> bool:
   """Whether a file is of a library, or of the rooms that ask: no model is in it."""
-  rooms = [str(_ROOM / room) for room in ('core', 'analysis', 'pruning')]
-  return name.startswith(_INSTALLED) or any(
-    name.startswith(room) for room in rooms
-  )
+  rooms = tuple(str(_ROOM / room) for room in ('core', 'analysis', 'pruning'))
+  return name.startswith((*_INSTALLED, *rooms))
