@@ -75,7 +75,7 @@ def sparsify(
   >>> w = np.eye(16, dtype=np.float32)
   >>> tree, stored = sparsify({'w': w, 'b': np.ones(16, np.float32)})
   >>> tree['w'].describe(), storage.nbytes(tree['w']), stored['w'].dense_bytes
-  ('1:16', 72, 1024)
+  ('1:16', 80, 1024)
   >>> stored['b']
   Stored(format='float32', bytes=64, dense_bytes=64, why='it has no zeros')
   """
