@@ -18,15 +18,17 @@ from jaxopt_compress.adapters import LoRA as LoRA
 from jaxopt_compress.adapters import merge_lora as merge_lora
 from jaxopt_compress.adapters import with_lora as with_lora
 from jaxopt_compress.analysis.biases import biases as biases
-from jaxopt_compress.analysis.config_delta import config_delta as config_delta
 from jaxopt_compress.analysis.explain import explain as explain
-from jaxopt_compress.analysis.fold_sizes import fold_sizes as fold_sizes
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
 from jaxopt_compress.analysis.observe import observe as observe
-from jaxopt_compress.analysis.plan import Plan as Plan
-from jaxopt_compress.analysis.plan import shrink as shrink
+from jaxopt_compress.analysis.plan.config_delta import (
+  config_delta as config_delta,
+)
+from jaxopt_compress.analysis.plan.fold_sizes import fold_sizes as fold_sizes
+from jaxopt_compress.analysis.plan.plan import Plan as Plan
+from jaxopt_compress.analysis.plan.plan import shrink as shrink
 from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
 from jaxopt_compress.analysis.statistics import absmax as absmax
 from jaxopt_compress.analysis.statistics import gram as gram
@@ -37,7 +39,7 @@ from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
 from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
 from jaxopt_compress.analysis.statistics import sums as sums
 from jaxopt_compress.analysis.storage import nbytes as nbytes
-from jaxopt_compress.analysis.structure import structure as structure
+from jaxopt_compress.analysis.structure.structure import structure as structure
 from jaxopt_compress.analysis.uses import uses as uses
 from jaxopt_compress.analysis.watch import Observed as Observed
 from jaxopt_compress.calibration import calibrate as calibrate
@@ -72,25 +74,33 @@ from jaxopt_compress.kernels import tune as tune
 from jaxopt_compress.kernels import unpack as unpack
 from jaxopt_compress.parallel.placing import device_put as device_put
 from jaxopt_compress.pruning import methods as methods
-from jaxopt_compress.pruning.activations import activations as activations
-from jaxopt_compress.pruning.bitmask import Bitmask as Bitmask
-from jaxopt_compress.pruning.budget import Budget as Budget
-from jaxopt_compress.pruning.compensate import compensate as compensate
-from jaxopt_compress.pruning.compensate import readers as readers
-from jaxopt_compress.pruning.gradients import fisher as fisher
-from jaxopt_compress.pruning.gradients import gradients as gradients
-from jaxopt_compress.pruning.importance import importance as importance
-from jaxopt_compress.pruning.keep import select as select
-from jaxopt_compress.pruning.n_m_array import NMArray as NMArray
 from jaxopt_compress.pruning.optimizer import masked as masked
 from jaxopt_compress.pruning.optimizer import sparse as sparse
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.prune import prune_now as prune_now
 from jaxopt_compress.pruning.prune import Sparsity as Sparsity
-from jaxopt_compress.pruning.sort import sort as sort
-from jaxopt_compress.pruning.sparse_codes import SparseCodes as SparseCodes
-from jaxopt_compress.pruning.sparsify import sparsify as sparsify
-from jaxopt_compress.pruning.vocabulary import (
+from jaxopt_compress.pruning.storage.bitmask import Bitmask as Bitmask
+from jaxopt_compress.pruning.storage.n_m_array import NMArray as NMArray
+from jaxopt_compress.pruning.storage.sparse_codes import (
+  SparseCodes as SparseCodes,
+)
+from jaxopt_compress.pruning.storage.sparsify import sparsify as sparsify
+from jaxopt_compress.pruning.structured.activations import (
+  activations as activations,
+)
+from jaxopt_compress.pruning.structured.budget import Budget as Budget
+from jaxopt_compress.pruning.structured.compensate import (
+  compensate as compensate,
+)
+from jaxopt_compress.pruning.structured.compensate import readers as readers
+from jaxopt_compress.pruning.structured.gradients import fisher as fisher
+from jaxopt_compress.pruning.structured.gradients import gradients as gradients
+from jaxopt_compress.pruning.structured.importance import (
+  importance as importance,
+)
+from jaxopt_compress.pruning.structured.keep import select as select
+from jaxopt_compress.pruning.structured.sort import sort as sort
+from jaxopt_compress.pruning.structured.vocabulary import (
   trim_vocabulary as trim_vocabulary,
 )
 from jaxopt_compress.quantization import fake_quantize as fake_quantize

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxopt_compress.analysis import config_delta
-from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis.plan import config_delta
+from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.export import weights as weights_lib

@@ -27,7 +27,7 @@ from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import streams
 from jaxopt_compress.kernels.leaves import tiled
-from jaxopt_compress.pruning import sparsify
+from jaxopt_compress.pruning.storage import sparsify
 
 # Turns that each takes.
 _ROUNDS = 5

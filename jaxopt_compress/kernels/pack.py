@@ -27,7 +27,7 @@ from jaxopt_compress.kernels.leaves import quads
 from jaxopt_compress.kernels.leaves import streams
 from jaxopt_compress.kernels.leaves import tiled
 from jaxopt_compress.pruning import masked
-from jaxopt_compress.pruning import sparsify
+from jaxopt_compress.pruning.storage import sparsify
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
 

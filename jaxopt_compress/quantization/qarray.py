@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.analysis import gathered
+from jaxopt_compress.analysis.plan import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import clip

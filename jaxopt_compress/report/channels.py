@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.report import records
 
 _SHADES = '·░▒▓█'  # none of the channels there, some, most, all
@@ -16,7 +16,7 @@ _SHADES = '·░▒▓█'  # none of the channels there, some, most, all
 def groups(plan: plan_lib.Plan) -> list[records.GroupRecord]:
   """A record for each group that a plan changes, in the order of the tree.
 
-  >>> from jaxopt_compress.analysis import structure as structure_lib
+  >>> from jaxopt_compress.analysis.structure import structure as structure_lib
   >>> f = lambda p, x: (x @ p['a']) @ p['b']
   >>> p = {'a': np.ones((1, 3)), 'b': np.ones((3, 1))}
   >>> found = structure_lib.structure(f)(p, np.ones((1, 1)))

@@ -26,11 +26,11 @@ from jaxopt_compress import models
 from jaxopt_compress import pruning
 from jaxopt_compress.analysis import biases as biases_lib
 from jaxopt_compress.analysis import observe as observe_lib
-from jaxopt_compress.analysis import plan as plan_lib
 from jaxopt_compress.analysis import statistics
-from jaxopt_compress.analysis import streams
-from jaxopt_compress.analysis import structure as structure_lib
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.analysis.layers import streams
+from jaxopt_compress.analysis.plan import plan as plan_lib
+from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib

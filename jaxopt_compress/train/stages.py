@@ -17,7 +17,7 @@ from jaxopt_compress import distillation
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
 from jaxopt_compress.adapters import lora
-from jaxopt_compress.analysis import plan as channels_lib
+from jaxopt_compress.analysis.plan import plan as channels_lib
 from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib

@@ -23,10 +23,10 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.export import weights as weights_lib
-from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import masks
-from jaxopt_compress.pruning import n_m_array
-from jaxopt_compress.pruning import sparse_codes
+from jaxopt_compress.pruning.storage import bitmask
+from jaxopt_compress.pruning.storage import n_m_array
+from jaxopt_compress.pruning.storage import sparse_codes
 
 _SHAPE = flags.DEFINE_list('shape', ['4', '1024', '1024'], 'Layers, in, out.')
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import jaxopt_compress as jc
-from jaxopt_compress.analysis import plan as plan_lib
+from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import rules as rules_lib
 
 

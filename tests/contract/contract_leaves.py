@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from jaxopt_compress.analysis import uses as uses_lib
-from jaxopt_compress.pruning import bitmask
 from jaxopt_compress.pruning import masked
 from jaxopt_compress.pruning import masks
-from jaxopt_compress.pruning import n_m_array
-from jaxopt_compress.pruning import sparse_codes
+from jaxopt_compress.pruning.storage import bitmask
+from jaxopt_compress.pruning.storage import n_m_array
+from jaxopt_compress.pruning.storage import sparse_codes
 
 
 class Leaf(NamedTuple):

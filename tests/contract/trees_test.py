@@ -26,11 +26,13 @@ from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
-from jaxopt_compress.pruning import depth
-from jaxopt_compress.pruning import experts
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import scoring
+from jaxopt_compress.pruning import storage
+from jaxopt_compress.pruning import structured
+from jaxopt_compress.pruning.structured import depth
+from jaxopt_compress.pruning.structured import experts
 from jaxopt_compress.report import records
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import optimizer
@@ -172,14 +174,16 @@ COUNTS = {
     jc.with_lora(t, ADAPTERS, USES), rules('int4'), USES
   )[0],
   'analysis.biases.biases': lambda t: sorted(jc.biases(apply)(t, X)),
-  'analysis.fold_sizes.fold_sizes': lambda t: jc.fold_sizes(
+  'analysis.plan.fold_sizes.fold_sizes': lambda t: jc.fold_sizes(
     apply, jc.Plan(jc.structure(apply)(t, X), {})
   )(t, X)[0],
   'analysis.observe.observe': lambda t: jc.observe(
     apply, {'a/kernel': jc.absmax()}
   )(t, X),
   'analysis.scopes.at_scopes': replaced,
-  'analysis.structure.structure': lambda t: str(jc.structure(apply)(t, X)),
+  'analysis.structure.structure.structure': lambda t: str(
+    jc.structure(apply)(t, X)
+  ),
   'analysis.uses.uses': lambda t: sorted(jc.uses(apply)(t, X)),
   'calibration.bias.correct_bias': corrected,
   'calibration.ranges.calibrate': lambda t: jc.calibrate(
@@ -242,23 +246,25 @@ COUNTS = {
   'train.evaluate.evaluate': evaluated,
   'train.state.is_finite': state_lib.is_finite,
   'train.state.train_step': one_step,
-  'pruning.activations.activations': lambda t: jc.activations(
+  'pruning.structured.activations.activations': lambda t: jc.activations(
     jc.structure(apply)(DENSE, X), apply, t, [X]
   ),
-  'pruning.depth.angular': lambda t: layered(depth.angular, t),
-  'pruning.depth.cosine': lambda t: layered(depth.cosine, t),
-  'pruning.depth.loss': lambda t: layered(depth.loss, t),
-  'pruning.depth.score': lambda t: depth.score(LAYERS, [t['a'], t['a']]),
-  'pruning.experts.frequency': lambda t: mixed(experts.frequency, t),
-  'pruning.experts.mass': lambda t: mixed(experts.mass, t),
-  'pruning.experts.reap': lambda t: mixed(experts.reap, t),
-  'pruning.gradients.fisher': lambda t: jc.fisher(
+  'pruning.structured.depth.angular': lambda t: layered(depth.angular, t),
+  'pruning.structured.depth.cosine': lambda t: layered(depth.cosine, t),
+  'pruning.structured.depth.loss': lambda t: layered(depth.loss, t),
+  'pruning.structured.depth.score': lambda t: depth.score(
+    LAYERS, [t['a'], t['a']]
+  ),
+  'pruning.structured.experts.frequency': lambda t: mixed(experts.frequency, t),
+  'pruning.structured.experts.mass': lambda t: mixed(experts.mass, t),
+  'pruning.structured.experts.reap': lambda t: mixed(experts.reap, t),
+  'pruning.structured.gradients.fisher': lambda t: jc.fisher(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
-  'pruning.gradients.gradients': lambda t: jc.gradients(
+  'pruning.structured.gradients.gradients': lambda t: jc.gradients(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
-  'pruning.importance.importance': lambda t: jc.importance(
+  'pruning.structured.importance.importance': lambda t: jc.importance(
     jc.structure(apply)(DENSE, X), t
   ),
   'pruning.scoring.scores': lambda t: scoring.scores(
@@ -270,7 +276,7 @@ COUNTS = {
 }
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
-  'analysis.plan.shrink': lambda t: jc.shrink(
+  'analysis.plan.plan.shrink': lambda t: jc.shrink(
     jc.Plan(jc.structure(apply)(t, X), {}), t
   ),
   'core.lift.materialize': jc.materialize,
@@ -291,21 +297,21 @@ KEEPS = {
   'parallel.placing.device_put': lambda t: jc.device_put(
     t, MESH, jax.sharding.PartitionSpec()
   ),
-  'pruning.sparsify.with_zeros': lambda t: jc.pruning.sparsify.with_zeros(
-    jc.sparsify(t)[0]
+  'pruning.storage.sparsify.with_zeros': lambda t: (
+    jc.pruning.sparsify.with_zeros(jc.sparsify(t)[0])
   ),
-  'pruning.sparsify.sparsify': lambda t: jc.sparsify(t)[0],
+  'pruning.storage.sparsify.sparsify': lambda t: jc.sparsify(t)[0],
   'train.state.compressed': lambda t: state_lib.compressed(
     dataclasses.replace(STATE, params=t), NOTHING
   ),
 }
 # What would count codes says which leaf it is.
 REFUSES = {
-  'pruning.experts.unreachable': unreachable,
+  'pruning.structured.experts.unreachable': unreachable,
   'export.rebuild.save_shrunk': lambda t: jc.save_shrunk(
     '', jc.Plan(jc.structure(apply)(DENSE, X), {}), t
   ),
-  'pruning.compensate.compensate': compensated,
+  'pruning.structured.compensate.compensate': compensated,
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
   'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
   'parallel.mesh.check_batch': lambda t: mesh_lib.check_batch(t, 1),
@@ -334,7 +340,7 @@ OTHERS = {
   'calibration.known.computed',
   'analysis.explain.explain',
   'analysis.freedoms.rescalings',  # asks about shapes
-  'analysis.config_delta.config_delta',  # asks about shapes
+  'analysis.plan.config_delta.config_delta',  # asks about shapes
   'analysis.observe.merge_stats',
   'analysis.storage.nbytes',
   'calibration.trials.keep',
@@ -364,16 +370,16 @@ OTHERS = {
   'pruning.select.shares',
   'pruning.state.is_state',
   'pruning.state.states',  # of what is there
-  'pruning.vocabulary.trim_vocabulary',  # tokens
+  'pruning.structured.vocabulary.trim_vocabulary',  # tokens
   'quantization.cache.quantize_cache',
   'report.latency.by_batch',
   'report.latency.measure',
   'report.page.write',
   'report.plots.histograms',
-  'pruning.stopwatch.seconds',
-  'pruning.votes.by_group',
-  'pruning.votes.named',
-  'pruning.votes.put_together',
+  'pruning.structured.stopwatch.seconds',
+  'pruning.structured.votes.by_group',
+  'pruning.structured.votes.named',
+  'pruning.structured.votes.put_together',
   'report.records.group_from_json',
   'report.records.leaf_from_json',
   'report.records.stage_from_json',
@@ -393,6 +399,8 @@ def takes_trees():
     jc.distillation,
     jc.parallel,
     jc.pruning,
+    storage,
+    structured,
     report,
   ):
     for found in pkgutil.iter_modules(room.__path__, f'{room.__name__}.'):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.pruning import bitmask
+from jaxopt_compress.pruning.storage import bitmask
 from jaxopt_compress.train import checkpoint
 from launch.bench import sparse_bytes
 

@@ -1,0 +1,1 @@
+"""Which layers of a program can go, and what they get and give."""

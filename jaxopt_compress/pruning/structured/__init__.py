@@ -1,0 +1,1 @@
+"""Channels, layers, experts and tokens that go: what they are worth, which stay."""
