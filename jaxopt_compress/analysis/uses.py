@@ -194,7 +194,7 @@ class _Uses(algebra.Algebra):
   def layer(self, x, turn, aval):
     return {path: pieces[1:] for path, pieces in x.items()}
 
-  def cut(self, x, spec, aval):
+  def cut(self, at, x, spec, aval):
     return {
       path: list(map(moved.fit, pieces, aval.shape))
       for path, pieces in x.items()

@@ -32,7 +32,7 @@ class Weights(algebra.Algebra):
   def stack(self, ys, aval):
     return f'[{", ".join(ys)}]' if any(ys) else ''
 
-  def cut(self, x, spec, aval):
+  def cut(self, at, x, spec, aval):
     return x and f'{x}/{aval.shape[0]}'
 
   def _dot(self, at, inputs):
@@ -186,10 +186,10 @@ class FromWeights(algebra.Algebra):
   def stack(self, ys, aval):
     return all(ys)
 
-  def cut(self, x, spec, aval):
+  def cut(self, at, x, spec, aval):
     return x
 
-  def assemble(self, y, spec, aval):
+  def assemble(self, at, y, spec, aval):
     return y
 
 

@@ -77,10 +77,10 @@ class Scaled(algebra.Algebra):
   def stack(self, ys, aval) -> Form:
     return ys[0]
 
-  def cut(self, x, spec, aval) -> Form:
+  def cut(self, at, x, spec, aval) -> Form:
     return x
 
-  def assemble(self, y, spec, aval) -> Form:
+  def assemble(self, at, y, spec, aval) -> Form:
     return y
 
   # ----------------------------------------------------------------- for rules
