@@ -92,6 +92,18 @@ def check(where: str, shrink: options.Shrink) -> None:
       ' fraction of the channels that stay, as in keep=0.5, or what the network may'
       ' cost, as in flops=0.5, and not both.'
     )
+  if 'k' in _asks(shrink.score) and bool(shrink.k) == bool(shrink.quantile):
+    raise ValueError(
+      f'{where}.score={shrink.score} has k={shrink.k} and quantile='
+      f'{shrink.quantile}: one of them says what is noise. Without either this'
+      " is 'magnitude'."
+    )
+  costs = {'keep': shrink.keep} if shrink.keep else shrink.limits
+  if set(costs.values()) == {1} and not (shrink.layers or shrink.by):
+    raise ValueError(
+      f'{where} says {costs}: all of it, so nothing goes. Say less, or leave'
+      ' `shrink` out.'
+    )
 
 
 def tree_of(params: Any, variables: Any) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class ShrinkTest(parameterized.TestCase):
   )
   def test_sizes_are_known_before_scores(self, score):
     said = dict(keep=0.5, score=score)
+    if score == 'soft_threshold':
+      said |= dict(k=0.01)
     plan = self.chosen(**said)
     guessed = shrink.guessed(_stage(**said).shrink, self.model)
     self.assertEqual(plan.sizes, guessed.sizes)
@@ -215,6 +217,13 @@ class ShrinkTest(parameterized.TestCase):
     (dict(keep=0.5, scope='all'), "scope is 'all'; choose one of"),
     (dict(layers=0.5, layer_score='sine'), "layer_score is 'sine'; choose"),
     (dict(keep=0.5, rounding='up'), "is 'up', .* no effect without multiple"),
+    (dict(keep=0.5, score='soft_threshold'), 'k=0.0 and quantile=0.0: one of'),
+    (
+      dict(keep=0.5, score='soft_threshold', k=0.1, quantile=0.5),
+      'k=0.1 and quantile=0.5: one of',
+    ),
+    (dict(keep=1.0), "'keep': 1.0}: all of it, so nothing goes"),
+    (dict(flops=1.0), "'flops': 1.0}: all of it, so nothing goes"),
   )
   def test_mistakes(self, said, message):
     with pytest.raises(ValueError, match=message):
