@@ -206,6 +206,7 @@ def _fractions(structure, importance, by):
       for name, group in groups.items()
     }
   else:
+    _check_locked(structure, importance, by)
     found = rules_lib.match(by, dict.fromkeys(importance, 0))
   for name, fraction in found.items():
     if fraction is not None and fraction != 'keep':
@@ -219,6 +220,20 @@ def _fractions(structure, importance, by):
       " may go, as in by=[('mlp.*', 'keep'), ('.*', None)]."
     )
   return found
+
+
+def _check_locked(structure, importance, by):
+  """Raises a ValueError for a rule that only names groups that are locked."""
+  for pattern, _ in rules_lib.compiled_rules(by):
+    named = [n for n in structure.groups if pattern.fullmatch(n)]
+    if named and not any(n in structure.free for n in named):
+      group = structure.groups[named[0]]
+      opened = f'structure.opened({group.name!r}) lets it go'
+      advice = opened if group.at_boundary else 'Leave the rule out'
+      raise ValueError(
+        f'The rule {pattern.pattern!r} names {group.name}, which has to stay as it'
+        f' is: {"; ".join(group.locked)}. {advice}.'
+      )
 
 
 def _check_fraction(name, keep):

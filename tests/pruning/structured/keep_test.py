@@ -41,6 +41,12 @@ class SelectTest(parameterized.TestCase):
     plan = jc.select(FOUND, IMPORTANCE, keep=0.5, by=by)
     self.assertEqual(plan.sizes, {'a:-1': 8, 'b:-1': 6})
 
+  def test_a_rule_that_names_what_is_locked(self):
+    with self.assertRaisesRegex(
+      ValueError, 'c:-1, .*the size of a result. .*ope'
+    ):
+      jc.select(FOUND, IMPORTANCE, keep=0.5, by=[('c.*-1', 0.5), ('.*', None)])
+
   @parameterized.parameters(
     # keep, multiple, at_least, rounding: of 16
     (0.7, 1, 1, 'down', 11),
