@@ -10,6 +10,7 @@ While a network is trained towards a plan, `plan.mask(params)` is what it will b
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import re
 
 import numpy as np
@@ -76,7 +77,8 @@ def select(
   [0, 2]
   """
   if (keep is None) == (budget is None):
-    raise ValueError(f'keep={keep} and budget={budget}: give one of the two.')
+    limits = getattr(budget, 'limits', budget)
+    raise ValueError(f'keep={keep} and budget={limits}: give one of the two.')
   if budget is not None and not isinstance(budget, budget_lib.Budget):
     raise ValueError(
       f'budget={budget!r}: a jc.Budget is expected, as jc.Budget(apply, params, x,'
@@ -112,7 +114,10 @@ def select(
     return plan_lib.Plan(structure, sources, asked)
 
   if budget is not None:
-    return _largest(planned, budget)
+    plan = _largest(planned, budget, limits)
+    # Of what a budget leaves, only rules ask for a size.
+    ruled = {n: k for n, k in plan.asked.items() if fractions[n] != 'keep'}
+    return dataclasses.replace(plan, asked=ruled)
   _check_fraction('keep', keep)
   return _smaller(planned(keep), limits)
 
@@ -129,7 +134,7 @@ def _smaller(plan, limits) -> plan_lib.Plan:
   return plan
 
 
-def _largest(planned, budget) -> plan_lib.Plan:
+def _largest(planned, budget, limits) -> plan_lib.Plan:
   """The plan of the largest fraction that the budget allows."""
   known = {}
 
@@ -142,6 +147,7 @@ def _largest(planned, budget) -> plan_lib.Plan:
 
   least, whole = planned(0.0), planned(1.0)
   if too_much := over(least):
+    _smaller(least, limits)
     raise ValueError(
       f'The budget cannot be met: the smallest network that these groups give has'
       f' {too_much}, and the limits are {budget.limits}. Let more groups go, by'

@@ -111,6 +111,7 @@ class SelectTest(parameterized.TestCase):
     plan = jc.select(FOUND, IMPORTANCE, budget=budget)
     ((name, limit),) = budget.limits.items()
     self.assertLessEqual(budget.costs(plan)[name], limit)
+    self.assertEmpty(plan.asked)
     # One channel more would be too much.
     n = plan.sizes['a:-1']
     more = jc.Plan(FOUND, {'a:-1': np.arange(n + 1)})
@@ -137,6 +138,16 @@ class SelectTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ('both', dict(keep=0.5, budget=1), 'one of the two'),
+    (
+      'both with limits',
+      dict(keep=0.5, budget=jc.Budget(fun, P, X, params=10)),
+      r"budget=\{'params': 10\}: give one",
+    ),
+    (
+      'a multiple of all',
+      dict(budget=jc.Budget(fun, P, X, params=0.5), multiple=64),
+      'Nothing goes: .*multiple=64 with',
+    ),
     ('neither', {}, 'one of the two'),
     ('fraction as budget', dict(budget=0.5), 'a jc.Budget is expected'),
     ('keep', dict(keep=0), 'keep=0'),
