@@ -30,6 +30,11 @@ class ColabsTest(parameterized.TestCase):
     self.assertGreater(accuracy, 0.9)
     self.assertGreater(ratio, _SMALLER[name])
 
+  def test_the_readme_lists_them(self):
+    readme = (_COLABS.parent / 'README.md').read_text()
+    for path in _COLABS.glob('*.ipynb'):
+      self.assertIn(f'`{path.name}`', readme)
+
 
 if __name__ == '__main__':
   absltest.main()
