@@ -21,6 +21,8 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import schedules
 from jaxopt_compress.pruning import scores
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import storage
+from jaxopt_compress.pruning import structured
 from jaxopt_compress.pruning import units
 from jaxopt_compress.pruning.masked import Masked
 from jaxopt_compress.pruning.measure import sparsity
@@ -71,20 +73,21 @@ __all__ = [
   'budget',
   'clock',
   'compensate',
-  'exchange',
-  'gradients',
   'depth',
+  'exchange',
   'experts',
+  'gradients',
   'importance',
   'keep',
   'latency',
+  'masked',
   'masks',
   'measure',
-  'methods',
-  'optimizer',
   'members',
+  'methods',
   'n_m_array',
   'normals',
+  'optimizer',
   'prune',
   'prune_now',
   'quotas',
@@ -97,6 +100,8 @@ __all__ = [
   'sparsify',
   'sparsity',
   'stopwatch',
+  'storage',
+  'structured',
   'units',
   'vocabulary',
   'votes',
