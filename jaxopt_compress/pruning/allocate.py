@@ -105,7 +105,11 @@ def _thin(shape):
 def _by_density(layers, raw, target):
   """Densities in proportion to `raw`, none above 1."""
   dense = set()
-  wanted = (1 - target) * sum(x.size for x in layers.values())
+  # In whole weights of each layer, as RigL's own code counts them.
+  wanted = sum(
+    x.size - x.number * math.floor(target * math.prod(x.shape))
+    for x in layers.values()
+  )
   while len(dense) < len(layers):
     rest = {p: x for p, x in layers.items() if p not in dense}
     left = wanted - sum(layers[p].size for p in dense)

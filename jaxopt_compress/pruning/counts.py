@@ -250,6 +250,30 @@ def portion(n: int | Count, fraction: float | jax.Array) -> int | Count:
   return Count(high, low) + up.astype(jnp.int32)
 
 
+def ramped(
+  n: int | Count,
+  fraction: float | jax.Array,
+  ramp: float | jax.Array,
+  end: Count | None = None,
+) -> int | Count:
+  """round(n * fraction * ramp), rounded once; at ramp 1 what `portion` gives.
+
+  Args:
+    n, fraction: as for `portion`.
+    ramp: in [0, 1]. A float32, where it is traced.
+    end: portion(n, fraction), if it is known more exactly than from a float32.
+
+  >>> ramped(10, 0.5, 0.3), int(ramped(10, 0.5, jnp.float32(0.3)))
+  (2, 2)
+  """
+  if isinstance(ramp, (int, float)):
+    return portion(n, fraction * ramp)
+  end = portion(n, fraction) if end is None else end
+  now = portion(n, fraction * ramp)
+  # In float32 a fraction may be more than it is.
+  return where((now >= end) | (ramp >= 1), end, now)
+
+
 def _digits_of(n):
   """Digits of 12 bits, the least first."""
   low, high, last = n.low, n.high, (1 << _DIGIT) - 1

@@ -134,7 +134,7 @@ def cut(
   [[False, False, True, True]]
   """
   n = whole.scores.size
-  gone = counts.portion(counts.portion(n, sparsity), ramp)
+  gone = counts.ramped(n, sparsity, ramp)
   return whole.expand(select.top_k_mask(whole.scores, n - gone))
 
 

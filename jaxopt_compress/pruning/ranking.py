@@ -197,8 +197,8 @@ def _size(units, axes) -> int:
   return math.prod(units.scores.shape[a] for a in axes)
 
 
-def _gone(spec, units, ranked, fraction) -> counts.Number:
-  """How many units of each layer, or row, go in the end."""
+def _gone(spec, units, ranked, fraction) -> tuple[counts.Number, Ramp]:
+  """(n, fraction): how many units of each layer, or row, go in the end."""
   n, size = _size(units, ranked), units.scores.size
   if spec.scope == 'row' and n == 1 < size:
     raise ValueError(
@@ -206,28 +206,32 @@ def _gone(spec, units, ranked, fraction) -> counts.Number:
       f" {units.scores.shape}, with nothing to rank it against. Use scope='leaf'."
     )
   if isinstance(fraction, counts.Count):
-    return fraction
-  if not isinstance(fraction, (int, float)):
-    return counts.portion(n, fraction)
-  gone = counts.portion(n, min(fraction / units.share, 1.0))
-  if units.share == 1:
-    _kept(n, gone, spec)
-  return gone
+    return fraction, 1.0
+  if isinstance(fraction, (int, float)):
+    fraction = min(fraction / units.share, 1.0)
+    if units.share == 1:
+      _kept(n, counts.portion(n, fraction), spec)
+  return n, fraction
 
 
 def _ramped(gone, ramp):
   """How many go now."""
-  if isinstance(ramp, (int, float)):
-    return {path: counts.portion(n, ramp) for path, n in gone.items()}
   # Numbers that are known are multiplied at once: a program for each would be long.
-  known = [path for path, n in gone.items() if isinstance(n, int)]
+  known = {
+    path: nf
+    for path, nf in gone.items()
+    if all(isinstance(x, (int, float)) for x in nf)
+  }
+  if isinstance(ramp, (int, float)):
+    known = {}
   now = {
-    path: counts.portion(n, ramp)
-    for path, n in gone.items()
-    if path not in known
+    p: counts.ramped(*nf, ramp) for p, nf in gone.items() if p not in known
   }
   if known:
-    several = counts.portion(counts.several([gone[p] for p in known]), ramp)
+    n, fraction = zip(*known.values(), strict=True)
+    end = counts.several([counts.portion(*nf) for nf in known.values()])
+    n, fraction = counts.several(n), jnp.array(fraction, jnp.float32)
+    several = counts.ramped(n, fraction, ramp, end)
     now |= {path: several[i] for i, path in enumerate(known)}
   return now
 
@@ -249,8 +253,7 @@ def _together(spec, units, axes, ramp) -> Leaves:
   # Keys are compared bit by bit, so all scores need the same width.
   dtype = jnp.result_type(*ranked.values())
   n = sum(s.size for s in ranked.values())
-  gone = counts.portion(n, spec.target)
-  kept = _kept(n, gone, spec)
+  kept = _kept(n, counts.portion(n, spec.target), spec)
   slices, number, floors = [], 0, 0
   for path, s in ranked.items():
     stacked = _front(axes[path].stacked, s.ndim)
@@ -269,7 +272,8 @@ def _together(spec, units, axes, ramp) -> Leaves:
     )
   if number <= 1:
     slices = [x._replace(least=0) for x in slices]
-  chosen = select.together(slices, n - counts.portion(gone, ramp))
+  gone = counts.ramped(n, spec.target, ramp)
+  chosen = select.together(slices, n - gone)
   return dict(zip(ranked, chosen, strict=True))
 
 

@@ -1,5 +1,7 @@
 """Allocations against numpy, written down from the papers."""
 
+import math
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -52,9 +54,9 @@ def erk(sizes, shapes, target, kernel=True):
     for name, shape in shapes.items():
       n = sizes[name]
       if name in dense:
-        right -= n * target
+        right -= math.floor(n * target)
       else:
-        right += n * (1 - target)
+        right += n - math.floor(n * target)
         used = shape if kernel else shape[-2:]
         raw[name] = sum(used) / np.prod(used)
         divisor += raw[name] * n

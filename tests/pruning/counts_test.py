@@ -93,6 +93,19 @@ class CountsTest(parameterized.TestCase):
     self.assertEqual(int(f(1.0)), n)
     self.assertEqual(int(f(0.0)), 0)
 
+  def test_what_is_ramped_is_rounded_once(self):
+    f = jax.jit(lambda r: counts.ramped(768, 0.8, r))
+    for step in range(21):
+      ramp = 1 - (1 - step / 20) ** 3
+      want = round(768 * 0.8 * ramp)
+      self.assertEqual(int(f(ramp)), want)
+      self.assertEqual(counts.ramped(768, 0.8, ramp), want)
+    # Though 0.8 is not a float32.
+    n = 10**9
+    last = counts.ramped(n, 0.8, jnp.float32(1 - 2**-24))
+    self.assertLessEqual(int(last), 8 * 10**8)
+    self.assertEqual(int(counts.ramped(n, 0.8, jnp.float32(1))), 8 * 10**8)
+
   def test_errors(self):
     with self.assertRaisesRegex(ValueError, 'float32 2.5; a count is a whole'):
       counts.of(jnp.float32(2.5))

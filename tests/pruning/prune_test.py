@@ -75,7 +75,7 @@ class PruneTest(parameterized.TestCase):
       state = update(state, params, Info(jnp.int32(step)))
       got.append(zeros(comp, params, state)['up'])
     if schedule == 'cubic':  # steps 3, 5 of 1..7: t = 1/3, 2/3
-      ramp = [round(102 * (1 - (1 - t) ** 3)) for t in (1 / 3, 2 / 3)]
+      ramp = [round(128 * 0.8 * (1 - (1 - t) ** 3)) for t in (1 / 3, 2 / 3)]
       expected = [0, 0, 0, ramp[0], ramp[0], ramp[1], ramp[1], 102, 102, 102]
     self.assertEqual(got, expected)
     self.assertEqual(update._cache_size(), 1)
