@@ -101,6 +101,10 @@ def cyclic(step, *, target, begin, end, periods=4) -> jax.Array:
   and goes on after `end`. Here what is masked keeps its value for the next dense
   phase; there it starts again from zero.
 
+  Masks change at updates alone. So that phases turn where this says, `every` of a
+  `Sparsity` divides (end - begin) / (2 periods), the steps of a phase. One that does
+  not turns them at the next update, and a phase between two updates is left out.
+
   Args:
     step: scalar int, finished optimizer steps.
     target: fraction of zeros of the sparse phases, in [0, 1).

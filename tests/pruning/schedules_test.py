@@ -75,6 +75,19 @@ class SchedulesTest(parameterized.TestCase):
     self.assertEqual(got, [0.0, 0.0, 0.5, 0.5, 0.5])
 
   @parameterized.parameters(
+    (1, '001100111'), (2, '001100111'), (3, '000111111'), (4, '000000001')
+  )
+  def test_cyclic_turns_at_updates(self, every, expected):
+    # Phases of (8 - 0) / (2 * 2) steps.
+    span, found, count = dict(begin=0, end=8), '', 0
+    for step in range(9):
+      due = int(schedules.updates(step, every=every, **span))
+      if due > count:
+        now = schedules.cyclic(step, target=0.5, periods=2, **span) > 0
+      count, found = due, found + str(int(now))
+    self.assertEqual(found, expected)
+
+  @parameterized.parameters(
     # begin, end, every, and the steps at which masks are computed
     (0, 10, 5, '0 5 10'),
     (0, 10, 3, '0 3 6 9 10'),
