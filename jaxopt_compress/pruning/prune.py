@@ -32,6 +32,8 @@ from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import scoring
 from jaxopt_compress.pruning import spec as spec_lib
 from jaxopt_compress.pruning import state as state_lib
+from jaxopt_compress.pruning.storage import bitmask
+from jaxopt_compress.pruning.storage import n_m_array
 
 Sparsity = spec_lib.Sparsity
 State = state_lib.State
@@ -235,9 +237,17 @@ def apply_masks(
   for path, x in rules_lib.named_leaves(params):
     stored = array.is_compressed(x) and not isinstance(x, masked.Masked)
     if path in masks and stored:
+      advice = (
+        'would be stored as floats. Prune first: jc.chain(jc.prune(...),'
+        ' jc.fake_quantize(...)).'
+      )
+      if isinstance(x, (bitmask.Bitmask, n_m_array.NMArray)):
+        advice = (
+          'would be stored beside its own. Prune jc.materialize(params), in which'
+          ' its zeros rank last, and jc.sparsify that again.'
+        )
       raise ValueError(
-        f'{path} is {x.describe()} already; a mask over it would be stored as'
-        ' floats. Prune first: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
+        f'{path} is {x.describe()} already; a mask over it {advice}'
       )
   check_masks(params, masks)
   scores = scores or {}

@@ -16,6 +16,7 @@ from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning.storage import sparsify
 
 Sparsity = prune.Sparsity
 Info = compression.Info
@@ -369,6 +370,20 @@ class PruneTest(parameterized.TestCase):
     params['down'] = params['down'].at[3, 1].set(jnp.nan)
     comp = prune.prune(kernels(Sparsity(0.5, kind=kind)))
     self.assertTrue(jax.jit(comp.init)(params).masks['down'][3, 1])
+
+  @parameterized.parameters(
+    dict(spec=Sparsity(0.9)), dict(spec=Sparsity(kind='n_m', n=1, m=4))
+  )
+  def test_weights_without_their_zeros_are_pruned_again_as_arrays(self, spec):
+    rules = [('.*', spec)]
+    w = jax.random.normal(jax.random.key(0), (64, 32))
+    once = sparsify.sparsify(prune.prune_now({'w': w}, rules))[0]
+    with self.assertRaisesRegex(
+      ValueError, r'^w is .* already; .* Prune jc.materialize\(params\)'
+    ):
+      prune.prune_now(once, rules)
+    again = prune.prune_now(lift.materialize(once), rules)['w']
+    np.testing.assert_array_equal(again.mask, once['w'].materialize() != 0)
 
   def test_masks_of_other_parameters_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'no such leaf'):
