@@ -78,7 +78,8 @@ def build_all(
     taught = stage.distil.teacher
     teacher = built[taught].model if taught else None
     known = found.get(stage.name)
-    b = build(stage, model, teacher, plan.data, known)
+    seed = plan_lib.stage_seed(plan.seed, stage.name)
+    b = build(stage, model, teacher, plan.data, known, seed)
     guessed = known is None and shrink_lib.depends(stage.shrink)
     if stage.init and model is built[stage.init].model:
       guessed |= built[stage.init].guessed
@@ -92,6 +93,7 @@ def build(
   teacher: model_lib.Model | None,
   data: options.Data,
   plan: channels_lib.Plan | None = None,
+  seed: int = 0,
 ) -> Built:
   """Builds and checks a stage.
 
@@ -101,6 +103,7 @@ def build(
     teacher: the model that it learns from, or None.
     data: what is read.
     plan: of the channels that stay, where some go; None to guess how many do.
+    seed: of random masks, where the stage says none.
 
   Raises:
     ValueError: rules that do not cover, match nothing, or name what is not there;
@@ -112,12 +115,13 @@ def build(
       plan = plan or shrink_lib.guessed(stage.shrink, source)
       model = shrink_lib.resized(source, plan)
     blank = _placeholders(stage, model)
-    compression = compression_of(stage, model.uses, blank)
+    drawn = words.seeded(stage, seed)
+    compression = compression_of(drawn, model.uses, blank)
     trained = adapters if stage.adapters.rules else everything
     optimizer, learned = optimizer_lib.pair(stage.optimizer, stage.steps)
 
     def create(params, variables, rng, ranges):
-      params, compression = trained(stage, model.uses, params, rng, ranges)
+      params, compression = trained(drawn, model.uses, params, rng, ranges)
       return state_lib.create(
         params,
         variables,
@@ -168,8 +172,9 @@ def _check_read(stage, ranges, learned):
   )
   if stage.prune.rules:
     taken = words.takes(stage.prune)
+    taken += ['seed'] * (stage.prune.score == 'random')
     unread += [
-      (f'prune_{name}', 'a prune_method that takes it')
+      (f'prune_{name}', 'a prune_method (or score) that takes it')
       for name in words.METHOD_NUMBERS
       if name not in taken
     ]

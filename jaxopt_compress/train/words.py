@@ -9,8 +9,11 @@ prune    = ((r'.*/kernel', 'block 4x4 0.5'), (r'.*', None))         tiles of 4 x
 lora     = ((r'.*/kernel', 8), (r'.*', None))                       of rank 8
 """
 
+import dataclasses
 import inspect
 from typing import Any
+
+import jax
 
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
@@ -60,9 +63,21 @@ def prune_method(
   prune: options.Prune, steps: int, uses: dict[str, Any]
 ) -> compression.Compression:
   """What changes the masks, in a stage of that many steps."""
-  numbers = {name: getattr(prune, name) for name in takes(prune)}
+  given = {name: getattr(prune, name) for name in takes(prune)}
   method = getattr(pruning.methods, prune.method)
-  return method(prune_rules(prune, steps), uses, **numbers)
+  if (
+    prune.score == 'random' and 'given' in inspect.signature(method).parameters
+  ):
+    given['key'] = jax.random.key(prune.seed)
+  return method(prune_rules(prune, steps), uses, **given)
+
+
+def seeded(stage: options.Stage, seed: int) -> options.Stage:
+  """The stage with a seed of its masks: that which it says, or this one."""
+  if stage.prune.seed >= 0:
+    return stage
+  prune = dataclasses.replace(stage.prune, seed=seed)
+  return dataclasses.replace(stage, prune=prune)
 
 
 def takes(prune: options.Prune) -> list[str]:

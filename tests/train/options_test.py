@@ -51,6 +51,7 @@ OUTSIDE = {
     prune_span=((0.0, 1.1), (-0.1, 0.5)),
     prune_every=(0,),
     prune_k=(-1.0,),
+    prune_seed=(-2,),
     lora_alpha=(0.0,),
     calibrate_batches=(0,),
   ),

@@ -10,6 +10,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.distillation import losses
+from jaxopt_compress.pruning import state as state_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages
@@ -103,6 +104,25 @@ class FinishTest(parameterized.TestCase):
       jax.tree.leaves(final['params']), jax.tree.leaves(expected), strict=True
     ):
       np.testing.assert_array_equal(a, b)
+
+  @parameterized.parameters(
+    dict(method='static'),
+    dict(method='sparse_evolutionary'),
+    dict(method='rigl'),
+    dict(score='random', schedule='constant'),
+    dict(method='straight_through', score='random', schedule='constant'),
+    dict(method='ac_dc', score='random'),
+  )
+  def test_random_masks_follow_the_seed(self, **said):
+    def masks(seed, own=-1):
+      stage = _stage(steps=4, prune=dataclasses.replace(HALF, seed=own, **said))
+      built = stages.build(stage, self.model, None, DATA, seed=seed)
+      [state] = state_lib.states(built.compression.init(self.params))
+      return np.concatenate([m.ravel() for m in state.masks.values()])
+
+    np.testing.assert_array_equal(masks(1), masks(1))
+    self.assertFalse(np.array_equal(masks(1), masks(2)))
+    np.testing.assert_array_equal(masks(1, own=3), masks(2, own=3))
 
   def test_stored_is_what_inference_needs(self):
     _, final = self._finished(_stage(steps=1))

@@ -6,6 +6,8 @@ compression begins with the weights of largest magnitude; in one of decompressio
 others train again, from zero.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxopt_compress.core import compression
@@ -14,7 +16,7 @@ from jaxopt_compress.pruning import prune
 
 
 def ac_dc(
-  rules: prune.Rules, uses: dict | None = None
+  rules: prune.Rules, uses: dict | None = None, **given: Any
 ) -> compression.Compression:
   """Masks by turns: `target` for `every` steps, nothing for `every` steps.
 
@@ -24,6 +26,7 @@ def ac_dc(
     rules: ordered `(regex, Sparsity | None)`, as for `prune`; `every` is the length of
       a phase, and `schedule` has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
+    **given: as for `prune`.
 
   >>> comp = ac_dc([(r'w', prune.Sparsity(0.5, begin=2, end=8, every=2))])
   >>> params = {'w': jnp.arange(4.)}
@@ -38,7 +41,7 @@ def ac_dc(
   def masks(spec, leaves, step):
     phase = (step - spec.begin) // spec.every
     compressed = (step >= spec.begin) & ((phase % 2 == 0) | (step >= spec.end))
-    found = prune.compute(spec, leaves, uses)
+    found = prune.compute(spec, leaves, uses, **given)
     return {path: mask | ~compressed for path, mask in found.items()}
 
   def change(spec, leaves, now):

@@ -6,13 +6,19 @@ Zhou et al. 2021, https://arxiv.org/abs/2102.04010, eq. 7 to 9. Without the deca
 would change to the end, as masked weights near the threshold keep coming back.
 """
 
+from typing import Any
+
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import prune
 
 
 def sr_ste(
-  rules: prune.Rules, uses: dict | None = None, *, decay: float = 2e-4
+  rules: prune.Rules,
+  uses: dict | None = None,
+  *,
+  decay: float = 2e-4,
+  **given: Any,
 ) -> compression.Compression:
   """Straight-through masks whose masked weights decay by the gradient.
 
@@ -24,6 +30,7 @@ def sr_ste(
       `Sparsity(kind='n_m', n=2, m=4, end=steps, schedule='constant')`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     decay: in parts of the weight, lambda of the paper.
+    **given: as for `prune`.
 
   Raises:
     ValueError: a negative decay.
@@ -35,4 +42,4 @@ def sr_ste(
   """
   if not 0 <= decay < float('inf'):
     raise ValueError(f'decay={decay}; a factor, 0 or more, is expected.')
-  return clock.learning(prune.prune(rules, uses), pull=decay)
+  return clock.learning(prune.prune(rules, uses, **given), pull=decay)

@@ -8,13 +8,15 @@ Lin et al. 2020 (DPF), https://arxiv.org/abs/2006.07253. Masks are those of `gra
 differs is that a masked weight can grow until it comes back.
 """
 
+from typing import Any
+
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import prune
 
 
 def straight_through(
-  rules: prune.Rules, uses: dict | None = None
+  rules: prune.Rules, uses: dict | None = None, **given: Any
 ) -> compression.Compression:
   """Masks as `prune` does, with the gradient that there is without masks.
 
@@ -24,6 +26,7 @@ def straight_through(
   Args:
     rules: ordered `(regex, Sparsity | None)`, as for `prune`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
+    **given: as for `prune`.
 
   >>> import jax, jax.numpy as jnp
   >>> comp = straight_through([(r'w', prune.Sparsity(0.5))])
@@ -33,4 +36,4 @@ def straight_through(
   >>> y(params).tolist(), jax.grad(lambda p: y(p).sum())(params)['w'].tolist()
   ([3.0, 0.0], [1.0, 1.0])
   """
-  return clock.learning(prune.prune(rules, uses))
+  return clock.learning(prune.prune(rules, uses, **given))
