@@ -8,6 +8,7 @@ import jax
 from jaxopt_compress.train import examples as examples_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages as stages_lib
+from jaxopt_compress.train import words
 
 
 def check(
@@ -28,7 +29,7 @@ def check(
   for b in built:
     stage = b.stage
     examples_lib.check_answers(examples, stage, b.model.answers, data.target)
-    if stage.steps or b.ranges:
+    if stage.steps or b.ranges or words.on_data(stage):
       examples.batches(stage)
     if stage.steps and stage.batch_size % devices:
       raise ValueError(

@@ -30,6 +30,7 @@ from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import one_shot
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import plans
 from jaxopt_compress.train import preemption
@@ -194,7 +195,8 @@ def _calibrated(job, built, params, variables):
   batches = job.data.batches(dataclasses.replace(stage, augment=False))
   some = range(quantize.calibrate_batches)
   inputs = [batches[i][job.plan.data.input] for i in some]
-  ranges = stages_lib.calibrate(built, params, variables, inputs)
+  given = one_shot.given(job, built, params, variables)
+  ranges = stages_lib.calibrate(built, params, variables, inputs, given)
   metrics_lib.log(
     f'[{stage.name}] {len(ranges)} ranges of activations ({quantize.calibrate}) from'
     f' {len(inputs) * stage.batch_size} training examples.'
@@ -298,9 +300,13 @@ def _diverged(stage, what, step, saver):
 def _finish(job, built, state):
   """Evaluates a stage and puts what it leaves behind under its final name."""
   name, config = built.stage.name, job.plan.fingerprint(built.stage)
+  start = mesh_lib.local((state.params, state.variables))
+  given = one_shot.given(job, built, *start)
   final = jax.jit(
-    lambda s: stages_lib.finish(s, built.stage, built.model, built.compression)
-  )(state)
+    lambda s, given: stages_lib.finish(
+      s, built.stage, built.model, built.compression, given
+    )
+  )(state, mesh_lib.replicate(given, job.mesh))
   local = mesh_lib.local(final)
   found = evaluate.evaluate(
     built.model.forward,

@@ -80,6 +80,8 @@ class Prune:
   threshold: float = fields.option(0.1, '(0, 0.5)', needs='prune steps')
   penalty: float = fields.option(10.0, '[0, inf)', needs='prune steps')
   decay: float = fields.option(2e-4, '[0, inf)', needs='prune steps')
+  # Of training data, for a score of data in a stage without steps.
+  batches: int = fields.option(8, '[1, inf)', needs='prune')
   # Of masks that are random; -1: that of the run, of which each stage has its own.
   seed: int = fields.option(-1, '[-1, inf)', needs='prune')
 

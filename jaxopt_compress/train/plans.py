@@ -110,14 +110,20 @@ def cut(
   return params, variables
 
 
+def batches(
+  job: job_lib.Job, stage: options.Stage, number: int
+) -> list[tuple[Any, Any]]:
+  """[(inputs, labels)] of so many batches of training data as it is."""
+  read = job.data.batches(dataclasses.replace(stage, augment=False))
+  some, data = [read[i] for i in range(number)], job.plan.data
+  return [(batch[data.input], batch[data.target]) for batch in some]
+
+
 def _batches(job, stage):
-  """[(inputs, labels)] of training data as it is, where they are read."""
+  """Those that channels are chosen on, where they are read."""
   if not shrink.of_batches(stage.shrink):
     return []
-  batches = job.data.batches(dataclasses.replace(stage, augment=False))
-  some = [batches[i] for i in range(stage.shrink.batches)]
-  data = job.plan.data
-  return [(batch[data.input], batch[data.target]) for batch in some]
+  return batches(job, stage, stage.shrink.batches)
 
 
 def _on(batches):

@@ -9,6 +9,7 @@ the machine is timed, sizes are known only then: the stage is built with a guess
 again with what was found.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
 import dataclasses
@@ -305,12 +306,14 @@ def _importance(shrink, found, model, tree, batches, seed):
   if score == 'score':
     return worth | pruning.depth.score(found, tree)
   if score == 'loss':
-    return worth | pruning.depth.loss(found, _loss(model), tree, batches)
+    return worth | pruning.depth.loss(found, loss_of(model), tree, batches)
   score = getattr(pruning.depth, score)
   return worth | score(found, _output(model), tree, inputs)
 
 
-def _loss(model):
+def loss_of(model: model_lib.Model) -> Callable[..., jax.Array]:
+  """`loss(tree, x, labels)`: the cross entropy, `tree` as `tree_of` makes it."""
+
   def loss(tree, x, labels):
     y = _output(model)(tree, x)
     return losses.mean(*losses.cross_entropy(y, labels))
@@ -323,7 +326,7 @@ def _of_channels(shrink, found, model, tree, batches, seed):
     rng = np.random.default_rng(seed)
     return {name: rng.random(g.size) for name, g in found.free.items()}
 
-  loss = _loss(model)
+  loss = loss_of(model)
   if shrink.score == 'activations':
     inputs = [x for x, _ in batches]
     return pruning.activations.activations(found, _output(model), tree, inputs)

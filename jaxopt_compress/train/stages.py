@@ -134,9 +134,7 @@ def build(
     # Shapes alone: what does not fit raises here, and nothing is computed.
     key = jax.eval_shape(lambda: jax.random.key(0))
     template = jax.eval_shape(create, model.params, model.variables, key, blank)
-    final = jax.eval_shape(
-      lambda s: finish(s, stage, model, compression), template
-    )
+    final = _final(stage, model, compression, template)
     _check_read(stage, blank, template.learned)
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
@@ -163,6 +161,16 @@ def build(
   )
 
 
+def _final(stage, model, compression, template):
+  """`Built.final`: what a score takes has the form of the parameters, or is a key."""
+  asks = words.asks(stage)
+  return jax.eval_shape(
+    lambda s, given: finish(s, stage, model, compression, given),
+    template,
+    {n: template.rng if n == 'key' else model.params for n in asks},
+  )
+
+
 def _check_read(stage, ranges, learned):
   """Options of what this stage turns out not to have."""
   unread = (
@@ -178,12 +186,15 @@ def _check_read(stage, ranges, learned):
       for name in words.METHOD_NUMBERS
       if name not in taken
     ]
+  if not words.on_data(stage):
+    unread += [('prune_batches', 'a prune_score of data and steps=0')]
   if not ranges:
     static = 'static ranges in quantize'
     unread += [('calibrate', static), ('calibrate_batches', static)]
-    if not stage.steps:
+    if not stage.steps and not words.on_data(stage):
       unread += [
-        (key, f'steps, or {static}') for key in ('batch_size', 'files')
+        (key, f'steps, or {static}, or a prune_score of data')
+        for key in ('batch_size', 'files')
       ]
   for key, need in unread:
     fields.check_unread(f'config.stage.{stage.name}', stage, [key], need)
@@ -218,7 +229,11 @@ def _placeholders(stage, model):
 
 
 def calibrate(
-  built: Built, params: Any, variables: Any, batches: Sequence[Any]
+  built: Built,
+  params: Any,
+  variables: Any,
+  batches: Sequence[Any],
+  given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Ranges of the static activations of a stage, in the shapes of `built.ranges`.
 
@@ -226,6 +241,7 @@ def calibrate(
     built: the stage.
     params, variables: that it starts from.
     batches: inputs.
+    given: what the score of a stage that trains nothing takes: see `one_shot`.
 
   Raises:
     ValueError: as `jc.calibrate`; the message begins with the name of the stage.
@@ -237,7 +253,8 @@ def calibrate(
   quantize = built.stage.quantize
   rules = words.quantize_rules(quantize)
   if built.stage.prune.rules and not built.stage.steps:
-    params = array.materialize(pruned(params, built.stage, built.model.uses))
+    masked = _pruned(params, built.stage, built.model.uses, given)
+    params = array.materialize(masked)
   try:
     found = ranges_lib.calibrate(
       output, params, rules, batches, built.model.uses, quantize.calibrate
@@ -352,15 +369,16 @@ def finish(
   stage: options.Stage,
   model: model_lib.Model,
   compression: compression_lib.Compression,
+  given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """What a stage leaves behind: see `Built.final`."""
+  """What a stage leaves behind: see `Built.final`; `given` as for `calibrate`."""
   params = plain = state.params
   if stage.steps:
     params = state_lib.compressed(state, compression)
     plain = array.materialize(params) if stage.adapters.rules else plain
   else:
     if stage.prune.rules:
-      params = pruned(params, stage, model.uses)
+      params = _pruned(params, stage, model.uses, given)
     if stage.quantize.rules:
       rules = words.quantize_rules(stage.quantize)
       params = quantization.quantize.quantize(
@@ -386,10 +404,10 @@ def without_zeros(
   return stored(final) | {'params': params}
 
 
-def pruned(params: Any, stage: options.Stage, uses: dict[str, Any]) -> Any:
+def _pruned(params, stage, uses, given):
   """The parameters under the masks of a stage that trains nothing."""
   rules = words.prune_rules(stage.prune, stage.steps)
-  return pruning.prune.prune_now(params, rules, uses)
+  return pruning.prune.prune_now(params, rules, uses, **(given or {}))
 
 
 def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:

@@ -55,6 +55,19 @@ def prune_rules(prune: options.Prune, steps: int) -> list[tuple[str, Any]]:
   return [(pattern, sparsity(value)) for pattern, value in _pairs(prune.rules)]
 
 
+def asks(stage: options.Stage) -> set[str]:
+  """What the scores of a stage that trains nothing take beside weights."""
+  if stage.steps:
+    return set()
+  specs = [spec for _, spec in prune_rules(stage.prune, 0) if spec]
+  return {name for spec in specs for name in spec.inputs()}
+
+
+def on_data(stage: options.Stage) -> bool:
+  """Whether some of it comes from batches."""
+  return bool(asks(stage) - {'key'})
+
+
 # Numbers of a config that only some methods take.
 METHOD_NUMBERS = ('drop', 'threshold', 'penalty', 'decay', 'seed')
 

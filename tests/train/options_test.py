@@ -15,7 +15,7 @@ STAGE = """
   shrink
   prune prune_score prune_scope prune_k prune_span prune_every
   prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
-  prune_decay prune_seed
+  prune_decay prune_batches prune_seed
   quantize calibrate calibrate_batches
   lora lora_alpha lora_rank_stabilized
 """.split()
@@ -52,6 +52,7 @@ OUTSIDE = {
     prune_every=(0,),
     prune_k=(-1.0,),
     prune_seed=(-2,),
+    prune_batches=(0,),
     lora_alpha=(0.0,),
     calibrate_batches=(0,),
   ),
