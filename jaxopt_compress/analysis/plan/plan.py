@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxopt_compress.analysis.layers import renumbered
 from jaxopt_compress.analysis.layers import siblings
+from jaxopt_compress.analysis.plan import composed
 from jaxopt_compress.analysis.plan import gathered as gathered_lib
 from jaxopt_compress.analysis.plan import sources as sources_lib
 from jaxopt_compress.analysis.structure import structure as structure_lib
@@ -180,6 +181,19 @@ class Plan:
       for name, source in self.sources.items()
     }
     return dataclasses.replace(self, sources=sources)
+
+  def then(self, other: 'Plan') -> 'Plan':
+    """This plan and, of the network that it makes, another: one of the two.
+
+    Raises:
+      ValueError: `other` is of another network, or no single plan says both.
+    """
+    paths = renumbered.paths(list(self.structure.shapes), self._order)
+    sources, names = composed.sources(self, other, paths)
+    asked = {names.get(name, name): n for name, n in other.asked.items()}
+    changed = {names[name] for name in other.sources}
+    kept = {n: k for n, k in self.asked.items() if n not in changed}
+    return Plan(self.structure, sources, kept | asked)
 
   def apply(self, tree: Any) -> Any:
     """The network of the new widths.
