@@ -63,9 +63,9 @@ def _aside(directory):
   return directory.with_name(f'.{directory.name}.old')
 
 
-def sync(folder):
-  """Waits until the files are on disk: a rename may reach it before they do."""
-  for path in folder.rglob('*'):
-    if path.is_file():
-      with open(path, 'rb') as f:
+def sync(path):
+  """Waits until files are on disk, of a folder all: a rename may reach it before."""
+  for file in (path, *path.rglob('*')):
+    if file.is_file():
+      with open(file, 'rb') as f:
         os.fsync(f.fileno())

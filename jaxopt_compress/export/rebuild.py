@@ -16,12 +16,18 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxopt_compress.analysis.plan import config_delta
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.export import leaves as leaves_lib
+from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
+
+# In the header: what it says besides that of `weights`.
+FORMAT = 'jaxopt_compress.shrunk/2'
 
 
 class Rebuilt(NamedTuple):
@@ -37,26 +43,33 @@ def save_shrunk(
 ) -> None:
   """Writes parameters that a plan made, and the plan, to a safetensors file.
 
+  Compressed leaves are saved as they are, in what of them runs on any machine.
+
   Args:
     path: of the file.
     plan: what `jc.select` returned.
-    params: what `jc.shrink(plan, ...)` returned, maybe trained since; plain arrays.
+    params: what `jc.shrink(plan, ...)` returned, maybe trained or compressed since.
 
   Raises:
-    ValueError: a leaf that is compressed, or not of the shape that the plan makes.
+    ValueError: a leaf that is not of the shape that the plan makes, or that holds
+      what no file does.
   """
-  for name, x in rules_lib.named_leaves(params):
-    if array.is_compressed(x):
-      raise ValueError(
-        f'{name} is {x.describe()}, and what it is made of is not in a config: save'
-        ' the arrays, jc.materialize(params), and compress what is rebuilt; or export'
-        ' the program, with jaxopt_compress.export.save.'
-      )
   _check(plan, params, 'jc.shrink(plan, params) makes them.')
+  params = array.map_leaves(lambda leaf: leaf.portable(), params)
   arrays, _ = weights_lib.flatten(params)
-  dtypes = {name: str(x.dtype) for name, x in arrays.items()}
-  metadata = {'plan': plan.to_json(), 'dtypes': json.dumps(dtypes)}
-  weights_lib.save(path, arrays, metadata)
+  leaves = {
+    name: leaves_lib.words(x)
+    for name, x in rules_lib.named_leaves(params)
+    if array.is_compressed(x)
+  }
+  metadata = {
+    'layout': FORMAT,
+    'plan': plan.to_json(),
+    'dtypes': json.dumps({name: str(x.dtype) for name, x in arrays.items()}),
+    'leaves': json.dumps(leaves),
+    'digests': json.dumps({n: _digest(x) for n, x in arrays.items()}),
+  }
+  weights_lib.save(path, arrays, sealed.seal(metadata))
 
 
 def load_plan(path: str | os.PathLike) -> plan_lib.Plan:
@@ -83,7 +96,8 @@ def rebuild(
 
   Raises:
     ValueError: no config of other numbers gives these sizes, or the file is for
-      another network; the first leaf that differs is named.
+      another network; the first leaf that differs is named. Or the file is damaged,
+      or of another layout.
 
   Example, with NNX:
 
@@ -102,8 +116,17 @@ def rebuild(
   _, config = config_delta.config_delta(shapes, config, plan)
   model, params = build(config)
   arrays = weights_lib.load(path, json.loads(header['dtypes']))
+  for name, digest in json.loads(header['digests']).items():
+    if _digest(arrays[name]) != digest:
+      raise sealed.Damaged(
+        f'{path} is damaged: the numbers of {name} are not those that were written.'
+      )
+  leaves = json.loads(header['leaves'])
 
   def loaded(name, x):
+    if name in leaves:
+      inside = lambda child: arrays[f'{name}.{child}']
+      return leaves_lib.leaf(leaves[name], inside)
     if name not in arrays:
       raise ValueError(
         f'{name} of the model is not in {path}, which has {sorted(arrays)[:5]}. Build'
@@ -129,6 +152,10 @@ def _check(plan, params, advice):
       )
 
 
+def _digest(x) -> str:
+  return sealed.of_bytes(np.asarray(x).tobytes())
+
+
 def _header(path) -> dict[str, str]:
   with weights_lib.opened(path) as file:
     header = file.metadata() or {}
@@ -136,5 +163,15 @@ def _header(path) -> dict[str, str]:
     raise ValueError(
       f'{path} has no plan in its header: write it with jc.save_shrunk(path, plan,'
       ' params).'
+    )
+  if header.get('layout') != FORMAT:
+    raise ValueError(
+      f'The plan in {path} is of the layout {header.get("layout")!r}, not {FORMAT!r}:'
+      ' another version wrote it. Write it again with this one.'
+    )
+  header.pop('format', None)  # of the arrays, which `weights` checks
+  if not sealed.is_intact(header):
+    raise sealed.Damaged(
+      f'{path} is damaged: its header is not what was written.'
     )
   return header

@@ -69,6 +69,11 @@ def sha256(path: str | os.PathLike) -> str:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
+def of_bytes(content: bytes) -> str:
+  """The hexadecimal digest of bytes."""
+  return hashlib.sha256(content).hexdigest()
+
+
 def check(path: str | os.PathLike, expected: str) -> None:
   """Raises Damaged unless the file has the digest `expected`."""
   try:

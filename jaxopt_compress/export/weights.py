@@ -11,6 +11,7 @@ are refused.
 from collections.abc import Callable
 from collections.abc import Mapping
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
+from jaxopt_compress.export import layout
 
 Weights = dict[str, np.ndarray]
 
@@ -116,12 +118,24 @@ def save(
   weights: Weights,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes a safetensors file: the bytes of the arrays after one header."""
+  """Writes a safetensors file: the bytes of the arrays after one header.
+
+  It is there as a whole or not at all, and one that it replaces until then.
+  """
   stored = {name: _as_stored(x) for name, x in weights.items()}
   # safetensors does not check this, and would write other data.
   assert all(x.flags.c_contiguous for x in stored.values())
   header = {'format': FORMAT, **(metadata or {})}
-  _safetensors().save_file(stored, path, header)
+  path = pathlib.Path(
+    path
+  ).resolve()  # of a link, what it points to is replaced
+  new = path.with_name(f'.{path.name}.new')
+  try:
+    _safetensors().save_file(stored, new, header)
+    layout.sync(new)
+    new.replace(path)
+  finally:
+    new.unlink(missing_ok=True)
 
 
 def opened(path: str | os.PathLike) -> Any:

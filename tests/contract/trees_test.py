@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import tempfile
 
 from absl.testing import parameterized
 import jax
@@ -274,8 +275,18 @@ COUNTS = {
     jc.Sparsity(0.5), {'w': t['a']['kernel']}
   ),
 }
+
+
 # Leaves go through as one, and stand for what they stood for.
+def rebuilt(tree):
+  plan = jc.Plan(jc.structure(apply)(DENSE, X), {})
+  with tempfile.TemporaryDirectory() as folder:
+    jc.save_shrunk(f'{folder}/small', plan, tree)
+    return jc.rebuild(lambda c: (None, DENSE), {}, f'{folder}/small').params
+
+
 KEEPS = {
+  'export.rebuild.save_shrunk': rebuilt,
   'analysis.plan.plan.shrink': lambda t: jc.shrink(
     jc.Plan(jc.structure(apply)(t, X), {}), t
   ),
@@ -308,9 +319,6 @@ KEEPS = {
 # What would count codes says which leaf it is.
 REFUSES = {
   'pruning.structured.experts.unreachable': unreachable,
-  'export.rebuild.save_shrunk': lambda t: jc.save_shrunk(
-    '', jc.Plan(jc.structure(apply)(DENSE, X), {}), t
-  ),
   'pruning.structured.compensate.compensate': compensated,
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
   'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,6 +12,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 import jaxopt_compress as jc
+from jaxopt_compress.export import layout
 from jaxopt_compress.export import weights as weights_lib
 
 
@@ -131,6 +133,15 @@ class WeightsTest(parameterized.TestCase):
     )
     back = rebuild(self.round_trip(weights))
     jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+  def test_a_file_is_replaced_as_a_whole(self):
+    self.round_trip({'x': np.zeros(3)})
+    with mock.patch.object(layout, 'sync', side_effect=OSError('disk full')):
+      with self.assertRaisesRegex(OSError, 'disk full'):
+        weights_lib.save(self.path, {'x': np.ones(9)})
+    found = weights_lib.load(self.path, {'x': 'float64'})
+    np.testing.assert_array_equal(found['x'], np.zeros(3))
+    self.assertLen(os.listdir(os.path.dirname(self.path)), 1)
 
   def test_another_set_of_arrays(self):
     weights_lib.save(self.path, {'x': np.zeros(3)})

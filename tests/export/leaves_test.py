@@ -1,0 +1,67 @@
+"""Leaves come back of their words and arrays: the types, the fields, every bit."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.core import array
+from jaxopt_compress.export import leaves
+from jaxopt_compress.export import weights
+
+W = jax.random.normal(jax.random.key(0), (32, 16))
+USES = jc.uses(lambda p, x: x @ p['w'])({'w': W}, jnp.ones((1, 32)))
+
+
+def _quantized(words, w=W):
+  return jc.quantize({'w': w}, [('w', words)], USES)['w']
+
+
+def _sparse(spec, words=None):
+  tree = jc.prune_now({'w': W}, [('w', spec)], USES)
+  tree = jc.quantize(tree, [('w', words)], USES) if words else tree
+  return jc.sparsify(tree)[0]['w']
+
+
+LEAVES = {
+  'int4 groups': lambda: _quantized('int4 g16 asym'),
+  'activations': lambda: _quantized(jc.W8A8),
+  'float8': lambda: _quantized('e4m3'),
+  'nvfp4': lambda: _quantized(jc.NVFP4),
+  'bfloat16': lambda: _quantized('int8', W.astype(jnp.bfloat16)),
+  'bitmask': lambda: _sparse(jc.Sparsity(0.9)),
+  '2:4': lambda: _sparse(jc.Sparsity(kind='n_m', n=2, m=4)),
+  'sparse codes': lambda: _sparse(jc.Sparsity(0.9), 'int8'),
+  'masked': lambda: jc.pruning.Masked(W, W > 0, gradient='dense'),
+  'masked codes': lambda: jc.pruning.Masked(_quantized('int8'), W > 0),
+}
+
+
+class LeavesTest(parameterized.TestCase):
+  @parameterized.parameters(*LEAVES)
+  def test_comes_back(self, name):
+    leaf = LEAVES[name]()
+    self.assertTrue(array.is_compressed(leaf), name)
+    arrays, _ = weights.flatten({'w': leaf})
+    said = json.loads(json.dumps(leaves.words(leaf)))
+    again = leaves.leaf(said, lambda child: arrays[f'w.{child}'])
+    self.assertEqual(jax.tree.structure(again), jax.tree.structure(leaf))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(leaf), strict=True):
+      self.assertEqual(a.dtype, b.dtype)
+      np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+  def test_refused(self):
+    said = leaves.words(LEAVES['masked']())
+    with self.assertRaisesRegex(ValueError, "0 leaf types 'os.*Masked"):
+      leaves.leaf({**said, 'leaf': 'os.system'}, {}.get)
+    leaf = jc.pruning.Masked(W, W > 0, gradient=print)
+    with self.assertRaisesRegex(ValueError, 'gradient is a builtin.*no words'):
+      leaves.words(leaf)
+
+
+if __name__ == '__main__':
+  absltest.main()
