@@ -11,8 +11,11 @@ sides, its mean gradient is zero, and it may matter all the same.
 """
 
 from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Iterable
+import functools
 from typing import Any
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,8 @@ def gradients(loss: Callable, params: Any, batches: Iterable[Any]) -> Any:
   """The mean gradient over batches.
 
   Args:
-    loss: `loss(params, ...)`, a number: the mean over the examples of a batch.
+    loss: `loss(params, ...)`, a number: the mean over the examples of a batch. As by
+      `jax.jit`, a function is compiled once: what else it reads are constants.
     params: the parameters; compressed leaves count for what they stand for.
     batches: each a tuple (positional arguments after `params`), a dict (keyword
       arguments) or anything else (one argument). All have the same weight.
@@ -75,41 +79,65 @@ def fisher(
 def _mean(loss, params, batches, *, by_example, square):
   """The mean of gradients or of their squares."""
   leaves, tree = jax.tree.flatten(array.materialize(params))
-  floating = [i for i, x in enumerate(leaves) if _is_floating(x)]
-
-  def add(total, weights, batch):
-    def value(weights):
-      filled = dict(zip(floating, weights, strict=True))
-      mixed = [filled.get(i, x) for i, x in enumerate(leaves)]
-      return batches_lib.call(loss, (jax.tree.unflatten(tree, mixed),), batch)
-
-    found = [g.astype(t.dtype) for g, t in zip(jax.grad(value)(weights), total)]
-    return [t + (g * g if square else g) for g, t in zip(found, total)]
-
-  def add_each(total, weights, batch):
-    def one(total, example):
-      example = jax.tree.map(lambda x: x[None], example)
-      return add(total, weights, example), None
-
-    return jax.lax.scan(one, total, batch)[0]
-
-  step = jax.jit(add_each if by_example else add)
-  weights = [jnp.asarray(leaves[i]) for i in floating]
+  # Numbers that are no arrays, as of heads, stay what they are.
+  is_array = [hasattr(x, 'dtype') for x in leaves]
+  arrays = [x if is_it else None for x, is_it in zip(leaves, is_array)]
+  others = tuple(
+    (i, type(x), x) for i, x in enumerate(leaves) if not is_array[i]
+  )
+  if not isinstance(loss, Hashable):
+    loss = functools.partial(loss)
+  step = _step(weakref.ref(loss), tree, others, by_example, square)
   total = [
-    jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)) for w in weights
+    jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+    if _is_floating(x)
+    else jnp.zeros(jnp.shape(leaves[i]))
+    for i, x in enumerate(arrays)
   ]
   count = 0
   for batch in batches:
-    total = step(total, weights, batch)
+    total = step(total, arrays, batch)
     count += len(jax.tree.leaves(batch)[0]) if by_example else 1
   if not count:
     raise ValueError('There is no batch. An iterator that was read is empty.')
-  means = dict(zip(floating, [t / count for t in total]))
-  out = [
-    means[i] if i in means else jnp.zeros(jnp.shape(x))
-    for i, x in enumerate(leaves)
-  ]
-  return _checked(jax.tree.unflatten(tree, out))
+  return _checked(jax.tree.unflatten(tree, [t / count for t in total]))
+
+
+# Few, as each holds its program; a function that is gone is found by nobody.
+@functools.lru_cache(maxsize=8)
+def _step(loss, tree, others, by_example, square):
+  """(total, arrays, batch) -> total, compiled once for a function.
+
+  Args:
+    loss: a weak reference to it, so that what it closes over may go.
+    tree: of the parameters.
+    others: (place, type, value) of leaves that are no arrays.
+  """
+  constants = {i: x for i, _, x in others}
+
+  def add(total, arrays, batch):
+    floating = [i for i, x in enumerate(arrays) if _is_floating(x)]
+
+    def value(weights):
+      filled = constants | dict(zip(floating, weights, strict=True))
+      mixed = [filled.get(i, x) for i, x in enumerate(arrays)]
+      return batches_lib.call(loss(), (jax.tree.unflatten(tree, mixed),), batch)
+
+    out = list(total)
+    found = jax.grad(value)([arrays[i] for i in floating])
+    for i, g in zip(floating, found, strict=True):
+      g = g.astype(out[i].dtype)
+      out[i] += g * g if square else g
+    return out
+
+  def add_each(total, arrays, batch):
+    def one(total, example):
+      example = jax.tree.map(lambda x: x[None], example)
+      return add(total, arrays, example), None
+
+    return jax.lax.scan(one, total, batch)[0]
+
+  return jax.jit(add_each if by_example else add)
 
 
 def _is_floating(x) -> bool:

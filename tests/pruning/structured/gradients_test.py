@@ -62,6 +62,26 @@ class GradientsTest(parameterized.TestCase):
     a, b = (jc.gradients(loss, P, batches) for batches in (named, BATCHES))
     self.assertEqual(a['a'].tolist(), b['a'].tolist())
 
+  def test_compiled_once(self):
+    """Of one function, whatever its weights; others are other programs."""
+    traced = []
+
+    def counted(p, x, y):
+      traced.append(x.shape)
+      return loss(p, x, y)
+
+    double = jax.tree.map(lambda x: x * 2 if x.dtype == 'f' else x, P)
+    first, _, again = (
+      jc.gradients(counted, p, BATCHES[:1]) for p in (P, double, P)
+    )
+    self.assertLen(traced, 1)
+    self.assertEqual(first['a'].tolist(), again['a'].tolist())
+    fun = lambda p, _: p['b'].reshape(p['n'], -1)[0].sum()
+    for n in (1, 3):  # no array: part of the program
+      params = {'n': n, 'b': jnp.ones(6)}
+      found = jc.gradients(fun, params, [1.0])
+      self.assertEqual(found['b'].sum(), 6 // n)
+
   @parameterized.named_parameters(
     ('nothing', jc.gradients, P, [], 'no batch'),
     (
