@@ -45,8 +45,9 @@ def fold_sizes(
   """Parameters of a plan that compute what those do in which channels are zero.
 
   Args:
-    fun: the function that the plan's structure was found for.
-    plan: which channels stay.
+    fun: the function that the plan's structure was found for. Where layers go that it
+      does not do without, that of the model of those that stay, of the old widths.
+    plan: which channels, and layers, stay.
     rebuilt: the function of the model that was built again, where `fun` has sizes of
       its own.
 
@@ -72,8 +73,7 @@ def fold_sizes(
   """
 
   def folded(params, *args, **kwargs):
-    before = _abstract(params, plan)
-    closed, arrays = walk.trace(fun, before, args, kwargs)
+    closed, arrays = _before(fun, plan, params, args, kwargs)
     try:
       other, _ = walk.trace(rebuilt or fun, params, args, kwargs)
     except Exception as e:  # whatever a model raises
@@ -112,14 +112,29 @@ def _does_not_run(plan, error) -> str:
   )
 
 
-def _abstract(params, plan):
-  """The parameters as they were before the plan."""
-  names, now = plan_lib.names_of(plan.structure.shapes), plan.shapes
-  if now.keys() != names.keys() & now.keys() or len(now) != len(plan.resized):
+def _before(fun, plan, params, args, kwargs):
+  """The program of the old widths, without the layers that go, and its parameters."""
+  layers = {
+    name: x for name, x in plan.sources.items() if name in plan.structure.layers
+  }
+  deep = plan_lib.Plan(plan.structure, layers)
+  before = _abstract(params, plan, deep)
+  try:
+    return walk.trace(fun, before, args, kwargs)
+  except Exception as e:  # whatever a model raises
+    if not layers:
+      raise
     raise ValueError(
-      'The plan has other layers, which are other programs. Make one plan of widths,'
-      ' fold their sizes, and remove layers by another plan.'
-    )
+      f'The function does not run without the layers that go: {raised.said(e)}. Give'
+      ' that of the model of fewer layers and the old widths in place of it, and that'
+      ' of the new widths as rebuilt=.'
+    ) from e
+
+
+def _abstract(params, plan, deep):
+  """The parameters as they were, but for layers, which `deep` says."""
+  now, then = plan.shapes, deep.shapes
+  names = plan_lib.names_of(now)
   leaves = []
   for path, x in rules_lib.named_leaves(params):
     mine = names.get(path, path)
@@ -128,8 +143,13 @@ def _abstract(params, plan):
         f'{path} has shape {tuple(x.shape)}, and the plan makes {now[mine]}. Pass'
         ' what jc.shrink(plan, params) returned.'
       )
-    shape = plan.structure.shapes.get(mine, getattr(x, 'shape', None))
-    leaves.append(x if shape is None else jax.ShapeDtypeStruct(shape, x.dtype))
+    shape = then.get(mine, getattr(x, 'shape', None))
+    weak = getattr(x, 'weak_type', False)  # casts are operations, too
+    leaves.append(
+      x
+      if shape is None
+      else jax.ShapeDtypeStruct(shape, x.dtype, weak_type=weak)
+    )
   return jax.tree.unflatten(
     jax.tree.structure(params, is_leaf=array.is_compressed), leaves
   )

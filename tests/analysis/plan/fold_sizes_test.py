@@ -186,17 +186,43 @@ class FoldSizesTest(parameterized.TestCase):
     )
     self.assertEqual(folded.left, ())
 
-  def test_plans_of_layers_are_refused(self):
-    layers = lambda p, x: [
-      x := x + jnp.tanh(x @ layer['w']) @ layer['v'] for layer in p
-    ][-1]
-    params = [{'w': jnp.eye(5, 8), 'v': jnp.eye(8, 5)}] * 3
-    x = jnp.ones((2, 5))
+  @parameterized.parameters(True, False)
+  def test_plans_of_layers(self, follows):
+    """Widths of the layers that stay are folded, under the numbers they get."""
+
+    def layers(p, x, depth=None):
+      x = x @ p['in']
+      for i in range(depth or len(p['blocks'])):
+        block = p['blocks'][i]
+        y = jnp.tanh(x @ block['w']) @ block['v']
+        norm = jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-9)
+        x = x + y * norm * block['gain']
+      return x @ p['out']
+
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    made = lambda *s: jax.random.normal(next(keys), s)
+    blocks = [
+      {'w': made(16, 8), 'v': made(8, 16), 'gain': jnp.full((1, 16), i + 1.0)}
+      for i in range(3)
+    ]
+    params = {'in': made(5, 16), 'blocks': blocks, 'out': made(16, 3)}
+    x = made(2, 5)
     found = jc.structure(layers)(params, x)
     (name,) = (n for n in found.free if n.endswith(':layers'))
-    plan = jc.Plan(found, {name: [0, 2]})
-    with self.assertRaisesRegex(ValueError, 'other layers.*plan of widths'):
-      jc.fold_sizes(layers, plan)(jc.shrink(plan, params), x)
+    (wide,) = (n for n, g in found.free.items() if g.size == 16)
+    plan = jc.Plan(found, {name: [0, 2], wide: [1, 2, 5, 6]})
+    small = jc.shrink(plan, params)
+    fun = layers if follows else lambda p, x: layers(p, x, 2)
+    if not follows:
+      three = lambda p, x: layers(p, x, 3)
+      with self.assertRaisesRegex(ValueError, 'without the layers that go'):
+        jc.fold_sizes(three, plan)(small, x)
+    out, folded = jc.fold_sizes(fun, plan)(small, x)
+    self.assertEqual(folded.factors, dict.fromkeys(folded.factors, 2.0))
+    self.assertEqual(set(folded.factors), {f'blocks/{i}/gain' for i in (0, 1)})
+    masked = plan.mask(params)
+    masked = masked | {'blocks': [masked['blocks'][i] for i in (0, 2)]}
+    np.testing.assert_allclose(layers(out, x), layers(masked, x), rtol=1e-4)
 
   def test_refused(self):
     fun, params, x, plan = _planned('rms norm')
