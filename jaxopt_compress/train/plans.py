@@ -107,6 +107,11 @@ def cut(
       f'[{stage.name}] compensated: products of {len(lost)} weights lose'
       f' {after:.1%} instead of {before:.1%}' + _on(batches)
     )
+  params, variables, said = shrink.folded(
+    built.source, built.plan, built.model, params, variables
+  )
+  if said:
+    metrics.log(f'[{stage.name}] {said}')
   return params, variables
 
 

@@ -10,6 +10,7 @@ from jaxopt_compress import report as report_lib
 from jaxopt_compress.analysis import explain
 from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.analysis import storage
+from jaxopt_compress.analysis.layers import streams
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -17,6 +18,7 @@ from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import plans
+from jaxopt_compress.train import shrink
 from jaxopt_compress.train import stages as stages_lib
 
 
@@ -96,18 +98,22 @@ def _gone(built) -> tuple[str, ...]:
   source, small = (
     report_lib.records.parameters(m.params) for m in (built.source, built.model)
   )
-  shrink, inexact = built.stage.shrink, [r.name for r in groups if r.inexact]
   said = (
     f'{before - after:,} of {before:,} channels of {built.stage.init}, in'
-    f' {len(groups)} group{"s" * (len(groups) != 1)}, are gone, by {shrink.score}:'
-    f' {source:,} -> {small:,} parameters.'
+    f' {len(groups)} group{"s" * (len(groups) != 1)}, are gone, by'
+    f' {built.stage.shrink.score}: {source:,} -> {small:,} parameters.'
   )
+  folded, folding = shrink.folding(built.source, built.plan, built.model)
+  layers = streams.groups(built.plan.structure)
+  inexact = [
+    r for r in groups if r.inexact and (r.name in layers or not folded)
+  ]
   if inexact:
     said += (
       f' Not exact for {len(inexact)} of them: without these channels the network is'
       ' not the one in which they are masked.'
     )
-  return (said,)
+  return (f'{said} {folding}'.rstrip(),)
 
 
 def _leaves(job, built, final, measured) -> list[report_lib.LeafRecord]:

@@ -30,6 +30,7 @@ from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.analysis.layers import streams
+from jaxopt_compress.analysis.plan import fold_sizes
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import array
@@ -198,6 +199,57 @@ def _compensated(model, plan, tree, inputs):
   for x in inputs:
     stats = observe_lib.merge_stats(wanted, stats, observed(tree, x)[1])
   return pruning.compensate.compensate(plan, tree, stats, uses, biases)
+
+
+def folded(
+  model: model_lib.Model,
+  plan: plan_lib.Plan,
+  small: model_lib.Model,
+  params: Any,
+  variables: Any,
+) -> tuple[Any, Any, str]:
+  """(params, variables, what is said of it) that start where the mask was.
+
+  Args:
+    model, small: before and after.
+    plan: the channels that stay.
+    params, variables: what `cut` returned; may be traced.
+  """
+  groups = plan.structure.groups
+  if not any(groups[name].inexact for name in plan.sizes):
+    return params, variables, ''
+  passed = streams.groups(plan.structure)
+  layers = {n: x for n, x in plan.sources.items() if n in passed}
+  deep = resized(model, plan_lib.Plan(plan.structure, layers))
+  fold = fold_sizes.fold_sizes(_output(deep), plan, _output(small))
+  try:
+    tree, found = fold(tree_of(params, variables), model.inputs)
+  except ValueError as e:
+    return params, variables, f'Not folded: {e}'
+  if found.left:  # half of a repair may be worse than none
+    said = f'Not folded: no factor makes up for {found.left[0]}.'
+    return params, variables, said
+  if not found.factors:
+    return params, variables, ''
+  said = (
+    f'{len(found.factors)} parameters took up numbers that depend on widths, so'
+    ' that it starts where these channels are masked.'
+  )
+  return tree['params'], tree['variables'], said
+
+
+def folding(
+  model: model_lib.Model, plan: plan_lib.Plan, small: model_lib.Model
+) -> tuple[bool, str]:
+  """(whether `folded` changes parameters, what it says); nothing is computed."""
+  told = []
+
+  def fold(params, variables):
+    new, _, said = folded(model, plan, small, params, variables)
+    told.append((new is not params, said))
+
+  jax.eval_shape(fold, small.params, small.variables)
+  return told[0]
 
 
 def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:

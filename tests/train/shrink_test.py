@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxopt_compress import pruning
+from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import rules
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
@@ -62,6 +63,36 @@ class LayersTest(parameterized.TestCase):
     y = shallow.forward(small, variables, tokens)
     same = model_lib.build('d', asked | dict(depth=2), x)
     np.testing.assert_array_equal(y, same.forward(small, variables, tokens))
+
+  @parameterized.parameters(True, False)
+  def test_starts_where_the_mask_was(self, scan):
+    """Widths of a decoder with RMS norms, of which layers may go, too."""
+    sizes = dict(width=16, depth=3, heads=2, mlp_width=8, vocab=5, max_length=4)
+    x = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    model = model_lib.build('d', dict(name='decoder', scan=scan, **sizes), x)
+    params, variables = model.init(0)
+    found = shrink.structure(model)
+    width = {n: g.size // 4 for n, g in found.free.items() if g.size == 16}
+    layers = {n: 2 for n, g in found.free.items() if g.size == 3}
+    tokens = np.arange(8, dtype=np.int32).reshape(2, 4) % 5
+    first = lambda sizes: plan_lib.Plan(
+      found, {n: np.arange(k) for n, k in sizes.items()}
+    )
+    plan = first(width | layers)
+    small = shrink.resized(model, plan)
+    cut = shrink.cut(model, plan, params, variables)[:2]
+    *start, said = shrink.folded(model, plan, small, *cut)
+    self.assertRegex(said, 'took up')
+    self.assertEqual(shrink.folding(model, plan, small), (True, said))
+    deep = first(layers)
+    masked = first(width).mask(shrink.tree_of(params, variables))
+    shallow = plan_lib.shrink(deep, masked).values()
+    want = shrink.resized(model, deep).forward(*shallow, tokens)
+    before, after = (
+      np.abs(small.forward(*p, tokens) - want).max() for p in (cut, start)
+    )
+    self.assertGreater(before, 1e-2)
+    self.assertLess(after, 1e-4)
 
   def test_a_model_without_layers(self):
     model = model_lib.build('mlp', dict(widths=(4, 4)), X)

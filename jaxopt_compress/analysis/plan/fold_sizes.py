@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.analysis import raised
 from jaxopt_compress.analysis import walk
+from jaxopt_compress.analysis.layers import streams
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.analysis.plan import scaled
 from jaxopt_compress.core import array
@@ -114,9 +115,8 @@ def _does_not_run(plan, error) -> str:
 
 def _before(fun, plan, params, args, kwargs):
   """The program of the old widths, without the layers that go, and its parameters."""
-  layers = {
-    name: x for name, x in plan.sources.items() if name in plan.structure.layers
-  }
+  passed = streams.groups(plan.structure)
+  layers = {name: x for name, x in plan.sources.items() if name in passed}
   deep = plan_lib.Plan(plan.structure, layers)
   before = _abstract(params, plan, deep)
   try:
