@@ -125,8 +125,9 @@ def rebuild(
 
   def loaded(name, x):
     if name in leaves:
-      inside = lambda child: arrays[f'{name}.{child}']
-      return leaves_lib.leaf(leaves[name], inside)
+      return leaves_lib.leaf(
+        leaves[name], lambda child: arrays[f'{name}.{child}']
+      )
     if name not in arrays:
       raise ValueError(
         f'{name} of the model is not in {path}, which has {sorted(arrays)[:5]}. Build'

@@ -9,9 +9,9 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import tempfile
 
 from absl.testing import parameterized
+import contract_leaves
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,15 +278,8 @@ COUNTS = {
 
 
 # Leaves go through as one, and stand for what they stood for.
-def rebuilt(tree):
-  plan = jc.Plan(jc.structure(apply)(DENSE, X), {})
-  with tempfile.TemporaryDirectory() as folder:
-    jc.save_shrunk(f'{folder}/small', plan, tree)
-    return jc.rebuild(lambda c: (None, DENSE), {}, f'{folder}/small').params
-
-
 KEEPS = {
-  'export.rebuild.save_shrunk': rebuilt,
+  'export.rebuild.save_shrunk': contract_leaves.rebuilt,
   'analysis.plan.plan.shrink': lambda t: jc.shrink(
     jc.Plan(jc.structure(apply)(t, X), {}), t
   ),
