@@ -287,6 +287,14 @@ class SparseTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       tx.update(GRADS[0], tx.init(PARAMS), **how)
 
+  def test_masked_weights_that_something_outside_makes_grow(self):
+    tx = jc.sparse(optax.scale_by_adam(), jc.methods.static(halves()))
+    tx = optax.chain(tx, optax.scale(-0.1))
+    params = steps(tx, PARAMS, GRADS[:1] * 4)[-1][0]
+    self.assertTrue(jnp.isnan(params['w']).all())
+    with self.assertRaisesRegex(ValueError, 'Put it inside'):
+      steps(tx, PARAMS, GRADS[:1] * 4, jit=False)
+
   def test_mistakes(self):
     static = jc.methods.static(halves())
     rounding = jc.fake_quantize([('w', 'int8'), ('b', None)])
