@@ -93,9 +93,11 @@ def advance(
   )
   step = step + jnp.asarray(took, step.dtype)
   info = compression_lib.Info(step, grads[0], statistics)
-  state = compression.update(
-    compression_lib.merge_learned(learned, fixed), moved, info
-  )
+  before = compression_lib.merge_learned(learned, fixed)
+  state = compression.update(before, moved, info)
+  if found:
+    # Masks that are due wait for a gradient that can be ranked.
+    state = _choose_masks(_finite(grads[0]), state, before)
   later = by_path(state)
   updates = weights.updates(updates, found, later)
   inner = weights.memory(optimizers[0], opt_states[0], inner, found, later)
@@ -175,7 +177,8 @@ class _Weights:
   def _state(self, path, x, found):
     """(path of the parameter that a leaf is about, the state that masks it)."""
     names = path.split('/')
-    ends = ('/'.join(names[i:]) for i in range(len(names)))
+    # The path of a single array, which is no tree, is empty.
+    ends = ('/'.join(names[i:]) for i in range(len(names) + 1))
     own = next((end for end in ends if end in self.shapes), None)
     if own is None or own not in found:
       return own, None
@@ -224,6 +227,23 @@ def _learn(tx, grads, opt_state, learned, state, took):
   if took is True:
     return moved, after
   return _choose(took, moved, learned), _choose(took, after, opt_state)
+
+
+def _choose_masks(condition, after, before):
+  """What pruning remembers: as it is, or before where the condition does not hold."""
+
+  def chosen(new, old):
+    return _choose(condition, new, old) if state_lib.is_state(new) else new
+
+  return jax.tree.map(chosen, after, before, is_leaf=state_lib.is_state)
+
+
+def _finite(grads):
+  floats = (
+    g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)
+  )
+  good = [jnp.isfinite(g).all() for g in floats]
+  return jnp.all(jnp.stack([jnp.ones((), bool), *good]))
 
 
 def _took(before, after):

@@ -241,6 +241,26 @@ class SparseTest(parameterized.TestCase):
     self.assertEqual([int(s.step) for _, s in seen], [1, 1, 2])
     jax.tree.map(np.testing.assert_array_equal, seen[0][0], seen[1][0])
 
+  @parameterized.parameters(False, True)
+  def test_masks_wait_for_a_finite_gradient(self, inside):
+    tx = optax.sgd(0.1)
+    tx = optax.apply_if_finite(tx, 3) if inside else tx
+    tx = jc.sparse(tx, jc.methods.rigl(halves(end=9, every=2)))
+    bad = jax.tree.map(lambda g: g * jnp.nan, GRADS[0])
+    seen = steps(tx, PARAMS, [GRADS[0], bad, GRADS[0]])
+    a, b, c = (np.asarray(s.method.masks['w']) for _, s in seen)
+    self.assertEqual(a.tolist(), b.tolist())
+    self.assertNotEqual(b.tolist(), c.tolist())
+
+  def test_one_array_is_a_tree_as_well(self):
+    method = jc.methods.rigl([('.*', jc.Sparsity(0.5, end=9, every=2))])
+    grads = [g['w'] for g in GRADS]
+    tx = jc.sparse(optax.adam(0.1), method)
+    for params, state in steps(tx, PARAMS['w'], grads):
+      gone = ~state.method.masks['']
+      np.testing.assert_array_equal(params[gone], 0)
+      np.testing.assert_array_equal(state.inner[0].mu[gone], 0)
+
   def test_one_of_the_parts_of_a_network(self):
     mine = jc.sparse(
       optax.sgd(0.1), jc.methods.static([('w', jc.Sparsity(0.5))])
