@@ -198,6 +198,9 @@ def random(x: jax.Array, key: jax.Array) -> jax.Array:
 # Scores that lose nothing if they are computed in fewer bits than float32 has.
 EXACT = (magnitude,)
 
+# Scores of squares, which scale with what they take besides.
+SQUARES = (taylor, fisher)
+
 
 def _quantile(size, quantile):
   """The least magnitude that no more than that fraction of all is below or at."""

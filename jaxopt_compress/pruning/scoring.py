@@ -9,6 +9,7 @@ names.
 """
 
 from collections.abc import Iterable
+import functools
 import math
 import re
 from typing import Any
@@ -66,24 +67,38 @@ def scores(
     axes: what their axes are.
     others: as `by_path` gives them.
 
+  Returns:
+    `{path: score}`; of 'taylor' and 'fisher', in a unit of their own.
+
   Raises:
     ValueError: a leaf is not floating or has NaN, something that the score takes is
       not given, or what it gives is not of the shape of the leaf.
 
   >>> import jax.numpy as jnp
-  >>> spec = spec_lib.Sparsity(0.5, score='taylor')
+  >>> spec = spec_lib.Sparsity(0.5, score='first_order')
   >>> given = by_path({'gradient': {'w': jnp.array([1., 2.])}})
   >>> scores(spec, {'w': jnp.array([3., 1.])}, {'w': None}, given)['w'].tolist()
-  [9.0, 4.0]
+  [3.0, 2.0]
   """
-  return {
+  others = _in_unit(spec, leaves, others)
+  found = {
     path: _of_leaf(path, x, spec, axes[path], others)
     for path, x in leaves.items()
   }
+  positive = [
+    jnp.min(jnp.where(s > 0, s, jnp.inf), initial=jnp.inf)
+    for s in found.values()
+  ]
+  least = functools.reduce(jnp.minimum, positive, jnp.inf)
+  return {path: settle(s, leaves[path], least) for path, s in found.items()}
 
 
-def settle(scores: jax.Array, x: Any) -> jax.Array:
+def settle(
+  scores: jax.Array, x: Any, least: float | jax.Array = jnp.inf
+) -> jax.Array:
   """Scores of which those that are 0 are ranked among themselves by magnitude.
+
+  They stay below `least`, the least positive score of all leaves.
 
   A soft threshold takes all below it apart, and a dead unit gives all its weights
   the gradient 0: the larger of them may still be worth more.
@@ -91,7 +106,38 @@ def settle(scores: jax.Array, x: Any) -> jax.Array:
   if jnp.finfo(scores.dtype).bits < 32:
     return scores
   w = jnp.abs(array.materialize(x)).astype(scores.dtype)
-  return jnp.where(scores == 0, 1e-30 * jnp.where(jnp.isnan(w), 1.0, w), scores)
+  w = jnp.where(jnp.isnan(w), 1.0, jnp.minimum(w, jnp.finfo(w.dtype).max))
+  # A power of two, so that no two magnitudes become one: w < 2^top, 2^low <= least.
+  low = jnp.where(jnp.isinf(least), 0, jnp.frexp(least)[1] - 1)
+  top = jnp.frexp(w.max(initial=0))[1]
+  tiny = jnp.ldexp(w, jnp.minimum(low - 1 - top, -100))
+  return jnp.where(scores == 0, tiny, scores)
+
+
+def _in_unit(spec, leaves, others):
+  """Gradients near 1: the squares of small ones would be 0.
+
+  The unit is that of all leaves, and no rank depends on it. Scores that are added up
+  over steps keep theirs.
+  """
+  if spec.function('score') not in scores_lib.SQUARES or spec.memory:
+    return others
+  for name in set(spec.inputs()) & set(others):
+    given = {
+      path: jnp.asarray(array.materialize(others[name][path]))
+      for path in leaves
+      if path in others[name]
+    }
+    given = {p: g.astype(_wide(g)) for p, g in given.items()}
+    sizes = [jnp.abs(g).max(initial=0) for g in given.values()]
+    largest = functools.reduce(jnp.maximum, sizes, 0.0)
+    power = jnp.where(jnp.isfinite(largest), -jnp.frexp(largest)[1], 0)
+    others = others | {name: {p: jnp.ldexp(g, power) for p, g in given.items()}}
+  return others
+
+
+def _wide(x):
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _of_leaf(path, x, spec, axes, others):
@@ -106,7 +152,7 @@ def _of_leaf(path, x, spec, axes, others):
   # Under jit it is not known, and stays: behind a mask nobody would see it.
   w = jnp.nan_to_num(w, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   if spec.function('score') not in scores_lib.EXACT:
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    w = w.astype(_wide(w))
   given = [_given(path, w, name, axes, others) for name in spec.inputs()]
   found = spec.call('score', w, *given)
   if found.shape != w.shape:
@@ -115,7 +161,7 @@ def _of_leaf(path, x, spec, axes, others):
       f' each weight, {w.shape}, is expected.'
     )
   _refuse_nan(path, found, f' of {spec.score!r}')
-  return settle(found, w)
+  return found
 
 
 def _refuse_nan(path, x, of):

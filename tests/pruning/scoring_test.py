@@ -195,6 +195,19 @@ class ScoringTest(parameterized.TestCase):
     ):
       jc.prune_now(PARAMS, rules, USES, input_squares=stats)
 
+  def test_zero_scores_are_below_all_others(self):
+    for score, name, tiny in (
+      ('taylor', 'gradient', 1e-16),
+      ('taylor', 'gradient', 1e-25),
+      ('fisher', 'gradient_squares', 1e-32),
+      ('first_order', 'gradient', 1e-35),
+    ):
+      given = {'w': jnp.repeat(jnp.float32([0, tiny]), 4), 'v': jnp.zeros(2)}
+      params = {'w': jnp.ones(8), 'v': jnp.array([100.0, 50.0])}
+      rules = [('.*', Sparsity(0.5, score=score, scope='global'))]
+      kept = jc.prune_now(params, rules, **{name: given})
+      self.assertEqual(kept['w'].mask.tolist(), [False] * 4 + [True] * 4)
+
   def test_zero_scores_are_ranked_by_magnitude(self):
     got = scoring.settle(
       jnp.array([0.0, 2.0, 0.0]), jnp.array([3.0, 1.0, -4.0])
