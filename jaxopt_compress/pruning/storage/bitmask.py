@@ -38,8 +38,9 @@ _RUN = 64  # bytes that are counted together
 class Bitmask(array.CompressedArray):
   """Stands for an array, most of it zeros: [*lead, *segment] of any dtype.
 
-  Without loss: NaN, inf, -0.0 and subnormals come back bit by bit. Products put the
-  zeros back first, so memory is saved and time is not.
+  Without loss: inf, -0.0 and subnormals come back bit by bit, and so does NaN, but
+  for what bits of it say besides in 16 bits or fewer. Products put the zeros back
+  first, so memory is saved and time is not.
 
   Attributes:
     bits: [*lead, 1, ..., ceil(p / 8)] uint8, a bit for each entry of a segment,

@@ -11,8 +11,10 @@ import numpy as np
 
 
 def has_patterns(dtype) -> bool:
-  """Whether an array of this type can be seen as whole bytes."""
+  """Whether an array of this type can be seen as whole bytes, 0 being no bits."""
   dtype = jnp.dtype(dtype)
+  if dtype == jnp.float8_e8m0fnu:
+    return False  # It has no zero: no bits at all are 2^-127.
   kinds = jnp.floating, jnp.integer
   return any(jnp.issubdtype(dtype, k) for k in kinds) and (
     dtype.itemsize * 8 == _width(dtype)

@@ -31,6 +31,7 @@ class BitsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('float32', True),
     ('float8_e5m2', True),
+    ('float8_e8m0fnu', False),
     ('int8', True),
     ('int4', False),
     ('float4_e2m1fn', False),
