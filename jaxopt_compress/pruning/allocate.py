@@ -213,7 +213,9 @@ def _by_lamp(scores, kept, axes):
   """How many of each layer are among the `kept` of the largest LAMP scores."""
   sizes = [jnp.abs(s.astype(jnp.float32)) for s in scores]
   # The largest of a layer becomes 1, so that no square overflows.
-  tops = [s.max(a, keepdims=True) for s, a in zip(sizes, axes, strict=True)]
+  tops = [
+    s.max(a, keepdims=True, initial=0) for s, a in zip(sizes, axes, strict=True)
+  ]
   sizes = [s / jnp.where(t > 0, t, 1) for s, t in zip(sizes, tops, strict=True)]
 
   wide = sum(s.size for s in sizes) >= 2**31

@@ -77,7 +77,8 @@ class Masked(array.CompressedArray):
     )
     if isinstance(self.mask, jax.core.Tracer | jax.ShapeDtypeStruct):
       return f'{inner}masked'
-    return f'{inner}masked {1 - float(jnp.mean(self.mask)):.0%}'
+    zeros = 1 - float(jnp.mean(self.mask)) if self.mask.size else 0.0
+    return f'{inner}masked {zeros:.0%}'
 
 
 def convert(leaf: Masked, *, new_dtype, **_):

@@ -107,6 +107,10 @@ class MaskedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'Prune first'):
       outer.freeze()
 
+  def test_describe_of_nothing(self):
+    empty = masked.Masked(jnp.zeros((0, 3)), jnp.zeros((0, 3), bool))
+    self.assertEqual(empty.describe(), 'masked 0%')
+
   def test_describe_without_values(self):
     self.assertEqual(leaf().describe(), 'masked 50%')
     self.assertEqual(jax.eval_shape(leaf).describe(), 'masked')
