@@ -279,7 +279,11 @@ def _together(spec, units, axes, ramp) -> Leaves:
 
 def _most(size, spec, ramp):
   """How many a layer keeps at most: its cap, or all that must be left at this ramp."""
-  gone = size - min(size, math.ceil(spec.cap * (1 - spec.target) * size) + 1)
+  # Rounded up, but not by what a product of floats is too large.
+  own = min(size, math.ceil(spec.cap * (1 - spec.target) * size - 1e-9))
+  gone = size - min(size, own + 1)
   # One more than that, as what all layers lose is rounded otherwise than their sum.
   now = counts.of(counts.portion(gone, ramp))
-  return size - counts.where(now >= 1, now - 1, now)
+  now = counts.where(now >= 1, now - 1, now)
+  # All caps together leave room for the target itself.
+  return size - counts.where(jnp.asarray(ramp) >= 1, size - own, now)

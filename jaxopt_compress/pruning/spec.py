@@ -71,9 +71,11 @@ class Sparsity:
       r'(layers/\\d+)/.*'. None is what the score asks for: 'row' for Wanda's, else
       'leaf'.
     floor: where layers share a threshold, what each keeps in any case: this fraction
-      of what it would keep by its own, in [0, 1], and one unit at least.
+      of what it would keep by its own, in [0, 1], rounded down, and one unit at
+      least.
     cap: where layers share a threshold, what each keeps at most, 1 or more times what
-      it would keep by its own.
+      it would keep by its own, rounded up; before the target is reached, up to two
+      more. Which axes of a convolution are layers is known from `uses` alone.
     allocation: 'uniform', 'erk', 'er', 'owl' or 'lamp', where they do not share one.
     power: of 'erk' and 'er'.
     outlier, spread: of 'owl'.

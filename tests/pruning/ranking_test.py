@@ -1,5 +1,7 @@
 """What is ranked against what."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -177,8 +179,14 @@ class RankingTest(parameterized.TestCase):
       for p, m in ranking.masks(spec, scores, axes, ramp).items()
     }
     self.assertEqual(sum(kept.values()), 200 - round(160 * ramp))
-    # At the end loud keeps at most 1.5 times its 20, one more for rounding.
+    # At the end loud keeps at most 1.5 times its 20, before it one more for rounding.
     self.assertLessEqual(kept['loud'], 100 - 69 * ramp + 1.5)
+    if ramp == 1:
+      self.assertEqual(kept['loud'], 30)
+      spec = dataclasses.replace(spec, cap=1.0)
+      for now in (1.0, jnp.float32(1)):
+        for mask in ranking.masks(spec, scores, axes, now).values():
+          self.assertEqual(int(mask.sum()), 20)
 
   def test_empty_leaves(self):
     scores = {'none': jnp.zeros((0, 4)), 'w': jnp.arange(16.0).reshape(4, 4)}
@@ -188,6 +196,7 @@ class RankingTest(parameterized.TestCase):
       dict(kind='block', block=(2, 2)),
       dict(scope='global'),
       dict(allocation='erk'),
+      dict(allocation='lamp'),
     ):
       got = ranking.masks(Sparsity(0.5, **options), scores, axes)
       self.assertEqual(got['none'].shape, (0, 4))
