@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -46,14 +47,31 @@ def compared(
   for name, group in structure.free.items():
     kinds[re.sub(r'\d+(?=.*:)', '#', name), group.size].append(name)
   groups = dict(structure.groups)
-  for alike in kinds.values():
-    sizes = {name: groups[name].size + 1 for name in alike}
+  here = list(_computing(closed))
+
+  def ask(alike: Sequence[list[str]]):
+    """Traces with more channels of some kinds: (the program, apart, numbers)."""
+    more = zip(alike, _more(), strict=False)
+    sizes = {name: groups[name].size + n for kind, n in more for name in kind}
     try:
       other, (again, _) = traced(sizes)
-      fixed = _groups_apart(structure, again, sizes)
     except Exception as e:  # whatever the model raises
-      other, fixed = None, raised.said(e)
-    numbers = () if other is None else _numbers_apart(closed, other)
+      return None, raised.said(e), ()
+    apart = _groups_apart(structure, again, sizes)
+    return other, apart, _numbers_apart(closed, here, other)
+
+  def loud(alike: list[list[str]]) -> Iterator[list[str]]:
+    """The kinds of which the program has sizes or numbers, found by halves."""
+    if len(alike) < 2:
+      yield from alike
+    elif any(ask(alike)[1:]):
+      yield from loud(alike[: len(alike) // 2])
+      yield from loud(alike[len(alike) // 2 :])
+
+  quiet = [kind for kind in kinds.values() if not any(map(perhaps.get, kind))]
+  asked = [kind for kind in kinds.values() if kind not in quiet]
+  for alike in (*asked, *loud(quiet)):
+    other, fixed, numbers = ask([alike])
     for name in alike:
       more = perhaps.get(name, ()) if other is None or fixed else ()
       inexact = tuple(dict.fromkeys((*groups[name].inexact, *numbers, *more)))
@@ -61,6 +79,18 @@ def compared(
         groups[name], fixed=fixed, inexact=inexact
       )
   return dataclasses.replace(structure, groups=groups)
+
+
+def _more() -> Iterator[int]:
+  """How many channels more each kind gets: 1, then primes.
+
+  All differ, so that what is equal comes apart, and none is divided by what a program
+  divides a size by: as one channel more would, each shows what the program expects.
+  """
+  yield 1
+  yield from (
+    n for n in itertools.count(67, 2) if all(n % d for d in range(3, n, 2))
+  )
 
 
 def _groups_apart(structure, other, sizes) -> str:
@@ -72,9 +102,9 @@ def _groups_apart(structure, other, sizes) -> str:
   return f'with one channel more it has other groups ({", ".join(apart[:3])})'
 
 
-def _numbers_apart(a, b) -> tuple[str, ...]:
-  """Where two programs differ in the numbers that are written in them."""
-  here, there = list(_computing(a)), list(_computing(b))
+def _numbers_apart(a, here, b) -> tuple[str, ...]:
+  """Where programs differ in the numbers in them; `here`: the equations of a."""
+  there = list(_computing(b))
   if [at.path for at in here] != [at.path for at in there]:
     return ('with one channel more it has other operations',)
   apart = {}
