@@ -244,14 +244,14 @@ class At:
     """Its scopes and its primitive, as in 'blocks/attn/dot_general'."""
     return '/'.join((*self.scope, self.eqn.primitive.name))
 
-  @property
+  @functools.cached_property
   def source(self) -> str:
     """File, line and function of the model."""
     # Programs of JAX's own functions have no line of the user's; the call has.
     here = jaxprs.source_of(self.eqn)
     return here or (self.outer.source if self.outer else '')
 
-  @property
+  @functools.cached_property
   def model_line(self) -> str:
     """File, line and function outside of installed packages that led here, or ''."""
     trace = self.eqn.source_info.traceback

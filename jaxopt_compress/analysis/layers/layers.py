@@ -80,6 +80,8 @@ def _of_family(program, family, numbers):
     n = siblings.member(path, family)
     return None if n is None else place[n]
 
+  if not _repeats(program, family):
+    return
   cuts = cuts_lib.between(program, of, len(numbers))
   if not any(cuts):
     return
@@ -123,6 +125,20 @@ def _of_family(program, family, numbers):
       Layers(((path,),), (), (why or 'no other layer computes the same',)),
       set(),
     )
+
+
+def _repeats(program, family) -> bool:
+  """Whether two siblings have a parameter of one name and shape."""
+  met = set()
+  for x, path in program.path.items():
+    n = siblings.member(path, family)
+    if n is not None:
+      own = siblings.prefix(family, n)
+      what = path.removeprefix(own), program.flat.types[x].shape
+      if what in met:
+        return True
+      met.add(what)
+  return False
 
 
 def _resized(program, path, begin, gives) -> str:

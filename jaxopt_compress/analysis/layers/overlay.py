@@ -50,17 +50,7 @@ def _like(program, begin, like) -> list[int]:
   """Values of the type of another one that are computed from `begin`."""
   if begin is None:
     return []
-  types, reached, found = program.flat.types, {begin}, []
-  for step in program.flat.steps:
-    if reached.intersection(x for x in step.inputs if isinstance(x, int)):
-      reached.update(step.outputs)
-      found += [
-        x
-        for x in step.outputs
-        if types[x].shape == types[like].shape
-        and types[x].dtype == types[like].dtype
-      ]
-  return found
+  return program.after(begin).get(program.type(like), [])
 
 
 def _pairs(program, family, n, m, y, z, begin, start):

@@ -68,7 +68,15 @@ def compared(
       yield from loud(alike[: len(alike) // 2])
       yield from loud(alike[len(alike) // 2 :])
 
-  quiet = [kind for kind in kinds.values() if not any(map(perhaps.get, kind))]
+  # What shares an axis is often reshaped, to sizes that the program may have itself.
+  shared = {
+    name
+    for layouts in structure.axes.values()
+    for layout in layouts
+    for name in (layout if len(layout) > 1 else ())
+  }
+  suspect = shared.union(name for name, numbers in perhaps.items() if numbers)
+  quiet = [kind for kind in kinds.values() if suspect.isdisjoint(kind)]
   asked = [kind for kind in kinds.values() if kind not in quiet]
   for alike in (*asked, *loud(quiet)):
     other, fixed, numbers = ask([alike])
