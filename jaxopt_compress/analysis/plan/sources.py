@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxopt_compress.analysis.structure import next_steps
 from jaxopt_compress.analysis.structure import structure as structure_lib
 
 
@@ -23,9 +24,7 @@ def checked(
   """
   source = np.asarray(source)
   if group.locked and not np.array_equal(source, np.arange(group.size)):
-    raise ValueError(
-      f'{group.name} has to stay as it is: {"; ".join(group.locked)}.'
-    )
+    raise ValueError(next_steps.said(group.name, group.locked))
   if source.size == 0 or source.ndim not in (1, 1 + len(group.within)):
     raise ValueError(
       f'{group.name}: the sources have shape {source.shape}; a list of channels, one'

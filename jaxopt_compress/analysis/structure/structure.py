@@ -24,6 +24,7 @@ import numpy as np
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.analysis.layers import layers as layers_lib
+from jaxopt_compress.analysis.structure import next_steps
 from jaxopt_compress.analysis.structure import numbering
 from jaxopt_compress.analysis.structure import numbers as structure_numbers
 from jaxopt_compress.analysis.structure import own_sizes
@@ -174,8 +175,8 @@ class Structure:
       inside = [w for w in group.locked if w not in numbering.BOUNDARY]
       if inside:
         raise ValueError(
-          f'{name} has to stay as it is: {"; ".join(inside)}. What arguments and'
-          ' results alone lock can be opened.'
+          f'{next_steps.said(name, tuple(inside))} What arguments and results alone'
+          ' lock can be opened.'
         )
       groups[name] = dataclasses.replace(
         group, locked=(), inexact=(*group.inexact, *group.locked)
@@ -218,7 +219,9 @@ class Structure:
       lines.append(f'{group.size:6}  {len(members):6}  {group.name}{more}')
       if group.within:
         lines.append(f'{"":16}lies within {", ".join(group.within)}')
-      lines += [f'{"":16}stays: {why}' for why in group.locked[:1]]
+      for why in group.locked[:1]:
+        step = next_steps.of(group.name, why)
+        lines.append(f'{"":16}stays: {why}; {step}')
       if not group.locked:
         lines += [f'{"":16}not exact: {why}' for why in group.inexact]
       if group.fixed:
