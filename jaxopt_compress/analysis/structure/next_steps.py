@@ -34,5 +34,5 @@ def of(name: str, why: str) -> str:
 
 def said(name: str, locked: tuple[str, ...]) -> str:
   """Why a group has to stay, and the next step for each reason."""
-  whys = '; '.join(f'{why} ({of(name, why)})' for why in locked)
+  whys = '; '.join(f'{why}, so {of(name, why)}' for why in locked)
   return f'{name} has to stay as it is: {whys}.'

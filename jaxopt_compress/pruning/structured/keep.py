@@ -16,6 +16,7 @@ import re
 import numpy as np
 
 from jaxopt_compress.analysis.plan import plan as plan_lib
+from jaxopt_compress.analysis.structure import next_steps
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
@@ -233,12 +234,10 @@ def _check_locked(structure, importance, by):
   for pattern, _ in rules_lib.compiled_rules(by):
     named = [n for n in structure.groups if pattern.fullmatch(n)]
     if named and not any(n in structure.free for n in named):
-      group = structure.groups[named[0]]
-      opened = f'structure.opened({group.name!r}) lets it go'
-      advice = opened if group.at_boundary else 'Leave the rule out'
+      locked = structure.groups[named[0]].locked
       raise ValueError(
-        f'The rule {pattern.pattern!r} names {group.name}, which has to stay as it'
-        f' is: {"; ".join(group.locked)}. {advice}.'
+        f'The rule {pattern.pattern!r} names {named[0]}, which may not'
+        f' go: {next_steps.said(named[0], locked)}'
       )
 
 
@@ -257,7 +256,11 @@ def checked(structure, importance) -> dict[str, np.ndarray]:
   for name, x in importance.items():
     if name not in structure.free:
       known = list(structure.free)[:5]
-      raise ValueError(f'{name} is no group that may go. Such are {known}.')
+      why = structure.groups[name].locked if name in structure.groups else ()
+      step = f' {next_steps.said(name, why)}' if why else ''
+      raise ValueError(
+        f'{name} is no group that may go. Such are {known}.{step}'
+      )
     group = structure.groups[name]
     size = group.size
     nested = *(structure.groups[g].size for g in group.within), size

@@ -1,9 +1,12 @@
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import deep
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
+from jaxopt_compress.analysis.layers import cuts
 
 
 class LayersTest(parameterized.TestCase):
@@ -94,6 +97,13 @@ class LayersTest(parameterized.TestCase):
       [layer['w'].shape for layer in small['layers']],
       [(6, 6), (6, 3), (3, 6), (6, 6)],
     )
+
+  def test_siblings_of_other_shapes_are_not_laid_over(self):
+    p = {f'w{i}': jnp.ones((3 + i, 4 + i)) for i in range(3)}
+    f = lambda p, x: jnp.tanh(jnp.tanh(x @ p['w0']) @ p['w1']) @ p['w2']
+    with mock.patch.object(cuts, 'between') as between:
+      self.assertEmpty(jc.structure(f)(p, jnp.ones((2, 3))).layers)
+    between.assert_not_called()
 
 
 if __name__ == '__main__':

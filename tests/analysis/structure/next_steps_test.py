@@ -22,7 +22,9 @@ class NextStepsTest(parameterized.TestCase):
       {'a': jnp.ones((3, 4))}, jnp.ones((2, 3))
     )
     self.assertIn("; open the boundary by structure.opened('a:-1')", str(found))
-    with self.assertRaisesRegex(ValueError, r"result \(open.*opened\('a:-1'\)"):
+    with self.assertRaisesRegex(
+      ValueError, r"result, so open.*opened\('a:-1'\)"
+    ):
       jc.Plan(found, {'a:-1': [0]})
 
 

@@ -41,6 +41,33 @@ class OwnSizesTest(parameterized.TestCase):
     found = jc.structure(lambda p, x: rest(x @ p['a']))(p, x)
     self.assertEmpty(found.groups['a:-1'].inexact)
 
+  def test_kinds_without_numbers_share_a_trace(self):
+    p = {f'{n}': jnp.ones((n, n + 1)) for n in range(3, 9)}
+    traces = []
+
+    def f(p, x):
+      traces.append(0)
+      for w in p.values():
+        x = jnp.tanh(x @ w)
+      return x.reshape(-1, 9)
+
+    found = jc.structure(f)(p, jnp.ones((2, 3)))
+    self.assertLen(found.free, 5)
+    self.assertLen(traces, 2)
+
+  def test_one_of_many_kinds_has_its_size(self):
+    p = {f'{n}': jnp.ones((n, n + 1)) for n in range(3, 9)}
+
+    def f(p, x):
+      for name, w in p.items():
+        x = jnp.tanh(x @ w)
+        if name == '5':
+          x = x.reshape(-1, 6)
+      return x
+
+    found = jc.structure(f)(p, jnp.ones((2, 3)))
+    self.assertEqual([n for n, g in found.free.items() if g.fixed], ['5:-1'])
+
   def test_sizes_that_must_agree(self):
     # The features of keys and of values are apart, but this function wants one size.
     def attention(p, x):

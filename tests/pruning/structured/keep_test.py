@@ -163,6 +163,11 @@ class SelectTest(parameterized.TestCase):
     ('nothing', dict(keep=0.5, by=[('.*', None)]), 'stay as they are'),
     ('rule', dict(keep=0.5, by=[('d.*', 0.5), ('.*', None)]), 'd\\.\\*'),
     (
+      'locked',
+      dict(keep=0.5, by=[('c:.*', 0.5), ('.*', None)]),
+      r"'c:\.\*'.*c:-1 has to stay.*size of a result, so open .*opened\('c:-1'\)",
+    ),
+    (
       'budget',
       dict(budget=jc.Budget(fun, P, X, params=10)),
       "smallest network .*'params': 28.*'params': 10",
