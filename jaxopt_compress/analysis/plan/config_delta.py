@@ -253,16 +253,14 @@ class _Model:
         f' {said}. A size is written there that has to become a number of the config;'
         ' or leave the group out of the plan.' + self._written()
       )
-    changed = {p for (p, _), (k, m) in self.asked.items() if k != m}
-    free = [
-      k for k, s in self.slopes.items() if any(p in changed for p, _ in s)
-    ]
+    changed = {place for place, (k, m) in self.asked.items() if k != m}
+    free = [k for k, s in self.slopes.items() if changed & s.keys()]
     return (
       f'{path} is to be {self.want.get(path, "gone")}, from {self.now.get(path)}, and'
-      f' no numbers of the config give that: with {best or "none changed"} it is {got}. Of the'
-      f' numbers {free} depend leaves that change. A size that is written in the model'
-      ' has to become a number of the config; or leave the group out of the plan.'
-      + self._written()
+      f' no numbers of the config give that: with {best or "none changed"} it is {got}.'
+      f' Axes that change depend on {free or "no number"}. A size that is written in'
+      ' the model has to become a number of the config; or leave the group out of the'
+      ' plan.' + self._written()
     )
 
   def _written(self) -> str:

@@ -242,7 +242,11 @@ class ConfigDeltaTest(parameterized.TestCase):
     for config, sources, message in (
       ({'n': 8}, {first: [0, 1], second: [0]}, "one number 'n'.*equal widths"),
       ({'n': 8}, {first: [0, 1]}, 'wants 2, .*:-1 wants 8'),
-      ({'n': 8}, {third: [0]}, r'c is to be \(8, 1\), from \(8, 7\).*written'),
+      (
+        {'n': 8},
+        {third: [0]},
+        r'c is to be \(8, 1\), from \(8, 7\).*no number\. .*written',
+      ),
       ({'n': 9}, {first: [0, 1]}, r'other parameters: a of shape \(5, 8\) has'),
     ):
       with self.assertRaisesRegex(ValueError, message):
