@@ -24,7 +24,9 @@ def said(error: BaseException) -> str:
   ...   print(said(e))
   division by zero at <string>:1 (<module>)
   """
-  what = str(error).partition('\n')[0].rstrip('.') or type(error).__name__
+  # Flax ends its messages with an address.
+  what = str(error).partition('\n')[0].partition(' (http')[0].rstrip('.')
+  what = what or type(error).__name__
   theirs = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)

@@ -67,6 +67,10 @@ class RaisedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       jc.config_delta(shapes, model, plan)
 
+  def test_without_the_address_that_flax_gives(self):
+    error = ValueError('It is 3, not 4. (https://flax.org/errors#Shape)')
+    self.assertEqual(raised.said(error), 'It is 3, not 4')
+
 
 if __name__ == '__main__':
   absltest.main()
