@@ -51,10 +51,18 @@ def save_shrunk(
     params: what `jc.shrink(plan, ...)` returned, maybe trained or compressed since.
 
   Raises:
-    ValueError: a leaf that is not of the shape that the plan makes, or that holds
-      what no file does.
+    ValueError: a leaf that is not of the shape that the plan makes, or not there, or
+      that holds what no file does.
   """
   _check(plan, params, 'jc.shrink(plan, params) makes them.')
+  names = plan_lib.names_of(plan.shapes)
+  there = {names.get(name, name) for name, _ in rules_lib.named_leaves(params)}
+  for name in plan.shapes:
+    if name not in there:
+      raise ValueError(
+        f'{name} of the plan is not among the parameters, which are'
+        f' {sorted(there)[:5]}. Save all that jc.shrink(plan, params) makes.'
+      )
   params = array.map_leaves(lambda leaf: leaf.portable(), params)
   arrays, _ = weights_lib.flatten(params)
   leaves = {

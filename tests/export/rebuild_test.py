@@ -172,9 +172,12 @@ class RebuildTest(parameterized.TestCase):
   def test_refused(self):
     _, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
     small = jc.shrink(plan, params)
-    message = r'has shape \(.*8.*the plan makes .*jc.shrink'
-    with self.assertRaisesRegex(ValueError, message):
-      jc.save_shrunk(self.path, plan, params)
+    for tree, message in (
+      (params, r'has shape \(.*8.*the plan makes .*jc.shrink'),
+      ({}, 'batch_stats/BatchNorm_0/mean of the plan is not among .* Save all'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        jc.save_shrunk(self.path, plan, tree)
     jc.export.weights.save(self.path, {'a': np.ones(2)})
     with self.assertRaisesRegex(ValueError, 'no plan in its header'):
       jc.rebuild(build_linen, Mlp(), self.path)
