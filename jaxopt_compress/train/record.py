@@ -98,13 +98,15 @@ def _gone(built) -> tuple[str, ...]:
   source, small = (
     report_lib.records.parameters(m.params) for m in (built.source, built.model)
   )
+  layers = streams.groups(built.plan.structure)
+  deep = any(r.name in layers for r in groups)
+  kinds = 'channels, heads and layers' if deep else 'channels'
   said = (
-    f'{before - after:,} of {before:,} channels of {built.stage.init}, in'
+    f'{before - after:,} of {before:,} {kinds} of {built.stage.init}, in'
     f' {len(groups)} group{"s" * (len(groups) != 1)}, are gone, by'
     f' {built.stage.shrink.score}: {source:,} -> {small:,} parameters.'
   )
   folded, folding = shrink.folding(built.source, built.plan, built.model)
-  layers = streams.groups(built.plan.structure)
   inexact = [
     r for r in groups if r.inexact and (r.name in layers or not folded)
   ]

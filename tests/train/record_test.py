@@ -1,16 +1,23 @@
 """The report of what was measured: one row a stage, one a leaf."""
 
 import math
+import types
+from unittest import mock
 
 from absl.testing import absltest
+from jax import lax
+import jax.numpy as jnp
 import pytest
 
 from jaxopt_compress import report as report_lib
+from jaxopt_compress.analysis.plan import plan as analysis_plan
+from jaxopt_compress.analysis.structure import structure
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import record
 from jaxopt_compress.train import stages
@@ -28,6 +35,27 @@ CONFIG = dict(
   ),
   report=dict(plots=False, metric='bits per byte'),
 )
+
+
+class GoneTest(absltest.TestCase):
+  def test_layers_are_no_channels(self):
+    fun = lambda p, x: lax.scan(
+      lambda x, w: (jnp.tanh(x @ w), None), x, p['w']
+    )[0]
+    p = jnp.ones((4, 3, 3))
+    found = structure.structure(fun)({'w': p}, jnp.ones((2, 3)))
+    (layers,) = found.free
+    plan = analysis_plan.Plan(found, {layers: [0, 2]})
+    model = types.SimpleNamespace(params=p)
+    built = types.SimpleNamespace(
+      plan=plan,
+      source=model,
+      model=model,
+      stage=types.SimpleNamespace(init='big', shrink=options.Shrink()),
+    )
+    with mock.patch.object(record.shrink, 'folding', return_value=(False, '')):
+      (said,) = record._gone(built)
+    self.assertIn('2 of 4 channels, heads and layers of big, in 1 group', said)
 
 
 class RecordTest(absltest.TestCase):
