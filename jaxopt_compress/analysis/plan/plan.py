@@ -164,7 +164,7 @@ class Plan:
 
   @property
   def sizes(self) -> dict[str, int]:
-    """{group: new size} of the groups that change."""
+    """{group: size} of the groups that it names, changed or not."""
     return {name: source.shape[-1] for name, source in self.sources.items()}
 
   @property
@@ -431,7 +431,8 @@ def shrink(plan: Plan, tree: Any) -> Any:
   Args:
     plan: what `jc.select` returned.
     tree: parameters, compressed or not, or any tree that has their form: statistics
-      of norms, averages, the state of an optimizer. So training goes on at once.
+      of norms, averages, the state of an optimizer. So training goes on at once. Of
+      an NNX module arrays change, and numbers beside them (out_features) do not.
 
   Example:
 
