@@ -56,7 +56,7 @@ def corrected():
 
 
 def compensated():
-  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]})
+  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]})
   _, stats = jc.observe(apply, {'v': jc.gram()})(PARAMS, X)
   return jc.compensate(plan, PARAMS, stats, USES)[0]
 
@@ -93,7 +93,7 @@ def rebuilt_model():
 
 
 def folded():
-  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]})
+  plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]})
   small = on_host(jc.shrink(plan, PARAMS))
   return jc.fold_sizes(apply, plan)(small, X)[0]
 
@@ -138,7 +138,7 @@ TRANSFORMS = {
   ),
   'rebuild': rebuilt_model,
   'shrink': lambda: jc.shrink(
-    jc.Plan(jc.structure(apply)(PARAMS, X), {'w:-1': [1, 3]}), QUANTISED
+    jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]}), QUANTISED
   ),
   'tune': lambda: jc.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
   'unpack': lambda: jc.unpack(on_host(jc.pack(QUANTISED, USES, target='cpu'))),
