@@ -154,6 +154,11 @@ def owl(
       ' target, and would be dense or empty. At most'
       f' {min(target, 1 - target) / 2:.3g} is possible.'
     )
+  # Of nothing there is no mean.
+  empty = {path: target for path, x in layers.items() if not x.scores.size}
+  layers = {path: x for path, x in layers.items() if path not in empty}
+  if not layers:
+    return empty
   ratios = {}
   for path, x in layers.items():
     mean = jnp.mean(x.scores, axis=x.axes, keepdims=True, dtype=jnp.float32)
@@ -169,7 +174,9 @@ def owl(
   mean = sum(
     scaled[path].mean() * (x.size / total) for path, x in layers.items()
   )
-  return {path: target - 2 * spread * (r - mean) for path, r in scaled.items()}
+  return empty | {
+    path: target - 2 * spread * (r - mean) for path, r in scaled.items()
+  }
 
 
 def lamp(layers: Leaves, target: float) -> dict[str, Fraction]:

@@ -197,6 +197,7 @@ class RankingTest(parameterized.TestCase):
       dict(scope='global'),
       dict(allocation='erk'),
       dict(allocation='lamp'),
+      dict(allocation='owl'),
     ):
       got = ranking.masks(Sparsity(0.5, **options), scores, axes)
       self.assertEqual(got['none'].shape, (0, 4))
@@ -219,6 +220,7 @@ class RankingTest(parameterized.TestCase):
       dict(allocation='erk'),
       dict(allocation='owl'),
       dict(allocation='lamp'),
+      dict(allocation='owl'),
       dict(scope='row'),
     ]
     # Each granularity, each scope and each allocation once, in one program.
