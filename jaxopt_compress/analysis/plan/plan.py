@@ -95,14 +95,15 @@ class Plan:
     return found
 
   def _outer(self, layout) -> set[str]:
-    """The groups that an axis has a row of sources for each channel of."""
+    """The groups of other axes that one has a row of sources for each channel of."""
     groups = self.structure.groups
-    return {
+    within = {
       outer
       for g in structure_lib.names(layout)
       if np.ndim(self.sources.get(g, ())) > 1
       for outer in groups[g].within
     }
+    return within.difference(structure_lib.names(layout))
 
   def _index(self, layout, outer):
     """(index [..., n], {group: the source channel [..., n] of each entry}).

@@ -119,6 +119,34 @@ class PlanTest(parameterized.TestCase):
     again = plan_lib.Plan.from_json(plan.to_json())
     chex.assert_trees_all_equal(again.apply(params), small)
 
+  def test_groups_of_a_convolution_keep_their_own(self):
+    def fun(p, x):  # as in RegNet: groups are as many as the kernel leaves
+      kernel = p['kernel'][None]
+      h = jax.lax.conv_general_dilated(
+        jnp.tanh(x @ p['a']),
+        kernel,
+        (1,),
+        'SAME',
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+        feature_group_count=p['a'].shape[1] // kernel.shape[1],
+      )
+      return h @ p['c']
+
+    shapes = {'a': (3, 6), 'kernel': (2, 6), 'c': (6, 4)}
+    params = {
+      n: jax.random.normal(jax.random.key(0), shape)
+      for n, shape in shapes.items()
+    }
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    found = jc.structure(fun)(params, x)
+    own = [[0], [1], [0]]
+    plan = plan_lib.Plan(found, {'a:-1.1': own, 'c:-2': own})
+    small = plan.apply(params)
+    self.assertEqual(small['kernel'].shape, (1, 3))
+    np.testing.assert_allclose(
+      fun(plan.mask(params), x), fun(small, x), rtol=1e-5, atol=1e-6
+    )
+
   def test_within_drawn(self):
     #            two keys with three queries each; the first loses 1, the other 0
     fun = lambda p, x: jnp.einsum('kar,kr->k', p['q'], p['o']) @ p['k'] * x
