@@ -15,6 +15,7 @@ from jaxopt_compress.analysis.structure import devices as structure_devices
 from jaxopt_compress.analysis.structure import moves as structure_moves
 from jaxopt_compress.analysis.structure.tied import nowhere
 from jaxopt_compress.analysis.structure.tied import Value
+from jaxopt_compress.core import jaxprs
 
 # --------------------------------------------------------------- entry by entry
 
@@ -54,6 +55,19 @@ def _power(asked, at, inputs):
   if at.eqn.params['y'] < 0:
     return _infinite(asked, at, inputs)
   return [Value(x.axes, x.zeros if at.eqn.params['y'] else nowhere)]
+
+
+def _root(asked, at, inputs):
+  """f(0) = 0 with an infinite slope: a gradient of zero times that is NaN."""
+  asked.meets_zero(at, inputs[0], 'has no gradient where they are masked')
+  return inputs
+
+
+def _pow(asked, at, inputs):
+  y = at.eqn.invars[1]
+  if jaxprs.is_var(y) or y.aval.shape or not y.val > 0:
+    return _infinite(asked, at, inputs)
+  return (_root if y.val < 1 else _keeps_zero)(asked, at, inputs[:1])
 
 
 def _infinite(asked, at, inputs):
@@ -207,12 +221,14 @@ _TABLE = {
   ),
   _keeps_zero: (
     'neg abs sign floor ceil round tanh sin tan asin atan sinh asinh atanh expm1'
-    ' log1p sqrt cbrt square erf real imag convert_element_type reduce_precision'
+    ' log1p square erf real imag convert_element_type reduce_precision'
     ' copy copy_p stop_gradient optimization_barrier pvary sharding_constraint'
     ' name reshard'
   ),
   _power: 'integer_pow',
-  _infinite: 'log rsqrt pow lgamma digamma',
+  _pow: 'pow',
+  _root: 'sqrt cbrt',
+  _infinite: 'log rsqrt lgamma digamma',
   _zero_if_all: 'add sub max min add_any clamp',
   _select: 'select_n',
   _zero_if_one: 'mul and',

@@ -119,13 +119,15 @@ class Tied(algebra.Algebra):
     left = self.outside(Value((axis,), zeros))
     self.inexact(tuple(left), self.said(at, 'sums what does not vanish'))
 
-  def meets_zero(self, at: walk.At, x: Value):
-    """Meets an operation that is not finite at zero."""
+  def meets_zero(
+    self, at: walk.At, x: Value, what: str = 'meets zero where they are masked'
+  ):
+    """Meets an operation that is not finite at zero, or has no gradient there."""
     here = frozenset(c for axis in x.axes for c in self.channels.leaves(axis))
     if x.zeros is not everywhere:
       self.inexact(
         tuple(here - self.outside(x)),
-        self.said(at, 'meets zero where they are masked'),
+        self.said(at, what),
       )
 
   def meet(self, zeros: Sequence[Zeros]) -> Zeros:
@@ -227,7 +229,9 @@ class Tied(algebra.Algebra):
     if math.prod(shape) < 2**20 and hasattr(x, 'dtype') or not shape:
       try:
         known = moved.narrow(np.asarray(x))
-        zeros = nowhere if np.any(known) else everywhere
+        # NaN stands for what there is not, as a variance of nothing.
+        said = (known != 0) & (known == known)
+        zeros = nowhere if np.any(said) else everywhere
       except (TypeError, ValueError):  # keys
         pass
     # Where all are alike, fewer are so, too.

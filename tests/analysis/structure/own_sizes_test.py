@@ -18,6 +18,9 @@ class OwnSizesTest(parameterized.TestCase):
     ('0 / 0', lambda h: (h / jnp.tanh(h)).sum(-1)),
     ('0 log 0', lambda h: (h * jnp.log(h)).sum(-1)),
     ('1 / root', lambda h: (h * jax.lax.rsqrt(h)).sum(-1)),
+    ('norm', lambda h: jnp.linalg.norm(h, axis=0).sum()),
+    ('deviation', lambda h: h.std(0).sum()),
+    ('power below 1', lambda h: (h**0.75).sum(-1)),
     ('branch', lambda h: (h if h.shape[-1] < 7 else jnp.tanh(h)).sum(-1)),
     (
       'dropout',
@@ -34,6 +37,7 @@ class OwnSizesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('tanh', lambda h: jnp.tanh(h).sum(-1)),
     ('eps', lambda h: (h * jax.lax.rsqrt(h + 1e-5)).sum(-1)),
+    ('power above 1', lambda h: (h**1.5).sum(-1)),
     ('product', lambda h: jax.nn.softplus(h) * h @ h.T),
   )
   def test_exact(self, rest):
