@@ -3,8 +3,8 @@
     y.reshape(5, 2, 4)      does not run with one channel more: `Group.fixed`
     y / 768                 runs, and divides by another number: `Group.inexact`
 
-A program is traced again with one channel more. It must make the same groups, one
-larger; and if it then has other numbers, they depend on the size.
+A program is traced again with one channel more, and with far fewer. It must make the
+same groups, of these sizes; and if it then has other numbers, they depend on the size.
 """
 
 import collections
@@ -42,32 +42,66 @@ def compared(
     traced: a function of other sizes `{group: size}` that returns the program of these
       and what is found of it.
   """
+  kinds = _kinds(structure)
+  groups, here = dict(structure.groups), list(_computing(closed))
+
+  def ask(sizes, said=''):
+    """Traces with other sizes: (why the program is another one, its numbers)."""
+    try:
+      other, (again, _) = traced(sizes)
+    except Exception as e:  # whatever the model raises
+      return raised.said(e), ()
+    apart = _groups_apart(structure, again, sizes, said)
+    return apart, _numbers_apart(closed, here, other, said)
+
+  def more(alike):
+    each = zip(alike, _more(), strict=False)
+    return {name: groups[name].size + n for kind, n in each for name in kind}
+
+  def few(alike):
+    return {name: _few(groups[name]) for kind in alike for name in kind}
+
+  def loud(alike: list[list[str]], sizes: Callable) -> Iterator[list[str]]:
+    """The kinds of which the program has sizes or numbers, found by halves."""
+    if len(alike) < 2:
+      yield from alike
+    elif any(ask(sizes(alike))):
+      yield from loud(alike[: len(alike) // 2], sizes)
+      yield from loud(alike[len(alike) // 2 :], sizes)
+
+  quiet = _quiet(structure, perhaps, kinds)
+  asked = [kind for kind in kinds if kind not in quiet]
+  answers = {
+    kind[0]: ask(more([kind]), 'one channel more')
+    for kind in (*asked, *loud(quiet, more))
+  }
+  # n // 4 may be as large with one more: what passed is asked with few.
+  passed = [k for k in kinds if not any(answers.get(k[0], ()))]
+  for kind in loud(passed, few):
+    answers[kind[0]] = ask(few([kind]), f'{_few(groups[kind[0]])} channels')
+  for kind in kinds:
+    fixed, numbers = answers.get(kind[0], ('', ()))
+    for name in kind:
+      fit = perhaps.get(name, ()) if fixed else ()
+      groups[name] = _said_of(groups[name], fixed, (*numbers, *fit))
+  return dataclasses.replace(structure, groups=groups)
+
+
+def _kinds(structure) -> list[list[str]]:
   # Layers that are alike are so in this, too: one question for all of them.
   kinds = collections.defaultdict(list)
   for name, group in structure.free.items():
     kinds[re.sub(r'\d+(?=.*:)', '#', name), group.size].append(name)
-  groups = dict(structure.groups)
-  here = list(_computing(closed))
+  return [*kinds.values()]
 
-  def ask(alike: Sequence[list[str]]):
-    """Traces with more channels of some kinds: (the program, apart, numbers)."""
-    more = zip(alike, _more(), strict=False)
-    sizes = {name: groups[name].size + n for kind, n in more for name in kind}
-    try:
-      other, (again, _) = traced(sizes)
-    except Exception as e:  # whatever the model raises
-      return None, raised.said(e), ()
-    apart = _groups_apart(structure, again, sizes)
-    return other, apart, _numbers_apart(closed, here, other)
 
-  def loud(alike: list[list[str]]) -> Iterator[list[str]]:
-    """The kinds of which the program has sizes or numbers, found by halves."""
-    if len(alike) < 2:
-      yield from alike
-    elif any(ask(alike)[1:]):
-      yield from loud(alike[: len(alike) // 2])
-      yield from loud(alike[len(alike) // 2 :])
+def _said_of(group, fixed, numbers):
+  inexact = tuple(dict.fromkeys((*group.inexact, *numbers)))
+  return dataclasses.replace(group, fixed=fixed, inexact=inexact)
 
+
+def _quiet(structure, perhaps, kinds) -> list[list[str]]:
+  """The kinds of groups that a program hardly has sizes of."""
   # What shares an axis is often reshaped, to sizes that the program may have itself.
   shared = {
     name
@@ -76,17 +110,13 @@ def compared(
     for name in (layout if len(layout) > 1 else ())
   }
   suspect = shared.union(name for name, numbers in perhaps.items() if numbers)
-  quiet = [kind for kind in kinds.values() if suspect.isdisjoint(kind)]
-  asked = [kind for kind in kinds.values() if kind not in quiet]
-  for alike in (*asked, *loud(quiet)):
-    other, fixed, numbers = ask([alike])
-    for name in alike:
-      more = perhaps.get(name, ()) if other is None or fixed else ()
-      inexact = tuple(dict.fromkeys((*groups[name].inexact, *numbers, *more)))
-      groups[name] = dataclasses.replace(
-        groups[name], fixed=fixed, inexact=inexact
-      )
-  return dataclasses.replace(structure, groups=groups)
+  return [kind for kind in kinds if suspect.isdisjoint(kind)]
+
+
+def _few(group) -> int:
+  """A size at which what is counted with another one shows."""
+  few = max(group.size // 4, group.least, 2)
+  return few if few < group.size else 2 * group.size
 
 
 def _more() -> Iterator[int]:
@@ -101,20 +131,20 @@ def _more() -> Iterator[int]:
   )
 
 
-def _groups_apart(structure, other, sizes) -> str:
+def _groups_apart(structure, other, sizes, said) -> str:
   got = {name: group.size for name, group in other.groups.items()}
   want = {name: group.size for name, group in structure.groups.items()} | sizes
   if other.axes == structure.axes and got == want:
     return ''
   apart = [n for n in want if got.get(n) != want[n]]
-  return f'with one channel more it has other groups ({", ".join(apart[:3])})'
+  return f'with {said} it has other groups ({", ".join(apart[:3])})'
 
 
-def _numbers_apart(a, here, b) -> tuple[str, ...]:
+def _numbers_apart(a, here, b, said) -> tuple[str, ...]:
   """Where programs differ in the numbers in them; `here`: the equations of a."""
   there = list(_computing(b))
   if [at.path for at in here] != [at.path for at in there]:
-    return ('with one channel more it has other operations',)
+    return (f'with {said} it has other operations',)
   apart = {}
   for at, other in zip(here, there, strict=True):
     for v, w in zip(at.eqn.invars, other.eqn.invars, strict=True):

@@ -21,6 +21,8 @@ class OwnSizesTest(parameterized.TestCase):
     ('norm', lambda h: jnp.linalg.norm(h, axis=0).sum()),
     ('deviation', lambda h: h.std(0).sum()),
     ('power below 1', lambda h: (h**0.75).sum(-1)),
+    ('n // 4', lambda h: (h @ h.T) / (h.shape[-1] // 4 + 1)),
+    ('min', lambda h: (h @ h.T) / min(h.shape[-1], 5)),
     ('branch', lambda h: (h if h.shape[-1] < 7 else jnp.tanh(h)).sum(-1)),
     (
       'dropout',
@@ -57,7 +59,7 @@ class OwnSizesTest(parameterized.TestCase):
 
     found = jc.structure(f)(p, jnp.ones((2, 3)))
     self.assertLen(found.free, 5)
-    self.assertLen(traces, 2)
+    self.assertLen(traces, 3)  # as it is, with more, with few
 
   def test_one_of_many_kinds_has_its_size(self):
     p = {f'{n}': jnp.ones((n, n + 1)) for n in range(3, 9)}
@@ -107,6 +109,18 @@ class OwnSizesTest(parameterized.TestCase):
     if both:
       self.assertRegex(heads.fixed, why)
     self.assertIn('build the model again', str(found))
+
+  def test_a_slice_of_a_computed_size(self):
+    # With one channel more in what is left, the first quarter is as large.
+    def fun(p, x):
+      h = x @ p['a']
+      return h @ p['b'] + h[:, : h.shape[-1] // 4].sum(-1, keepdims=True)
+
+    p = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    first, rest = jc.structure(fun)(p, jnp.ones((5, 3))).free.values()
+    self.assertEqual((first.size, rest.size), (2, 6))
+    self.assertIn('with one channel more', first.fixed)
+    self.assertIn('with 2 channels', rest.fixed)
 
   def test_where_a_slice_begins(self):
     # Indices that may count from the end are counted with the sizes of all axes.
