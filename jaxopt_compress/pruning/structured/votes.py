@@ -55,8 +55,9 @@ def put_together(
     )
   if not found:
     raise ValueError(
-      f'None of {list(structure.free)[:5]} has a leaf with a score: give a score to'
-      " leaves of the groups, as in score=[('.*kernel', 'magnitude'), ('.*', None)]."
+      f'None of {list(structure.free)[:5]} has a leaf with a score; all other groups'
+      ' stay, and print(structure) says why. Give a score to leaves of these, as in'
+      " score=[('.*kernel', 'magnitude'), ('.*', None)]."
     )
   return {
     name: normalize(members(np.stack(found[name])))

@@ -26,6 +26,15 @@ class VotesTest(parameterized.TestCase):
     for x in got.values():
       np.testing.assert_allclose(x, want[x.size], rtol=1e-6)
 
+  def test_no_votes(self):
+    fun = lambda p, x: jnp.cumsum(x @ p['a'], -1)
+    p = {'a': jnp.ones((2, 3)), 'unused': jnp.ones(4)}
+    found = jc.structure(fun)(p, jnp.ones((1, 2)))
+    with self.assertRaisesRegex(
+      ValueError, 'None of .*unused:-1.*; all other groups stay, and print'
+    ):
+      votes.put_together(found, [])
+
   def test_sharded_values_stay_where_they_are(self):
     mesh = jax.sharding.Mesh(jax.devices()[:4], ('d',))
     spec = jax.sharding.PartitionSpec('d')
