@@ -270,8 +270,9 @@ def structure(fun: Callable) -> Callable[..., Structure]:
   Returns:
     A function of the same arguments that returns the `Structure`. The program is not
     run; arguments may be abstract. It is traced again with one channel more for each
-    kind of group, which shows sizes that it has itself, and numbers that depend on
-    them; what a Python `if` does at yet another size stays unseen.
+    kind of group, and with a quarter, which shows sizes that it has itself, and
+    numbers that depend on them; what a Python `if` does at yet another size, or what
+    is rounded to the same at all of these, stays unseen.
 
   >>> import jax, jax.numpy as jnp
   >>> f = lambda p, x: jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
