@@ -1,19 +1,14 @@
-import pathlib
-import sys
-
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen
 import jax
 from jax import lax
 import jax.numpy as jnp
+import mixtures
 import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.pruning.structured import experts
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / 'analysis'))
-import mixtures  # noqa: E402
 
 X = mixtures.X
 
