@@ -1,3 +1,5 @@
+"""What experts are worth, and plans that leave some out."""
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen
