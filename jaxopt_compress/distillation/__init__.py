@@ -1,17 +1,15 @@
 """Distillation: a small network learns from a large one."""
 
-from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import layers
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import teachers
-from jaxopt_compress.distillation.grow import warm_start
+from jaxopt_compress.distillation.growth.warm_start import warm_start
 from jaxopt_compress.distillation.matching import regularized
 from jaxopt_compress.distillation.matching import squared_distance
 
 __all__ = [
-  'grow',
   'layers',
   'losses',
   'matching',

@@ -20,11 +20,11 @@ import optax
 import jaxopt_compress as jc
 from jaxopt_compress import report
 from jaxopt_compress.calibration import trials
-from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
+from jaxopt_compress.distillation.growth import warm_start
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.pruning import measure
@@ -195,9 +195,9 @@ COUNTS = {
   )(t),
   'core.lift.lift': lambda t: jc.lift(apply)(t, X),
   'core.operators.cast': lambda t: jc.cast(t, jnp.bfloat16),
-  'distillation.grow.warm_start': lambda t: (
-    grow.warm_start(DENSE, t),
-    grow.warm_start(t, DENSE),
+  'distillation.growth.warm_start.warm_start': lambda t: (
+    warm_start.warm_start(DENSE, t),
+    warm_start.warm_start(t, DENSE),
   ),
   'distillation.matching.regularized': lambda t: matching.regularized(
     lambda p: jnp.float32(1), penalties.l2, jnp.float32(0.5)

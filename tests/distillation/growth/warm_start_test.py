@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import array
-from jaxopt_compress.distillation import grow
+from jaxopt_compress.distillation.growth import warm_start
 
 
 def block(value, width=2):
@@ -29,14 +29,14 @@ class WarmStartTest(parameterized.TestCase):
   def test_same_size_is_a_copy(self):
     source = {'w': jnp.arange(6.0).reshape(2, 3), 'n': jnp.int32(3)}
     target = jax.tree.map(jnp.zeros_like, source)
-    got = grow.warm_start(target, source)
+    got = warm_start.warm_start(target, source)
     jax.tree.map(np.testing.assert_array_equal, got, source)
 
   def test_large_to_small_leads_consistently(self):
     # y = relu(x up) down, with hidden units 0, 1 kept.
     up, down = jnp.arange(12.0).reshape(3, 4), jnp.arange(8.0).reshape(4, 2)
     target = {'down': jnp.zeros((2, 2)), 'up': jnp.zeros((3, 2))}
-    got = grow.warm_start(target, {'down': down, 'up': up})
+    got = warm_start.warm_start(target, {'down': down, 'up': up})
     np.testing.assert_array_equal(got['up'], up[:, :2])
     np.testing.assert_array_equal(got['down'], down[:2])
 
@@ -45,7 +45,7 @@ class WarmStartTest(parameterized.TestCase):
     target = {'down': jnp.zeros((2, 2)), 'up': jnp.zeros((3, 2))}
     best = np.array([3, 1])
     keep = [(r'up', {-1: best}), (r'down', {-2: best}), (r'.*', None)]
-    got = grow.warm_start(target, {'down': down, 'up': up}, keep=keep)
+    got = warm_start.warm_start(target, {'down': down, 'up': up}, keep=keep)
     np.testing.assert_array_equal(got['up'], up[:, best])
     np.testing.assert_array_equal(got['down'], down[best])
 
@@ -56,7 +56,7 @@ class WarmStartTest(parameterized.TestCase):
   def test_small_to_large_fills_the_rest(self, fill, expected):
     target = {'w': jnp.full((3, 3), 9.0)}
     source = {'w': jnp.array([[1.0, 2.0], [3.0, 4.0]])}
-    got = grow.warm_start(target, source, fill=fill)
+    got = warm_start.warm_start(target, source, fill=fill)
     np.testing.assert_array_equal(got['w'], expected)
 
   def test_zeros_keep_the_function(self):
@@ -71,7 +71,7 @@ class WarmStartTest(parameterized.TestCase):
       'down': jax.random.normal(k[2], (8, 2)),
       'up': jax.random.normal(k[3], (3, 8)),
     }
-    got = grow.warm_start(large, small, fill='zeros')
+    got = warm_start.warm_start(large, small, fill='zeros')
     np.testing.assert_allclose(f(got), f(small), rtol=1e-5, atol=1e-6)
 
   @parameterized.parameters((2, 4), (4, 2))
@@ -94,9 +94,9 @@ class WarmStartTest(parameterized.TestCase):
       ValueError,
       rf'^head/kernel: axis -2 goes .* 3 times .* {before} to {after}',
     ):
-      grow.warm_start(target, source, fill='zeros')
+      warm_start.warm_start(target, source, fill='zeros')
     blocks = [(r'head/kernel', {-2: 3}), (r'.*', None)]
-    got = grow.warm_start(target, source, fill='zeros', blocks=blocks)
+    got = warm_start.warm_start(target, source, fill='zeros', blocks=blocks)
     if after > before:
       self.assertEqual(f(got, x).tolist(), f(source, x).tolist())
     head = source['head']['kernel'].reshape(3, before)
@@ -107,7 +107,7 @@ class WarmStartTest(parameterized.TestCase):
 
   def test_keep_counts_within_a_block(self):
     source = {'w': jnp.arange(12.0).reshape(1, 12, 1)}
-    got = grow.warm_start(
+    got = warm_start.warm_start(
       {'w': jnp.zeros((1, 6, 1))},
       source,
       keep=[(r'w', {-2: [3, 1]})],
@@ -117,7 +117,7 @@ class WarmStartTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'axis -2 of 6 is not .* of 4 blocks'
     ):
-      grow.warm_start(
+      warm_start.warm_start(
         {'w': jnp.zeros((1, 6, 1))}, source, blocks=[(r'w', {-2: 4})]
       )
 
@@ -133,15 +133,15 @@ class WarmStartTest(parameterized.TestCase):
       for n in (8, 4)
     ]
     if refused is None:
-      grow.warm_start(*trees)
+      warm_start.warm_start(*trees)
       return
     with self.assertRaisesRegex(ValueError, f'^{refused}: axis -1 .*blocks='):
-      grow.warm_start(*trees)
-    grow.warm_start(*trees, blocks=[(refused, {-1: 1}), (r'.*', None)])
+      warm_start.warm_start(*trees)
+    warm_start.warm_start(*trees, blocks=[(refused, {-1: 1}), (r'.*', None)])
 
   def test_one_axis_larger_and_one_smaller(self):
     source = {'w': jnp.arange(8.0).reshape(2, 4)}
-    got = grow.warm_start({'w': jnp.full((3, 2), 9.0)}, source)
+    got = warm_start.warm_start({'w': jnp.full((3, 2), 9.0)}, source)
     np.testing.assert_array_equal(got['w'], [[0, 1], [4, 5], [9, 9]])
 
   @parameterized.parameters(
@@ -155,12 +155,12 @@ class WarmStartTest(parameterized.TestCase):
   )
   def test_depth_in_lists_and_in_stacks(self, n, m, layers, expected):
     source = network(range(1, m + 1))
-    got = grow.warm_start(network([-1] * n), source, layers=layers)
+    got = warm_start.warm_start(network([-1] * n), source, layers=layers)
     self.assertEqual(values(got), expected)
     stack = lambda tree: {
       'w': jnp.stack([b['kernel'] for b in tree['blocks'].values()])
     }
-    got = grow.warm_start(
+    got = warm_start.warm_start(
       stack(network([-1] * n)),
       stack(source),
       layers=layers,
@@ -170,7 +170,7 @@ class WarmStartTest(parameterized.TestCase):
     self.assertEqual(got['w'][:, 1, 1].tolist(), expected)
 
   def test_depth_and_width_at_once(self):
-    got = grow.warm_start(network([-1] * 3, 3), network([1, 2], 2))
+    got = warm_start.warm_start(network([-1] * 3, 3), network([1, 2], 2))
     self.assertEqual(values(got), [1, 1, 2])
     np.testing.assert_array_equal(
       got['blocks']['2']['kernel'], [[2, 2, -1], [2, 2, -1], [-1, -1, -1]]
@@ -179,12 +179,12 @@ class WarmStartTest(parameterized.TestCase):
   def test_lists_at_the_top_and_in_each_other(self):
     source = [[jnp.float32(10 * i + j) for j in range(4)] for i in range(3)]
     target = [[jnp.float32(-1)] * 2 for _ in range(2)]
-    got = grow.warm_start(target, source, layers='last')
+    got = warm_start.warm_start(target, source, layers='last')
     self.assertEqual(jax.tree.map(float, got), [[12.0, 13.0], [22.0, 23.0]])
 
   def test_dtypes_are_the_targets(self):
     target = {'w': jnp.zeros((1, 1), jnp.bfloat16)}
-    got = grow.warm_start(target, {'w': jnp.ones((2, 2))})
+    got = warm_start.warm_start(target, {'w': jnp.ones((2, 2))})
     self.assertEqual(got['w'].dtype, jnp.bfloat16)
 
   def test_rules_excuse(self):
@@ -193,9 +193,9 @@ class WarmStartTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r"target has \['head'\].*\['old'\]"
     ):
-      grow.warm_start(target, source)
+      warm_start.warm_start(target, source)
     rules = [(r'head|old', None), (r'.*', 'copy')]
-    got = grow.warm_start(target, source, rules=rules)
+    got = warm_start.warm_start(target, source, rules=rules)
     self.assertEqual(got['head'].tolist(), [0, 0, 0])
     self.assertEqual(got['w'].tolist(), [1, 1])
 
@@ -204,13 +204,13 @@ class WarmStartTest(parameterized.TestCase):
     source['blocks']['2']['extra'] = jnp.ones(1)
     # Layer 2 starts a target layer, so its extra leaf has nowhere to go.
     with self.assertRaisesRegex(ValueError, 'blocks/2/extra'):
-      grow.warm_start(network([0, 0]), source)
+      warm_start.warm_start(network([0, 0]), source)
     # It is skipped with its layer.
-    got = grow.warm_start(network([0, 0]), source, layers='first')
+    got = warm_start.warm_start(network([0, 0]), source, layers='first')
     self.assertEqual(values(got), [1, 2])
     # Lists of one length skip nothing.
     with self.assertRaisesRegex(ValueError, 'blocks/2/extra'):
-      grow.warm_start(network([0, 0, 0]), source)
+      warm_start.warm_start(network([0, 0, 0]), source)
 
   @parameterized.named_parameters(
     ('rank', dict(), jnp.ones(4), r'w from w: rank 1'),
@@ -225,7 +225,7 @@ class WarmStartTest(parameterized.TestCase):
   def test_errors(self, kwargs, source, message):
     source = jnp.ones((4, 4)) if source is None else source
     with self.assertRaisesRegex(ValueError, message):
-      grow.warm_start({'w': jnp.ones((2, 2))}, {'w': source}, **kwargs)
+      warm_start.warm_start({'w': jnp.ones((2, 2))}, {'w': source}, **kwargs)
 
   @parameterized.parameters((1, True), (0, False))
   def test_numbers_that_do_not_start_at_0(self, first, told):
@@ -235,7 +235,7 @@ class WarmStartTest(parameterized.TestCase):
     )
     source['bias'] = w
     with self.assertRaises(ValueError) as caught:
-      grow.warm_start(target, source)
+      warm_start.warm_start(target, source)
     says = '3/w has, are layers only if they start at 0'
     self.assertEqual(says in str(caught.exception), told)
 
@@ -251,7 +251,7 @@ class WarmStartTest(parameterized.TestCase):
       def materialize(self):
         return -self.x
 
-    f = jax.jit(grow.warm_start)
+    f = jax.jit(warm_start.warm_start)
     got = f({'w': jnp.zeros(1)}, {'w': Negated(jnp.ones(2))})
     self.assertEqual(got['w'].tolist(), [-1])
 

@@ -1,0 +1,1 @@
+"""Growth: a large network starts from a small one."""
