@@ -1,0 +1,62 @@
+"""Logits as distributions at a temperature: what the losses on them share."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.distillation import positions
+
+
+def log_softmax(
+  logits: jax.Array,
+  temperature: float | jax.Array = 1.0,
+  mask: jax.Array | None = None,
+) -> jax.Array:
+  """log softmax(logits / T), at least float32; of zeros where the weight is 0.
+
+  Args:
+    logits: [..., classes].
+    temperature: T > 0.
+    mask: [...], weights of positions, or None.
+  """
+  x = positions.prepared(logits, mask)
+  # The largest becomes 0 first: dividing by a small T could overflow.
+  x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+  return jax.nn.log_softmax(x / temperature)
+
+
+def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+  """KL(p || q) over the last axis; entries with p = 0 add 0.
+
+  Args:
+    log_p, log_q: [..., classes], of distributions.
+
+  Returns:
+    [...]
+
+  >>> half = jnp.log(jnp.array([0.5, 0.5]))
+  >>> round(float(relative_entropy(jnp.array([0., -jnp.inf]), half)), 4)
+  0.6931
+  """
+  p = jnp.exp(log_p)
+  # Both logarithms are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so is
+  # its gradient.
+  log_ratio = jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)
+  return jnp.sum(p * log_ratio, axis=-1)
+
+
+def check_pair(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  temperature: float | jax.Array,
+  mask: jax.Array | None,
+) -> None:
+  """Raises unless the two are of one shape, and the temperature is positive."""
+  positions.check_pair(student_logits, teacher_logits, mask)
+  if is_known(temperature) and not temperature > 0:
+    raise ValueError(f'temperature={temperature}; T > 0 is expected.')
+
+
+def is_known(x: float | jax.Array) -> bool:
+  """Whether the value can be checked now: it is not traced."""
+  return not isinstance(x, jax.core.Tracer)

@@ -1,0 +1,86 @@
+"""Divergences against numpy, written from the equations in float64."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from positions_of_logits import kl_oracle
+from positions_of_logits import log_softmax
+from positions_of_logits import logits
+from positions_of_logits import MASK
+
+from jaxopt_compress.distillation import losses
+
+INF = np.inf
+
+
+class DivergencesTest(parameterized.TestCase):
+  @parameterized.product(
+    temperature=[0.5, 1.0, 4.0],
+    mask=[None, MASK, MASK > 0],
+    dtype=['float32', 'bfloat16'],
+  )
+  def test_kl_both_ways(self, temperature, mask, dtype):
+    s, t = logits(0, dtype=dtype), logits(1, dtype=dtype)
+    w = np.ones((3, 5)) if mask is None else np.asarray(mask, np.float64)
+    mask = None if mask is None else jnp.asarray(mask)
+    for loss, want in (
+      (losses.kl, kl_oracle(s, t, temperature)),
+      (losses.reverse_kl, kl_oracle(t, s, temperature)),
+    ):
+      total, count = loss(s, t, temperature=temperature, mask=mask)
+      self.assertEqual((total.dtype, count.dtype), (jnp.float32, jnp.float32))
+      np.testing.assert_allclose(total, (w * want).sum(), rtol=1e-5)
+      self.assertEqual(float(count), w.sum())
+
+  @parameterized.parameters(1.0, 8.0)
+  def test_gradient_of_kl(self, temperature):
+    # d T^2 KL(p || q) / d s = T (q - p)
+    s, t = logits(0), logits(1)
+    grads = jax.grad(lambda s: losses.kl(s, t, temperature=temperature)[0])(s)
+    p, q = (np.exp(log_softmax(np.asarray(x) / temperature)) for x in (t, s))
+    np.testing.assert_allclose(grads, temperature * (q - p), atol=2e-5)
+
+  def test_temperature_squared_keeps_the_gradient(self):
+    # For large T the gradient is (s - t) / classes, of centred logits.
+    s, t = logits(0), logits(1)
+    centred = lambda x: np.asarray(x) - np.asarray(x).mean(-1, keepdims=True)
+    grads = jax.grad(lambda s: losses.kl(s, t, temperature=1e3)[0])(s)
+    np.testing.assert_allclose(grads, (centred(s) - centred(t)) / 7, atol=5e-3)
+
+  @parameterized.named_parameters(
+    ('impossible for both', [0.0, 1.0, -INF], [1.0, 0.0, -INF], None),
+    ('impossible for the teacher', [0.0, 1.0, 2.0], [1.0, 0.0, -INF], None),
+    ('impossible for the student', [0.0, -INF, 1.0], [1.0, 0.0, 0.0], INF),
+    ('certain', [100.0, 0.0, 0.0], [100.0, 0.0, 0.0], 0.0),
+    ('huge', [3e38, 0.0, -3e38], [3e38, 0.0, -3e38], 0.0),
+    ('shifted', [1e4, 1e4 + 1, 1e4], [-1e4, -1e4, -1e4 + 1], None),
+  )
+  def test_extreme_logits(self, student, teacher, expected):
+    s, t = jnp.array([student]), jnp.array([teacher])
+    if expected is None:
+      expected = kl_oracle(student, teacher, 0.5)
+    f = lambda s: losses.kl(s, t, temperature=0.5)[0]
+    value, grads = jax.value_and_grad(f)(s)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    self.assertTrue(np.isfinite(grads).all())
+    backwards = jax.grad(lambda t: losses.reverse_kl(t, s, temperature=0.5)[0])
+    self.assertTrue(np.isfinite(jax.grad(f)(s)).all())
+    if np.isfinite(student).all() or student == teacher:
+      self.assertTrue(np.isfinite(backwards(t)).all())
+
+  def test_sums_of_parts_add_up(self):
+    s, t, mask = logits(0), logits(1), jnp.asarray(MASK)
+    whole = losses.kl(s, t, mask=mask)
+    parts = [losses.kl(s[i], t[i], mask=mask[i]) for i in range(3)]
+    for i in (0, 1):
+      np.testing.assert_allclose(whole[i], sum(p[i] for p in parts), rtol=1e-6)
+
+  def test_all_masked_is_zero_of_zero(self):
+    total, count = losses.kl(logits(0), logits(1), mask=jnp.zeros((3, 5)))
+    self.assertEqual((float(total), float(count)), (0.0, 0.0))
+
+
+if __name__ == '__main__':
+  absltest.main()
