@@ -17,6 +17,7 @@ _PACKAGE = 'jaxopt_compress'
 
 # What each room may import of the others, as drawn in CONTRIBUTING.md. Siblings do
 # not know each other; `calibration` and `kernels` may read the formats of two of them.
+# `disk` knows nobody, and serves whoever writes files.
 _SIBLINGS = (
   'quantization',
   'adapters',
@@ -26,14 +27,16 @@ _SIBLINGS = (
 )
 _MAY = {
   'core': set(),
+  'disk': set(),
   'analysis': {'core'},
   **{room: {'core', 'analysis'} for room in _SIBLINGS},
+  'distillation': {'core', 'analysis', 'disk'},
   'calibration': {'core', 'analysis', 'quantization', 'pruning'},
   'kernels': {'core', 'analysis', 'quantization', 'pruning'},
-  'export': {'core', 'analysis'},
+  'export': {'core', 'analysis', 'disk'},
   'models': {'core', 'analysis'},
   'data': {'core', 'analysis'},
-  'report': {'core', 'analysis'},
+  'report': {'core', 'analysis', 'disk'},
 }
 _MAY['train'] = set(_MAY)
 
@@ -44,6 +47,7 @@ _FILE_MAY = {'jaxopt_compress/adapters/merge.py': {'quantization'}}
 # Outside packages that the inner rooms do without.
 _INNER = (
   'core',
+  'disk',
   'analysis',
   'quantization',
   'adapters',

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import rules
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
-from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
 
 _AGAIN = 'Copy the whole directory, or export again.'

@@ -22,8 +22,8 @@ from jaxopt_compress.analysis.plan import config_delta
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import leaves as leaves_lib
-from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
 
 # In the header: what it says besides that of `weights`.

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
 from jaxopt_compress.export import program as program_lib
-from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights as weights_lib
 
 load = program_lib.load

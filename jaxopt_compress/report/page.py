@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from jaxopt_compress.report import files
+from jaxopt_compress.disk import files
 from jaxopt_compress.report import findings
 from jaxopt_compress.report import plots as plots_lib
 from jaxopt_compress.report import provenance

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.report import files
+from jaxopt_compress.disk import files
 from jaxopt_compress.report import records
 from jaxopt_compress.report import table
 

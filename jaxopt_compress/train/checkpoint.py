@@ -26,7 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.export import sealed
+from jaxopt_compress.disk import sealed
 
 Config = dict[str, Any]  # flat: {'stage.teacher.steps': 600}; JSON values
 

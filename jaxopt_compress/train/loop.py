@@ -15,12 +15,12 @@ from typing import Any
 import jax
 
 from jaxopt_compress import report
+from jaxopt_compress.disk import files
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
-from jaxopt_compress.export import sealed
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
-from jaxopt_compress.report import files
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate

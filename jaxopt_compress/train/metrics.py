@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress.report import files
+from jaxopt_compress.disk import files
 
 
 class Metrics:

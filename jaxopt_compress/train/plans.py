@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxopt_compress.analysis.plan import plan as plan_lib
-from jaxopt_compress.export import sealed
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.report import records
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import metrics

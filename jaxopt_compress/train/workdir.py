@@ -20,7 +20,7 @@ import tempfile
 from absl import logging
 import jax
 
-from jaxopt_compress.report import files
+from jaxopt_compress.disk import files
 from jaxopt_compress.train import processes
 
 _FOLDERS = ('checkpoints', 'stages', 'export', 'plots')

@@ -8,8 +8,8 @@ import export_cases
 import numpy as np
 
 from jaxopt_compress import export
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
-from jaxopt_compress.export import sealed
 
 
 class RefusalTest(export_cases.ExportTestCase):

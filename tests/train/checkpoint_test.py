@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxopt_compress.core import array
-from jaxopt_compress.export import sealed
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import checkpoint
 

@@ -16,7 +16,7 @@ import pytest
 
 from jaxopt_compress import data as batches_lib
 from jaxopt_compress import report
-from jaxopt_compress.export import sealed
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import metrics

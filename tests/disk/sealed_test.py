@@ -6,7 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
 
-from jaxopt_compress.export import sealed
+from jaxopt_compress.disk import sealed
 
 RECORD = {'name': 'model', 'loss': 0.1, 'widths': (8, 16), 'none': None}
 

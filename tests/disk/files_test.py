@@ -7,7 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 import pytest
 
-from jaxopt_compress.report import files
+from jaxopt_compress.disk import files
 
 
 class ReplaceTest(absltest.TestCase):

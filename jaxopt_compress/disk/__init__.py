@@ -1,0 +1,6 @@
+"""Files that appear whole or not at all, and records that notice a change."""
+
+from jaxopt_compress.disk import files
+from jaxopt_compress.disk import sealed
+
+__all__ = ['files', 'sealed']
