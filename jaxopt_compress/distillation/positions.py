@@ -77,14 +77,30 @@ def term(
   """
   if isinstance(weight, (int, float)):
     return weight * f(*inputs) if weight else 0.0
-  counts = weight != 0
+  return weight * gated(weight, f, *inputs)
+
+
+def gated(
+  weight: float | jax.Array, f: Callable[..., Any], *inputs: Any
+) -> Any:
+  """`f(*inputs)`, to be multiplied by `weight`: see `term`.
+
+  Where the weight is 0, the inputs get no derivative, and what is not finite is 0.
+
+  >>> [float(gated(jnp.float32(w), jnp.log, jnp.float32(-1.))) for w in (0., 1.)]
+  [0.0, nan]
+  """
+  if isinstance(weight, (int, float)) and weight:
+    return f(*inputs)
+  counts = jnp.asarray(weight != 0)
   # Twice: before `f`, whose derivative may be NaN and is stopped there, and behind.
   inputs = jax.tree.map(
     lambda x: jnp.where(counts, x, lax.stop_gradient(x)), inputs
   )
-  value = f(*inputs)
   # A finite value stays, so that the weight has its derivative at 0, too.
-  return weight * jnp.where(counts | jnp.isfinite(value), value, 0.0)
+  return jax.tree.map(
+    lambda x: jnp.where(counts | jnp.isfinite(x), x, 0), f(*inputs)
+  )
 
 
 def check_pair(

@@ -27,7 +27,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
         b.model.name,
         f'{b.stage.steps:,}',
         b.stage.init or '-',
-        b.stage.distil.teacher or '-',
+        ', '.join(b.stage.distil.stages) or '-',
         about + f'{report.records.parameters(params):,}',
         about + f'{storage.nbytes(params):,}',
         f'{compressed} of {len(named)}',
@@ -59,7 +59,7 @@ def trace(
   step: Callable[..., Any],
   built: stages.Built,
   batch: Any,
-  teacher: stages.Built | None,
+  teachers: Sequence[stages.Built],
 ) -> None:
   """Traces one training step as the devices will run it, on shapes alone.
 
@@ -67,19 +67,17 @@ def trace(
     step: from `parallel.data_parallel`.
     built: the stage that it trains.
     batch: this process's share of one.
-    teacher: the stage that it learns from.
+    teachers: the stages that it learns from.
 
   Raises:
     ValueError: what is wrong with it; the message begins with the stage's name.
   """
-  frozen = ()
-  if teacher is not None:
-    frozen = ((teacher.final['params'], teacher.final['variables']),)
+  frozen = tuple((t.final['params'], t.final['variables']) for t in teachers)
   try:
     jax.eval_shape(
-      lambda state, *frozen: step(state, batch, *frozen),
+      lambda state, frozen: step(state, batch, frozen),
       built.template,
-      *frozen,
+      frozen,
     )
   except (
     Exception

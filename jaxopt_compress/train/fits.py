@@ -42,11 +42,11 @@ def check(
       start = functools.partial(stages_lib.start, b, source.model.name)
       own = b.source.params, b.source.variables
       jax.eval_shape(start, own, source.final)
-    if stage.distil.teacher:
-      teacher = by_name[stage.distil.teacher].model
+    for name in stage.distil.stages:
+      teacher = by_name[name].model
       if teacher.answers.shape != b.model.answers.shape:
         raise ValueError(
-          f'config.stage.{stage.name}.teacher answers'
+          f'config.stage.{stage.name}.teacher: {name} answers'
           f' {list(teacher.answers.shape)}, and the student'
           f' {list(b.model.answers.shape)}. Give both models the same classes.'
         )

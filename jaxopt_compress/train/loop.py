@@ -150,8 +150,8 @@ def _rehearse(job, built):
     if b.step is not None:
       step_fn = step_lib.data_parallel(b.step, job.plan.run.mode, job.mesh)
       batch = mesh_lib.share(job.data.batches(b.stage)[0])
-      teacher = by_name.get(b.stage.distil.teacher)
-      dry_run_lib.trace(step_fn, b, batch, teacher)
+      teachers = [by_name[name] for name in b.stage.distil.stages]
+      dry_run_lib.trace(step_fn, b, batch, teachers)
   if not job.work.exists():
     workdir_lib.check_can_be_made(job.work)
     return
@@ -211,10 +211,8 @@ def _train(job, built, state, finished, watch):
     return state
   step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
   batches = job.data.batches(stage)
-  teacher = ()
-  if stage.distil.teacher:
-    source = finished[stage.distil.teacher]
-    teacher = ((source['params'], source['variables']),)
+  sources = [finished[name] for name in stage.distil.stages]
+  teachers = tuple((s['params'], s['variables']) for s in sources)
 
   with _checkpoints(job, built) as saver:
     # -- Resume -------------------------------------------------------------------
@@ -252,7 +250,7 @@ def _train(job, built, state, finished, watch):
     running = []
     for done in range(begin + 1, stage.steps + 1):
       state, values = step_fn(
-        state, mesh_lib.share(batches[done - 1]), *teacher
+        state, mesh_lib.share(batches[done - 1]), teachers
       )
       pending.append((done, values))
       # One step may wait behind the running one, so that the host prepares batches

@@ -54,6 +54,11 @@ class Distil:
   alpha: float = fields.option(0.9, '[0, 1]', needs='teacher')
   temperature: float = fields.option(4.0, '(0, inf)', needs='teacher')
 
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The stages that it learns from."""
+    return (self.teacher,) if self.teacher else ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:

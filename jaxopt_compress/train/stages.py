@@ -22,6 +22,7 @@ from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
@@ -75,11 +76,10 @@ def build_all(
     model = models[stage.model]
     if stage.init and built[stage.init].stage.model == stage.model:
       model = built[stage.init].model
-    taught = stage.distil.teacher
-    teacher = built[taught].model if taught else None
+    teachers = tuple(built[n].model for n in stage.distil.stages)
     known = found.get(stage.name)
     seed = plan_lib.stage_seed(plan.seed, stage.name)
-    b = build(stage, model, teacher, plan.data, known, seed)
+    b = build(stage, model, teachers, plan.data, known, seed)
     guessed = known is None and shrink_lib.depends(stage.shrink)
     if stage.init and model is built[stage.init].model:
       guessed |= built[stage.init].guessed
@@ -90,7 +90,7 @@ def build_all(
 def build(
   stage: options.Stage,
   source: model_lib.Model,
-  teacher: model_lib.Model | None,
+  teachers: Sequence[model_lib.Model],
   data: options.Data,
   plan: channels_lib.Plan | None = None,
   seed: int = 0,
@@ -100,7 +100,7 @@ def build(
   Args:
     stage: to be built.
     source: the model that it starts from.
-    teacher: the model that it learns from, or None.
+    teachers: the models that it learns from.
     data: what is read.
     plan: of the channels that stay, where some go; None to guess how many do.
     seed: of random masks, where the stage says none.
@@ -140,12 +140,12 @@ def build(
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
     model.apply,
-    loss_of(stage, data),
+    distil.loss_of(stage, data),
     optimizer,
     inputs=data.input,
     compression=compression,
     learned_optimizer=learned,
-    teacher=teacher.apply if teacher else None,
+    teachers=[teacher.apply for teacher in teachers],
   )
   return Built(
     stage=stage,
@@ -408,36 +408,6 @@ def _pruned(params, stage, uses, given):
   """The parameters under the masks of a stage that trains nothing."""
   rules = words.prune_rules(stage.prune, stage.steps)
   return pruning.prune.prune_now(params, rules, uses, **(given or {}))
-
-
-def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
-  """Cross entropy, or distillation where there is a teacher."""
-  losses, distil = distillation.losses, stage.distil
-
-  def loss(outputs, batch, teacher_outputs):
-    y, _ = outputs
-    labels = batch[data.target]
-    mask = batch.get('mask')
-    if mask is not None:
-      # A mask of examples gets an axis of one for each axis of targets [b, ...].
-      mask = mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
-      mask = jnp.broadcast_to(mask, labels.shape)
-    if teacher_outputs is None:
-      return losses.cross_entropy(
-        y, labels, mask, label_smoothing=stage.label_smoothing
-      )
-    teacher_y, _ = teacher_outputs
-    return losses.distill(
-      y,
-      teacher_y,
-      labels,
-      alpha=distil.alpha,
-      temperature=distil.temperature,
-      mask=mask,
-      label_smoothing=stage.label_smoothing,
-    )
-
-  return loss
 
 
 def with_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -2,8 +2,9 @@
 
     cparams   = compression.apply(params, comp_state)        masks, rounding
     outputs, stats = observe(apply, compression.observes(params))(cparams, variables, x)
-    (sum, n)  = loss(outputs, batch, teacher(x))
-    g         = d sum / d (params, learned), averaged over replicas, / mean n
+    parts     = loss(outputs, batch, what the teachers say of x, step)
+    L         = sum over parts of weight * sum / (count, averaged over replicas)
+    g         = d L / d (params, learned), averaged over replicas
     params, comp_state = pruning.advance(optimizer, compression, params, g, stats)
 
 The parameters stay plain: optimizers, shardings and checkpoints never meet a mask.
@@ -12,8 +13,10 @@ would have drawn.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +28,46 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
-from jaxopt_compress.distillation import teachers
+from jaxopt_compress.distillation import teachers as teachers_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 
 # Of a model: what it answers, and intermediate values by name.
 Outputs = tuple[jax.Array, Any]
-# `(outputs, batch, teacher_outputs) -> (sum, count)` over the examples that count.
-# `teacher_outputs` is None without a teacher.
-Loss = Callable[[Outputs, Any, Outputs | None], tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What a loss is computed from.
+
+  Attributes:
+    outputs: of the student.
+    batch: the part of it that this replica sees.
+    teachers: outputs of each teacher, for the same inputs; without gradient.
+    step: scalar int32, traced: how many steps are done.
+  """
+
+  outputs: Outputs
+  batch: Any
+  teachers: tuple[Outputs, ...]
+  step: jax.Array
+
+
+class Part(NamedTuple):
+  """A part of a loss: `weight` times the mean of what it adds up.
+
+  `sum` and `count` are those of this replica, of the examples that count. Each part
+  has a count of its own, as not every example has a label. `weight` is the same on
+  all replicas; a sum of weight 0 is finite, and so is its gradient: see
+  `positions.gated`.
+  """
+
+  sum: jax.Array
+  count: jax.Array
+  weight: float | jax.Array = 1.0
+
+
+# The parts by name; they are shown by these names while a stage is trained.
+Loss = Callable[[Seen], dict[str, Part]]
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +142,7 @@ def train_step(
   inputs: str,
   compression: compression_lib.Compression | None = None,
   learned_optimizer: optax.GradientTransformation | None = None,
-  teacher: Callable[..., tuple[jax.Array, Any, Any]] | None = None,
+  teachers: Sequence[Callable[..., tuple[jax.Array, Any, Any]]] = (),
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """A step for one replica, to be run by `parallel.data_parallel`.
 
@@ -118,22 +153,25 @@ def train_step(
     inputs: the name of the model's input in a batch.
     compression: what happens to the parameters meanwhile.
     learned_optimizer: of what the compression learns; the same by default.
-    teacher: apply of a teacher, or None. Its weights are an *argument* of the step,
-      never a constant of the program, and see no gradient.
+    teachers: apply of each teacher. Their weights are an *argument* of the step,
+      never constants of the program, and see no gradient.
 
   Returns:
-    `(state, batch, replicas[, (params, variables) of the teacher])
-    -> (state, metrics)`, metrics being `loss` and `grad_norm`.
+    `(state, batch, replicas[, ((params, variables) of each teacher, ...)])
+    -> (state, metrics)`, metrics being `loss`, its parts where there are several, each
+    without its weight, and `grad_norm`.
   """
   compression = compression or compression_lib.chain()
   learned_optimizer = learned_optimizer or optimizer
   # Lifted first: what is frozen are the arrays of its leaves, which stay compressed.
-  taught = teachers.frozen(lift.lift(teacher)) if teacher else None
+  taught = [teachers_lib.frozen(lift.lift(f)) for f in teachers]
 
-  def step(state, batch, replicas, frozen=None):
+  def step(state, batch, replicas, frozen=()):
     x = batch[inputs]
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
-    teacher_outputs = taught(*frozen, x)[:2] if taught else None
+    said = tuple(
+      f(*tree, x)[:2] for f, tree in zip(taught, frozen, strict=True)
+    )
     wanted = compression.observes(state.params)
 
     def total_loss(params, learned):
@@ -146,22 +184,22 @@ def train_step(
       (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      total, count = loss((y, out), batch, teacher_outputs)
-      return total, (count.astype(total.dtype), variables, stats)
+      parts = loss(Seen((y, out), batch, said, state.step))
+      means = _means(parts, replicas)
+      total = sum(parts[name].weight * mean for name, mean in means.items())
+      return total, (means, variables, stats)
 
-    (total, (count, variables, stats)), grads = jax.value_and_grad(
+    (total, (means, variables, stats)), grads = jax.value_and_grad(
       total_loss, argnums=(0, 1), has_aux=True
     )(state.params, state.learned)
-    # Gradients of sums: averaged over replicas and divided by the mean count they
-    # are those of the mean over all examples, however the mask cuts them.
-    total, count, grads = replicas((total, count, grads))
+    total, means, grads = replicas((total, means, grads))
     variables = _mean_of_floats(replicas, variables)
     if stats and replicas.axis is not None:
       stats = observe.reduce_stats(wanted, stats, replicas.axis)
-    grads = jax.tree.map(lambda g: losses.mean(g, count), grads)
 
     metrics = {
-      'loss': losses.mean(total, count),
+      'loss': total,
+      **(means if len(means) > 1 else {}),
       'grad_norm': optax.tree.norm(grads),
     }
     state = _next(
@@ -175,6 +213,17 @@ def train_step(
     return state, metrics
 
   return step
+
+
+def _means(parts, replicas):
+  """{name: sum of this replica / mean count}: averaged, they are the means over all.
+
+  So are their gradients, however a mask cuts the examples. A count has no gradient,
+  and is averaged before that is taken.
+  """
+  counts = {n: p.count.astype(p.sum.dtype) for n, p in parts.items()}
+  counts = replicas(jax.lax.stop_gradient(counts))
+  return {n: losses.mean(p.sum, counts[n]) for n, p in parts.items()}
 
 
 def _next(state, grads, variables, stats, *, optimizers, compression):

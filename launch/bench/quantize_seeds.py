@@ -66,10 +66,10 @@ def _train(model, state, comp, rate, steps, *, data, seed):
     learned_optimizer=slow,
   )
 
-  def loss(outputs, batch, teacher_outputs):
-    del teacher_outputs
-    y, _ = outputs
-    return distillation.losses.cross_entropy(y, batch['label'])
+  def loss(seen):
+    y, _ = seen.outputs
+    summed = distillation.losses.cross_entropy(y, seen.batch['label'])
+    return {'hard': state_lib.Part(*summed)}
 
   alone = state_lib.train_step(
     model.apply,

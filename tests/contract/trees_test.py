@@ -87,11 +87,13 @@ def one_step(tree):
   def model(params, variables, x, **mode):
     return apply(params, x), {}, variables
 
-  def loss(outputs, batch, teacher_outputs):
-    return matching.squared_distance(outputs[0], teacher_outputs[0]), X[0, 0]
+  def loss(seen):
+    [(said, _)] = seen.teachers
+    distance = matching.squared_distance(seen.outputs[0], said)
+    return {'distance': state_lib.Part(distance, X[0, 0])}
 
-  step = state_lib.train_step(model, loss, SGD, inputs='x', teacher=model)
-  return step(STATE, {'x': X}, step_lib.Replicas(), (tree, {}))[0].params
+  step = state_lib.train_step(model, loss, SGD, inputs='x', teachers=[model])
+  return step(STATE, {'x': X}, step_lib.Replicas(), ((tree, {}),))[0].params
 
 
 def two_layers(params, x):
@@ -212,6 +214,9 @@ COUNTS = {
   'distillation.penalties.l1': penalties.l1,
   'distillation.penalties.l2': penalties.l2,
   'distillation.penalties.towards': lambda t: penalties.towards(t)(DENSE),
+  'distillation.positions.gated': lambda t: positions.gated(
+    jnp.float32(0.5), lambda p: jc.lift(apply)(p, X), t
+  ),
   'distillation.positions.term': lambda t: positions.term(
     jnp.float32(0.5), penalties.l1, t
   ),

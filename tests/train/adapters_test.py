@@ -45,7 +45,7 @@ def _built(**changes):
   plan = plan_lib.parse(_config(**changes))
   x = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
   model = model_lib.build('mlp', plan.models['mlp'], x)
-  return stages.build(plan.stage('adapted'), model, None, plan.data), model
+  return stages.build(plan.stage('adapted'), model, (), plan.data), model
 
 
 def _step(built, state):

@@ -25,7 +25,7 @@ def _built(x, teacher=''):
     distil=options.Distil(teacher=teacher),
     quantize=options.Quantize(rules=RULES),
   )
-  return stages.build(stage, model, model if teacher else None, DATA)
+  return stages.build(stage, model, [model] if teacher else (), DATA)
 
 
 class DryRunTest(absltest.TestCase):
@@ -49,10 +49,10 @@ class DryRunTest(absltest.TestCase):
     self.assertIn('int8 channel', text)
     self.assertRegex(text, r'layers/0/bias +8 +float32')
 
-  def trace(self, built, teacher=None, mode='shard_map', devices=2):
+  def trace(self, built, teachers=(), mode='shard_map', devices=2):
     mesh = parallel.data_mesh(devices)
     step = parallel.data_parallel(built.step, mode, mesh)
-    dry_run.trace(step, built, self.batch, teacher)
+    dry_run.trace(step, built, self.batch, teachers)
 
   def refuses(self, message, *args, **kwargs):
     with pytest.raises(ValueError, match=message):
@@ -61,7 +61,7 @@ class DryRunTest(absltest.TestCase):
   def test_trace(self):
     for mode in parallel.step.MODES:
       self.trace(_built(self.x), mode=mode)
-    self.trace(_built(self.x, 't'), _built(self.x))
+    self.trace(_built(self.x, 't'), [_built(self.x)])
     self.refuses(
       "Stage 's' cannot .* does not divide", _built(self.x), devices=3
     )
@@ -73,7 +73,7 @@ class DryRunTest(absltest.TestCase):
       asked = dict(name='cnn', widths=(4,), axis_name=axis)
       model = model_lib.build('net', asked, self.x)
       return stages.build(
-        options.Stage(name='s', model='net', steps=1), model, None, DATA
+        options.Stage(name='s', model='net', steps=1), model, (), DATA
       )
 
     self.trace(built('data'))

@@ -39,10 +39,10 @@ class FitsTest(parameterized.TestCase):
     stage = options.Stage(
       **{'name': 's', 'model': model, 'steps': 1, 'distil': distil} | asked
     )
-    teacher = self.model('mlp') if distil.teacher else None
+    teachers = [self.model('mlp')] if distil.teacher else ()
     built = [
-      stages.build(first, self.model('mlp'), None, DATA),
-      stages.build(stage, self.model(model), teacher, DATA),
+      stages.build(first, self.model('mlp'), (), DATA),
+      stages.build(stage, self.model(model), teachers, DATA),
     ]
     fits.check(built, DATA, self.examples, devices)
 
@@ -71,7 +71,7 @@ class FitsTest(parameterized.TestCase):
     (
       'teacher',
       dict(model='more', distil=dict(teacher='first')),
-      r'stage.s.teacher answers \[16, 10\], and the student \[16, 11\]',
+      r'stage.s.teacher: first answers \[16, 10\], and the student \[16, 11\]',
     ),
   )
   def test_what_does_not(self, asked, message):

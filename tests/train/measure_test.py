@@ -39,7 +39,7 @@ def made(work: pathlib.Path):
   plan = plan_lib.parse(CONFIG)
   data = examples.load(plan.data, plan.seed)
   model = model_lib.build('mlp', plan.models['mlp'], data.example)
-  built = [stages.build(s, model, None, plan.data) for s in plan.stages]
+  built = [stages.build(s, model, (), plan.data) for s in plan.stages]
   params, variables = model.init(0)
   finished = {}
   for b in built:

@@ -67,7 +67,7 @@ class RecordTest(absltest.TestCase):
     plan = plan_lib.parse(CONFIG)
     data = examples.load(plan.data, plan.seed)
     model = model_lib.build('mlp', plan.models['mlp'], data.example)
-    built = [stages.build(s, model, None, plan.data) for s in plan.stages]
+    built = [stages.build(s, model, (), plan.data) for s in plan.stages]
     params, variables = model.init(0)
     final = {'params': params, 'variables': variables, 'plain': params}
     job = job_lib.Job(plan, data, None, self.dir, None)

@@ -176,7 +176,7 @@ class ShrinkTest(parameterized.TestCase):
 
   def test_a_stage_that_shrinks(self):
     stage = _stage(keep=0.5, score='taylor')
-    built = stages.build(stage, self.model, None, DATA)
+    built = stages.build(stage, self.model, (), DATA)
     self.assertEqual(built.final['params']['head']['kernel'].shape, (3, 10))
     self.assertEqual(built.source.params['head']['kernel'].shape, (6, 10))
     plan = self.chosen(keep=0.5)
@@ -263,7 +263,7 @@ class ShrinkTest(parameterized.TestCase):
   def test_what_cannot_be_met_begins_with_the_stage(self):
     stage = _stage(params=3.0)
     with pytest.raises(ValueError, match="^Stage 's': The budget cannot be"):
-      stages.build(stage, self.model, None, DATA)
+      stages.build(stage, self.model, (), DATA)
     stage = _stage(keep=0.5, by=(('nothing', 0.5), ('.*', None)))
     with pytest.raises(ValueError, match="^Stage 's': .*nothing"):
-      stages.build(stage, self.model, None, DATA)
+      stages.build(stage, self.model, (), DATA)

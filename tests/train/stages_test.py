@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from jaxopt_compress.distillation import losses
 from jaxopt_compress.pruning import state as state_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
@@ -25,47 +24,6 @@ def _stage(**asked):
   return options.Stage(name='s', model='mlp', **asked)
 
 
-class LossTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    rng = np.random.default_rng(0)
-    self.y, self.other = rng.normal(size=(2, 3, 5)).astype(np.float32)
-    self.batch = {'label': np.array([1, 2, 3]), 'mask': np.array([1, 1, 0]) > 0}
-
-  def test_of_labels(self):
-    loss = stages.loss_of(_stage(label_smoothing=0.1), DATA)
-    total, count = loss((self.y, {}), self.batch, None)
-    expected, _ = losses.cross_entropy(
-      self.y[:2], self.batch['label'][:2], label_smoothing=0.1
-    )
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-    self.assertEqual(float(count), 2)
-
-  def test_of_a_teacher(self):
-    distil = options.Distil(teacher='t', alpha=0.7, temperature=2.0)
-    loss = stages.loss_of(_stage(distil=distil), DATA)
-    total, count = loss((self.y, {}), self.batch, (self.other, {}))
-    expected, _ = losses.distill(
-      self.y[:2],
-      self.other[:2],
-      self.batch['label'][:2],
-      alpha=0.7,
-      temperature=2.0,
-    )
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-    self.assertEqual(float(count), 2)
-
-  def test_a_mask_of_examples_covers_all_their_targets(self):
-    loss = stages.loss_of(_stage(), DATA)
-    y = np.stack([self.y, self.other])
-    batch = {'label': np.array([[1, 2, 3], [0, 4, 1]])}
-    batch['mask'] = np.array([False, True])
-    total, count = loss((y, {}), batch, None)
-    expected, _ = losses.cross_entropy(y[1], batch['label'][1])
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-    self.assertEqual(float(count), 3)
-
-
 class FinishTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -75,7 +33,7 @@ class FinishTest(parameterized.TestCase):
     cls.params, cls.variables = cls.model.init(0)
 
   def _finished(self, stage):
-    built = stages.build(stage, self.model, None, DATA)
+    built = stages.build(stage, self.model, (), DATA)
     state = built.create(
       self.params, self.variables, jax.random.key(0), built.ranges
     )
@@ -116,7 +74,7 @@ class FinishTest(parameterized.TestCase):
   def test_random_masks_follow_the_seed(self, **said):
     def masks(seed, own=-1):
       stage = _stage(steps=4, prune=dataclasses.replace(HALF, seed=own, **said))
-      built = stages.build(stage, self.model, None, DATA, seed=seed)
+      built = stages.build(stage, self.model, (), DATA, seed=seed)
       [state] = state_lib.states(built.compression.init(self.params))
       return np.concatenate([m.ravel() for m in state.masks.values()])
 
@@ -131,7 +89,7 @@ class FinishTest(parameterized.TestCase):
   def test_a_mistake_names_the_stage(self):
     quantize = options.Quantize(rules=((r'.*/kernl', 'W8A8'), (r'.*', None)))
     with pytest.raises(ValueError, match="Stage 's': .*kernl"):
-      stages.build(_stage(steps=1, quantize=quantize), self.model, None, DATA)
+      stages.build(_stage(steps=1, quantize=quantize), self.model, (), DATA)
 
 
 class ReadTest(parameterized.TestCase):
@@ -149,7 +107,7 @@ class ReadTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, rf"^Stage 's': config.stage.s\.\w+ is .* without {need}"
     ):
-      stages.build(stage, model, None, DATA)
+      stages.build(stage, model, (), DATA)
 
 
 class StartTest(parameterized.TestCase):
@@ -164,7 +122,7 @@ class StartTest(parameterized.TestCase):
     variables = jax.tree.map(lambda x: x + 0.5, variables)
     source = dict(params=params, variables=variables)
     own = other.init(1)
-    built = stages.build(_stage(init='t', steps=1), other, None, DATA)
+    built = stages.build(_stage(init='t', steps=1), other, (), DATA)
     found = stages.start(built, 'base', own, source)
     shared = min(width, 8)
     self.assertNotEmpty(jax.tree.leaves(variables))
@@ -183,7 +141,7 @@ class StartTest(parameterized.TestCase):
     cnn, mlp = (
       model_lib.build(name, dict(widths=(8,)), X) for name in ('cnn', 'mlp')
     )
-    built = stages.build(_stage(init='t', steps=1), mlp, None, DATA)
+    built = stages.build(_stage(init='t', steps=1), mlp, (), DATA)
     params, variables = cnn.init(0)
     source = dict(params=params, variables=variables)
     with self.assertRaisesRegex(

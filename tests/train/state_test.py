@@ -24,11 +24,11 @@ def _apply(params, variables, x, *, train=False, rngs=None):
   return y, {}, variables
 
 
-def _squared(outputs, batch, teacher_outputs):
-  y, _ = outputs
-  target = batch['y'] if teacher_outputs is None else teacher_outputs[0]
+def _squared(seen):
+  (y, _), mask = seen.outputs, seen.batch['mask']
+  target = seen.teachers[0][0] if seen.teachers else seen.batch['y']
   error = jnp.square(y - target).sum(-1)
-  return jnp.where(batch['mask'], error, 0).sum(), batch['mask'].sum()
+  return {'error': state_lib.Part(jnp.where(mask, error, 0).sum(), mask.sum())}
 
 
 def _scaled():
@@ -176,17 +176,19 @@ class StepTest(parameterized.TestCase):
 
   def test_teacher_is_an_argument_and_is_not_a_constant(self):
     teacher = (_params(1), _variables())
-    _, losses, _ = _run('shard_map', 2, 30, teacher=_apply, frozen=(teacher,))
+    _, losses, _ = _run(
+      'shard_map', 2, 30, teachers=[_apply], frozen=((teacher,),)
+    )
     self.assertLess(losses[-1], 0.2 * losses[0])
     optimizer = optax.sgd(0.1)
     body = state_lib.train_step(
-      _apply, _squared, optimizer, inputs='x', teacher=_apply
+      _apply, _squared, optimizer, inputs='x', teachers=[_apply]
     )
     state = state_lib.create(
       _params(), _variables(), jax.random.key(0), optimizer
     )
     jaxpr = jax.make_jaxpr(body, static_argnums=2)(
-      state, _batch(0), step_lib.Replicas(), teacher
+      state, _batch(0), step_lib.Replicas(), (teacher,)
     )
     self.assertEmpty([c for c in jaxpr.consts if np.size(c) > 1])
 
