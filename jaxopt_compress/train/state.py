@@ -169,9 +169,7 @@ def train_step(
   def step(state, batch, replicas, frozen=()):
     x = batch[inputs]
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
-    said = tuple(
-      f(*tree, x)[:2] for f, tree in zip(taught, frozen, strict=True)
-    )
+    said = _answers(taught, frozen, x)
     wanted = compression.observes(state.params)
 
     def total_loss(params, learned):
@@ -213,6 +211,11 @@ def train_step(
     return state, metrics
 
   return step
+
+
+def _answers(taught, frozen, x):
+  """What each teacher says of the inputs."""
+  return tuple(f(*tree, x)[:2] for f, tree in zip(taught, frozen, strict=True))
 
 
 def _means(parts, replicas):

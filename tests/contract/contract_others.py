@@ -1,0 +1,56 @@
+"""Public functions whose signature has a tree that is not one of parameters."""
+
+# Questions about what is stored, and what has other arguments of those types.
+OTHERS = {
+  'calibration.known.check',
+  'calibration.known.computed',
+  'analysis.explain.explain',
+  'analysis.freedoms.rescalings',  # asks about shapes
+  'analysis.plan.config_delta.config_delta',  # asks about shapes
+  'analysis.observe.merge_stats',
+  'analysis.storage.nbytes',
+  'calibration.trials.keep',
+  'core.array.is_compressed',
+  'core.lift.rule',
+  'core.rules.match',
+  'core.rules.named_leaves',
+  'export.rebuild.rebuild',  # builds one
+  'distillation.layers.starts',  # asks about shapes
+  'kernels.choose.tune',  # packs, by time
+  'kernels.pack.packable',
+  # What methods are made of: theirs are the trees.
+  'pruning.advance.advance',
+  'pruning.advance.by_path',
+  'pruning.advance.live',
+  'pruning.clock.clocked',
+  'pruning.clock.learning',
+  'pruning.exchange.exchanged',
+  'pruning.exchange.first',
+  'pruning.state.named_states',
+  'pruning.prune.by_rule',  # says which rule takes which leaf
+  'pruning.prune.axes_of',  # of one leaf
+  'pruning.prune.check_masks',  # asks about shapes
+  'pruning.scoring.by_path',  # gives things names
+  'pruning.scoring.settle',  # of one leaf
+  'pruning.select.largest',
+  'pruning.select.shares',
+  'pruning.state.is_state',
+  'pruning.state.states',  # of what is there
+  'pruning.structured.vocabulary.trim_vocabulary',  # tokens
+  'quantization.cache.quantize_cache',
+  'report.latency.by_batch',
+  'report.latency.measure',
+  'report.page.write',
+  'report.plots.histograms',
+  'pruning.structured.stopwatch.seconds',
+  'pruning.structured.votes.by_group',
+  'pruning.structured.votes.named',
+  'pruning.structured.votes.put_together',
+  'report.records.group_from_json',
+  'report.records.leaf_from_json',
+  'report.records.stage_from_json',
+  'report.records.to_json',
+  'report.table.facts',
+  'train.evaluate.forward',
+  'train.optimizer.schedule',
+}
