@@ -7,6 +7,7 @@
     mse             mean_i (student_i - teacher_i)^2
     cross_entropy   -log softmax(student)_label
     distill         alpha kl + (1 - alpha) cross_entropy
+    topk_kl         KL(p || q) over k classes and the tail, see `tail`
     agreement       1 where student and teacher have the same argmax
 
 All are pure functions of arrays that return (sum, count) over positions, so that a
@@ -21,12 +22,15 @@ is inf, as it should be. A position whose logits are all -inf is no distribution
 it.
 """
 
+from jaxopt_compress.distillation.losses import tail
 from jaxopt_compress.distillation.losses.agreement import agreement
 from jaxopt_compress.distillation.losses.distances import mse
 from jaxopt_compress.distillation.losses.divergences import kl
 from jaxopt_compress.distillation.losses.divergences import reverse_kl
 from jaxopt_compress.distillation.losses.labels import cross_entropy
 from jaxopt_compress.distillation.losses.labels import distill
+from jaxopt_compress.distillation.losses.tail import topk_kl
+from jaxopt_compress.distillation.losses.tail import topk_reverse_kl
 from jaxopt_compress.distillation.positions import mean
 from jaxopt_compress.distillation.positions import SumAndCount
 
@@ -39,4 +43,7 @@ __all__ = [
   'mean',
   'mse',
   'reverse_kl',
+  'tail',
+  'topk_kl',
+  'topk_reverse_kl',
 ]
