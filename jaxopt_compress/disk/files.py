@@ -34,7 +34,7 @@ def replace(path: str | os.PathLike, content: str | bytes) -> None:
     raise
 
 
-def remove_partial(folder: str | os.PathLike) -> None:
-  """Removes what `replace` left in a folder where nobody writes now."""
-  for path in pathlib.Path(folder).glob(f'.*{_PARTIAL}'):
+def remove_partial(folder: str | os.PathLike, name: str = '*') -> None:
+  """Removes what `replace` left of a file, or of all, that nobody writes now."""
+  for path in pathlib.Path(folder).glob(f'.{name}.*{_PARTIAL}'):
     path.unlink()

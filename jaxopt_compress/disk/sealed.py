@@ -13,6 +13,8 @@ import os
 import pathlib
 from typing import Any
 
+from jaxopt_compress.disk import files
+
 
 class Damaged(ValueError):
   """What is on disk is not what was written."""
@@ -39,9 +41,8 @@ def is_intact(record: Any) -> bool:
 
 
 def write(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-  """Writes a record, sealed, to a JSON file."""
-  text = json.dumps(seal(record), indent=2)
-  pathlib.Path(path).write_text(text + '\n')
+  """Writes a record, sealed, to a JSON file, which is replaced as a whole."""
+  files.replace(path, json.dumps(seal(record), indent=2) + '\n')
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class ReplaceTest(absltest.TestCase):
         with self.assertRaisesRegex(OSError, 'killed'):
           files.replace(self.path, 'half')
     self.assertLen(self._names(), 2)
+    files.remove_partial(self.path.parent, 'b.txt')
+    self.assertLen(self._names(), 2)
+    files.remove_partial(self.path.parent, 'a.txt')
+    self.assertEqual(self._names(), ['a.txt'])
     files.remove_partial(self.path.parent)
     self.assertEqual(self._names(), ['a.txt'])
     files.remove_partial(pathlib.Path(self.path.parent, 'nowhere'))
