@@ -1,5 +1,6 @@
 """Distillation: a small network learns from a large one."""
 
+from jaxopt_compress.distillation import cache
 from jaxopt_compress.distillation import layers
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import matching
@@ -10,6 +11,7 @@ from jaxopt_compress.distillation.matching import regularized
 from jaxopt_compress.distillation.matching import squared_distance
 
 __all__ = [
+  'cache',
   'layers',
   'losses',
   'matching',

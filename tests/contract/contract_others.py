@@ -15,6 +15,9 @@ OTHERS = {
   'core.rules.match',
   'core.rules.named_leaves',
   'export.rebuild.rebuild',  # builds one
+  'distillation.cache.fingerprint.fingerprint',  # of codes as they are
+  'distillation.cache.source.read',
+  'distillation.cache.write.write',
   'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',
