@@ -9,9 +9,13 @@ from jaxopt_compress.distillation import teachers
 from jaxopt_compress.distillation.growth.warm_start import warm_start
 from jaxopt_compress.distillation.matching import regularized
 from jaxopt_compress.distillation.matching import squared_distance
+from jaxopt_compress.distillation.vocabulary import check_vocabulary
+from jaxopt_compress.distillation.vocabulary import Vocabulary
 
 __all__ = [
+  'Vocabulary',
   'cache',
+  'check_vocabulary',
   'layers',
   'losses',
   'matching',
