@@ -19,6 +19,8 @@ from jaxopt_compress.adapters import merge_lora as merge_lora
 from jaxopt_compress.adapters import with_lora as with_lora
 from jaxopt_compress.analysis.biases import biases as biases
 from jaxopt_compress.analysis.explain import explain as explain
+from jaxopt_compress.analysis.features import feature_names as feature_names
+from jaxopt_compress.analysis.features import features as features
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats

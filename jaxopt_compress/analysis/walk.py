@@ -16,6 +16,7 @@ values goes on to `algebra`, which carries them from equation to equation.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -34,9 +35,19 @@ from jaxopt_compress.core import structural
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """A program that runs once on all operands: jit, remat, custom derivatives."""
+  """A program that runs once on all operands: jit, remat, custom derivatives.
+
+  Attributes:
+    remat: the keywords of `jax.checkpoint` where it is one, else None.
+    recomputes: whether it is the recomputation of a gradient.
+    in_shardings, out_shardings: of a jit, one for each operand and result, or ().
+  """
 
   body: Any
+  remat: Mapping[str, Any] | None = None
+  recomputes: bool = False
+  in_shardings: Sequence = ()
+  out_shardings: Sequence = ()
   times = 1
   bodies = property(lambda self: (self.body,))
 
@@ -50,6 +61,7 @@ class Scan:
   num_carry: int
   times: int
   reverse: bool
+  unroll: int = 1
   bodies = property(lambda self: (self.body,))
 
 
@@ -76,13 +88,27 @@ class Cond:
 
 @dataclasses.dataclass(frozen=True)
 class ShardMap:
-  """A program that each of `times` devices runs on its part of the operands."""
+  """A program that each of `times` devices runs on its part of the operands.
+
+  Attributes:
+    mesh: of devices.
+    axes: of the mesh, those that are manual from here on, in its order.
+    checked: whether types say along which axes devices differ.
+  """
 
   body: Any
   in_specs: Sequence
   out_specs: Sequence
   times: int
+  mesh: Any
+  axes: tuple[str, ...]
+  checked: bool
   bodies = property(lambda self: (self.body,))
+
+  def differing(self, aval) -> tuple[str, ...]:
+    """The axes along which a value of the body may differ between devices."""
+    known = jaxprs.varying(aval)
+    return tuple(a for a in self.axes if not self.checked or a in known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +127,23 @@ Inside = Call | Scan | While | Cond | ShardMap | Opaque
 
 def _call(p):
   body = p.get('call_jaxpr', p.get('jaxpr'))
-  return None if body is None else Call(body)
+  if body is None:
+    return None
+  return Call(
+    body,
+    in_shardings=p.get('in_shardings') or (),
+    out_shardings=p.get('out_shardings') or (),
+  )
+
+
+def _remat(p):
+  keywords = {key: p[key] for key in ('prevent_cse', 'policy')}
+  return Call(p['jaxpr'], keywords, p.get('differentiated', False))
 
 
 def _scan(p):
   consts, carry = structural.scan_counts(p)
-  return Scan(p['jaxpr'], consts, carry, p['length'], p['reverse'])
+  return Scan(p['jaxpr'], consts, carry, p['length'], p['reverse'], p['unroll'])
 
 
 def _while(p):
@@ -121,11 +158,19 @@ def _cond(p):
 def _shard_map(p):
   # Shapes inside are those of one device along the axes that are manual here.
   mesh = p['mesh']
-  axes = p.get('newly_manual_axes')
-  if axes is None:
-    axes = p.get('manual_axes', mesh.axis_names)
-  devices = math.prod(mesh.shape[a] for a in axes)
-  return ShardMap(p['jaxpr'], p['in_specs'], p['out_specs'], devices)
+  manual = p.get('newly_manual_axes')
+  if manual is None:
+    manual = p.get('manual_axes', mesh.axis_names)
+  axes = tuple(a for a in mesh.axis_names if a in manual)
+  return ShardMap(
+    p['jaxpr'],
+    p['in_specs'],
+    p['out_specs'],
+    math.prod(mesh.shape[a] for a in axes),
+    mesh,
+    axes,
+    p.get('check_vma', True),
+  )
 
 
 def _linear_solve(p):
@@ -143,9 +188,9 @@ _ENTER: dict[str, Callable[[dict], Inside | None]] = {
   'pjit': _call,
   'closed_call': _call,
   'core_call': _call,
-  'checkpoint': _call,
-  'remat': _call,
-  'remat2': _call,
+  'checkpoint': _remat,
+  'remat': _remat,
+  'remat2': _remat,
   'custom_jvp_call': _call,
   'custom_vjp_call': _call,
   'scan': _scan,

@@ -155,6 +155,7 @@ TRANSFORMS = {
 # one. `device_put` says in its name where to.
 OTHERS = """
   absmax activations at_scopes biases check_seen config_delta device_put explain
+  feature_names features
   gram importance is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error quantize_activations readers
   rescalings rule save_shrunk select sort sparse split_learned structure sum_abs

@@ -181,6 +181,12 @@ COUNTS = {
   'analysis.plan.fold_sizes.fold_sizes': lambda t: jc.fold_sizes(
     apply, jc.Plan(jc.structure(apply)(t, X), {})
   )(t, X)[0],
+  'analysis.features.feature_names': lambda t: list(
+    jc.feature_names(apply)(t, X)
+  ),
+  'analysis.features.features': lambda t: jc.features(
+    apply, [('./kernel', ...)]
+  )(t, X),
   'analysis.observe.observe': lambda t: jc.observe(
     apply, {'a/kernel': jc.absmax()}
   )(t, X),
