@@ -17,8 +17,8 @@ import functools
 from jaxopt_compress.analysis.layers import cuts as cuts_lib
 from jaxopt_compress.analysis.layers import flat as flat_lib
 from jaxopt_compress.analysis.layers import overlay
+from jaxopt_compress.analysis.layers import passing
 from jaxopt_compress.analysis.layers import siblings
-from jaxopt_compress.analysis.structure import numbers as structure_numbers
 from jaxopt_compress.analysis.structure import tied
 
 
@@ -31,12 +31,15 @@ class Layers:
       they are kept apart, as kernels and statistics are.
     streams: the values that each layer gets and gives, by number in the flat program.
     locked, inexact: as in `structure.Group`.
+    passing: {path: as what it makes its layer give what that gets}, of all layers;
+      see `passing.settings`.
   """
 
   prefixes: tuple[tuple[str, ...], ...]
   streams: tuple[tuple[int, int], ...]
   locked: tuple[str, ...] = ()
   inexact: tuple[str, ...] = ()
+  passing: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def name(self) -> str:
@@ -66,9 +69,19 @@ def operations(
   inside: dict[tuple[int, ...], set[tuple[str, int]]] = {}
   for kind in found(closed, paths):
     for i, (begin, end) in enumerate(kind.streams):
-      for step in _from(program, begin, end):
+      for step in passing.steps(program, begin, end):
         inside.setdefault(step.at.place, set()).add((kind.name, i))
   return {at: min(who) for at, who in inside.items() if len(who) == 1}
+
+
+def in_loops(closed, structure) -> dict[str, dict[str, str]]:
+  """{group: `Layers.passing`} of the layers of loops over stacked parameters."""
+  loops = [n for n, g in structure.groups.items() if tied.LOOP in g.inexact]
+  if not loops:
+    return {}
+  paths = list(structure.shapes)
+  program = cuts_lib.Program(flat_lib.flatten(closed), paths)
+  return dict(passing.of_loops(program, loops, structure))
 
 
 def _of_family(program, family, numbers):
@@ -116,6 +129,7 @@ def _of_family(program, family, numbers):
       )
     ]
     made = Layers(prefixes, streams, tuple(apart))
+    made = dataclasses.replace(made, passing=_settings(program, made))
     yield dataclasses.replace(made, inexact=_moves(program, made)), also
   stay = {*range(len(numbers))}.difference(*(members for members, _ in alike))
   for i in sorted(stay) if alike else ():
@@ -184,29 +198,7 @@ def _moves(program, layers) -> tuple[str, ...]:
   """Why a layer of zeros does not give what it gets; () if it does."""
   begin, end = layers.streams[-1]
   names = layers.prefixes[-1]
-  asked = tied.Tied(structure_numbers.RULES)
-  known, same = {}, {begin}
-
-  def read(x):
-    if not isinstance(x, int):
-      return asked.constant(x.val)
-    if x not in known:
-      if x in program.flat.constants:
-        known[x] = asked.constant(program.flat.constants[x])
-      else:
-        zero = x in program.path and siblings.within(program.path[x], names)
-        known[x] = asked.plain(program.flat.types[x])._replace(
-          zeros=tied.everywhere if zero else tied.nowhere
-        )
-    return known[x]
-
-  for step in _from(program, begin, end):
-    values = [read(x) for x in step.inputs]
-    outs = asked.apply(step.at, values)
-    known.update(zip(step.outputs, outs, strict=True))
-    if _passes(program, step, values, same, begin):
-      same.add(step.outputs[0])
-  if end in same:
+  if passing.passes(program, begin, end, inside(program, names)):
     return ()
   return (
     f'{names[0]} with weights of zero does not give what it gets, so a mask is not'
@@ -214,40 +206,23 @@ def _moves(program, layers) -> tuple[str, ...]:
   )
 
 
-def _from(program, begin, end) -> list[flat_lib.Step]:
-  """The steps that lead from one value to another, and what they need."""
-  needed, found = {end}, []
-  for step in reversed(program.flat.steps):
-    if needed.intersection(step.outputs):
-      found.append(step)
-      needed.update(x for x in step.inputs if x != begin and isinstance(x, int))
-  return found[::-1]
+def _settings(program, layers) -> dict[str, str]:
+  """`Layers.passing`: of the last layer, as all compute the same."""
+  begin, end = layers.streams[-1]
+  last = layers.prefixes[-1]
+  mine = inside(program, last)
+  found = passing.settings(program, begin, end, mine)
+  return {
+    new + path.removeprefix(old): word
+    for path, word in found.items()
+    for prefixes in layers.prefixes
+    for new, old in zip(prefixes, last, strict=True)
+    if siblings.within(path, (old,))
+  }
 
 
-def _passes(program, step, values, same, begin) -> bool:
-  """Whether a step gives the value that the layer got."""
-  name, types = step.eqn.primitive.name, program.flat.types
-  here = [isinstance(x, int) and x in same for x in step.inputs]
-  if not any(here):
-    return False
-  if types[step.outputs[0]].shape != types[next(iter(same))].shape:
-    return False
-  rest = [v for v, mine in zip(values, here, strict=True) if not mine]
-  zero = all(v.zeros is tied.everywhere for v in rest)
-  if name in ('add', 'add_any'):
-    return len(rest) == 1 and zero
-  if name == 'sub':
-    return here[0] and zero
-  if name == 'max':
-    # What is positive already: it came out of another maximum with zero.
-    return zero and _is_positive(program, begin)
-  return name in ('copy', 'stop_gradient', 'optimization_barrier', 'name')
-
-
-def _is_positive(program, x) -> bool:
-  step, _ = program.made_by.get(x, (None, 0))
-  return (
-    step is not None
-    and step.eqn.primitive.name == 'max'
-    and any(not isinstance(v, int) and not v.val for v in step.inputs)
+def inside(program, prefixes) -> tuple[int, ...]:
+  """The parameters of a layer, by number."""
+  return tuple(
+    x for x, path in program.path.items() if siblings.within(path, prefixes)
   )

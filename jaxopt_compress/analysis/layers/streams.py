@@ -18,6 +18,7 @@ from jaxopt_compress.analysis import walk
 from jaxopt_compress.analysis.layers import cuts as cuts_lib
 from jaxopt_compress.analysis.layers import flat as flat_lib
 from jaxopt_compress.analysis.layers import layers as layers_lib
+from jaxopt_compress.analysis.layers import passing
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.analysis.structure import tied
 from jaxopt_compress.core import array
@@ -151,14 +152,9 @@ def _in_loops(structure, program, measure, skip, found, by):
 
 def _stream(inside, name) -> int:
   """Which of the values that a loop carries goes through its layers."""
-  made = flat_lib.flatten(inside.body)
-  carried = []
-  for k in range(inside.num_carry):
-    x = made.inputs[inside.num_consts + k]
-    y, kind = made.outputs[k], made.types[x]
-    if y != x and kind.size > 1 and jnp.issubdtype(kind.dtype, jnp.floating):
-      carried.append(k)
+  carried = passing.carried(inside)
   if len(carried) != 1:
+    made = flat_lib.flatten(inside.body)
     types = [
       made.types[made.inputs[inside.num_consts + k]].str_short()
       for k in carried

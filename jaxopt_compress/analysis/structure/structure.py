@@ -86,6 +86,9 @@ class Structure:
     axes: {path: layout of each axis}.
     layers: {group: the paths that the parameters of each layer begin with}, of groups
       of layers that have names of their own. Layers of a loop are channels of an axis.
+    passing: {group of layers: {path: 'zeros' or 'identity'}}: parameters that, as
+      what they say, make a layer give what it gets; see `layers.passing`. Of a group
+      that is not here none do.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -94,6 +97,7 @@ class Structure:
   layers: dict[str, tuple[tuple[str, ...], ...]] = dataclasses.field(
     default_factory=dict
   )
+  passing: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
   def members(self, name: str) -> list[tuple[str, int]]:
     """The (path, axis counted from the end) that have a group."""
@@ -206,7 +210,7 @@ class Structure:
       name: tuple(map(tuple, prefixes))
       for name, prefixes in read['layers'].items()
     }
-    return cls(shapes, groups, axes, layers)
+    return cls(shapes, groups, axes, layers, read['passing'])
 
   def __str__(self) -> str:
     """The groups that may go, then those that stay, and why; one line for many alike."""
@@ -378,9 +382,10 @@ def leaf_names(channels, axes) -> dict[int, str]:
 
 def _with_layers(closed, structure) -> Structure:
   """Adds the layers that have names of their own, as groups."""
-  groups, layers = dict(structure.groups), {}
+  groups, layers, alone = dict(structure.groups), {}, {}
   for kind in layers_lib.found(closed, list(structure.shapes)):
     layers[kind.name] = kind.prefixes
+    alone[kind.name] = kind.passing
     groups[kind.name] = Group(
       kind.name,
       len(kind.prefixes),
@@ -388,7 +393,13 @@ def _with_layers(closed, structure) -> Structure:
       kind.inexact,
       'layers are called by name; of an NNX module, shrink the module itself',
     )
-  return dataclasses.replace(structure, groups=groups, layers=layers)
+  alone |= layers_lib.in_loops(closed, structure)
+  return dataclasses.replace(
+    structure,
+    groups=groups,
+    layers=layers,
+    passing={name: found for name, found in alone.items() if found},
+  )
 
 
 def _resized(x, structure, path, sizes):
