@@ -14,6 +14,7 @@ laying another layer over it, operation by operation.
 import dataclasses
 import functools
 
+from jaxopt_compress.analysis.layers import alone
 from jaxopt_compress.analysis.layers import cuts as cuts_lib
 from jaxopt_compress.analysis.layers import flat as flat_lib
 from jaxopt_compress.analysis.layers import overlay
@@ -58,7 +59,7 @@ def found(closed, paths: list[str]) -> list[Layers]:
       for layers, others in _of_family(program, family, members):
         done.append(layers)
         covered |= others
-  return done
+  return _with_alone(program, families, done)
 
 
 def operations(
@@ -134,11 +135,45 @@ def _of_family(program, family, numbers):
   stay = {*range(len(numbers))}.difference(*(members for members, _ in alike))
   for i in sorted(stay) if alike else ():
     path = siblings.prefix(family, numbers[i])
-    why = _resized(program, path, *ends[i])
-    yield (
-      Layers(((path,),), (), (why or 'no other layer computes the same',)),
-      set(),
-    )
+    why = _resized(program, path, *ends[i]) or _ALONE
+    yield Layers(((path,),), (), (why,)), set()
+
+
+# Such a layer stays, and may be there more often.
+_ALONE = 'no other layer computes the same'
+
+
+def _with_alone(program, families, done) -> list[Layers]:
+  """The layers, and those that no other one is like but that pass a value on."""
+  named = {kind.prefixes[0][0]: kind for kind in done}
+  streams = alone.Streams(program)
+  for family, numbers in families.items():
+    for n in numbers:
+      path = siblings.prefix(family, n)
+      kind = named.get(path, Layers(((path,),), (), (_ALONE,)))
+      inner = any(
+        siblings.within(path, p) for k in named.values() for p in k.prefixes
+      )
+      if kind.locked != (_ALONE,) or (inner and path not in named):
+        continue
+      kind = _repeatable(program, streams, kind)
+      if kind.passing:
+        named[path] = kind
+  return list(named.values())
+
+
+def _repeatable(program, streams, kind) -> Layers:
+  """A layer of which it is known how it gives what it gets."""
+  ((path,),) = kind.prefixes
+  stream = streams.of(path)
+  if stream is None:
+    return kind
+  prefixes = streams.prefixes(path, *stream)
+  mine = inside(program, prefixes)
+  found = passing.settings(program, *stream, mine)
+  if {*found.values()} != {passing.ZEROS}:
+    return kind
+  return dataclasses.replace(kind, prefixes=(prefixes,), passing=found)
 
 
 def _repeats(program, family) -> bool:

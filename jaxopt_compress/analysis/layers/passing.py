@@ -1,9 +1,10 @@
 """What makes a layer give what it gets: which of its parameters, as what.
 
     x + f(x) W + b         W and b zero
-    relu(x W + b)          W the identity and b zero, if x is positive already
+    relu(x W + b)          W the identity and b zero, if x is positive already, as it is
+                           behind another such layer
 
-Such a layer may be added to a network, or be left out of it. The parameters are found
+Such a layer may be added to a network, behind one of its kind. The parameters are found
 in the program of the layer: of all sets that do it, the one that its operations meet
 last. So the rest of a branch that is added to a stream may have any value, and the
 gradient of the last weight is not zero.
@@ -142,7 +143,7 @@ def carried(inside: walk.Scan) -> list[int]:
 
 def _in_order(program, begin, end, mine) -> list[int]:
   """Parameters in the order in which they meet data, biases before weights."""
-  inside = [s for s in steps(program, begin, end)]
+  inside = steps(program, begin, end)
   pure, met = {x: {x} for x in mine}, {}
   for i, step in enumerate(inside):
     values = [x for x in step.inputs if isinstance(x, int)]
@@ -195,7 +196,9 @@ def _plain(program, begin, end, mine) -> dict[str, str]:
     data = program.activations(step) if step else []
     if len(data) != 1:
       return {}
-    weights = [y for y in step.inputs if isinstance(y, int) and y in program.pure]
+    weights = [
+      y for y in step.inputs if isinstance(y, int) and y in program.pure
+    ]
     paths = set().union(*(program.leaves.get(y, ()) for y in weights))
     name = step.eqn.primitive.name
     if name == 'max':
@@ -205,7 +208,11 @@ def _plain(program, begin, end, mine) -> dict[str, str]:
     elif name == 'add' and len(paths) == 1 and paths <= own:
       found[paths.pop()] = ZEROS
     elif name in ('dot_general', 'conv_general_dilated'):
-      if len(paths) != 1 or not paths <= own or not _can_be_one(program, step, data[0]):
+      if (
+        len(paths) != 1
+        or not paths <= own
+        or not _can_be_one(program, step, data[0])
+      ):
         return {}
       found[paths.pop()] = IDENTITY
     elif name not in _COPIES:

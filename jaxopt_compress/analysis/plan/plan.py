@@ -145,8 +145,12 @@ class Plan:
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """{new path: new shape} of every leaf."""
     shapes = self.resized
-    paths = renumbered.paths(list(shapes), self._order)
-    return {new: shapes[old] for new, old in paths.items()}
+    return {new: shapes[old] for new, old in self.origins.items()}
+
+  @property
+  def origins(self) -> dict[str, str]:
+    """{new path of every leaf: path of what it is made from}."""
+    return renumbered.paths(list(self.structure.shapes), self._order)
 
   @property
   def resized(self) -> dict[str, tuple[int, ...]]:
@@ -189,8 +193,7 @@ class Plan:
     Raises:
       ValueError: `other` is of another network, or no single plan says both.
     """
-    paths = renumbered.paths(list(self.structure.shapes), self._order)
-    sources, names = composed.sources(self, other, paths)
+    sources, names = composed.sources(self, other, self.origins)
     asked = {names.get(name, name): n for name, n in other.asked.items()}
     changed = {names[name] for name in other.sources}
     kept = {n: k for n, k in self.asked.items() if n not in changed}
@@ -231,13 +234,10 @@ class Plan:
     return renumbered.tree(out, self._order, named)
 
   def mask(self, tree: Any) -> Any:
-    """The network as it is, zero at the channels that go.
+    """The network as it is, zero at the channels that go; `tree` as for `apply`.
 
     Where a group is exact, it computes what `apply` makes of it does: so it can be
     trained before channels are cut.
-
-    Args:
-      tree: as for `apply`.
     """
 
     gone = renumbered.gone(self.structure.layers, self.sources)

@@ -23,7 +23,11 @@ def checked(
   [2, 0]
   """
   source = np.asarray(source)
-  if group.locked and not np.array_equal(source, np.arange(group.size)):
+  # A layer that has to stay may still be there more often.
+  stays = {*source.ravel().tolist()} == {*range(group.size)} and group.repeats
+  if group.locked and not (
+    stays or np.array_equal(source, np.arange(group.size))
+  ):
     raise ValueError(next_steps.said(group.name, group.locked))
   if source.size == 0 or source.ndim not in (1, 1 + len(group.within)):
     raise ValueError(

@@ -57,6 +57,8 @@ class Group:
       heads inside their key head, or channels of a scanned layer inside the layer.
       Each channel of those may keep other channels of this one (`Plan.sources`).
     least: how many have to be left: as many as a router chooses, for example.
+    repeats: whether it may be there more often though it is locked: a layer that gives
+      what it gets if it is told to, and that no other one is like.
   """
 
   name: str
@@ -66,6 +68,7 @@ class Group:
   fixed: str = ''
   within: tuple[str, ...] = ()
   least: int = 1
+  repeats: bool = False
 
   @property
   def at_boundary(self) -> bool:
@@ -392,6 +395,7 @@ def _with_layers(closed, structure) -> Structure:
       kind.locked,
       kind.inexact,
       'layers are called by name; of an NNX module, shrink the module itself',
+      repeats=bool(kind.locked and kind.passing),
     )
   alone |= layers_lib.in_loops(closed, structure)
   return dataclasses.replace(
