@@ -25,6 +25,7 @@ from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
+from jaxopt_compress.distillation.growth import depth as layers_lib
 from jaxopt_compress.distillation.growth import warm_start
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
@@ -104,6 +105,9 @@ def two_layers(params, x):
 
 
 LAYERS = jc.structure(two_layers)([DENSE['a'], DENSE['a']], X)
+
+
+DEEPER = jc.Plan(LAYERS, layers_lib.sources(LAYERS, 2))
 
 
 def layered(score, tree):
@@ -204,6 +208,9 @@ COUNTS = {
   )(t),
   'core.lift.lift': lambda t: jc.lift(apply)(t, X),
   'core.operators.cast': lambda t: jc.cast(t, jnp.bfloat16),
+  'distillation.growth.depth.start': lambda t: layers_lib.start(
+    DEEPER, DEEPER.apply([t['a'], t['a']]), 'gated'
+  ),
   'distillation.growth.warm_start.warm_start': lambda t: (
     warm_start.warm_start(DENSE, t),
     warm_start.warm_start(t, DENSE),
