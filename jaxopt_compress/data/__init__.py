@@ -1,12 +1,13 @@
 """Data sets as dicts of numpy arrays, and batches of them.
 
-`digits` and `text` need no download; `images` reads files that users have. `labels` makes
+`digits`, `text` and `masked_text` need no download; `images` reads files that users have. `labels` makes
 a set harder.
 """
 
 from jaxopt_compress.data import digits
 from jaxopt_compress.data import images
 from jaxopt_compress.data import labels
+from jaxopt_compress.data import masked_text
 from jaxopt_compress.data import text
 from jaxopt_compress.data.batches import Batches
 from jaxopt_compress.data.batches import batches
@@ -19,5 +20,6 @@ __all__ = [
   'eval_batches',
   'images',
   'labels',
+  'masked_text',
   'text',
 ]

@@ -176,7 +176,7 @@ def windows(
   >>> bool((batch['label'] - batch['tokens'] == 1).all())
   True
   """
-  last = _last_start(text, length)
+  last = last_start(text, length)
   stream = _from_nul(text)
 
   def read_windows(batch, rng):
@@ -229,7 +229,7 @@ def eval_windows(
     raise ValueError(
       f'context={context} is not from 0 to length - 1 = {length - 1}.'
     )
-  last = _last_start(text, length)
+  last = last_start(text, length)
   stream = _from_nul(text)
   # Windows start every length - context bytes; the last one ends with the text. A
   # window's own bytes begin where the window before it ended.
@@ -265,6 +265,11 @@ def excerpts(text: np.ndarray, n: int, length: int = 4096) -> np.ndarray:
     return text
   starts = np.linspace(0, len(text) - length, max(1, n // length)).astype(int)
   return np.concatenate([text[s : s + length] for s in starts])
+
+
+def vocabulary(text: np.ndarray) -> int:
+  """How many tokens a model of a text has to tell apart: 1 + the largest byte."""
+  return 1 + int(text.max())
 
 
 def gzip_bits_per_byte(text: np.ndarray) -> float:
@@ -308,7 +313,8 @@ def _skipped(name, patterns) -> bool:
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _last_start(text, length) -> int:
+def last_start(text: np.ndarray, length: int) -> int:
+  """Where the last window of a text begins; a shorter text is refused."""
   if len(text) < length:
     raise ValueError(
       f'The text has {len(text)} bytes, and a window has {length}. Choose a'

@@ -14,6 +14,7 @@ import jax
 from jaxopt_compress.core import choices
 from jaxopt_compress.models import cnn
 from jaxopt_compress.models import decoder
+from jaxopt_compress.models import encoder
 from jaxopt_compress.models import keywords
 from jaxopt_compress.models import mlp
 from jaxopt_compress.models import resnet
@@ -28,6 +29,7 @@ __all__ = [
   'cnn',
   'decoder',
   'defaults',
+  'encoder',
   'functional',
   'mlp',
   'resnet',

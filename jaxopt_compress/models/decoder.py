@@ -80,10 +80,8 @@ class Decoder(nnx.Module):
     rngs: nnx.Rngs,
   ):
     kv_heads = heads if kv_heads is None else kv_heads
-    _check_sizes(width, heads, kv_heads)
-    # 8/3 of the width, so that three matrices have the size of the usual two with 4
-    # times the width; rounded up to 32.
-    mlp_width = -(-8 * width // 96) * 32 if mlp_width is None else mlp_width
+    check_sizes(width, heads, kv_heads)
+    mlp_width = swiglu_width(width) if mlp_width is None else mlp_width
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     self.max_length, self.dropout = max_length, dropout
     self.scan, self.remat = scan, remat
@@ -276,7 +274,16 @@ def _stacked(trees):
   return jax.tree.map(lambda *a: jnp.stack(a), *trees)
 
 
-def _check_sizes(width, heads, kv_heads):
+def swiglu_width(width: int) -> int:
+  """8/3 of the width, rounded up to a multiple of 32.
+
+  Three matrices then have the size of the usual two with 4 times the width.
+  """
+  return -(-8 * width // 96) * 32
+
+
+def check_sizes(width: int, heads: int, kv_heads: int) -> None:
+  """Raises unless heads divide the width evenly, and key heads the heads."""
   if width % heads or (width // heads) % 2:
     raise ValueError(
       f'width={width} over heads={heads} is no even head size, which rotary'

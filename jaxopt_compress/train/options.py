@@ -210,7 +210,7 @@ class Report:
 
   # Fidelity and speed are relative to this stage; '': to the first.
   reference: str = ''
-  metric: str = 'accuracy'  # or 'bits per byte'
+  metric: str = 'accuracy'  # or 'bits per byte', 'bits per masked byte'
   export: tuple[str, ...] = ()  # stages that are exported and checked
   # At which latency is measured, and the seconds spent at each.
   batches: tuple[int, ...] = fields.option((1, 256), '[1, inf)')

@@ -29,7 +29,8 @@ from jaxopt_compress.train import options
 from jaxopt_compress.train import shrink
 
 _SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
-METRICS = ('accuracy', 'bits per byte')
+BITS = ('bits per byte', 'bits per masked byte')  # Losses, not in nats.
+METRICS = ('accuracy', *BITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +210,7 @@ def _check_references(plan):
   for name in plan.report.export:
     choices.one_of('config.report.export', name, tuple(earlier))
   choices.one_of('config.report.metric', plan.report.metric, METRICS)
+  _check_metric(plan.report.metric, plan.data.name)
   if not plan.report.batches:
     raise ValueError(
       'config.report.batches is (); at least one batch size is expected.'
@@ -223,6 +225,15 @@ def _check_references(plan):
   if plan.report.reference:
     choices.one_of(
       'config.report.reference', plan.report.reference, tuple(earlier)
+    )
+
+
+def _check_metric(metric, data):
+  """Bits of bytes that both sides are known of are not those of the next byte."""
+  fits = BITS[data == 'masked_text']
+  if metric in BITS and metric != fits:
+    raise ValueError(
+      f'config.report.metric is {metric!r}; of the data {data!r} it is {fits!r}.'
     )
 
 

@@ -17,6 +17,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
+from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import plans
 from jaxopt_compress.train import shrink
 from jaxopt_compress.train import stages as stages_lib
@@ -133,7 +134,7 @@ def _inference(apply):
 
 
 def _quality(metric: str, found: evaluate.Evaluation) -> dict[str, Any]:
-  if metric == 'bits per byte':
+  if metric in plan_lib.BITS:
     # A target is a byte, and the loss is in nats.
     return dict(
       value=found.loss / np.log(2),

@@ -181,6 +181,24 @@ class FilesTest(absltest.TestCase):
       self.assertNotIn(window, other)
       self.assertEqual(loaded.classes(stage), 1 + max(want + json_text))
 
+  def test_bytes_to_be_filled_in(self):
+    data = options.Data(
+      name='masked_text',
+      input='tokens',
+      window=16,
+      files=r'json/.*',
+      test='train',
+      limit=5000,
+    )
+    loaded = examples.load(data, seed=0)
+    for batch in (loaded.test[0], loaded.batches(_stage(batch_size=4))[0]):
+      shown = batch['tokens'] == batch['label']
+      self.assertTrue(shown[~batch['mask']].all())
+      self.assertTrue((~shown).any())
+    self.assertEqual(loaded.classes(_stage()), 256)
+    # What gzip needs is for the next byte, and no rival of this.
+    self.assertEqual(list(loaded.facts), ['held-out bytes'])
+
   def test_no_such_files(self):
     with self.assertRaisesRegex(ValueError, "that match 'jsn/.*' falls into"):
       text.load('train', only=r'jsn/.*')

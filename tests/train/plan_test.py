@@ -55,6 +55,12 @@ class ParseTest(parameterized.TestCase):
     self.assertEqual(p.stage('teacher').optimizer.learning_rate, 1.0)
 
   @parameterized.named_parameters(
+    (
+      'bits of another objective',
+      'report.metric',
+      'bits per masked byte',
+      "of the data 'digits' it is 'bits per byte'",
+    ),
     ('top', 'sede', 1, "config has no 'sede'. Did you mean 'seed'"),
     (
       'stage',
