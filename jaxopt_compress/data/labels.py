@@ -1,6 +1,7 @@
 """Harder forms of a data set that is too easy to tell methods apart.
 
     few     a fraction of the examples, the same of each class
+    hidden  a fraction of the labels, and all examples
     noisy   a fraction of the labels is that of another class
 
 Only examples to train on should be made harder: what a network is judged by stays true.
@@ -30,6 +31,28 @@ def few(
   >>> few({'label': np.array([0, 0, 0, 0, 1, 1])}, 0.5)['label'].tolist()
   [0, 0, 1]
   """
+  kept = _chosen(examples, fraction, target, seed)
+  return {name: x[kept] for name, x in examples.items()}
+
+
+def hidden(
+  examples: Arrays, fraction: float, *, target: str = 'label', seed: int = 0
+) -> dict[str, np.ndarray]:
+  """All examples, and the labels of those that `few` leaves; others have -1.
+
+  Arguments as for `few`.
+
+  >>> hidden({'label': np.array([0, 0, 0, 0, 1, 1])}, 0.5)['label'].tolist()
+  [0, -1, 0, -1, 1, -1]
+  """
+  kept = _chosen(examples, fraction, target, seed)
+  labels = np.full_like(examples[target], -1)
+  labels[kept] = np.asarray(examples[target])[kept]
+  return {**examples, target: labels}
+
+
+def _chosen(examples, fraction, target, seed):
+  """The indices of a fraction of the examples of each class, in order."""
   if not 0 < fraction <= 1:
     raise ValueError(
       f'fraction={fraction}; the part of the examples that stays, in (0, 1], is'
@@ -41,8 +64,7 @@ def few(
   for label in np.unique(labels):
     of_class = rng.permutation(np.flatnonzero(labels == label))
     chosen.append(of_class[: max(round(fraction * len(of_class)), 1)])
-  kept = np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
-  return {name: x[kept] for name, x in examples.items()}
+  return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
 
 
 def noisy(

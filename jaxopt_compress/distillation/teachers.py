@@ -47,11 +47,14 @@ def frozen(apply: Callable[..., Any], **mode: Any) -> Callable[..., Any]:
 
 
 def ensemble(
-  logits: Sequence[jax.Array], *, temperature: float | jax.Array = 1.0
+  logits: Sequence[jax.Array],
+  *,
+  temperature: float | jax.Array = 1.0,
+  weights: Sequence[float] | None = None,
 ) -> jax.Array:
   """Logits of the mean of the teachers' distributions at a temperature.
 
-      softmax(result / T) = mean_i softmax(logits_i / T)
+      softmax(result / T) = sum_i w_i softmax(logits_i / T)
 
   Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 1, name an arithmetic
   and a geometric mean; this is the arithmetic one.
@@ -59,6 +62,7 @@ def ensemble(
   Args:
     logits: [..., classes] of each teacher.
     temperature: T > 0 of the loss that takes the result.
+    weights: w_i > 0, of which only the ratios count; None: all the same.
 
   Returns:
     [..., classes], float32.
@@ -70,10 +74,18 @@ def ensemble(
   shapes = {x.shape for x in logits}
   if len(shapes) != 1:
     raise ValueError(f'Teachers of an ensemble give one shape, not {shapes}.')
+  weights = [1.0] * len(logits) if weights is None else weights
+  if len(weights) != len(logits) or not all(w > 0 for w in weights):
+    raise ValueError(
+      f'weights={weights}; a positive number for each of {len(logits)} teachers is'
+      ' expected.'
+    )
   wide = jnp.stack([x.astype(jnp.float32) for x in logits])
   log_p = jax.nn.log_softmax(wide / temperature)
   # Classes that no teacher allows are -inf in all inputs, and so in the result.
-  return temperature * (jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits)))
+  shares = jnp.asarray(weights, jnp.float32) / sum(weights)
+  shares = shares.reshape((-1,) + (1,) * (log_p.ndim - 1))
+  return temperature * jax.nn.logsumexp(log_p, axis=0, b=shares)
 
 
 def moving_average(teacher: Any, student: Any, decay: float) -> Any:

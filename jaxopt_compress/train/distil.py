@@ -1,43 +1,68 @@
 """The loss of a stage: its labels, its teachers, and how much each counts.
 
-    L = alpha * soft(student, teacher) + (1 - alpha) * cross entropy
+    L = alpha * sum_i w_i soft(student, teacher_i) + (1 - alpha) * cross entropy
 
-Without a teacher it is the cross entropy. Each part is a mean of its own, and is told
-while the stage is trained.
+Without a teacher it is the cross entropy. Each part is a mean of its own, as not every
+example has a label, and is told while the stage is trained. alpha, the temperature and
+the numbers of the soft loss may change with the steps.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.core import choices
+from jaxopt_compress.core import operators
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import positions
+from jaxopt_compress.distillation import teachers as teachers_lib
+from jaxopt_compress.train import fields
+from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
+from jaxopt_compress.train import schedules
+from jaxopt_compress.train import soft_loss
 from jaxopt_compress.train import state as state_lib
+
+DTYPES = ('', 'float32', 'bfloat16', 'float16')
 
 
 def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
-  """Cross entropy, or distillation where there is a teacher."""
+  """Cross entropy, or distillation where there is a teacher.
+
+  Its parts are 'hard' and 'soft', or 'soft_<teacher>' of each of several.
+  """
   distil = stage.distil
+  names = [name for name, _ in distil.teachers]
+  shares = [share for _, share in distil.teachers]
 
   def loss(seen):
     y, _ = seen.outputs
     labels = seen.batch[data.target]
-    mask = _of_targets(seen.batch.get('mask'), labels.shape)
+    mask = of_targets(seen.batch.get('mask'), labels.shape)
+    if seen.share is not None and mask is not None:
+      mask = mask * jnp.roll(mask, 1, axis=0)
 
     def hard(y):
-      return losses.cross_entropy(
-        y, labels, mask, label_smoothing=stage.label_smoothing
-      )
+      return _of_labels(y, labels, mask, seen.share, stage, data)
 
-    if not seen.teachers:
+    if not names:
       return {'hard': state_lib.Part(*hard(y))}
-    [(teacher_y, _)] = seen.teachers
-
-    def soft(y, teacher_y):
-      return losses.kl(y, teacher_y, temperature=distil.temperature, mask=mask)
-
-    return part('hard', 1 - distil.alpha, hard, y) | part(
-      'soft', distil.alpha, soft, y, teacher_y
-    )
+    alpha = schedules.at(distil.alpha, stage.steps)(seen.step)
+    soft, temperature = _soft(stage, seen.step, labels, mask)
+    said = [teacher_y for teacher_y, _ in seen.teachers]
+    parts = part('hard', 1 - alpha, hard, y)
+    if distil.ensemble:
+      teacher_y = teachers_lib.ensemble(
+        said, temperature=temperature, weights=shares
+      )
+      return parts | part('soft', alpha, soft, y, teacher_y)
+    for name, share, teacher_y in zip(names, shares, said, strict=True):
+      told = 'soft' if len(names) == 1 else f'soft_{name}'
+      parts |= part(told, share * alpha, soft, y, teacher_y)
+    return parts
 
   return loss
 
@@ -57,9 +82,170 @@ def part(name, weight, f, *inputs) -> dict[str, state_lib.Part]:
   return {name: state_lib.Part(total, count, weight)}
 
 
-def _of_targets(mask, shape):
+def of_targets(mask, shape):
   """A mask of examples gets an axis of one for each axis of targets [b, ...]."""
   if mask is None:
     return None
   mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
   return jnp.broadcast_to(mask, shape)
+
+
+def _of_labels(y, labels, mask, share, stage, data):
+  """(sum, count) of the cross entropy; of mixed inputs, with both labels."""
+
+  def entropy(labels):
+    known = mask
+    if data.unlabelled:
+      known = labels >= 0 if mask is None else (labels >= 0) * mask
+    return losses.cross_entropy(
+      y, labels, known, label_smoothing=stage.label_smoothing
+    )
+
+  if share is None:
+    return entropy(labels)
+  both = entropy(labels), entropy(jnp.roll(labels, 1, axis=0))
+  return tuple(share * a + (1 - share) * b for a, b in zip(*both, strict=True))
+
+
+def _soft(stage, step, labels, mask):
+  """(`(y, teacher_y) -> (sum, count)` at a step, its temperature)."""
+  soft = soft_loss.read('loss', stage.distil.loss)
+  given, temperature = soft.at(step, stage.steps) | {'mask': mask}, 1.0
+  if soft.takes('temperature'):
+    temperature = schedules.at(stage.distil.temperature, stage.steps)(step)
+    given['temperature'] = temperature
+  more = (labels,) if soft.takes('labels') else ()
+
+  def function(y, teacher_y):
+    return soft.function(y, teacher_y, *more, **given)
+
+  return function, temperature
+
+
+# -- Teachers -----------------------------------------------------------------
+
+
+def frozen(distil: options.Distil, finished: Mapping[str, Any]) -> tuple:
+  """((params, variables) of each stage that teaches, in its dtype).
+
+  Args:
+    distil: of the stage that is taught.
+    finished: `{stage: {'params', 'variables'}}`, arrays or abstract.
+  """
+  found = [finished[name] for name in distil.stages]
+  found = tuple((f['params'], f['variables']) for f in found)
+  return _in_dtype(distil, found)
+
+
+def for_step(
+  stage: options.Stage, models: Sequence[model_lib.Model]
+) -> dict[str, Any]:
+  """What `state.train_step` is told of teachers, `models`, and of their inputs."""
+  distil = stage.distil
+
+  def reads(apply):
+    # Its inputs are in the dtype of its parameters.
+    return lambda params, variables, x, **mode: apply(
+      params, variables, _in_dtype(distil, x), **mode
+    )
+
+  return {
+    'teachers': [reads(model.apply) for model in models],
+    'ema_decay': distil.ema_decay if distil.follows else None,
+    'mixup': stage.mixup,
+  }
+
+
+def _in_dtype(distil, tree):
+  if not distil.teacher_dtype:
+    return tree
+  return operators.cast(tree, jnp.dtype(distil.teacher_dtype))
+
+
+# -- Checks -------------------------------------------------------------------
+
+
+def check(where: str, stage: options.Stage) -> None:
+  """Raises a ValueError for words that mean nothing or have no effect.
+
+  Args:
+    where: the path of the stage in the config.
+    stage: its options.
+  """
+  distil, known = stage.distil, fields.keys_of(options.Stage)
+  if not distil.teacher:
+    return
+  _check_teachers(where, distil)
+  for key in ('alpha', 'temperature'):
+    said = getattr(distil, key)
+    schedules.check(f'{where}.{key}', said, known[key].within)
+  soft = soft_loss.read(f'{where}.loss', distil.loss)
+  unread = []
+  if not soft.takes('temperature'):
+    unread += [('temperature', 'a loss that takes it, such as kl')]
+  if len(distil.teachers) < 2:
+    unread += [('ensemble', 'several teachers')]
+  if not distil.stages:
+    unread += [('teacher_dtype', 'a stage as a teacher')]
+  if not distil.follows:
+    unread += [('ema_decay', f'the teacher {options.EMA!r}')]
+  if distil.alpha == 1:
+    unread += [('label_smoothing', 'labels, and alpha=1 reads none')]
+  for key, need in unread:
+    fields.check_unread(where, stage, [key], need)
+  choices.one_of(f'{where}.teacher_dtype', distil.teacher_dtype, DTYPES)
+
+
+def _check_teachers(where, distil):
+  """One name, or pairs of a name and its share."""
+  said = distil.teacher
+  if isinstance(said, str):
+    return
+  for pair in said:
+    if not (isinstance(pair, tuple) and [type(x) for x in pair] in _PAIRS):
+      raise ValueError(
+        f"{where}.teacher has {pair!r}; a stage and its share, ('big', 0.5), is"
+        ' expected.'
+      )
+  names = [name for name, _ in said]
+  shares = [share for _, share in said]
+  if len(set(names)) < len(names):
+    raise ValueError(f'{where}.teacher names a stage twice: {names}.')
+  if not all(0 < x <= 1 for x in shares) or abs(sum(shares) - 1) > 1e-6:
+    raise ValueError(
+      f'{where}.teacher has the shares {shares}; they are positive, and 1 together.'
+    )
+
+
+_PAIRS = ([str, float], [str, int])
+
+
+def check_numbers(stage: options.Stage, answers: jax.ShapeDtypeStruct) -> None:
+  """Raises a ValueError for a number that the soft loss does not take.
+
+  Args:
+    stage: its options.
+    answers: of its model, [..., classes], abstract.
+  """
+  if not stage.distil.teacher:
+    return
+  soft = soft_loss.read('loss', stage.distil.loss)
+  labels = jax.ShapeDtypeStruct(answers.shape[:-1], jnp.int32)
+  more = (labels,) if soft.takes('labels') else ()
+  # What is not known while a step is traced is checked here, at both ends.
+  for step in (0, stage.steps - 1):
+    numbers = {
+      name: said if not isinstance(said, str) else float(value)
+      for (name, said), value in zip(
+        soft.numbers.items(), soft.at(step, stage.steps).values(), strict=True
+      )
+    }
+    try:
+      jax.eval_shape(
+        lambda *args, n=numbers: soft.function(*args, **n),
+        answers,
+        answers,
+        *more,
+      )
+    except ValueError as e:
+      raise ValueError(f'loss={stage.distil.loss!r}: {e}') from e

@@ -1,7 +1,9 @@
 """What a plan would do, without doing it."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from jaxopt_compress import report
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.train import distil
 from jaxopt_compress.train import stages
 
 
@@ -27,7 +30,7 @@ def describe(built: Sequence[stages.Built], leaves: bool = False) -> str:
         b.model.name,
         f'{b.stage.steps:,}',
         b.stage.init or '-',
-        ', '.join(b.stage.distil.stages) or '-',
+        ', '.join(name for name, _ in b.stage.distil.teachers) or '-',
         about + f'{report.records.parameters(params):,}',
         about + f'{storage.nbytes(params):,}',
         f'{compressed} of {len(named)}',
@@ -59,7 +62,7 @@ def trace(
   step: Callable[..., Any],
   built: stages.Built,
   batch: Any,
-  teachers: Sequence[stages.Built],
+  finals: Mapping[str, Any],
 ) -> None:
   """Traces one training step as the devices will run it, on shapes alone.
 
@@ -67,12 +70,14 @@ def trace(
     step: from `parallel.data_parallel`.
     built: the stage that it trains.
     batch: this process's share of one.
-    teachers: the stages that it learns from.
+    finals: what the stages leave behind that it learns from; see `Built.final`.
 
   Raises:
     ValueError: what is wrong with it; the message begins with the stage's name.
   """
-  frozen = tuple((t.final['params'], t.final['variables']) for t in teachers)
+  frozen = jax.eval_shape(
+    functools.partial(distil.frozen, built.stage.distil), finals
+  )
   try:
     jax.eval_shape(
       lambda state, frozen: step(state, batch, frozen),

@@ -94,16 +94,23 @@ def _arrays(module, data, seed) -> Examples:
   train = _harder(train, data, seed)
   _check_alike(train[data.input], test[data.input])
   said = _said_of_classes(module, data, train, test)
+  if data.unlabelled:
+    known = int((train[data.target] >= 0).sum())
+    said += f'; {known:,} of those to train on have a label'
   if data.label_noise:
     said += f'; {data.label_noise:.0%} of the labels to train on are wrong'
   classes = 1 + max(int(x[data.target].max()) for x in (train, test))
   if data.limit:
     test = {name: x[: data.limit] for name, x in test.items()}
 
+  # Without a teacher, nothing is learned from an example without a label.
+  known = train[data.target] >= 0 if data.unlabelled else slice(None)
+  labelled = {name: x[known] for name, x in train.items()}
+
   def batches(stage):
     _check_stage(stage, 'files', 'a text')
     return data_lib.batches(
-      train,
+      train if stage.distil.teacher else labelled,
       batch_size=stage.batch_size,
       seed=plan_lib.stage_seed(seed, stage.name),
       transform=module.augment if stage.augment else None,
@@ -184,9 +191,20 @@ def _listed(names):
 
 
 def _harder(train, data, seed):
-  """Fewer examples, and wrong labels, as the config says."""
+  """Fewer examples or labels, and wrong labels, as the config says."""
+  if data.unlabelled and data.labels == 1:
+    raise ValueError(
+      'config.data.unlabelled has no effect without labels below 1, as no label is'
+      ' missing then.'
+    )
+  if data.unlabelled and data.label_noise:
+    raise ValueError(
+      'config.data has both unlabelled and label_noise. Leave one of them out.'
+    )
   seed = plan_lib.stage_seed(seed, 'labels')
   options = dict(target=data.target, seed=seed)
+  if data.unlabelled:
+    return data_lib.labels.hidden(train, data.labels, **options)
   if data.labels < 1:
     train = data_lib.labels.few(train, data.labels, **options)
   if data.label_noise:
@@ -195,7 +213,7 @@ def _harder(train, data, seed):
 
 
 def _text(module, data, seed) -> Examples:
-  unread = 'labels', 'label_noise'
+  unread = 'labels', 'label_noise', 'unlabelled'
   fields.check_unread('config.data', data, unread, 'one label an example')
 
   # Stages of the same files share one copy.

@@ -29,7 +29,7 @@ from jaxopt_compress.core import choices
 
 _WRITTEN = 'written'  # where a field keeps what `record` was told
 _LEVEL = 'level'
-_RANGE, _NEEDS = 'range', 'needs'  # and what `option` was told
+_RANGE, _NEEDS, _ALSO = 'range', 'needs', 'also'  # and what `option` was told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +39,22 @@ class Key:
   default: Any
   within: str
   needs: tuple[str, ...]
+  also: type | None = None
 
 
-def option(default: Any, within: str = '', needs: str = '') -> Any:
+def option(
+  default: Any, within: str = '', needs: str = '', also: type | None = None
+) -> Any:
   """A field of a record, with what is asked of its value.
 
   Args:
     default: its value where a config says nothing.
     within: the interval of a number, or of each in a tuple: '[0, 1)', '[1, inf)'.
     needs: keys of the config without which a value has no effect, or `key=value`.
+    also: another type that a value may have, which is checked by who reads it.
   """
-  return dataclasses.field(
-    default=default, metadata={_RANGE: within, _NEEDS: tuple(needs.split())}
-  )
+  said = {_RANGE: within, _NEEDS: tuple(needs.split()), _ALSO: also}
+  return dataclasses.field(default=default, metadata=said)
 
 
 def record(cls: type, prefix: str = '', needs: str = '', **names: str) -> Any:
@@ -112,6 +115,8 @@ def _value(where, value, said):
     dataclasses.MISSING
   ):
     return read(type(default), where, value)
+  if said.also and type(value) is said.also:
+    return value
   return number(where, value, default, said.within)
 
 
@@ -174,9 +179,8 @@ def keys_of(cls: type) -> dict[str, Key]:
   found = {}
   for field in dataclasses.fields(cls):
     needs = field.metadata.get(_NEEDS, ())
-    part = {
-      field.name: Key(field.default, field.metadata.get(_RANGE, ''), needs)
-    }
+    within, also = (field.metadata.get(k) for k in (_RANGE, _ALSO))
+    part = {field.name: Key(field.default, within or '', needs, also)}
     if names := field.metadata.get(_WRITTEN):
       inner = keys_of(type(field.default))
       part = {

@@ -22,6 +22,7 @@ from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import checkpoint
+from jaxopt_compress.train import distil
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
@@ -150,8 +151,8 @@ def _rehearse(job, built):
     if b.step is not None:
       step_fn = step_lib.data_parallel(b.step, job.plan.run.mode, job.mesh)
       batch = mesh_lib.share(job.data.batches(b.stage)[0])
-      teachers = [by_name[name] for name in b.stage.distil.stages]
-      dry_run_lib.trace(step_fn, b, batch, teachers)
+      finals = {name: by_name[name].final for name in b.stage.distil.stages}
+      dry_run_lib.trace(step_fn, b, batch, finals)
   if not job.work.exists():
     workdir_lib.check_can_be_made(job.work)
     return
@@ -211,8 +212,7 @@ def _train(job, built, state, finished, watch):
     return state
   step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
   batches = job.data.batches(stage)
-  sources = [finished[name] for name in stage.distil.stages]
-  teachers = tuple((s['params'], s['variables']) for s in sources)
+  teachers = distil.frozen(stage.distil, finished)
 
   with _checkpoints(job, built) as saver:
     # -- Resume -------------------------------------------------------------------

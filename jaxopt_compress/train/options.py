@@ -8,6 +8,8 @@ import dataclasses
 
 from jaxopt_compress.train import fields
 
+EMA = 'ema'  # the teacher that is the moving average of its student
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -22,6 +24,8 @@ class Data:
   # the labels so many are wrong; see `data.labels`. Not for a text.
   labels: float = fields.option(1.0, '(0, 1]')
   label_noise: float = fields.option(0.0, '[0, 1]')
+  # The examples without a label stay, for stages with a teacher.
+  unlabelled: bool = False
   eval_batch_size: int = fields.option(256, '[1, inf)')
   window: int = fields.option(256, '[1, inf)')  # of a text, in bytes
   files: str = ''  # of a text: those whose path this regex matches; '': all
@@ -48,16 +52,41 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distil:
-  """alpha * T^2 KL(teacher || student) + (1 - alpha) * cross entropy."""
+  """alpha * loss(student, teacher) + (1 - alpha) * cross entropy; see `train.distil`.
 
-  teacher: str = ''  # the stage that it is distilled from; '': labels alone
-  alpha: float = fields.option(0.9, '[0, 1]', needs='teacher')
-  temperature: float = fields.option(4.0, '(0, inf)', needs='teacher')
+  alpha, the temperature and the numbers of the loss may be schedules, in words: see
+  `train.schedules`.
+  """
+
+  # The stage that it is distilled from; '': labels alone; 'ema': the moving average
+  # of the student itself. Of several, pairs of each and its share.
+  teacher: str = fields.option('', also=tuple)
+  loss: str = fields.option('kl', needs='teacher')  # see `train.soft_loss`
+  alpha: float = fields.option(0.9, '[0, 1]', needs='teacher', also=str)
+  temperature: float = fields.option(4.0, '(0, inf)', needs='teacher', also=str)
+  # Of several teachers, the mean of their distributions is one teacher.
+  ensemble: bool = fields.option(False, needs='teacher')
+  ema_decay: float = fields.option(0.999, '[0, 1)', needs='teacher')
+  # In which teachers are kept and compute; '': as they were trained.
+  teacher_dtype: str = fields.option('', needs='teacher')
+
+  @property
+  def teachers(self) -> tuple[tuple[str, float], ...]:
+    """(name, share) of each; the moving average is the last."""
+    said = self.teacher
+    if isinstance(said, str):
+      said = ((said, 1.0),) if said else ()
+    return tuple(sorted(said, key=lambda pair: pair[0] == EMA))
 
   @property
   def stages(self) -> tuple[str, ...]:
-    """The stages that it learns from."""
-    return (self.teacher,) if self.teacher else ()
+    """Those that are stages."""
+    return tuple(name for name, _ in self.teachers if name != EMA)
+
+  @property
+  def follows(self) -> bool:
+    """Whether a teacher is the moving average of the student."""
+    return any(name == EMA for name, _ in self.teachers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +209,8 @@ class Stage:
   augment: bool = fields.option(False, needs='steps')
   files: str = ''  # to train on, of a text; '': those of the data
   label_smoothing: float = fields.option(0.0, '[0, 1)', needs='steps')
+  # Inputs are mixtures of two; 1 draws shares evenly: see `train.mixup`.
+  mixup: float = fields.option(0.0, '[0, inf)', needs='steps')
   optimizer: Optimizer = fields.record(
     Optimizer, needs='steps', name='optimizer'
   )
@@ -190,13 +221,11 @@ class Stage:
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')
 
   @property
-  def sources(self) -> dict[str, str]:
-    """{key: the stage that it names}; '' for none."""
-    return {
-      'init': self.init,
-      'teacher': self.distil.teacher,
-      'prune_masks': self.prune.masks,
-    }
+  def sources(self) -> list[tuple[str, str]]:
+    """(key, the stage that it names) of each that there is."""
+    named = [('init', self.init), ('prune_masks', self.prune.masks)]
+    named += [('teacher', name) for name in self.distil.stages]
+    return [(key, name) for key, name in named if name]
 
   @property
   def compresses(self) -> bool:

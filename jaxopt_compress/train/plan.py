@@ -24,6 +24,7 @@ from jaxopt_compress.calibration import ranges
 from jaxopt_compress.core import choices
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
 from jaxopt_compress.train import shrink
@@ -61,7 +62,7 @@ class Plan:
 
   def needed(self, stage: options.Stage) -> list[options.Stage]:
     """The stage after all that it depends on."""
-    before = [self.stage(n) for n in stage.sources.values() if n]
+    before = [self.stage(name) for _, name in stage.sources]
     found = [s for b in before for s in self.needed(b)] + [stage]
     return list({s.name: s for s in found}.values())
 
@@ -123,6 +124,11 @@ def _check_names(names):
         f'config.stages has {name!r}; a name of letters, digits, "_" and "-" is'
         ' expected, as it is that of a directory.'
       )
+    if name == options.EMA:
+      raise ValueError(
+        f'config.stages has {name!r}, which is the teacher that follows its student.'
+        ' Give the stage another name.'
+      )
     if name in names[:i]:
       raise ValueError(
         f'config.stages has {name!r} twice. Give one of them another name.'
@@ -174,8 +180,9 @@ def _check_references(plan):
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
-    for key, name in stage.sources.items():
-      if name and name not in earlier:
+    distil.check(where, stage)
+    for key, name in stage.sources:
+      if name not in earlier:
         raise ValueError(
           f'{where}.{key} is {name!r}; a stage that runs before it is expected,'
           f' of {earlier}.{choices.guess(name, earlier)}'

@@ -119,7 +119,9 @@ def batches(
   job: job_lib.Job, stage: options.Stage, number: int
 ) -> list[tuple[Any, Any]]:
   """[(inputs, labels)] of so many batches of training data as it is."""
-  read = job.data.batches(dataclasses.replace(stage, augment=False))
+  # Scores need labels, which the batches of a stage with a teacher may lack.
+  plain = dataclasses.replace(stage, augment=False, distil=options.Distil())
+  read = job.data.batches(plain)
   some, data = [read[i] for i in range(number)], job.plan.data
   return [(batch[data.input], batch[data.target]) for batch in some]
 

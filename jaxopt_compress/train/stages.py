@@ -129,6 +129,7 @@ def build(
         optimizer,
         compression=compression,
         learned_optimizer=learned,
+        follow=stage.distil.follows,
       )
 
     # Shapes alone: what does not fit raises here, and nothing is computed.
@@ -136,6 +137,7 @@ def build(
     template = jax.eval_shape(create, model.params, model.variables, key, blank)
     final = _final(stage, model, compression, template)
     _check_read(stage, blank, template.learned)
+    distil.check_numbers(stage, model.answers)
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
@@ -145,7 +147,7 @@ def build(
     inputs=data.input,
     compression=compression,
     learned_optimizer=learned,
-    teachers=[teacher.apply for teacher in teachers],
+    **distil.for_step(stage, teachers),
   )
   return Built(
     stage=stage,

@@ -30,6 +30,7 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import teachers as teachers_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.train import mixup as mixup_lib
 
 # Of a model: what it answers, and intermediate values by name.
 Outputs = tuple[jax.Array, Any]
@@ -44,12 +45,15 @@ class Seen:
     batch: the part of it that this replica sees.
     teachers: outputs of each teacher, for the same inputs; without gradient.
     step: scalar int32, traced: how many steps are done.
+    share: of its own example in each input, the one before it having the rest; None
+      where inputs are no mixtures.
   """
 
   outputs: Outputs
   batch: Any
   teachers: tuple[Outputs, ...]
   step: jax.Array
+  share: jax.Array | None = None
 
 
 class Part(NamedTuple):
@@ -84,6 +88,8 @@ class TrainState:
     learned: `{path: value}`, what is learned beside the weights.
     learned_opt_state: of the optimizer of `learned`.
     rng: a key that never changes; step i uses `fold_in(rng, i)`.
+    average: (params, variables), the moving average of what the student computes
+      with, float32; () where nobody asks for it. No part of what a stage leaves.
   """
 
   step: jax.Array
@@ -94,6 +100,7 @@ class TrainState:
   learned: Any
   learned_opt_state: Any
   rng: jax.Array
+  average: Any = ()
 
 
 def create(
@@ -104,8 +111,17 @@ def create(
   *,
   compression: compression_lib.Compression | None = None,
   learned_optimizer: optax.GradientTransformation | None = None,
+  follow: bool = False,
 ) -> TrainState:
   """The state before the first step. Works under `jax.eval_shape`.
+
+  Args:
+    params, variables: of the model.
+    rng: see `TrainState`.
+    optimizer: of the parameters.
+    compression: what happens to the parameters meanwhile.
+    learned_optimizer: of what the compression learns; the same by default.
+    follow: whether a moving average of the student is kept.
 
   Raises:
     ValueError: a leaf of `params` is compressed: the optimizer would take its codes
@@ -113,7 +129,12 @@ def create(
   """
   mesh_lib.check_plain(params, 'the parameters of an optimizer')
   compression = compression or compression_lib.chain()
-  learned, comp_state = compression_lib.split_learned(compression.init(params))
+  full = compression.init(params)
+  learned, comp_state = compression_lib.split_learned(full)
+  average = ()
+  if follow:
+    seen = compression.apply(params, full), variables
+    average = jax.tree.map(_wide, array.materialize(seen))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -123,7 +144,15 @@ def create(
     learned=learned,
     learned_opt_state=(learned_optimizer or optimizer).init(learned),
     rng=rng,
+    average=average,
   )
+
+
+def _wide(x):
+  # A small share of a step is lost in bfloat16.
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def compressed(
@@ -143,6 +172,8 @@ def train_step(
   compression: compression_lib.Compression | None = None,
   learned_optimizer: optax.GradientTransformation | None = None,
   teachers: Sequence[Callable[..., tuple[jax.Array, Any, Any]]] = (),
+  ema_decay: float | None = None,
+  mixup: float = 0.0,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """A step for one replica, to be run by `parallel.data_parallel`.
 
@@ -155,6 +186,9 @@ def train_step(
     learned_optimizer: of what the compression learns; the same by default.
     teachers: apply of each teacher. Their weights are an *argument* of the step,
       never constants of the program, and see no gradient.
+    ema_decay: of the moving average of the student, which is the last teacher; None:
+      there is none. The state is created with `follow`.
+    mixup: concentration of `mixup.mixed`; 0: inputs stay as they are.
 
   Returns:
     `(state, batch, replicas[, ((params, variables) of each teacher, ...)])
@@ -164,12 +198,14 @@ def train_step(
   compression = compression or compression_lib.chain()
   learned_optimizer = learned_optimizer or optimizer
   # Lifted first: what is frozen are the arrays of its leaves, which stay compressed.
-  taught = [teachers_lib.frozen(lift.lift(f)) for f in teachers]
+  follow = ema_decay is not None
+  all_teachers = (*teachers, *[apply] * follow)
+  taught = [teachers_lib.frozen(lift.lift(f)) for f in all_teachers]
 
   def step(state, batch, replicas, frozen=()):
-    x = batch[inputs]
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
-    said = _answers(taught, frozen, x)
+    x, share = _mixed(batch[inputs], key, mixup)
+    said = _answers(taught, (*frozen, *[state.average] * follow), x)
     wanted = compression.observes(state.params)
 
     def total_loss(params, learned):
@@ -182,35 +218,46 @@ def train_step(
       (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      parts = loss(Seen((y, out), batch, said, state.step))
+      parts = loss(Seen((y, out), batch, said, state.step, share))
       means = _means(parts, replicas)
       total = sum(parts[name].weight * mean for name, mean in means.items())
       return total, (means, variables, stats)
 
-    (total, (means, variables, stats)), grads = jax.value_and_grad(
-      total_loss, argnums=(0, 1), has_aux=True
-    )(state.params, state.learned)
+    gradient = jax.value_and_grad(total_loss, argnums=(0, 1), has_aux=True)
+    (total, found), grads = gradient(state.params, state.learned)
+    means, variables, stats = found
     total, means, grads = replicas((total, means, grads))
     variables = _mean_of_floats(replicas, variables)
     if stats and replicas.axis is not None:
       stats = observe.reduce_stats(wanted, stats, replicas.axis)
-
-    metrics = {
-      'loss': total,
-      **(means if len(means) > 1 else {}),
-      'grad_norm': optax.tree.norm(grads),
-    }
-    state = _next(
-      state,
-      grads,
-      variables,
-      stats,
-      optimizers=(optimizer, learned_optimizer),
-      compression=compression,
-    )
+    metrics = _metrics(total, means, grads)
+    optimizers = optimizer, learned_optimizer
+    state = _next(state, grads, variables, stats, optimizers, compression)
+    if follow:
+      state = _followed(state, compression, ema_decay)
     return state, metrics
 
   return step
+
+
+def _followed(state, compression, decay):
+  """The state after its moving average has moved.
+
+  In the first steps the average is the plain mean, so that it soon forgets how the
+  student began: Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, of the
+  authors' code.
+  """
+  done = state.step.astype(jnp.float32)
+  decay = jnp.minimum(decay, 1 - 1 / jnp.maximum(done, 1))
+  student = compressed(state, compression), state.variables
+  average = teachers_lib.moving_average(state.average, student, decay)
+  return dataclasses.replace(state, average=average)
+
+
+def _mixed(x, key, concentration):
+  if not concentration:
+    return x, None
+  return mixup_lib.mixed(x, jax.random.fold_in(key, 0), concentration)
 
 
 def _answers(taught, frozen, x):
@@ -229,7 +276,12 @@ def _means(parts, replicas):
   return {n: losses.mean(p.sum, counts[n]) for n, p in parts.items()}
 
 
-def _next(state, grads, variables, stats, *, optimizers, compression):
+def _metrics(total, means, grads):
+  parts = means if len(means) > 1 else {}
+  return {'loss': total, **parts, 'grad_norm': optax.tree.norm(grads)}
+
+
+def _next(state, grads, variables, stats, optimizers, compression):
   """The state after one step, from gradients of (params, learned)."""
   done = pruning.advance.advance(
     optimizers,
@@ -251,6 +303,7 @@ def _next(state, grads, variables, stats, *, optimizers, compression):
     learned=learned,
     learned_opt_state=done.opt_states[1],
     rng=state.rng,
+    average=state.average,
   )
 
 

@@ -53,3 +53,114 @@ class LossTest(parameterized.TestCase):
     parts = _parts(y=np.stack([Y, OTHER]), batch=batch)
     expected, _ = losses.cross_entropy(OTHER, batch['label'][1])
     np.testing.assert_allclose(parts['hard'], (expected, 3, 1), rtol=1e-6)
+
+  @parameterized.parameters((0, ['hard', 'soft']), (5, ['hard', 'soft']))
+  def test_alpha_rises_from_zero_at_a_traced_step(self, step, names):
+    asked = options.Distil(teacher='t', alpha='linear 0 -> 1', temperature=1.0)
+    parts = _parts(distil=asked, teachers=[OTHER], step=step)
+    self.assertEqual(list(parts), names)
+    self.assertAlmostEqual(parts['soft'][2], step / 10, places=6)
+    self.assertAlmostEqual(parts['hard'][2], 1 - step / 10, places=6)
+    np.testing.assert_allclose(
+      parts['soft'][0], losses.kl(Y[:2], OTHER[:2])[0], rtol=1e-6
+    )
+
+  def test_a_part_of_weight_zero_may_be_anything(self):
+    asked = options.Distil(teacher='t', alpha='cosine 0 -> 1')
+    parts = _parts(distil=asked, teachers=[np.full_like(OTHER, np.nan)])
+    self.assertEqual(parts['soft'], (0, 2, 0))
+
+  def test_without_labels(self):
+    asked = options.Distil(teacher='t', alpha=1.0)
+    batch = BATCH | {'label': np.full(3, -1)}
+    parts = _parts(distil=asked, teachers=[OTHER], batch=batch)
+    self.assertEqual(list(parts), ['soft'])
+    self.assertTrue(np.isfinite(parts['soft'][0]))
+
+  def test_of_some_labels(self):
+    batch = {'label': np.array([1, -1, -1])}
+    stage = options.Stage(
+      name='s', model='mlp', distil=options.Distil(teacher='t')
+    )
+    data = options.Data(name='digits', labels=0.5, unlabelled=True)
+    seen = state_lib.Seen((Y, {}), batch, ((OTHER, {}),), jnp.int32(0))
+    parts = distil.loss_of(stage, data)(seen)
+    expected, _ = losses.cross_entropy(Y[:1], np.array([1]))
+    np.testing.assert_allclose(parts['hard'].sum, expected, rtol=1e-6)
+    self.assertEqual([float(p.count) for p in parts.values()], [1, 3])
+
+  def test_of_several_teachers(self):
+    said = (('a', 0.25), ('b', 0.75))
+    third = OTHER[::-1].copy()
+    parts = _parts(
+      distil=options.Distil(teacher=said, alpha=1.0, loss='mse'),
+      teachers=[OTHER, third],
+    )
+    self.assertEqual(list(parts), ['soft_a', 'soft_b'])
+    expected = 0.25 * losses.mse(Y[:2], OTHER[:2])[0]
+    expected += 0.75 * losses.mse(Y[:2], third[:2])[0]
+    np.testing.assert_allclose(_total(parts), expected / 2, rtol=1e-6)
+
+  def test_of_an_ensemble(self):
+    said = (('a', 0.25), ('b', 0.75))
+    distil_ = options.Distil(
+      teacher=said, alpha=1.0, temperature=2.0, ensemble=True
+    )
+    parts = _parts(distil=distil_, teachers=[OTHER, OTHER + 1])
+    # Logits that differ by a constant are one distribution.
+    expected, _ = losses.kl(Y[:2], OTHER[:2], temperature=2.0)
+    np.testing.assert_allclose(parts['soft'], (expected, 2, 1), rtol=1e-5)
+
+  def test_of_mixtures(self):
+    labels = np.array([1, 2, 3])
+    stage = options.Stage(name='s', model='mlp', mixup=1.0)
+    seen = state_lib.Seen(
+      (Y, {}), {'label': labels}, (), jnp.int32(0), jnp.float32(0.75)
+    )
+    [found] = distil.loss_of(stage, DATA)(seen).values()
+    expected = 0.75 * losses.cross_entropy(Y, labels)[0]
+    expected += 0.25 * losses.cross_entropy(Y, labels[[2, 0, 1]])[0]
+    np.testing.assert_allclose(found.sum, expected, rtol=1e-6)
+
+
+class WordsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(loss='kll'), r"c\.loss is 'kll'; .* Did you mean 'kl'"),
+    (dict(loss='kl, beta 1'), "kl takes no 'beta'"),
+    (dict(alpha='linear 0 - 1'), r"c\.alpha is 'linear 0 - 1'; a number is"),
+    (dict(alpha='linear 0 -> 2'), r'c\.alpha is 2.0; a number in \[0, 1\]'),
+    (dict(temperature='cosine 4 -> 0'), r'temperature is 0.0; a number in'),
+    (dict(alpha='linear 0 -> 1 over 2'), 'its part of the steps, is 2.0'),
+    (dict(loss='mse', temperature=2.0), 'no effect without a loss that takes'),
+    (dict(ensemble=True), 'no effect without several teachers'),
+    (dict(ema_decay=0.9), "no effect without the teacher 'ema'"),
+    (dict(teacher='ema', teacher_dtype='bfloat16'), 'without a stage as a'),
+    (dict(teacher_dtype='int8'), "teacher_dtype is 'int8'; choose one"),
+    (dict(teacher=('a', 'b')), r"has 'a'; a stage and its share"),
+    (dict(teacher=(('a', 0.5), ('a', 0.5))), 'names a stage twice'),
+    (dict(teacher=(('a', 0.5), ('b', 0.6))), 'and 1 together'),
+  )
+  def test_what_is_refused(self, said, message):
+    stage = options.Stage(
+      name='s',
+      model='m',
+      steps=9,
+      distil=options.Distil(**{'teacher': 't'} | said),
+    )
+    with self.assertRaisesRegex(ValueError, message):
+      distil.check('c', stage)
+
+  def test_smoothing_without_labels(self):
+    asked = options.Distil(teacher='t', alpha=1.0)
+    stage = options.Stage(
+      name='s', model='m', label_smoothing=0.1, steps=1, distil=asked
+    )
+    with self.assertRaisesRegex(ValueError, 'alpha=1 reads none'):
+      distil.check('c', stage)
+
+  def test_the_moving_average_is_the_last_teacher(self):
+    asked = options.Distil(teacher=(('ema', 0.5), ('big', 0.5)))
+    self.assertEqual(asked.teachers, (('big', 0.5), ('ema', 0.5)))
+    self.assertEqual(asked.stages, ('big',))
+    self.assertTrue(asked.follows)
+    self.assertFalse(options.Distil(teacher='big').follows)

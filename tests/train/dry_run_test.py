@@ -49,10 +49,10 @@ class DryRunTest(absltest.TestCase):
     self.assertIn('int8 channel', text)
     self.assertRegex(text, r'layers/0/bias +8 +float32')
 
-  def trace(self, built, teachers=(), mode='shard_map', devices=2):
+  def trace(self, built, finals=(), mode='shard_map', devices=2):
     mesh = parallel.data_mesh(devices)
     step = parallel.data_parallel(built.step, mode, mesh)
-    dry_run.trace(step, built, self.batch, teachers)
+    dry_run.trace(step, built, self.batch, finals)
 
   def refuses(self, message, *args, **kwargs):
     with pytest.raises(ValueError, match=message):
@@ -61,7 +61,7 @@ class DryRunTest(absltest.TestCase):
   def test_trace(self):
     for mode in parallel.step.MODES:
       self.trace(_built(self.x), mode=mode)
-    self.trace(_built(self.x, 't'), [_built(self.x)])
+    self.trace(_built(self.x, 't'), {'t': _built(self.x).final})
     self.refuses(
       "Stage 's' cannot .* does not divide", _built(self.x), devices=3
     )

@@ -9,9 +9,9 @@ from jaxopt_compress.train import options
 # Checkpoints are of one config if these agree, so a key that is renamed makes
 # those of before useless.
 STAGE = """
-  name model init steps batch_size augment files label_smoothing
+  name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
-  teacher alpha temperature
+  teacher loss alpha temperature ensemble ema_decay teacher_dtype
   shrink
   prune prune_score prune_scope prune_k prune_span prune_every
   prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
@@ -47,6 +47,8 @@ OUTSIDE = {
     label_smoothing=(-0.1, 1.0),
     learned_rate=(-0.1,),
     alpha=(-0.1, 1.1),
+    ema_decay=(-0.1, 1.0),
+    mixup=(-1.0,),
     temperature=(0.0, -1.0),
     prune_span=((0.0, 1.1), (-0.1, 0.5)),
     prune_every=(0,),
@@ -97,6 +99,12 @@ class RangesTest(parameterized.TestCase):
     ('steps', dict(prune_every=3, prune=PRUNE, steps=0)),
     ('teacher', dict(alpha=0.5)),
     ('teacher', dict(temperature=1.0)),
+    ('teacher', dict(alpha='linear 0 -> 1')),
+    ('teacher', dict(loss='mse')),
+    ('teacher', dict(ensemble=True)),
+    ('teacher', dict(ema_decay=0.9)),
+    ('teacher', dict(teacher_dtype='bfloat16')),
+    ('steps', dict(mixup=1.0, steps=0)),
     ('steps', dict(teacher='t', steps=0)),
     ('lora', dict(lora_alpha=1.0)),
     ('lora', dict(lora_rank_stabilized=True)),

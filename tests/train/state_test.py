@@ -192,6 +192,57 @@ class StepTest(parameterized.TestCase):
     )
     self.assertEmpty([c for c in jaxpr.consts if np.size(c) > 1])
 
+  def test_a_teacher_that_follows_the_student(self):
+    optimizer, mesh = optax.sgd(0.05), mesh_lib.data_mesh(4)
+    state = state_lib.create(
+      _params(),
+      _variables(),
+      jax.random.key(0),
+      optimizer,
+      compression=_scaled(),
+      follow=True,
+    )
+    body = state_lib.train_step(
+      _apply,
+      _squared,
+      optimizer,
+      inputs='x',
+      compression=_scaled(),
+      ema_decay=0.6,
+    )
+    step = step_lib.data_parallel(body, 'shard_map', mesh)
+    state, teacher = mesh_lib.replicate(state, mesh), np.zeros((4, 3))
+    for done in range(1, 6):
+      state, _ = step(state, _batch(done))
+      # In the first steps it is the plain mean of all students so far.
+      decay = min(0.6, 1 - 1 / done)
+      student = state_lib.compressed(state, _scaled())['w']
+      teacher = decay * teacher + (1 - decay) * np.asarray(student, np.float64)
+      np.testing.assert_allclose(state.average[0]['w'], teacher, rtol=1e-5)
+    self.assertEqual(int(state.average[1]['calls']), 5)
+
+  def test_student_and_teacher_see_the_same_mixtures(self):
+    def loss(seen):
+      [(said, _)] = seen.teachers
+      rows = {'own': seen.outputs[0][1, 0], 'said': said[1, 0]}
+      rows |= {'share': seen.share}
+      return {name: state_lib.Part(x, jnp.ones(())) for name, x in rows.items()}
+
+    optimizer, tree = optax.sgd(0.05), (_params(1), _variables())
+    state = state_lib.create(
+      _params(), _variables(), jax.random.key(0), optimizer
+    )
+    step = state_lib.train_step(
+      _apply, loss, optimizer, inputs='x', teachers=[_apply], mixup=1.0
+    )
+    _, told = step(state, _batch(0), step_lib.Replicas(), (tree,))
+    x, s = _batch(0)['x'], float(told['share'])
+    self.assertBetween(s, 0.5, 1.0)
+    mixed = s * x[1] + (1 - s) * x[0]
+    for name, params in (('own', _params()), ('said', _params(1))):
+      expected = mixed @ np.asarray(params['w'])[:, 0]
+      self.assertAlmostEqual(float(told[name]), expected, places=5)
+
   def test_keys_depend_on_the_step_alone(self):
     def noisy(params, variables, x, *, train=False, rngs=None):
       noise = jax.random.normal(rngs, (1, 3)) if train else 0.0
