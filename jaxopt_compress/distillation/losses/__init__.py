@@ -1,32 +1,38 @@
 """What a student is asked to match: functions of logits.
 
-    p = softmax(teacher / T)      q = softmax(student / T)
-
-    kl              T^2 KL(p || q)      = T^2 sum_i p_i (log p_i - log q_i)
-    reverse_kl      T^2 KL(q || p)
-    mse             mean_i (student_i - teacher_i)^2
-    cross_entropy   -log softmax(student)_label
-    distill         alpha kl + (1 - alpha) cross_entropy
-    topk_kl         KL(p || q) over k classes and the tail, see `tail`
+    divergences     kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, total_variation
+    distances       mse, cosine
+    decoupled       dkd: the label's class and the others, each with its weight
+    correlation     dist: relations of classes and of examples
+    ranking         hinge_ranking, logistic_ranking, list_mle: the first k in order
+    labels          cross_entropy, hard (the teacher's first choice), distill
+    weighting       weighted: a sum of losses, or over teachers
+    scaled          centered, standardized: logits as any of them may take them
+    tail            topk_kl, topk_reverse_kl: the teacher's k likeliest classes and the rest
     agreement       1 where student and teacher have the same argmax
 
 All are pure functions of arrays that return (sum, count) over positions, so that a
 mean over padding, microbatches and devices is exact: add sums, add counts, divide
-once, by `mean`. `mask` weights positions, alpha the terms of a mixture: what has weight 0 has no
-part in the sum or in any gradient, whatever it holds, NaN included. Arithmetic is
-float32 even for bfloat16 logits.
+once, by `mean`. `mask` weights positions, alpha the terms of a mixture: what has weight
+0 has no part in the sum or in any gradient, whatever it holds, NaN included.
+Arithmetic is float32 even for bfloat16 logits. Losses with a temperature are
+multiplied by the power of it that keeps the size of the gradient, mostly T^2.
 
 A logit may be -inf: a class that cannot occur. It adds 0 where both sides have it.
 If only the distribution averaged over (p in KL(p || q)) has mass there, the divergence
 is inf, as it should be. A position whose logits are all -inf is no distribution: mask
-it.
+it. No loss but `mse` sees a constant that is added to all logits of a position.
 """
 
 from jaxopt_compress.distillation.losses import tail
 from jaxopt_compress.distillation.losses.agreement import agreement
 from jaxopt_compress.distillation.losses.distances import mse
+from jaxopt_compress.distillation.losses.divergences import jsd
 from jaxopt_compress.distillation.losses.divergences import kl
 from jaxopt_compress.distillation.losses.divergences import reverse_kl
+from jaxopt_compress.distillation.losses.divergences import skew_kl
+from jaxopt_compress.distillation.losses.divergences import skew_reverse_kl
+from jaxopt_compress.distillation.losses.divergences import total_variation
 from jaxopt_compress.distillation.losses.labels import cross_entropy
 from jaxopt_compress.distillation.losses.labels import distill
 from jaxopt_compress.distillation.losses.tail import topk_kl
@@ -39,11 +45,15 @@ __all__ = [
   'agreement',
   'cross_entropy',
   'distill',
+  'jsd',
   'kl',
   'mean',
   'mse',
   'reverse_kl',
+  'skew_kl',
+  'skew_reverse_kl',
   'tail',
   'topk_kl',
   'topk_reverse_kl',
+  'total_variation',
 ]

@@ -45,6 +45,43 @@ def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   return jnp.sum(p * log_ratio, axis=-1)
 
 
+def log_mixture(
+  log_p: jax.Array, log_q: jax.Array, weight: float | jax.Array
+) -> jax.Array:
+  """log(w p + (1 - w) q) of each entry, from logarithms; exact at both ends.
+
+  Args:
+    log_p, log_q: [..., classes], may be -inf.
+    weight: w in [0, 1] of p; may be traced.
+
+  >>> p, q = jnp.log(jnp.array([1., 0.])), jnp.log(jnp.array([0.5, 0.5]))
+  >>> jnp.exp(log_mixture(p, q, 0.5)).tolist()
+  [0.75, 0.25]
+  """
+  a, b = log_p + jnp.log(weight), log_q + jnp.log1p(-weight)
+  # What is impossible on both sides has no largest term to take out, and no
+  # derivative: -inf - -inf is NaN.
+  possible = (a != -jnp.inf) | (b != -jnp.inf)
+  a, b = (jnp.where(possible, x, 0.0) for x in (a, b))
+  top = lax.stop_gradient(jnp.maximum(a, b))
+  log_sum = top + jnp.log(jnp.exp(a - top) + jnp.exp(b - top))
+  return jnp.where(possible, log_sum, -jnp.inf)
+
+
+def log_sum(x: jax.Array, where: jax.Array) -> jax.Array:
+  """log sum exp over the last axis of what `where` chooses; -inf of nothing.
+
+  Unlike `jax.nn.logsumexp`, it has a gradient of 0 where that is -inf.
+
+  >>> log_sum(jnp.zeros((2, 4)), jnp.array([[True], [False]])).tolist()
+  [1.386294..., -inf]
+  """
+  where &= x != -jnp.inf
+  some = jnp.any(where, axis=-1, keepdims=True)
+  y = jax.nn.logsumexp(jnp.where(where, x, 0.0), axis=-1, where=where | ~some)
+  return jnp.where(some[..., 0], y, -jnp.inf)
+
+
 def check_pair(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
@@ -55,6 +92,12 @@ def check_pair(
   positions.check_pair(student_logits, teacher_logits, mask)
   if is_known(temperature) and not temperature > 0:
     raise ValueError(f'temperature={temperature}; T > 0 is expected.')
+
+
+def check_weight(name: str, weight: float | jax.Array) -> None:
+  """Raises unless a weight that is known is in [0, 1]."""
+  if is_known(weight) and not 0 <= weight <= 1:
+    raise ValueError(f'{name}={weight}; a weight in [0, 1] is expected.')
 
 
 def is_known(x: float | jax.Array) -> bool:

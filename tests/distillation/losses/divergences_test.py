@@ -70,6 +70,61 @@ class DivergencesTest(parameterized.TestCase):
     if np.isfinite(student).all() or student == teacher:
       self.assertTrue(np.isfinite(backwards(t)).all())
 
+  def test_jsd_at_its_ends(self):
+    s, t = logits(0) / 3, logits(1) / 3
+    grads = jax.jit(
+      jax.value_and_grad(lambda s, beta: losses.jsd(s, t, beta=beta)[0])
+    )
+    for beta, end in ((0.0, losses.kl), (1.0, losses.reverse_kl)):
+      want = jax.value_and_grad(lambda s, end=end: end(s, t)[0])(s)
+      # The limit: JSD(beta) / beta, or / (1 - beta), near the end.
+      near = 1e-3 if beta == 0 else 1 - 1e-3
+      limit = jax.tree.map(lambda x: x / 1e-3, grads(s, near))
+      for got, rtol in ((grads(s, beta), 1e-5), (limit, 0.05)):
+        np.testing.assert_allclose(got[0], want[0], rtol=rtol)
+        np.testing.assert_allclose(got[1], want[1], atol=rtol)
+
+  def test_skew_at_its_ends(self):
+    s, t = logits(0), logits(1)
+    for skewed, plain in (
+      (losses.skew_kl, losses.kl),
+      (losses.skew_reverse_kl, losses.reverse_kl),
+    ):
+      np.testing.assert_allclose(skewed(s, t, skew=0.0), plain(s, t), rtol=1e-6)
+      np.testing.assert_allclose(skewed(s, t, skew=1.0)[0], 0, atol=1e-5)
+
+  @parameterized.parameters(
+    'jsd', 'skew_kl', 'skew_reverse_kl', 'total_variation'
+  )
+  def test_bounds_where_nothing_is_shared(self, name):
+    # p and q on different classes, and a class that neither has.
+    s, t = jnp.array([[0.0, -INF, -INF]]), jnp.array([[-INF, 0.0, -INF]])
+    value, grads = jax.value_and_grad(lambda s: getattr(losses, name)(s, t)[0])(
+      s
+    )
+    want = {'jsd': np.log(2), 'total_variation': 1.0}.get(name, -np.log(0.1))
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    self.assertTrue(np.isfinite(grads).all())
+
+  @parameterized.parameters(
+    ('kl', {}),
+    ('jsd', {'beta': 0.2}),
+    ('skew_kl', {}),
+    ('total_variation', {}),
+  )
+  def test_powers_of_the_temperature_keep_the_gradient(self, name, how):
+    s, t = logits(0), logits(1)
+    loss = getattr(losses, name)
+    sizes = [
+      float(
+        jnp.linalg.norm(
+          jax.grad(lambda s, T=T: loss(s, t, temperature=T, **how)[0])(s)
+        )
+      )
+      for T in (50.0, 400.0)
+    ]
+    np.testing.assert_allclose(sizes[1], sizes[0], rtol=0.2)
+
   def test_sums_of_parts_add_up(self):
     s, t, mask = logits(0), logits(1), jnp.asarray(MASK)
     whole = losses.kl(s, t, mask=mask)

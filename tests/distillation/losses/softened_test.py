@@ -9,11 +9,26 @@ from positions_of_logits import logits
 from positions_of_logits import MASK
 
 from jaxopt_compress.distillation import losses
+from jaxopt_compress.distillation.losses import softened
 
 INF = np.inf
 
 
 class SoftenedTest(parameterized.TestCase):
+  @parameterized.parameters(0.0, 0.3, 1.0)
+  def test_mixtures(self, weight):
+    log_p, log_q = (
+      jnp.array([-INF, 0.0, -INF, -1e3]),
+      jnp.array([-INF, -INF, -0.5, -1e3]),
+    )
+    f = lambda p, q: softened.log_mixture(p, q, weight)
+    with np.errstate(divide='ignore'):
+      want = np.logaddexp(log_p + np.log(weight), log_q + np.log1p(-weight))
+    np.testing.assert_allclose(f(log_p, log_q), want, rtol=1e-6)
+    _, pull = jax.vjp(f, log_p, log_q)
+    for grads in pull(jnp.where(want > -INF, 1.0, 0.0)):
+      self.assertTrue(np.isfinite(grads).all())
+
   @parameterized.parameters('kl', 'reverse_kl', 'mse', 'distill', 'ce')
   def test_what_is_masked_has_no_part(self, name):
     labels = jnp.zeros((3, 5), jnp.int32).at[1].set(-100)
@@ -55,6 +70,13 @@ class SoftenedTest(parameterized.TestCase):
       (lambda: losses.reverse_kl(s, s, temperature=-2), 'T > 0'),
       (lambda: mix(alpha=1.5), 'alpha=1.5'),
       (lambda: mix(temperature=0), 'T > 0'),
+      (lambda: losses.jsd(s, s, beta=-0.1), 'beta=-0.1; a weight in'),
+      (lambda: losses.skew_kl(s, s, skew=2), 'skew=2; a weight in'),
+      (lambda: losses.dkd(s, t, labels), 'vocabularies'),
+      (lambda: losses.dkd(s, s, labels[:1]), r'Labels have.*\(2,\) is'),
+      (lambda: losses.dist(s, t), 'vocabularies'),
+      (lambda: losses.cosine(s, t), 'vocabularies'),
+      (lambda: losses.hard(s, t), 'vocabularies'),
       (lambda: losses.kl(s, s, mask=jnp.ones((2, 1))), r'mask has.*\(2,\) is'),
       (lambda: losses.cross_entropy(s, labels[:1]), r'Labels have.*\(2,\) is'),
       (lambda: losses.cross_entropy(s, s), 'class numbers'),
