@@ -26,6 +26,7 @@ it. No loss but `mse` sees a constant that is added to all logits of a position.
 
 from jaxopt_compress.distillation.losses import tail
 from jaxopt_compress.distillation.losses.agreement import agreement
+from jaxopt_compress.distillation.losses.distances import cosine
 from jaxopt_compress.distillation.losses.distances import mse
 from jaxopt_compress.distillation.losses.divergences import jsd
 from jaxopt_compress.distillation.losses.divergences import kl
@@ -43,6 +44,7 @@ from jaxopt_compress.distillation.positions import SumAndCount
 __all__ = [
   'SumAndCount',
   'agreement',
+  'cosine',
   'cross_entropy',
   'distill',
   'jsd',

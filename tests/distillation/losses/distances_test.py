@@ -27,6 +27,21 @@ class DistancesTest(parameterized.TestCase):
     self.assertEqual(float(value), 2.0)
     self.assertEqual(grads.tolist(), [[-2.0, 0.0]])
 
+  @parameterized.parameters(
+    # student, teacher, expected
+    ([0.0, 1.0, 2.0], [5.0, 7.0, 9.0], 0),
+    ([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 2),
+    ([3.0, 3.0, 3.0], [1.0, 2.0, 3.0], 1),
+    ([3.0, 3.0, 3.0], [8.0, 8.0, 8.0], 0),
+    ([0.0, 1.0, -INF], [1e4, 1e4 + 1, -INF], 0),
+    ([0.0, 1.0, -INF], [0.0, 1.0, 0.0], INF),
+  )
+  def test_cosine(self, student, teacher, expected):
+    s, t = jnp.array([student]), jnp.array([teacher])
+    value, grads = jax.value_and_grad(lambda s: losses.cosine(s, t)[0])(s)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+    self.assertTrue(np.isfinite(grads).all())
+
 
 if __name__ == '__main__':
   absltest.main()
