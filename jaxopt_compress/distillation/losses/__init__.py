@@ -36,6 +36,8 @@ from jaxopt_compress.distillation.losses.divergences import skew_reverse_kl
 from jaxopt_compress.distillation.losses.divergences import total_variation
 from jaxopt_compress.distillation.losses.labels import cross_entropy
 from jaxopt_compress.distillation.losses.labels import distill
+from jaxopt_compress.distillation.losses.scaled import centered
+from jaxopt_compress.distillation.losses.scaled import standardized
 from jaxopt_compress.distillation.losses.tail import topk_kl
 from jaxopt_compress.distillation.losses.tail import topk_reverse_kl
 from jaxopt_compress.distillation.positions import mean
@@ -44,6 +46,7 @@ from jaxopt_compress.distillation.positions import SumAndCount
 __all__ = [
   'SumAndCount',
   'agreement',
+  'centered',
   'cosine',
   'cross_entropy',
   'distill',
@@ -54,6 +57,7 @@ __all__ = [
   'reverse_kl',
   'skew_kl',
   'skew_reverse_kl',
+  'standardized',
   'tail',
   'topk_kl',
   'topk_reverse_kl',
