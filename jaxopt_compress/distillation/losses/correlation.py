@@ -1,0 +1,89 @@
+"""DIST: the teacher's relations, rather than its probabilities.
+
+    p = softmax(teacher / T)      q = softmax(student / T)      d = 1 - Pearson's r
+
+    dist   T^2 (beta mean_i d(q_i, p_i) + gamma mean_c d(q_:c, p_:c))
+
+The first term compares, within each position, the classes; the second, within each
+class, the positions of the batch.
+"""
+
+from functools import partial
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.distillation import positions
+from jaxopt_compress.distillation.losses import pearson
+from jaxopt_compress.distillation.losses import softened
+
+SumAndCount = positions.SumAndCount
+
+
+def dist(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  *,
+  beta: float | jax.Array = 1.0,
+  gamma: float | jax.Array = 1.0,
+  temperature: float | jax.Array = 1.0,
+  mask: jax.Array | None = None,
+  axis_name: str | None = None,
+) -> SumAndCount:
+  """beta (inter-class) + gamma (intra-class) distances of correlation.
+
+  Huang et al. 2022, https://arxiv.org/abs/2205.10536, eq. 5 to 8, with the T^2 of
+  the authors' code. As d is blind to scale, T^2 makes the gradient larger with T.
+  A class or a position whose probabilities do not vary has d = 0 if they do so on
+  neither side, else 1.
+
+  The second term belongs to a batch, not to a position. It is weighted by the mask
+  and enters the sum once for each position that counts, so that
+
+      sum / count = T^2 (beta mean_i d_i + gamma mean_c d_c)
+
+  and padding changes nothing. Under `jit` the batch is all of it, on however many
+  devices. Under `shard_map` and `pmap`, name the axis over which the batch is split:
+  its moments are then summed over the devices, and summed sums and counts are those
+  of one device (with `check_vma=False` gradients, too, are summed). Without a name, or
+  over microbatches, the second term is the mean of those of the parts: another loss,
+  of fewer examples each.
+
+  Args:
+    student_logits, teacher_logits: [..., classes]; all leading axes are the batch.
+    beta, gamma: weights of the two terms; may be traced.
+    temperature, mask: as for `kl`.
+    axis_name: the axis, inside a mapped function, over which the batch is split.
+
+  Returns:
+    (sum, count), float32 scalars.
+
+  Raises:
+    ValueError: as `kl`.
+
+  >>> x = jnp.array([[0., 1., 3.], [2., 0., 1.]])
+  >>> abs(round(float(dist(x, x)[0]), 4))
+  0.0
+  """
+  softened.check_pair(student_logits, teacher_logits, temperature, mask)
+  q, p = (
+    jnp.exp(softened.log_softmax(x, temperature, mask))
+    for x in (student_logits, teacher_logits)
+  )
+  classes = q.shape[-1]
+  inter = pearson.distance(q, p, jnp.ones_like(q), axis=-1)
+  inter_sum, count = positions.total(inter, mask)
+
+  # One axis of positions, so that the moments of a class are sums over it.
+  weights = jnp.ones(q.shape[:-1], q.dtype) if mask is None else mask
+  weights = lax.stop_gradient(weights.astype(q.dtype)).reshape(-1, 1)
+  intra = pearson.distance(
+    q.reshape(-1, classes),
+    p.reshape(-1, classes),
+    weights,
+    axis=0,
+    total=partial(lax.psum, axis_name=axis_name) if axis_name else None,
+  )
+  intra_sum = count * jnp.mean(intra)
+  return temperature**2 * (beta * inter_sum + gamma * intra_sum), count
