@@ -37,10 +37,12 @@ from jaxopt_compress.distillation.losses.divergences import skew_reverse_kl
 from jaxopt_compress.distillation.losses.divergences import total_variation
 from jaxopt_compress.distillation.losses.labels import cross_entropy
 from jaxopt_compress.distillation.losses.labels import distill
+from jaxopt_compress.distillation.losses.labels import hard
 from jaxopt_compress.distillation.losses.scaled import centered
 from jaxopt_compress.distillation.losses.scaled import standardized
 from jaxopt_compress.distillation.losses.tail import topk_kl
 from jaxopt_compress.distillation.losses.tail import topk_reverse_kl
+from jaxopt_compress.distillation.losses.weighting import weighted
 from jaxopt_compress.distillation.positions import mean
 from jaxopt_compress.distillation.positions import SumAndCount
 
@@ -52,6 +54,7 @@ __all__ = [
   'cross_entropy',
   'distill',
   'dist',
+  'hard',
   'jsd',
   'kl',
   'mean',
@@ -64,4 +67,5 @@ __all__ = [
   'topk_kl',
   'topk_reverse_kl',
   'total_variation',
+  'weighted',
 ]

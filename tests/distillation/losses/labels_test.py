@@ -1,5 +1,7 @@
 """Losses that need labels, against numpy in float64."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -89,6 +91,22 @@ class LabelsTest(parameterized.TestCase):
     total, count = losses.cross_entropy(s, jnp.zeros(1000, jnp.int32))
     np.testing.assert_allclose(total, 1000 * np.log(4), rtol=1e-6)
     self.assertEqual(float(count), 1000)
+
+  def test_hard_is_the_cross_entropy_of_the_first_choice(self):
+    s, t = logits(0), logits(1)
+    np.testing.assert_array_equal(
+      losses.hard(s, t, label_smoothing=0.1),
+      losses.cross_entropy(s, jnp.argmax(t, -1), label_smoothing=0.1),
+    )
+
+  def test_distill_takes_any_soft_loss(self):
+    s, t, labels = logits(0), logits(1), jnp.zeros((3, 5), jnp.int32)
+    how = dict(alpha=0.25, temperature=2.0)
+    jsd = functools.partial(losses.jsd, beta=0.1)
+    got, _ = losses.distill(s, t, labels, soft=jsd, **how)
+    want = 0.25 * jsd(s, t, temperature=2.0)[0]
+    want += 0.75 * losses.cross_entropy(s, labels)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 if __name__ == '__main__':
