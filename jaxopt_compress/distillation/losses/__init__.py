@@ -27,6 +27,7 @@ it. No loss but `mse` sees a constant that is added to all logits of a position.
 from jaxopt_compress.distillation.losses import tail
 from jaxopt_compress.distillation.losses.agreement import agreement
 from jaxopt_compress.distillation.losses.correlation import dist
+from jaxopt_compress.distillation.losses.decoupled import dkd
 from jaxopt_compress.distillation.losses.distances import cosine
 from jaxopt_compress.distillation.losses.distances import mse
 from jaxopt_compress.distillation.losses.divergences import jsd
@@ -54,6 +55,7 @@ __all__ = [
   'cross_entropy',
   'distill',
   'dist',
+  'dkd',
   'hard',
   'jsd',
   'kl',
