@@ -39,6 +39,9 @@ from jaxopt_compress.distillation.losses.divergences import total_variation
 from jaxopt_compress.distillation.losses.labels import cross_entropy
 from jaxopt_compress.distillation.losses.labels import distill
 from jaxopt_compress.distillation.losses.labels import hard
+from jaxopt_compress.distillation.losses.ranking import hinge_ranking
+from jaxopt_compress.distillation.losses.ranking import list_mle
+from jaxopt_compress.distillation.losses.ranking import logistic_ranking
 from jaxopt_compress.distillation.losses.scaled import centered
 from jaxopt_compress.distillation.losses.scaled import standardized
 from jaxopt_compress.distillation.losses.tail import topk_kl
@@ -57,8 +60,11 @@ __all__ = [
   'dist',
   'dkd',
   'hard',
+  'hinge_ranking',
   'jsd',
   'kl',
+  'list_mle',
+  'logistic_ranking',
   'mean',
   'mse',
   'reverse_kl',
