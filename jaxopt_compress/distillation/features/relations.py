@@ -18,6 +18,7 @@ sum. (sum, count) are over tokens.
 """
 
 from collections.abc import Sequence
+import functools
 
 import jax
 from jax import lax
@@ -32,7 +33,7 @@ def relation(
   student: jax.Array | Pair,
   teacher: jax.Array | Pair,
   *,
-  heads: int,
+  heads: int | None = None,
   mask: jax.Array | None = None,
   chunk: int | None = None,
 ) -> positions.SumAndCount:
@@ -44,7 +45,8 @@ def relation(
     student, teacher: x [..., time, features], related to itself, or a pair (x, y):
       queries and keys, say. Features may differ between the two; leading axes (batch,
       layers) may not.
-    heads: of the relation, a divisor of both numbers of features.
+    heads: of the relation, a divisor of both numbers of features. None: as many as
+      leave the teacher 16 features each, as the paper has 48 for 768.
     mask: [..., time], weights of tokens, bool or number; None: all count.
     chunk: sequences that are compared at a time, if the [heads, time, time] relations
       of all of them do not fit in memory; None: all. The backward pass computes them
@@ -64,6 +66,8 @@ def relation(
   pairs = [
     x if isinstance(x, tuple | list) else (x, x) for x in (student, teacher)
   ]
+  if heads is None:
+    heads = max(pairs[1][0].shape[-1] // 16, 1)
   _check(pairs, heads, mask, chunk)
   *_, time, _ = pairs[0][0].shape
   # All leading axes become one: each element of it is a sequence.
@@ -123,7 +127,7 @@ def minilm_v2(
   student: Sequence[jax.Array],
   teacher: Sequence[jax.Array],
   *,
-  heads: int,
+  heads: int | None = None,
   weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
   mask: jax.Array | None = None,
   chunk: int | None = None,
@@ -134,22 +138,24 @@ def minilm_v2(
 
   Args:
     student, teacher: (queries, keys, values), each [..., time, features].
-    heads: of the relations; the paper takes 48 for a width of 768.
-    weights: of the three.
-    mask, chunk: as for `relation`, which also says what is returned and raised.
+    weights: of the three; what has weight 0 has no part, whatever it holds.
+    heads, mask, chunk: as for `relation`, which also says what is returned and raised.
 
   >>> q = k = v = jnp.ones((1, 3, 4))
   >>> [float(x) for x in minilm_v2((q, k, v), (q, k, v), heads=4)]
   [0.0, 3.0]
   """
-  triples = zip(
-    weights, _three(student, 'student'), _three(teacher, 'teacher'), strict=True
-  )
+  compared = functools.partial(relation, heads=heads, mask=mask, chunk=chunk)
   parts = [
-    (weight, relation(s, t, heads=heads, mask=mask, chunk=chunk))
-    for weight, s, t in triples
+    (weight, positions.gated(weight, compared, s, t))
+    for weight, s, t in zip(
+      weights,
+      _three(student, 'student'),
+      _three(teacher, 'teacher'),
+      strict=True,
+    )
   ]
-  return sum(weight * loss for weight, (loss, _) in parts), parts[0][1][1]
+  return sum(weight * total for weight, (total, _) in parts), parts[0][1][1]
 
 
 def _log_relation(pair, heads, seen):

@@ -76,7 +76,10 @@ class RelationsTest(parameterized.TestCase):
       total, count, _ = run(name, s, t, heads=heads)
       np.testing.assert_allclose(total, sum(parts), rtol=1e-5)
       self.assertEqual(float(count), MASK.sum())
-    weighted, _, _ = run('minilm_v2', s, t, heads=3, weights=(0.0, 2.0, 0.5))
+    s = (jnp.nan * s[0], *s[1:])
+    weights = (0.0, 2.0, 0.5)
+    weighted, _, grads = run('minilm_v2', s, t, heads=3, weights=weights)
+    self.assertFalse(np.any(grads[0]))
     want = 2 * parts[1] + 0.5 * parts[2]
     np.testing.assert_allclose(weighted, want, rtol=1e-5)
 
@@ -97,6 +100,15 @@ class RelationsTest(parameterized.TestCase):
       for place in [tuple(rng.integers(0, (3, 5, 6))) for _ in range(6)]:
         want = (at(part, place, 1e-5) - at(part, place, -1e-5)) / 2e-5
         np.testing.assert_allclose(grads[part][place], want, atol=1e-4)
+
+  def test_heads_of_16_features_of_the_teacher(self):
+    s, t = values(0, 6), values(1, 48)
+    for name in ('relation', 'minilm_v2'):
+      take = (lambda x: x[0]) if name == 'relation' else (lambda x: x)
+      got, want = (
+        run(name, take(s), take(t), **heads)[0] for heads in ({}, dict(heads=3))
+      )
+      self.assertEqual(float(got), float(want))
 
   def test_what_is_masked_changes_nothing(self):
     s, t = values(0, 6), values(1, 12)
