@@ -9,6 +9,7 @@
     weighting       weighted: a sum of losses, or over teachers
     scaled          centered, standardized: logits as any of them may take them
     tail            topk_kl, topk_reverse_kl: the teacher's k likeliest classes and the rest
+    chunked         any of these of `Logits(hidden, kernel)`, a block of positions at a time
     agreement       1 where student and teacher have the same argmax
 
 All are pure functions of arrays that return (sum, count) over positions, so that a
@@ -26,6 +27,8 @@ it. No loss but `mse` sees a constant that is added to all logits of a position.
 
 from jaxopt_compress.distillation.losses import tail
 from jaxopt_compress.distillation.losses.agreement import agreement
+from jaxopt_compress.distillation.losses.chunked import chunked
+from jaxopt_compress.distillation.losses.chunked import Logits
 from jaxopt_compress.distillation.losses.correlation import dist
 from jaxopt_compress.distillation.losses.decoupled import dkd
 from jaxopt_compress.distillation.losses.distances import cosine
@@ -51,9 +54,11 @@ from jaxopt_compress.distillation.positions import mean
 from jaxopt_compress.distillation.positions import SumAndCount
 
 __all__ = [
+  'Logits',
   'SumAndCount',
   'agreement',
   'centered',
+  'chunked',
   'cosine',
   'cross_entropy',
   'distill',
