@@ -72,7 +72,14 @@ def _losses():
   return [
     losses.distill(student, teacher, labels, **how, mask=labels >= 0),
     losses.cross_entropy(student, labels, mask=labels >= 0),
+    losses.topk_kl(student, *losses.tail.compress(teacher, 2)),
+    jax.value_and_grad(_in_blocks)(student, teacher),
   ]
+
+
+def _in_blocks(hidden, teacher):
+  logits = losses.Logits(hidden, X[:4, 8:12])
+  return losses.chunked(losses.kl, chunk=4)(logits, teacher)[0]
 
 
 def _calibrated():
