@@ -1,6 +1,7 @@
 """Distillation: a small network learns from a large one."""
 
 from jaxopt_compress.distillation import cache
+from jaxopt_compress.distillation import features
 from jaxopt_compress.distillation import layers
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import matching
@@ -16,6 +17,7 @@ __all__ = [
   'Vocabulary',
   'cache',
   'check_vocabulary',
+  'features',
   'layers',
   'losses',
   'matching',
