@@ -6,6 +6,7 @@ times = report.measure({'float': (f, args), 'int8': (g, args)}, against='float')
 report.write(workdir, report.Report('Digits', [stage], {'int8': rows}))
 """
 
+from jaxopt_compress.report import calibration
 from jaxopt_compress.report import channels
 from jaxopt_compress.report import plots
 from jaxopt_compress.report import records
@@ -21,6 +22,7 @@ from jaxopt_compress.report.page import Report
 from jaxopt_compress.report.page import text
 from jaxopt_compress.report.page import write
 from jaxopt_compress.report.provenance import environment
+from jaxopt_compress.report.records import Answers
 from jaxopt_compress.report.records import disk_bytes
 from jaxopt_compress.report.records import GroupRecord
 from jaxopt_compress.report.records import LeafRecord
@@ -29,12 +31,14 @@ from jaxopt_compress.report.records import StageRecord
 from jaxopt_compress.report.records import Timing
 
 __all__ = [
+  'Answers',
   'GroupRecord',
   'LeafRecord',
   'Report',
   'StageRecord',
   'Timing',
   'by_batch',
+  'calibration',
   'channels',
   'coverage',
   'disk_bytes',

@@ -26,6 +26,7 @@ class Report:
   Attributes:
     title: the first line.
     stages: rows of the first table; the first is what sizes are compared to.
+    answers: rows of the table of answers.
     coverage: `{stage name: rows of its coverage table}`.
     channels: `{stage name: rows of its table of channels}`, where some went.
     facts: what else was measured, `{what: value}`.
@@ -43,6 +44,7 @@ class Report:
   )
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+  answers: Sequence[records.Answers] = ()
   environment: Mapping[str, Any] | None = None
 
 
@@ -96,6 +98,7 @@ def _from_json(content):
   return Report(
     title=content['title'],
     stages=[records.stage_from_json(s) for s in content['stages']],
+    answers=[records.answers_from_json(a) for a in content['answers']],
     coverage={
       name: [records.leaf_from_json(r) for r in rows]
       for name, rows in content['coverage'].items()
@@ -114,6 +117,8 @@ def text(report: Report) -> str:
   """What the terminal shows at the end: the tables and the remarks."""
   report = _placed(report)
   parts = [report.title, table.stages(report.stages)]
+  if report.answers:
+    parts.append(table.answers(report.answers))
   for name, groups in report.channels.items():
     parts += [f'Channels of {name}', table.channels(groups)]
   for name, rows in report.coverage.items():
@@ -133,6 +138,8 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
   if command:
     parts.append(f'    {command}')
   parts += ['## Stages', table.stages(report.stages, 'markdown')]
+  if report.answers:
+    parts += ['## Answers', table.answers(report.answers, 'markdown')]
   remarks = _remarks(report)
   if remarks:
     parts += ['## Remarks', '\n'.join(f'- {r}' for r in remarks)]
@@ -174,6 +181,11 @@ def _draw(directory, report, histograms) -> dict[str, str]:
       f'{" and ".join(metrics).capitalize()} against bytes',
       plots_lib.metric_against_bytes,
       report.stages,
+    ),
+    'plots/calibration.png': (
+      'Accuracy against confidence',
+      plots_lib.reliability,
+      report.answers,
     ),
     'plots/layers.png': (
       'Zeros and error by layer',

@@ -81,6 +81,58 @@ def _pad(axis, x, y):
   axis.set_ylim(min(y) - room, max(y) + room)
 
 
+def reliability(
+  answers: Sequence[records.Answers], path: str | os.PathLike, most: int = 12
+) -> bool:
+  """Draws the accuracy of answers over their confidence, one panel a stage.
+
+  A bar is as high as the answers of its bin are right; on the diagonal they are as
+  often right as they say. Darker bars have more answers. Guo et al. 2017,
+  https://arxiv.org/abs/1706.04599, figure 1. Of more stages the first `most`.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  shown = {r.name: r for r in answers if r.bins}
+  shown = list(shown.values())[:most]
+  if not shown:
+    return False
+  columns = min(4, len(shown))
+  rows = -(-len(shown) // columns)
+  figure, axes = _figure(rows, columns, width=3 * columns, height=3.2 * rows)
+  for axis, record in zip(axes.flat, shown, strict=False):
+    _bars(axis, record)
+  for axis in list(axes.flat)[len(shown) :]:
+    axis.set_axis_off()
+  _save(figure, path)
+  return True
+
+
+def _bars(axis, record):
+  count, confidence, right = np.asarray(record.bins).T
+  there = count > 0
+  edges = np.linspace(0, 1, len(count) + 1)
+  height = np.where(there, right / np.where(there, count, 1), 0)
+  # Most answers are in the last bin: the square root lets others be seen.
+  shade = 0.2 + 0.8 * np.sqrt(count / max(count.max(), 1))
+  for left, top, alpha in zip(edges[:-1], height, shade, strict=True):
+    axis.bar(
+      left, top, 1 / len(count), align='edge', color=_COLOURS[0], alpha=alpha
+    )
+  mean = confidence[there] / count[there]
+  axis.scatter(mean, height[there], color=_COLOURS[1], s=10, zorder=3)
+  axis.plot([0, 1], [0, 1], color=_GREY, linewidth=1, zorder=2)
+  axis.set_xlim(0, 1)
+  axis.set_ylim(0, 1)
+  axis.set_title(
+    f'{record.name}: error {table.number(record.calibration, ".2%")}',
+    fontsize=9,
+  )
+  axis.set_xlabel('confidence', fontsize=8)
+  axis.set_ylabel('accuracy', fontsize=8)
+  axis.tick_params(labelsize=7)
+
+
 def layers(
   coverage: Mapping[str, Sequence[records.LeafRecord]],
   path: str | os.PathLike,

@@ -71,6 +71,31 @@ class StageRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+  """One row of the table of answers, all on held-out data.
+
+  Attributes:
+    name: of the stage.
+    loss: its cross entropy in nats.
+    calibration: its calibration error; see `report.calibration`.
+    bins: (answers, sum of confidences, right answers) of each bin of confidence.
+    against: the stage that it is compared with: its teacher, or the reference.
+    against_loss: the cross entropy of that one.
+    agreement: `{k: how often that one's first choice is among its first k}`.
+    kl: mean KL(that one || this) at temperature 1, in nats.
+  """
+
+  name: str
+  loss: float | None = None
+  calibration: float | None = None
+  bins: tuple[tuple[float, float, float], ...] = ()
+  against: str | None = None
+  against_loss: float | None = None
+  agreement: Mapping[int, float] = dataclasses.field(default_factory=dict)
+  kl: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LeafRecord:
   """One row of the coverage table: a leaf of the parameters.
 
@@ -206,6 +231,13 @@ def stage_from_json(x: Mapping[str, Any]) -> StageRecord:
   latency = {int(b): Timing(**_floats(t)) for b, t in x['latency'].items()}
   x = _floats(x) | dict(latency=latency, notes=tuple(x['notes']))
   return StageRecord(**x)
+
+
+def answers_from_json(x: Mapping[str, Any]) -> Answers:
+  """The inverse of `to_json` of an Answers."""
+  agreement = {int(k): float(value) for k, value in x['agreement'].items()}
+  bins = tuple(tuple(map(float, b)) for b in x['bins'])
+  return Answers(**_floats(x) | dict(agreement=agreement, bins=bins))
 
 
 def leaf_from_json(x: Mapping[str, Any]) -> LeafRecord:

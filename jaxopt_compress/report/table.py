@@ -86,6 +86,32 @@ def stages(rows: Sequence[records.StageRecord], style: str = 'text') -> str:
   return _table(columns, rows, style)
 
 
+def answers(rows: Sequence[records.Answers], style: str = 'text') -> str:
+  """The table of answers: what each stage says, beside what its teacher says."""
+  ks = sorted({k for r in rows for k in r.agreement})
+  columns = [
+    ('stage', lambda r: r.name),
+    ('cross entropy', lambda r: number(r.loss, '.4f')),
+    ('calibration error', lambda r: number(r.calibration, '.2%')),
+  ]
+  # Only what was measured has a column.
+  if any(r.against for r in rows):
+    columns += [
+      ('against', lambda r: r.against or '-'),
+      ('its cross entropy', lambda r: number(r.against_loss, '.4f')),
+    ]
+  for k in ks:
+    columns.append(
+      (
+        f'agreement@{k}',
+        lambda r, k=k: number(r.agreement.get(k), '.2%'),
+      )
+    )
+  if any(r.kl is not None for r in rows):
+    columns.append(('KL at T=1', lambda r: number(r.kl, '.4f')))
+  return _table(columns, rows, style)
+
+
 def coverage(rows: Sequence[records.LeafRecord], style: str = 'text') -> str:
   """The coverage table: one row a leaf."""
   columns = [

@@ -4,11 +4,15 @@ loss       mean of -log p(label)                         nats
 accuracy   fraction with argmax = label
 agreement  fraction with argmax = argmax of the reference
 kl         mean of KL(reference || model)                nats
+
+Answers to the same batches can be compared again, with those of another model.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +23,7 @@ from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import positions
+from jaxopt_compress.report import calibration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,20 @@ class Evaluation:
   agreement: float | None = None
   kl: float | None = None
   logits: Sequence[jax.Array] = ()
+  reliability: np.ndarray | None = None  # see `report.calibration`
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+  """How close answers are to those of another model.
+
+  Attributes:
+    agreement: `{k: how often the other's first choice is among the first k}`.
+    kl: mean KL(other || model) at temperature 1, in nats.
+  """
+
+  agreement: Mapping[int, float]
+  kl: float
 
 
 def forward(apply: Callable) -> Callable[..., jax.Array]:
@@ -76,11 +95,14 @@ def evaluate(
   """
   # Sums of a batch are float32; those of all batches are float64.
   sums, logits = np.zeros(5), []
+  reliability = np.zeros((3, calibration.BINS))
   for i, batch in enumerate(batches):
     y = batches_lib.call(forward_fn, (params, variables), batch[inputs])
     # Without a reference the last two sums are of the model against itself.
     other = y if reference is None else reference[i]
-    sums += np.asarray(_sums(y, batch[targets], batch['mask'], other), float)
+    found, bins = _sums(y, batch[targets], batch['mask'], other)
+    sums += np.asarray(found, float)
+    reliability += np.asarray(bins, float)
     logits.append(y)
   count, loss, accuracy, agreement, kl = sums
   if not count:
@@ -95,31 +117,73 @@ def evaluate(
     agreement=None if reference is None else agreement / count,
     kl=None if reference is None else kl / count,
     logits=logits,
+    reliability=reliability,
   )
+
+
+def fidelity(
+  answers: Sequence[jax.Array],
+  others: Sequence[jax.Array],
+  batches: Sequence[dict[str, np.ndarray]],
+  *,
+  targets: str,
+) -> Fidelity:
+  """How close answers are to others, over padded batches.
+
+  Args:
+    answers, others: logits for each batch, from the `logits` of evaluations.
+    batches, targets: as for `evaluate`.
+  """
+  ks = top_ks(answers[0].shape[-1])
+  sums = sum(
+    np.asarray(_fidelity(y, other, batch[targets], batch['mask'], ks), float)
+    for y, other, batch in zip(answers, others, batches, strict=True)
+  )
+  count, kl, *agreement = sums
+  return Fidelity(
+    {k: same / count for k, same in zip(ks, agreement, strict=True)}, kl / count
+  )
+
+
+def top_ks(classes: int) -> tuple[int, ...]:
+  """The k of agreement: 1, and 5 or so many that it can fail."""
+  return tuple(dict.fromkeys((1, max(min(5, classes - 1), 1))))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _fidelity(y, other, labels, mask, ks):
+  mask = _of_targets(mask, labels.shape)
+  kl, count = losses.kl(y, other, mask=mask)
+  same = [losses.agreement(y, other, k=k, mask=mask)[0] for k in ks]
+  return jnp.stack([count, kl, *same])
 
 
 @jax.jit
 def _sums(y, labels, mask, reference):
   """Sums over the examples that count: [count, loss, accuracy, agreement, kl].
 
+  And those by confidence.
+
   Args:
     y, reference: [b, ..., classes] logits.
     labels: [b, ...] int.
     mask: [b] or [b, ...] bool.
   """
-  # A mask of examples gets an axis of one for each axis of targets [b, ...].
-  mask = jnp.broadcast_to(
-    mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim)), labels.shape
-  )
+  mask = _of_targets(mask, labels.shape)
   right, count = positions.total(
     (y.argmax(-1) == labels).astype(jnp.float32), mask
   )
-  return jnp.stack(
-    [
-      count,
-      losses.cross_entropy(y, labels, mask)[0],
-      right,
-      losses.agreement(y, reference, mask=mask)[0],
-      losses.kl(y, reference, mask=mask)[0],
-    ]
-  )
+  sums = [
+    count,
+    losses.cross_entropy(y, labels, mask)[0],
+    right,
+    losses.agreement(y, reference, mask=mask)[0],
+    losses.kl(y, reference, mask=mask)[0],
+  ]
+  return jnp.stack(sums), calibration.reliability(y, labels, mask)
+
+
+def _of_targets(mask, shape):
+  """A mask of examples gets an axis of one for each axis of targets [b, ...]."""
+  mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
+  return jnp.broadcast_to(mask, shape)

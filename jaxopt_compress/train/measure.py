@@ -28,6 +28,7 @@ class Measured:
 
   Attributes:
     answers: on the held-out examples, beside those of the reference.
+    fidelity: of each stage to others, its teachers or the reference, by their names.
     deployed: parameters as they would be served.
     latency: by batch size, against the float form of the same model.
     kernels: a sentence on what served them; not of every stage.
@@ -36,6 +37,7 @@ class Measured:
   """
 
   answers: Mapping[str, evaluate.Evaluation]
+  fidelity: Mapping[str, Mapping[str, evaluate.Fidelity]]
   deployed: Mapping[str, Any]
   latency: Mapping[str, Mapping[int, Any]]
   kernels: Mapping[str, str]
@@ -55,11 +57,13 @@ def measure(
     built: its stages, in order.
     finished: `{name: {'params', 'variables', 'plain'}}` of each.
   """
-  answers = _answers(job, built, finished)
+  answers, fidelity = _answers(job, built, finished)
   deployed, kernels, wrong = _deployed(job, built, finished)
   latency = _latency(job, built, finished, deployed)
   exports, failed = _exports(job, built, finished, answers)
-  return Measured(answers, deployed, latency, kernels, exports, failed or wrong)
+  return Measured(
+    answers, fidelity, deployed, latency, kernels, exports, failed or wrong
+  )
 
 
 def repeated(job: job_lib.Job, batch: int) -> jax.Array:
@@ -69,10 +73,28 @@ def repeated(job: job_lib.Job, batch: int) -> jax.Array:
 
 
 def _answers(job, built, finished):
-  """What each stage answers on the held-out examples, the reference first."""
+  """(what each stage answers on the held-out examples, how close it is to others).
+
+  The reference comes first.
+  """
   by_name = {b.stage.name: b for b in built}
   first = job.plan.report.reference or built[0].stage.name
-  found = {}
+  others = {b.stage.name: b.stage.distil.stages or (first,) for b in built}
+  # Logits are large: only of those is all kept that others are compared with.
+  kept, found = {first, *(o for names in others.values() for o in names)}, {}
+  fidelity = {name: {} for name in by_name}
+  targets = job.plan.data.target
+
+  def compare(name):
+    for other in others[name]:
+      if other != name:
+        fidelity[name][other] = evaluate.fidelity(
+          found[name].logits,
+          found[other].logits,
+          job.data.test,
+          targets=targets,
+        )
+
   for name in [first, *(n for n in by_name if n != first)]:
     found[name] = evaluate.evaluate(
       by_name[name].model.forward,
@@ -80,14 +102,19 @@ def _answers(job, built, finished):
       finished[name]['variables'],
       job.data.test,
       inputs=job.plan.data.input,
-      targets=job.plan.data.target,
+      targets=targets,
       reference=found[first].logits if found else None,
     )
-    if name != first:  # one batch is enough to check an export
-      found[name] = dataclasses.replace(
-        found[name], logits=found[name].logits[:1]
-      )
-  return found
+    if name != first:  # its teachers may come later
+      compare(name)
+    if name not in kept:  # one batch is enough to check an export
+      found[name] = _of_one_batch(found[name])
+  compare(first)
+  return {name: _of_one_batch(e) for name, e in found.items()}, fidelity
+
+
+def _of_one_batch(evaluation):
+  return dataclasses.replace(evaluation, logits=evaluation.logits[:1])
 
 
 def _deployed(job, built, finished):

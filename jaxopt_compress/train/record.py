@@ -17,6 +17,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
+from jaxopt_compress.train import metrics as metrics_lib
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import plans
 from jaxopt_compress.train import shrink
@@ -46,6 +47,7 @@ def record(
   report = report_lib.Report(
     title=f'{job.plan.data.name}: {names}',
     stages=[_row(job, b, finished[b.stage.name], measured) for b in built],
+    answers=_said(built, measured),
     coverage=coverage,
     channels={
       b.stage.name: report_lib.channels.groups(b.plan)
@@ -54,6 +56,7 @@ def record(
     },
     facts={
       **job.data.facts,
+      **_losses(job, built),
       **_costs(job, built),
       **{f'export of {k}': said for k, said in measured.exports.items()},
       **_calibrated(built),
@@ -86,6 +89,51 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     latency=measured.latency[name],
     notes=_gone(built),
   )
+
+
+def _said(built, measured) -> list[report_lib.Answers]:
+  """The table of answers: of each stage, a row for each that it is compared with."""
+  rows = []
+  for name in (b.stage.name for b in built):
+    found = measured.answers[name]
+    sums = found.reliability
+    own = dict(loss=found.loss)
+    if sums is not None:
+      own['calibration'] = report_lib.calibration.error(sums)
+      own['bins'] = tuple(map(tuple, sums.T.tolist()))
+    close = measured.fidelity.get(name, {})
+    rows += [
+      report_lib.Answers(
+        name,
+        **own,
+        against=other,
+        against_loss=measured.answers[other].loss,
+        agreement=fidelity.agreement,
+        kl=fidelity.kl,
+      )
+      for other, fidelity in close.items()
+    ] or [report_lib.Answers(name, **own)]
+  return rows
+
+
+def _losses(job, built) -> dict[str, str]:
+  """The parts of the loss at the last step of each stage whose loss has several."""
+  last = {}
+  for line in metrics_lib.read(job.work / 'metrics.jsonl'):
+    last[line['stage']] = line
+  found = {}
+  for name in (b.stage.name for b in built):
+    line = dict(last.get(name, {}))
+    step = line.pop('step', None)
+    parts = {
+      key: x
+      for key, x in line.items()
+      if key not in ('stage', 'loss', 'grad_norm')
+    }
+    if parts:
+      said = ', '.join(f'{key} {x:.4g}' for key, x in parts.items())
+      found[f'loss of {name} at step {step}'] = f'{line["loss"]:.4g}: {said}'
+  return found
 
 
 def _gone(built) -> tuple[str, ...]:

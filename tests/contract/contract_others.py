@@ -49,6 +49,7 @@ OTHERS = {
   'pruning.structured.votes.by_group',
   'pruning.structured.votes.named',
   'pruning.structured.votes.put_together',
+  'report.records.answers_from_json',
   'report.records.group_from_json',
   'report.records.leaf_from_json',
   'report.records.stage_from_json',

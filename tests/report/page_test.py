@@ -38,20 +38,24 @@ class PageTest(parameterized.TestCase):
       '| jax ',
     ):
       self.assertIn(expected, text)
-    for name in ('metric', 'layers', 'channels', 'weights'):
+    for name in ('metric', 'layers', 'channels', 'calibration', 'weights'):
       self.assertIn(f'(plots/{name}.png)', text)
       self.assertTrue(os.path.exists(f'{folder}/plots/{name}.png'))
     # Nothing but the report is left behind.
     self.assertCountEqual(
       os.listdir(folder), ['plots', 'report.json', 'report.md']
     )
-    self.assertLen(os.listdir(f'{folder}/plots'), 4)
+    self.assertLen(os.listdir(f'{folder}/plots'), 5)
     back = page.read(folder)
     self.assertEqual(
       records.to_json(back.stages), records.to_json(report.stages)
     )
     self.assertEqual(back.coverage, dict(report.coverage))
     self.assertEqual(back.channels, dict(report.channels))
+    self.assertEqual(
+      records.to_json(back.answers), records.to_json(report.answers)
+    )
+    self.assertIn('## Answers', text)
 
   def test_json_is_strict(self):
     folder = temporary(self)

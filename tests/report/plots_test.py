@@ -26,6 +26,7 @@ class PlotsTest(absltest.TestCase):
     self.assertFalse(plots.layers({'a': []}, path))
     self.assertFalse(plots.histograms({}, path))
     self.assertFalse(plots.channels({'a': []}, path))
+    self.assertFalse(plots.reliability([records.Answers('a')], path))
     self.assertFalse(os.path.exists(path))
 
   def test_odd_values(self):
@@ -47,6 +48,10 @@ class PlotsTest(absltest.TestCase):
     self.assertTrue(
       plots.channels({'s': [one], 't': many, 'u': []}, f'{folder}/c.png')
     )
+    # Nobody is ever less sure than one over the classes: most bins are empty.
+    bins = ((0.0, 0.0, 0.0), (3.0, 2.5, 3.0))
+    answers = [records.Answers(n, 1.0, math.nan, bins) for n in 'abcde']
+    self.assertTrue(plots.reliability(answers, f'{folder}/r.png'))
     same = records.StageRecord('a', 0.0, bytes_memory=1)
     other = dataclasses.replace(same, metric='bits per byte', spec='.3f')
     self.assertTrue(

@@ -46,6 +46,11 @@ def example():
   coverage = {'halved': leaves_lib.coverage(params, reference, met)}
   channels = {'halved': report_records.GROUPS}
   report = page.Report(
-    'A title', stages, coverage, channels, facts={'gzip -9': 2.5}
+    'A title',
+    stages,
+    coverage,
+    channels,
+    facts={'gzip -9': 2.5},
+    answers=report_records.ANSWERS,
   )
   return report, {'a/kernel': (kernel, params['a']['kernel'].materialize())}

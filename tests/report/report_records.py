@@ -27,6 +27,21 @@ STAGES = [
   records.StageRecord('empty'),
 ]
 
+ANSWERS = [
+  records.Answers('teacher', 0.031, 0.012, ((0.0,) * 3,) * 14 + ((9, 8.8, 9),)),
+  records.Answers(
+    'int8',
+    math.nan,
+    0.25,
+    ((2.0, 0.1, 0.0), (1.0, 0.9, 1.0)),
+    against='teacher',
+    against_loss=0.031,
+    agreement={1: 0.97, 5: 1.0},
+    kl=0.00213,
+  ),
+  records.Answers('empty'),
+]
+
 GROUPS = [
   records.GroupRecord('a:-1', 4, 2, (1.0, 0.0, 0.0, 1.0), leaves=3),
   records.GroupRecord(

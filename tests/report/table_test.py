@@ -28,6 +28,21 @@ class TableTest(parameterized.TestCase):
         """),
     )
 
+  def test_answers(self):
+    self.assertEqual(
+      table.answers(report_records.ANSWERS),
+      drawn("""
+        stage    cross entropy  calibration error  against  its cross entropy  agreement@1  agreement@5  KL at T=1
+        -------  -------------  -----------------  -------  -----------------  -----------  -----------  ---------
+        teacher         0.0310              1.20%  -                        -            -            -          -
+        int8               nan             25.00%  teacher             0.0310       97.00%      100.00%     0.0021
+        empty                -                  -  -                        -            -            -          -
+        """),
+    )
+    # Only what was measured has a column.
+    alone = table.answers(report_records.ANSWERS[:1])
+    self.assertRegex(alone, '^stage +cross entropy +calibration error\n')
+
   def test_leaves_as_markdown(self):
     self.assertEqual(
       table.coverage(report_records.LEAVES, 'markdown'),

@@ -49,6 +49,15 @@ class EvaluateTest(parameterized.TestCase):
     self.assertAlmostEqual(got.kl, kl.mean(), places=5)
     self.assertIsNone(teacher.agreement)
     self.assertIsNone(teacher.kl)
+    close = evaluate.fidelity(
+      got.logits, teacher.logits, batches, targets='label'
+    )
+    first = np.argsort(-log_p, -1, kind='stable')[..., :4]
+    among = (first == log_q.argmax(-1)[..., None]).any(-1).mean()
+    self.assertAlmostEqual(close.agreement[1], got.agreement, places=6)
+    self.assertAlmostEqual(close.agreement[4], among, places=6)
+    self.assertAlmostEqual(close.kl, kl.mean(), places=5)
+    self.assertEqual(got.reliability[0].sum(), labels.size)
 
   def test_inputs_of_several_arguments(self):
     def apply(params, variables, x, shift):

@@ -61,6 +61,10 @@ class MeasureTest(absltest.TestCase):
     self.assertIsNone(found.answers['float'].kl)
     self.assertLess(found.answers['int8'].kl, 1e-3)
     self.assertEqual(found.answers['int8'].count, 100)
+    self.assertEqual(found.fidelity['float'], {})
+    close = found.fidelity['int8']['float']
+    self.assertEqual(close.kl, found.answers['int8'].kl)
+    self.assertEqual(close.agreement[1], found.answers['int8'].agreement)
     self.assertLen(found.answers['int8'].logits, 1)  # enough for an export
     self.assertEqual(set(found.latency), {'float', 'int8'})
     self.assertEqual(set(found.latency['int8']), {1, 3})

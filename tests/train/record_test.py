@@ -80,6 +80,7 @@ class RecordTest(absltest.TestCase):
     }
     measured = measure.Measured(
       answers=answers,
+      fidelity={'int8': {'float': evaluate.Fidelity({1: 0.9, 5: 1.0}, 0.01)}},
       deployed={'float': params, 'int8': params},
       latency={'float': {}, 'int8': {}},
       kernels={'int8': 'packed'},
@@ -98,6 +99,10 @@ class RecordTest(absltest.TestCase):
     self.assertEqual(
       (rows['int8'].agreement, rows['int8'].kl, rows['int8'].bytes_disk),
       (0.9, 0.01, 123),
+    )
+    self.assertEqual(
+      [(a.name, a.against, a.agreement, a.kl) for a in page.answers],
+      [('float', None, {}, None), ('int8', 'float', {1: 0.9, 5: 1.0}, 0.01)],
     )
     # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
     self.assertBetween(rows['float'].flops, 1184, 1300)

@@ -24,6 +24,20 @@ class AgreementTest(parameterized.TestCase):
     got = losses.agreement(s, t, mask=mask)
     self.assertEqual(tuple(float(x) for x in got), expected)
 
+  @parameterized.parameters((1, 1), (2, 2), (3, 3))
+  def test_among_the_first_k(self, k, expected):
+    # Of the last row no choice is the first of all: equal ones are in order.
+    s = jnp.array([[3.0, 2, 1], [3.0, 2, 1], [2.0, 2, 2]])
+    t = jnp.array([[9.0, 0, 0], [0, 0, 9.0], [0, 9.0, 0]])
+    total, count = losses.agreement(s, t, k=k)
+    order = np.argsort(-np.asarray(s), -1, kind='stable')[:, :k]
+    own = sum(int(np.argmax(b)) in row for row, b in zip(order, t, strict=True))
+    self.assertEqual((float(total), float(count), own), (expected, 3, expected))
+
+  def test_of_no_choice(self):
+    with self.assertRaisesRegex(ValueError, 'k=0; at least one'):
+      losses.agreement(jnp.zeros((1, 2)), jnp.zeros((1, 2)), k=0)
+
 
 if __name__ == '__main__':
   absltest.main()
