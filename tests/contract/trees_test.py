@@ -21,6 +21,7 @@ import optax
 import jaxopt_compress as jc
 from jaxopt_compress import report
 from jaxopt_compress.calibration import trials
+from jaxopt_compress.distillation import growth
 from jaxopt_compress.distillation import matching
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import positions
@@ -361,6 +362,7 @@ def takes_trees():
     jc.adapters,
     jc.calibration,
     jc.distillation,
+    growth,
     jc.parallel,
     jc.pruning,
     storage,
