@@ -3,7 +3,8 @@
     l1            sum |theta|
     l2            sum theta^2
     group_lasso   sum over groups g of  sqrt(size of g) ||theta_g||_2
-    towards       squared distance to other parameters
+    towards       mean squared distance to other parameters
+    l2_sp         sum of squared distances to other parameters
 
 They are used with `matching.regularized`; `by_path` says for which leaves. All are
 float32.
@@ -27,10 +28,13 @@ Penalty = Callable[[Any], jax.Array]
 def l1(params: Any) -> jax.Array:
   """sum |theta|. Tibshirani 1996 (the lasso). It draws single weights to zero.
 
+  At 0 the gradient is 0, so that what is zero stays.
+
   >>> float(l1({'w': jnp.array([1., -2.])}))
   3.0
   """
-  return _sum(lambda x: jnp.sum(jnp.abs(x)), params)
+  # The derivative of `abs` is 1 at 0, that of this product sign(x).
+  return _sum(lambda x: jnp.sum(x * jnp.sign(x)), params)
 
 
 def l2(params: Any) -> jax.Array:
@@ -83,7 +87,6 @@ def group_lasso(axis: int | Sequence[int] = -1) -> Penalty:
 def towards(reference: Any) -> Penalty:
   """Mean squared distance to `reference`, a tree like the parameters.
 
-  Li et al. 2018, https://arxiv.org/abs/1802.01483 (L2-SP), up to scale.
   The reference is a constant of the program: for large ones, pass it as an argument
   of the loss and call `matching.squared_distance` there.
 
@@ -91,6 +94,24 @@ def towards(reference: Any) -> Penalty:
   2.0
   """
   return lambda params: matching.squared_distance(params, reference)
+
+
+def l2_sp(reference: Any) -> Penalty:
+  """sum (theta - reference)^2, without the half: `l2` with another origin.
+
+  Li et al. 2018, https://arxiv.org/abs/1802.01483, eq. 4 (L2-SP), of parameters that
+  were trained before; `l2` is for the others there.
+  The reference is a constant of the program, as for `towards`.
+
+  >>> float(l2_sp({'w': jnp.ones(2)})({'w': jnp.array([1., 3.])}))
+  4.0
+  """
+
+  def penalty(params):
+    number = sum(x.size for x in jax.tree.leaves(lift.materialize(reference)))
+    return number * matching.squared_distance(params, reference)
+
+  return penalty
 
 
 def by_path(rules: Sequence[tuple[str, Penalty | None]]) -> Penalty:

@@ -146,6 +146,14 @@ class Adapters:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalty:
+  """weight * R(parameters), added to the loss; see `train.penalty`."""
+
+  rules: tuple = ()  # of (regex, word)
+  weight: float = fields.option(0.0, '[0, inf)', needs='penalty')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shrink:
   """Which channels go before the stage begins; see `train.shrink`.
 
@@ -215,6 +223,9 @@ class Stage:
     Optimizer, needs='steps', name='optimizer'
   )
   distil: Distil = fields.record(Distil, needs='steps')
+  penalty: Penalty = fields.record(
+    Penalty, prefix='penalty_', needs='steps', rules='penalty'
+  )
   shrink: Shrink = fields.level(Shrink)
   prune: Prune = fields.record(Prune, prefix='prune_', rules='prune')
   quantize: Quantize = fields.record(Quantize, rules='quantize')

@@ -27,6 +27,7 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
+from jaxopt_compress.train import penalty
 from jaxopt_compress.train import shrink
 
 _SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
@@ -206,6 +207,7 @@ def _check_references(plan):
         f'{where} has adapters, which are trained beside the finished parameters'
         ' of another stage. Set steps and init, and prune in a stage before.'
       )
+    penalty.check(where, stage.penalty)
     if stage.shrink.asked:
       _check_shrink(where, stage)
     elif not stage.steps and not (stage.prune.rules or stage.quantize.rules):

@@ -27,6 +27,7 @@ from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
 from jaxopt_compress.train import options
+from jaxopt_compress.train import penalty
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import shrink as shrink_lib
 from jaxopt_compress.train import state as state_lib
@@ -130,6 +131,7 @@ def build(
         compression=compression,
         learned_optimizer=learned,
         follow=stage.distil.follows,
+        origins=penalty.origins(stage.penalty, params),
       )
 
     # Shapes alone: what does not fit raises here, and nothing is computed.
@@ -142,7 +144,7 @@ def build(
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
     model.apply,
-    distil.loss_of(stage, data),
+    penalty.added(distil.loss_of(stage, data), stage.penalty),
     optimizer,
     inputs=data.input,
     compression=compression,

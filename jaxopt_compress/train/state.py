@@ -47,6 +47,8 @@ class Seen:
     step: scalar int32, traced: how many steps are done.
     share: of its own example in each input, the one before it having the rest; None
       where inputs are no mixtures.
+    params: plain, before any compression.
+    origins: what `TrainState` says.
   """
 
   outputs: Outputs
@@ -54,6 +56,8 @@ class Seen:
   teachers: tuple[Outputs, ...]
   step: jax.Array
   share: jax.Array | None = None
+  params: Any = None
+  origins: Any = None
 
 
 class Part(NamedTuple):
@@ -90,6 +94,7 @@ class TrainState:
     rng: a key that never changes; step i uses `fold_in(rng, i)`.
     average: (params, variables), the moving average of what the student computes
       with, float32; () where nobody asks for it. No part of what a stage leaves.
+    origins: {path: where a penalty draws a parameter to}, see `train.penalty`.
   """
 
   step: jax.Array
@@ -101,6 +106,7 @@ class TrainState:
   learned_opt_state: Any
   rng: jax.Array
   average: Any = ()
+  origins: Any = ()
 
 
 def create(
@@ -112,6 +118,7 @@ def create(
   compression: compression_lib.Compression | None = None,
   learned_optimizer: optax.GradientTransformation | None = None,
   follow: bool = False,
+  origins: Any = (),
 ) -> TrainState:
   """The state before the first step. Works under `jax.eval_shape`.
 
@@ -122,6 +129,7 @@ def create(
     compression: what happens to the parameters meanwhile.
     learned_optimizer: of what the compression learns; the same by default.
     follow: whether a moving average of the student is kept.
+    origins: see `TrainState`.
 
   Raises:
     ValueError: a leaf of `params` is compressed: the optimizer would take its codes
@@ -145,6 +153,7 @@ def create(
     learned_opt_state=(learned_optimizer or optimizer).init(learned),
     rng=rng,
     average=average,
+    origins=origins,
   )
 
 
@@ -218,7 +227,10 @@ def train_step(
       (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      parts = loss(Seen((y, out), batch, said, state.step, share))
+      seen = Seen(
+        (y, out), batch, said, state.step, share, params, state.origins
+      )
+      parts = loss(seen)
       means = _means(parts, replicas)
       total = sum(parts[name].weight * mean for name, mean in means.items())
       return total, (means, variables, stats)
@@ -304,6 +316,7 @@ def _next(state, grads, variables, stats, optimizers, compression):
     learned_opt_state=done.opt_states[1],
     rng=state.rng,
     average=state.average,
+    origins=state.origins,
   )
 
 

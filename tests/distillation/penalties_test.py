@@ -18,12 +18,17 @@ class PenaltiesTest(parameterized.TestCase):
     (penalties.l1, 6.0),
     (penalties.l2, 14.0),
     (penalties.towards(B), 4.0),
+    (penalties.l2_sp(B), 20.0),
     (penalties.by_path([(r'w', penalties.l2), (r'.*', None)]), 9.0),
     (penalties.by_path([(r'w', penalties.l2), (r'b', penalties.l1)]), 12.0),
     (penalties.by_path([(r'.*', None)]), 0.0),
   )
   def test_values(self, penalty, expected):
     self.assertEqual(float(penalty(A)), expected)
+
+  def test_what_is_zero_stays(self):
+    grads = jax.grad(penalties.l1)({'w': jnp.array([-2.0, 0.0, 3.0])})['w']
+    self.assertEqual(grads.tolist(), [-1.0, 0.0, 1.0])
 
   def test_group_lasso(self):
     w = np.array([[3.0, 1.0], [4.0, 0.0]], np.float32)

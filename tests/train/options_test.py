@@ -12,6 +12,7 @@ STAGE = """
   name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   teacher loss alpha temperature ensemble ema_decay teacher_dtype
+  penalty penalty_weight
   shrink
   prune prune_score prune_scope prune_k prune_span prune_every
   prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
@@ -106,6 +107,8 @@ class RangesTest(parameterized.TestCase):
     ('teacher', dict(teacher_dtype='bfloat16')),
     ('steps', dict(mixup=1.0, steps=0)),
     ('steps', dict(teacher='t', steps=0)),
+    ('penalty', dict(penalty_weight=1.0, steps=1)),
+    ('steps', dict(penalty=(('.*', 'l2'),), penalty_weight=1.0, steps=0)),
     ('lora', dict(lora_alpha=1.0)),
     ('lora', dict(lora_rank_stabilized=True)),
     ('steps', dict(optimizer='sgd', steps=0)),
