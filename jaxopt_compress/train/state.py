@@ -230,9 +230,7 @@ def train_step(
       seen = Seen(
         (y, out), batch, said, state.step, share, params, state.origins
       )
-      parts = loss(seen)
-      means = _means(parts, replicas)
-      total = sum(parts[name].weight * mean for name, mean in means.items())
+      total, means = _total(loss(seen), replicas)
       return total, (means, variables, stats)
 
     gradient = jax.value_and_grad(total_loss, argnums=(0, 1), has_aux=True)
@@ -277,15 +275,16 @@ def _answers(taught, frozen, x):
   return tuple(f(*tree, x)[:2] for f, tree in zip(taught, frozen, strict=True))
 
 
-def _means(parts, replicas):
-  """{name: sum of this replica / mean count}: averaged, they are the means over all.
+def _total(parts, replicas):
+  """The loss, and {name: sum of this replica / mean count} of its parts.
 
-  So are their gradients, however a mask cuts the examples. A count has no gradient,
+  Averaged, they are the means over all. So are their gradients, however a mask cuts the examples. A count has no gradient,
   and is averaged before that is taken.
   """
   counts = {n: p.count.astype(p.sum.dtype) for n, p in parts.items()}
   counts = replicas(jax.lax.stop_gradient(counts))
-  return {n: losses.mean(p.sum, counts[n]) for n, p in parts.items()}
+  means = {n: losses.mean(p.sum, counts[n]) for n, p in parts.items()}
+  return sum(parts[n].weight * mean for n, mean in means.items()), means
 
 
 def _metrics(total, means, grads):
