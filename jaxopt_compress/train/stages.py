@@ -118,21 +118,8 @@ def build(
     blank = _placeholders(stage, model)
     drawn = words.seeded(stage, seed)
     compression = compression_of(drawn, model.uses, blank)
-    trained = adapters if stage.adapters.rules else everything
     optimizer, learned = optimizer_lib.pair(stage.optimizer, stage.steps)
-
-    def create(params, variables, rng, ranges):
-      params, compression = trained(drawn, model.uses, params, rng, ranges)
-      return state_lib.create(
-        params,
-        variables,
-        rng,
-        optimizer,
-        compression=compression,
-        learned_optimizer=learned,
-        follow=stage.distil.follows,
-        origins=penalty.origins(stage.penalty, params),
-      )
+    create = _creates(drawn, model.uses, optimizer, learned)
 
     # Shapes alone: what does not fit raises here, and nothing is computed.
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -163,6 +150,26 @@ def build(
     final=final,
     ranges=blank,
   )
+
+
+def _creates(stage, uses, optimizer, learned):
+  """`Built.create`."""
+  trained = adapters if stage.adapters.rules else everything
+
+  def create(params, variables, rng, ranges):
+    params, compression = trained(stage, uses, params, rng, ranges)
+    return state_lib.create(
+      params,
+      variables,
+      rng,
+      optimizer,
+      compression=compression,
+      learned_optimizer=learned,
+      follow=stage.distil.follows,
+      origins=penalty.origins(stage.penalty, params),
+    )
+
+  return create
 
 
 def _final(stage, model, compression, template):

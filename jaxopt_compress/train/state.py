@@ -278,8 +278,8 @@ def _answers(taught, frozen, x):
 def _total(parts, replicas):
   """The loss, and {name: sum of this replica / mean count} of its parts.
 
-  Averaged, they are the means over all. So are their gradients, however a mask cuts the examples. A count has no gradient,
-  and is averaged before that is taken.
+  Averaged, they are the means over all. So are their gradients, however a mask cuts
+  the examples. A count has no gradient, and is averaged before that is taken.
   """
   counts = {n: p.count.astype(p.sum.dtype) for n, p in parts.items()}
   counts = replicas(jax.lax.stop_gradient(counts))
