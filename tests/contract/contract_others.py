@@ -18,6 +18,9 @@ OTHERS = {
   'distillation.cache.fingerprint.fingerprint',  # of codes as they are
   'distillation.cache.source.read',
   'distillation.cache.write.write',
+  'distillation.losses.labels.distill',  # logits
+  'distillation.losses.weighting.weighted',
+  'distillation.on_policy.mixed',  # sequences
   'distillation.layers.starts',  # asks about shapes
   'kernels.choose.tune',  # packs, by time
   'kernels.pack.packable',

@@ -23,6 +23,7 @@ from jaxopt_compress import report
 from jaxopt_compress.calibration import trials
 from jaxopt_compress.distillation import growth
 from jaxopt_compress.distillation import matching
+from jaxopt_compress.distillation import on_policy
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
@@ -229,6 +230,14 @@ COUNTS = {
   'distillation.penalties.l1': penalties.l1,
   'distillation.penalties.l2': penalties.l2,
   'distillation.penalties.towards': lambda t: penalties.towards(t)(DENSE),
+  'distillation.on_policy.sample': lambda t: on_policy.sample(
+    jc.lift(lambda t, x, cache: (apply(t, X)[:, None], cache)),
+    t,
+    LABELS[:, None],
+    (),
+    length=3,
+    key=KEY,
+  ),
   'distillation.positions.gated': lambda t: positions.gated(
     jnp.float32(0.5), lambda p: jc.lift(apply)(p, X), t
   ),
@@ -331,6 +340,11 @@ KEEPS = {
 }
 # What would count codes says which leaf it is.
 REFUSES = {
+  'distillation.accumulation.accumulated': lambda t: (
+    jc.distillation.accumulated(lambda t, x: (apply(t, x).sum(), 1.0))(
+      t, X[None]
+    )
+  ),
   'pruning.structured.experts.unreachable': unreachable,
   'pruning.structured.compensate.compensate': compensated,
   'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
