@@ -1,17 +1,22 @@
 """Entries drawn from a teacher's answer: unbiased, where the top k are not.
 
-    i_1 .. i_n ~ p,      p^ = counts / n,      E[p^] = p
+    u_j ~ [j - 1, j) / n      i_j = where p_1 + .. + p_i passes u_j
+    p^ = counts / n           E[p^] = p
 
 A loss that is linear in the target, as -sum p^ log q is, then has the expected value
 and gradient of the whole distribution, tail included. The k likeliest of p have not: a
 student matches their mass, and learns nothing of what is inside the tail.
 
-Anshumann et al. 2025, https://arxiv.org/abs/2503.16870, section 4, draw from p^t; this is
-t = 1, where each draw has weight 1 / n, so that counts are all there is to keep.
+One draw from each n-th part of the distribution, rather than n from all of it, is as
+unbiased: a class of mass p is drawn n p times, give or take what it has of the parts at
+its two ends. Anshumann et al. 2025, https://arxiv.org/abs/2503.16870, section 4, draw
+from p^t, independently; this is t = 1, where each draw has weight 1 / n, so that counts
+are all there is to keep.
 """
 
+import functools
+
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.distillation import positions
@@ -44,18 +49,21 @@ def sample(
       ' expected.'
     )
   wide = positions.prepared(logits, None)
-
-  def draw(key):
-    return jax.random.categorical(key, wide)
-
-  # One after the other: together they take k times the logits in noise.
-  ids = jnp.moveaxis(lax.map(draw, jax.random.split(key, k)), 0, -1)
-  ids = jnp.sort(ids, axis=-1).astype(jnp.int32)
+  mass = jnp.cumsum(jax.nn.softmax(wide), axis=-1)
+  # Not the last sum itself, which no class that has mass would end above.
+  most = jnp.nextafter(mass[..., -1:], 0.0)
+  u = jax.random.uniform(key, (*wide.shape[:-1], k), wide.dtype)
+  part = jnp.expand_dims(jnp.arange(k, dtype=u.dtype), range(u.ndim - 1))
+  u = jnp.minimum((part + u) / k * most, most)
+  find = functools.partial(jnp.searchsorted, side='right')
+  for _ in wide.shape[:-1]:
+    find = jax.vmap(find)
+  ids = find(mass, u).astype(jnp.int32)
   counts = (ids[..., :, None] == ids[..., None, :]).sum(-1)
   again = ids == jnp.roll(ids, 1, axis=-1)
   first = ~again.at[..., 0].set(False)
   share = jnp.where(first, counts, 0) / jnp.float32(k)
-  # NaN would be drawn as class 0, which nobody would notice.
+  # NaN would be drawn as some class, which nobody would notice.
   bad = jnp.isnan(wide).any(-1, keepdims=True)
   log_probs = jnp.where(bad, jnp.nan, jnp.log(share))
   return ids, log_probs, jnp.full(ids.shape[:-1], -jnp.inf)
