@@ -8,7 +8,7 @@
     labels          cross_entropy, hard (the teacher's first choice), distill
     weighting       weighted: a sum of losses, or over teachers
     scaled          centered, standardized: logits as any of them may take them
-    tail            topk_kl, topk_reverse_kl: the teacher's k likeliest classes and the rest
+    tail            topk_kl, topk_reverse_kl, topk_jsd: the k likeliest classes, and the rest as one
     chunked         any of these of `Logits(hidden, kernel)`, a block of positions at a time
     agreement       1 where student and teacher have the same argmax
 
@@ -47,6 +47,7 @@ from jaxopt_compress.distillation.losses.ranking import list_mle
 from jaxopt_compress.distillation.losses.ranking import logistic_ranking
 from jaxopt_compress.distillation.losses.scaled import centered
 from jaxopt_compress.distillation.losses.scaled import standardized
+from jaxopt_compress.distillation.losses.tail import topk_jsd
 from jaxopt_compress.distillation.losses.tail import topk_kl
 from jaxopt_compress.distillation.losses.tail import topk_reverse_kl
 from jaxopt_compress.distillation.losses.weighting import weighted
@@ -77,6 +78,7 @@ __all__ = [
   'skew_reverse_kl',
   'standardized',
   'tail',
+  'topk_jsd',
   'topk_kl',
   'topk_reverse_kl',
   'total_variation',

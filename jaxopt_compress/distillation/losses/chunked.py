@@ -21,6 +21,7 @@ nothing is computed for what nobody differentiates, such as a teacher.
 from collections.abc import Callable
 import dataclasses
 import functools
+import inspect
 import math
 
 import jax
@@ -115,7 +116,8 @@ def chunked(
     what `tail.compress` kept.
 
   Raises:
-    ValueError: (when called) no argument is `Logits`, or shapes do not fit.
+    ValueError: the loss compares positions, as `dist` does; or, when called, no
+      argument is `Logits`, or shapes do not fit.
 
   >>> from jaxopt_compress.distillation import losses
   >>> h, w, labels = jnp.ones((6, 3)), jnp.ones((3, 5)), jnp.zeros(6, int)
@@ -123,6 +125,11 @@ def chunked(
   >>> round(float(total / count), 4)  # log 5
   1.6094
   """
+  if 'axis_name' in inspect.signature(loss).parameters:
+    raise ValueError(
+      f'{getattr(loss, "__name__", loss)} compares positions with one another (it takes an axis_name),'
+      ' so it is no sum over blocks. Form all logits for it.'
+    )
   if chunk is not None and not chunk >= 1:
     raise ValueError(f'chunk={chunk}: a block has at least one position.')
 

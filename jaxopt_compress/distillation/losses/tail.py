@@ -6,6 +6,7 @@
 
     topk_kl          KL(p_b || q_b)
     topk_reverse_kl  KL(q_b || p_b)
+    topk_jsd         the generalised Jensen-Shannon divergence of p_b and q_b
 
 Of sums, KL(p_b || q_b) <= KL(p || q): nothing is said of what lies inside the tail, but
 its mass is right. Losses without the last number are blind to it. Renormalised over
@@ -103,6 +104,20 @@ def topk_reverse_kl(
   """KL(student || teacher) over the k classes and the tail, as `topk_kl`."""
   log_q, log_p = buckets(student_logits, ids, log_probs, log_tail, mask=mask)
   return divergences.reverse_kl(log_q, log_p, mask=mask)
+
+
+def topk_jsd(
+  student_logits: jax.Array,
+  ids: jax.Array,
+  log_probs: jax.Array,
+  log_tail: jax.Array,
+  *,
+  beta: float | jax.Array = 0.5,
+  mask: jax.Array | None = None,
+) -> SumAndCount:
+  """`jsd` over the k classes and the tail; `beta` as there, the rest as `topk_kl`."""
+  log_q, log_p = buckets(student_logits, ids, log_probs, log_tail, mask=mask)
+  return divergences.jsd(log_q, log_p, beta=beta, mask=mask)
 
 
 def buckets(

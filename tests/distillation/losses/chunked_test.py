@@ -311,6 +311,8 @@ class RefusedTest(absltest.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         loss(*args, mask=weights)
+    with self.assertRaisesRegex(ValueError, 'dist compares positions'):
+      losses.chunked(losses.dist)
     with self.assertRaisesRegex(ValueError, 'chunk=0'):
       losses.chunked(losses.kl, chunk=0)
 

@@ -16,6 +16,7 @@ INF = np.inf
 LOSSES = {
   'kl': jax.jit(losses.topk_kl),
   'reverse': jax.jit(losses.topk_reverse_kl),
+  'jsd': jax.jit(losses.topk_jsd),
 }
 
 
@@ -31,8 +32,13 @@ def buckets_oracle(x, ids):
 def oracle(name, student, teacher, k):
   ids = np.argsort(-np.asarray(teacher, np.float64), -1)[..., :k]
   q, p = buckets_oracle(student, ids), buckets_oracle(teacher, ids)
-  pair = (p, q) if name == 'kl' else (q, p)
-  return special.rel_entr(*pair).sum(-1)
+  kl = lambda p, q: special.rel_entr(p, q).sum(-1)
+  m = (p + q) / 2
+  return {
+    'kl': kl(p, q),
+    'reverse': kl(q, p),
+    'jsd': (kl(p, m) + kl(q, m)) / 2,
+  }[name]
 
 
 class TailTest(parameterized.TestCase):
@@ -62,6 +68,15 @@ class TailTest(parameterized.TestCase):
       want = (w * oracle(name, s, t, k)).sum()
       np.testing.assert_allclose(total, want, rtol=1e-5)
       self.assertEqual(float(count), w.sum())
+
+  def test_what_a_bucket_is_serves_any_loss(self):
+    s, t = logits(0), logits(1)
+    got = losses.total_variation(
+      *losses.tail.buckets(s, *losses.tail.compress(t, 3))
+    )
+    ids = np.argsort(-np.asarray(t), -1)[..., :3]
+    apart = np.abs(buckets_oracle(s, ids) - buckets_oracle(t, ids))
+    np.testing.assert_allclose(got[0], apart.sum() / 2, rtol=1e-5)
 
   def test_gradient(self):
     # d KL / d s_j = q_j - p_j of the k; of the tail, its mass p_t is spread as q.
