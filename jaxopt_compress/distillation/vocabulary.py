@@ -120,7 +120,7 @@ def check_vocabulary(
     text, ours, theirs = other[0]
     raise ValueError(
       f'Student and teacher have different tokenizers: {len(other)} of'
-      f' {len(pairs)} texts differ, first {text!r}, which is {_short(ours)} for the'
+      f' {len(pairs)} texts differ, first {text!a}, which is {_short(ours)} for the'
       f' student and {_short(theirs)} for the teacher. Choose a teacher with the'
       " student's tokenizer, or distil from texts that the teacher writes."
     )
