@@ -7,6 +7,7 @@ example has a label, and is told while the stage is trained. alpha, the temperat
 the numbers of the soft loss may change with the steps.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from jaxopt_compress.core import operators
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers as teachers_lib
+from jaxopt_compress.train import answers
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
@@ -52,6 +54,9 @@ def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
       return {'hard': state_lib.Part(*hard(y))}
     alpha = schedules.at(distil.alpha, stage.steps)(seen.step)
     soft, temperature = _soft(stage, seen.step, labels, mask)
+    if stage.cache.asked:
+      soft = answers.compared(soft, seen.batch, temperature, mask)
+      return part('hard', 1 - alpha, hard, y) | part('soft', alpha, soft, y)
     said = [teacher_y for teacher_y, _ in seen.teachers]
     parts = part('hard', 1 - alpha, hard, y)
     if distil.ensemble:
@@ -142,18 +147,24 @@ def for_step(
 ) -> dict[str, Any]:
   """What `state.train_step` is told of teachers, `models`, and of their inputs."""
   distil = stage.distil
+  return {
+    'teachers': [] if stage.cache.asked else applies(distil, models),
+    'ema_decay': distil.ema_decay if distil.follows else None,
+    'mixup': stage.mixup,
+  }
+
+
+def applies(
+  distil: options.Distil, models: Sequence[model_lib.Model]
+) -> list[Callable[..., Any]]:
+  """Those of teachers, whose inputs are in the dtype of their parameters."""
 
   def reads(apply):
-    # Its inputs are in the dtype of its parameters.
     return lambda params, variables, x, **mode: apply(
       params, variables, _in_dtype(distil, x), **mode
     )
 
-  return {
-    'teachers': [reads(model.apply) for model in models],
-    'ema_decay': distil.ema_decay if distil.follows else None,
-    'mixup': stage.mixup,
-  }
+  return [reads(model.apply) for model in models]
 
 
 def _in_dtype(distil, tree):

@@ -5,6 +5,7 @@ import functools
 
 import jax
 
+from jaxopt_compress.train import answers
 from jaxopt_compress.train import examples as examples_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages as stages_lib
@@ -42,6 +43,7 @@ def check(
       start = functools.partial(stages_lib.start, b, source.model.name)
       own = b.source.params, b.source.variables
       jax.eval_shape(start, own, source.final)
+    answers.check_classes(stage, b.model.answers)
     for name in stage.distil.stages:
       teacher = by_name[name].model
       if teacher.answers.shape != b.model.answers.shape:

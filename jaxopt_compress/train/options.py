@@ -90,6 +90,26 @@ class Distil:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+  """A teacher that is asked once, before the first step; see `train.cached`.
+
+  Either `k` or `draws` says what is kept of each answer.
+  """
+
+  # The likeliest entries; of the others together, their mass.
+  k: int = fields.option(0, '[0, inf)')
+  draws: int = fields.option(0, '[0, inf)')  # entries drawn from the answer
+
+  @property
+  def asked(self) -> bool:
+    return bool(self.entries)
+
+  @property
+  def entries(self) -> int:
+    return self.k or self.draws
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
   """What is masked, and when; see `train.words`."""
 
@@ -226,6 +246,7 @@ class Stage:
   penalty: Penalty = fields.record(
     Penalty, prefix='penalty_', needs='steps', rules='penalty'
   )
+  cache: Cache = fields.level(Cache)
   shrink: Shrink = fields.level(Shrink)
   prune: Prune = fields.record(Prune, prefix='prune_', rules='prune')
   quantize: Quantize = fields.record(Quantize, rules='quantize')

@@ -24,6 +24,7 @@ from jaxopt_compress.calibration import ranges
 from jaxopt_compress.core import choices
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import answers
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
@@ -182,6 +183,7 @@ def _check_references(plan):
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
     distil.check(where, stage)
+    answers.check(where, stage)
     for key, name in stage.sources:
       if name not in earlier:
         raise ValueError(

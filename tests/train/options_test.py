@@ -13,6 +13,7 @@ STAGE = """
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   teacher loss alpha temperature ensemble ema_decay teacher_dtype
   penalty penalty_weight
+  cache
   shrink
   prune prune_score prune_scope prune_k prune_span prune_every
   prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
