@@ -30,6 +30,7 @@ class Examples:
     example: an abstract batch of inputs.
     classes: `stage -> n`; the labels that it meets are below n.
     description: of the sizes, for the reader.
+    content: `stage -> tree of arrays`, what its batches are made of.
     facts: what is known of the held-out examples without a model.
   """
 
@@ -38,6 +39,7 @@ class Examples:
   example: jax.ShapeDtypeStruct
   classes: Callable[[options.Stage], int]
   description: str
+  content: Callable[[options.Stage], Any]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -123,6 +125,7 @@ def _arrays(module, data, seed) -> Examples:
     example=_abstract(held_out[0][data.input]),
     classes=lambda stage: classes,
     description=f'{_length(train):,} to train, {_length(test):,} held out{said}',
+    content=lambda stage: train if stage.distil.teacher else labelled,
   )
 
 
@@ -250,6 +253,7 @@ def _text(module, data, seed) -> Examples:
     example=_abstract(held_out[0][data.input]),
     classes=classes,
     description=f'{len(train):,} bytes to train, {len(test):,} held out',
+    content=lambda stage: read(data.train, stage.files),
     facts={'held-out bytes': len(test)} | _rival(module, whole),
   )
 
