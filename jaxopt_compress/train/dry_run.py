@@ -75,9 +75,11 @@ def trace(
   Raises:
     ValueError: what is wrong with it; the message begins with the stage's name.
   """
-  frozen = jax.eval_shape(
-    functools.partial(distil.frozen, built.stage.distil), finals
-  )
+  frozen = ()
+  if not built.stage.cache.asked:
+    frozen = jax.eval_shape(
+      functools.partial(distil.frozen, built.stage.distil), finals
+    )
   try:
     jax.eval_shape(
       lambda state, frozen: step(state, batch, frozen),

@@ -7,6 +7,7 @@ job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
                                  weights.safetensors and result.json, sealed, and
                                  plan.json where channels have gone
+job.work/caches/<digest>/        answers of teachers, see `cached`
 job.work/export/<stage>/         exported programs
 job.work/latency.json            what operations take here, for limits of latency
 job.work/report.md, .json, plots/

@@ -21,8 +21,9 @@ from jaxopt_compress.export import layout
 from jaxopt_compress.export import weights
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import answers
+from jaxopt_compress.train import cached
 from jaxopt_compress.train import checkpoint
-from jaxopt_compress.train import distil
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
@@ -150,7 +151,10 @@ def _rehearse(job, built):
   for b in built:
     if b.step is not None:
       step_fn = step_lib.data_parallel(b.step, job.plan.run.mode, job.mesh)
-      batch = mesh_lib.share(job.data.batches(b.stage)[0])
+      batch = job.data.batches(b.stage)[0]
+      if b.stage.cache.asked:
+        batch |= answers.blank(b.stage, batch[job.plan.data.target])
+      batch = mesh_lib.share(batch)
       finals = {name: by_name[name].final for name in b.stage.distil.stages}
       dry_run_lib.trace(step_fn, b, batch, finals)
   if not job.work.exists():
@@ -211,8 +215,7 @@ def _train(job, built, state, finished, watch):
   if built.step is None:
     return state
   step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
-  batches = job.data.batches(stage)
-  teachers = distil.frozen(stage.distil, finished)
+  batches, teachers = cached.lessons(job, built, finished, watch)
 
   with _checkpoints(job, built) as saver:
     # -- Resume -------------------------------------------------------------------

@@ -14,6 +14,7 @@ from jaxopt_compress.analysis.layers import streams
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.train import cached
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
@@ -59,6 +60,7 @@ def record(
       **_losses(job, built),
       **_costs(job, built),
       **{f'export of {k}': said for k, said in measured.exports.items()},
+      **_cached(job, built, finished),
       **_calibrated(built),
       **{f'kernels of {k}': said for k, said in measured.kernels.items()},
     },
@@ -197,6 +199,15 @@ def _costs(job, built) -> dict[str, str]:
   """What the plans of stages cost that have a limit, as predicted and measured."""
   limited = [b.stage.name for b in built if b.stage.shrink.limits]
   return {f'channels of {n}': plans.costs(job, n) for n in limited}
+
+
+def _cached(job, built, finished) -> dict[str, str]:
+  """What is kept of teachers that were asked once."""
+  return {
+    f'answers for {b.stage.name}': cached.facts(job, b, finished)
+    for b in built
+    if b.stage.cache.asked
+  }
 
 
 def _calibrated(built) -> dict[str, str]:

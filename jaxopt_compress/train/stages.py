@@ -54,6 +54,7 @@ class Built:
   template: state_lib.TrainState  # abstract
   final: dict[str, Any]
   ranges: dict[str, Any]  # placeholders of what `calibrate` finds; may be {}
+  teachers: Sequence[model_lib.Model] = ()  # of the stages that it learns from
   guessed: bool = False
 
 
@@ -149,6 +150,7 @@ def build(
     template=template,
     final=final,
     ranges=blank,
+    teachers=teachers,
   )
 
 

@@ -23,7 +23,7 @@ import jax
 from jaxopt_compress.disk import files
 from jaxopt_compress.train import processes
 
-_FOLDERS = ('checkpoints', 'stages', 'export', 'plots')
+_FOLDERS = ('checkpoints', 'stages', 'caches', 'export', 'plots')
 _FILES = ('lock', 'config.json', 'metrics.jsonl', 'report.md', 'report.json')
 
 
