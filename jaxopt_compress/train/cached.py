@@ -191,7 +191,10 @@ def _asked(job, built, finished, numbered):
     if not stage.cache.draws:
       return tail.compress(logits, k)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
-    draw = lambda x, key: cache_lib.sample(x, k, key=key)  # noqa: E731
+
+    def draw(x, key):
+      return cache_lib.sample(x, k, key=key)
+
     return jax.vmap(draw)(logits, keys)
 
   def asked(numbers):
