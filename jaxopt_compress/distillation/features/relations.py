@@ -193,16 +193,16 @@ def _check(pairs, heads, mask, chunk):
   (first, *_), *_ = shapes
   for name, pair in zip(('student', 'teacher'), shapes, strict=True):
     for shape in pair:
-      if len(shape) < 2 or shape[:-1] != first[:-1]:
+      if len(shape) < 2 or shape[:-1] != first[:-1] or not all(shape[-2:]):
         raise ValueError(
           f'The {name} has values of shape {shape} beside {first}; [..., time,'
-          ' features] with equal axes up to the features is expected. Give both'
-          ' the same tokens.'
+          ' features] with equal axes up to the features, and some of both, is'
+          ' expected. Give both the same tokens.'
         )
       if heads < 1 or shape[-1] % heads:
         raise ValueError(
           f'heads={heads} does not divide the {shape[-1]} features of the'
-          f' {name}. Choose a divisor of {sorted({s[-1] for p in shapes for s in p})}.'
+          f' {name}. Choose a common divisor of {sorted({s[-1] for p in shapes for s in p})}.'
         )
     if pair[0] != pair[1]:
       raise ValueError(

@@ -169,6 +169,7 @@ class RelationsTest(parameterized.TestCase):
     (dict(heads=2, chunk=0), 'chunk=0'),
     (dict(heads=2, mask=np.ones((3, 4))), 'mask has shape'),
     (dict(heads=2, teacher=(np.ones((3, 4, 6)),) * 3), 'the same tokens'),
+    (dict(heads=2, teacher=(np.ones((3, 0, 6)),) * 3), 'some of both'),
     (dict(heads=2, teacher=np.ones((3, 5, 6))), 'gives an array'),
     (dict(heads=2, teacher=(np.ones((3, 5, 6)),) * 2), 'gives 2 arrays'),
     (
