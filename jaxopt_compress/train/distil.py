@@ -53,7 +53,9 @@ def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
     if not names:
       return {'hard': state_lib.Part(*hard(y))}
     alpha = schedules.at(distil.alpha, stage.steps)(seen.step)
-    soft, temperature = _soft(stage, seen.step, labels, mask)
+    # Where labels are not read, missing or mixed, the teacher's first choice is one.
+    told = distil.alpha != 1 and not data.unlabelled and seen.share is None
+    soft, temperature = _soft(stage, seen, labels if told else None, mask)
     if stage.cache.asked:
       soft = answers.compared(soft, seen.batch, temperature, mask)
       return part('hard', 1 - alpha, hard, y) | part('soft', alpha, soft, y)
@@ -65,8 +67,8 @@ def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
       )
       return parts | part('soft', alpha, soft, y, teacher_y)
     for name, share, teacher_y in zip(names, shares, said, strict=True):
-      told = 'soft' if len(names) == 1 else f'soft_{name}'
-      parts |= part(told, share * alpha, soft, y, teacher_y)
+      key = 'soft' if len(names) == 1 else f'soft_{name}'
+      parts |= part(key, share * alpha, soft, y, teacher_y)
     return parts
 
   return loss
@@ -112,16 +114,21 @@ def _of_labels(y, labels, mask, share, stage, data):
   return tuple(share * a + (1 - share) * b for a, b in zip(*both, strict=True))
 
 
-def _soft(stage, step, labels, mask):
+def _soft(stage, seen, labels, mask):
   """(`(y, teacher_y) -> (sum, count)` at a step, its temperature)."""
-  soft = soft_loss.read('loss', stage.distil.loss)
-  given, temperature = soft.at(step, stage.steps) | {'mask': mask}, 1.0
+  distil = stage.distil
+  soft = soft_loss.read('loss', distil.loss)
+  given, temperature = soft.at(seen.step, stage.steps) | {'mask': mask}, 1.0
   if soft.takes('temperature'):
-    temperature = schedules.at(stage.distil.temperature, stage.steps)(step)
+    temperature = schedules.at(distil.temperature, stage.steps)(seen.step)
     given['temperature'] = temperature
+  if soft.takes('axis_name'):
+    given['axis_name'] = seen.axis
   more = (labels,) if soft.takes('labels') else ()
 
   def function(y, teacher_y):
+    if distil.standardize:
+      y, teacher_y = (losses.standardized(x, mask) for x in (y, teacher_y))
     return soft.function(y, teacher_y, *more, **given)
 
   return function, temperature

@@ -64,6 +64,8 @@ class Distil:
   loss: str = fields.option('kl', needs='teacher')  # see `train.soft_loss`
   alpha: float = fields.option(0.9, '[0, 1]', needs='teacher', also=str)
   temperature: float = fields.option(4.0, '(0, inf)', needs='teacher', also=str)
+  # Mean 0 and variance 1 over the classes, of the logits on both sides.
+  standardize: bool = fields.option(False, needs='teacher')
   # Of several teachers, the mean of their distributions is one teacher.
   ensemble: bool = fields.option(False, needs='teacher')
   ema_decay: float = fields.option(0.999, '[0, 1)', needs='teacher')

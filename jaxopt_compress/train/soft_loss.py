@@ -20,7 +20,7 @@ from jaxopt_compress.train import schedules
 # They compare logits too, and are no soft loss: one has no gradient, and the other
 # has labels in it, whose weight is `alpha`.
 _OTHERS = ('agreement', 'distill')
-_OWN = ('temperature', 'mask')  # given by the stage
+_OWN = ('temperature', 'mask', 'axis_name')  # given by the stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read(where: str, said: str) -> SoftLoss:
   if missing := [k for k in needed if k not in numbers]:
     raise ValueError(
       f'{where} is {said!r}, and {name} needs {", ".join(missing)}. Write'
-      f" '{name}, {missing[0]} 0.5'."
+      f" '{name}, {missing[0]} 2'."
     )
   return SoftLoss(name, function, numbers)
 

@@ -49,6 +49,7 @@ class Seen:
       where inputs are no mixtures.
     params: plain, before any compression.
     origins: what `TrainState` says.
+    axis: the name of that of replicas; None if this is the only one.
   """
 
   outputs: Outputs
@@ -58,6 +59,7 @@ class Seen:
   share: jax.Array | None = None
   params: Any = None
   origins: Any = None
+  axis: str | None = None
 
 
 class Part(NamedTuple):
@@ -227,8 +229,9 @@ def train_step(
       (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      seen = Seen(
-        (y, out), batch, said, state.step, share, params, state.origins
+      seen = Seen((y, out), batch, said, state.step, share, params)
+      seen = dataclasses.replace(
+        seen, origins=state.origins, axis=replicas.axis
       )
       total, means = _total(loss(seen), replicas)
       return total, (means, variables, stats)

@@ -1,12 +1,19 @@
 """The loss of a stage: its parts, their counts, and what they do not read."""
 
+import inspect
+from unittest import mock
+
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from jaxopt_compress import parallel
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import options
+from jaxopt_compress.train import soft_loss
 from jaxopt_compress.train import state as state_lib
 
 DATA = options.Data(name='digits')
@@ -121,6 +128,94 @@ class LossTest(parameterized.TestCase):
     expected = 0.75 * losses.cross_entropy(Y, labels)[0]
     expected += 0.25 * losses.cross_entropy(Y, labels[[2, 0, 1]])[0]
     np.testing.assert_allclose(found.sum, expected, rtol=1e-6)
+
+  @parameterized.parameters(
+    ('jsd, beta 0.3', dict(beta=0.3)),
+    ('jsd, beta linear 0.1 -> 0.5', dict(beta=0.3)),
+    ('dist, gamma 2', dict(gamma=2)),
+  )
+  def test_of_numbers(self, said, numbers):
+    asked = options.Distil(teacher='t', alpha=1.0, loss=said, temperature=2.0)
+    parts = _parts(distil=asked, teachers=[OTHER], step=5)
+    function = getattr(losses, said.partition(',')[0])
+    expected, _ = function(Y[:2], OTHER[:2], temperature=2.0, **numbers)
+    np.testing.assert_allclose(parts['soft'][0], expected, rtol=1e-5)
+
+  def test_of_standardized_logits(self):
+    asked = options.Distil(
+      teacher='t', alpha=1.0, temperature=2.0, standardize=True
+    )
+    parts = _parts(distil=asked, teachers=[OTHER])
+    s, t = (x - x.mean(-1, keepdims=True) for x in (Y[:2], OTHER[:2]))
+    s, t = (x / x.std(-1, keepdims=True) for x in (s, t))
+    expected, _ = losses.kl(s, t, temperature=2.0)
+    np.testing.assert_allclose(parts['soft'][0], expected, rtol=1e-5)
+
+  @parameterized.parameters((0.5, [1, 2, 3]), (1.0, None))
+  def test_a_loss_that_takes_labels(self, alpha, labels):
+    asked = options.Distil(
+      teacher='t', alpha=alpha, loss='dkd', temperature=2.0
+    )
+    parts = _parts(distil=asked, teachers=[OTHER])
+    labels = None if labels is None else np.array(labels)[:2]
+    expected, _ = losses.dkd(Y[:2], OTHER[:2], labels, temperature=2.0)
+    np.testing.assert_allclose(parts['soft'][0], expected, rtol=1e-5)
+
+  def test_numbers_are_checked_before_anything_is_trained(self):
+    answers = jax.ShapeDtypeStruct((4, 5), jnp.float32)
+    for said, message in (
+      ('jsd, beta 1.5', 'beta=1.5'),
+      ('jsd, beta linear 0.5 -> 2', 'beta=2.0'),
+      ('hinge_ranking, k 9', 'k=9'),
+    ):
+      asked = options.Distil(teacher='t', loss=said)
+      stage = options.Stage(name='s', model='m', steps=5, distil=asked)
+      with self.assertRaisesRegex(ValueError, f"^loss='{said}': .*{message}"):
+        distil.check_numbers(stage, answers)
+
+  def test_every_loss_takes_a_step(self):
+    for name in soft_loss.names():
+      said = (
+        f'{name}, k 3'
+        if 'k' in inspect.signature(getattr(losses, name)).parameters
+        else name
+      )
+      asked = options.Distil(teacher='t', loss=said)
+      parts = _parts(distil=asked, teachers=[OTHER])
+      self.assertTrue(np.isfinite(_total(parts)), name)
+
+  def test_relations_of_a_batch_are_those_of_all_devices(self):
+    def apply(params, variables, x, *, train=False, rngs=None):
+      return x @ params, {}, variables
+
+    asked = options.Distil(teacher='t', loss='dist', alpha=0.5)
+    stage = options.Stage(name='s', model='m', steps=2, distil=asked)
+    weights = np.random.default_rng(1).normal(size=(2, 4, 5))
+    student, teacher = jnp.asarray(weights, jnp.float32)
+    batch = {
+      'image': RNG.normal(size=(8, 4)).astype(np.float32),
+      'label': np.arange(8) % 5,
+      'mask': np.arange(8) < 6,
+    }
+    optimizer, found = optax.sgd(1.0), []
+    step = state_lib.train_step(
+      apply,
+      distil.loss_of(stage, DATA),
+      optimizer,
+      inputs='image',
+      **distil.for_step(stage, [mock.Mock(apply=apply)]),
+    )
+    for devices in (1, 4):
+      mesh = parallel.data_mesh(devices)
+      state = state_lib.create(student, {}, jax.random.key(0), optimizer)
+      state = parallel.mesh.replicate(state, mesh)
+      run = parallel.data_parallel(step, 'shard_map', mesh)
+      found.append(run(state, batch, ((teacher, {}),)))
+    (one, said), (four, told) = jax.device_get(found)
+    np.testing.assert_allclose(four.params, one.params, atol=1e-5)
+    self.assertEqual(set(said), {'loss', 'hard', 'soft', 'grad_norm'})
+    for name, x in said.items():
+      self.assertAlmostEqual(float(x), float(told[name]), places=5)
 
 
 class WordsTest(parameterized.TestCase):

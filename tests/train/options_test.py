@@ -11,7 +11,7 @@ from jaxopt_compress.train import options
 STAGE = """
   name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
-  teacher loss alpha temperature ensemble ema_decay teacher_dtype
+  teacher loss alpha temperature standardize ensemble ema_decay teacher_dtype
   penalty penalty_weight
   cache
   shrink
@@ -104,6 +104,7 @@ class RangesTest(parameterized.TestCase):
     ('teacher', dict(alpha='linear 0 -> 1')),
     ('teacher', dict(loss='mse')),
     ('teacher', dict(ensemble=True)),
+    ('teacher', dict(standardize=True)),
     ('teacher', dict(ema_decay=0.9)),
     ('teacher', dict(teacher_dtype='bfloat16')),
     ('steps', dict(mixup=1.0, steps=0)),
