@@ -2,6 +2,7 @@
 
 from jaxopt_compress.distillation import cache
 from jaxopt_compress.distillation import draws
+from jaxopt_compress.distillation import features
 from jaxopt_compress.distillation import layers
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import matching
@@ -22,6 +23,7 @@ __all__ = [
   'cache',
   'check_vocabulary',
   'draws',
+  'features',
   'layers',
   'losses',
   'matching',
