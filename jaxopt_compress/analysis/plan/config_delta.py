@@ -164,8 +164,11 @@ class _Model:
     alone, shared = [], []
     n = self.numbers[key]
     if key in self.deep:
-      fewer = (len(self.want) - len(self.now)) / self.deep[key]
-      return list(dict.fromkeys([n, *_whole(n + fewer), *self._of_size(n)]))
+      ends = _whole(n + self._more() / self.deep[key])
+      if len(self.deep) > 1:
+        # Several stacks: each may have any part of what comes or goes.
+        ends = [m for end in ends for m in range(min(n, end), max(n, end) + 1)]
+      return list(dict.fromkeys([n, *ends, *self._of_size(n)]))
     for place, slope in self.slopes.get(key, {}).items():
       if place not in self.asked:
         continue
@@ -182,6 +185,19 @@ class _Model:
     if shared:
       shared = [n, *self._of_size(n), *shared]
     return list(dict.fromkeys(shared)) or [n]
+
+  def _more(self) -> int:
+    """How many leaves come."""
+    return len(self.want) - len(self.now)
+
+  def _deep_enough(self, setting) -> bool:
+    """Whether its numbers of layers, of several stacks, make as many leaves."""
+    found = (
+      self.deep[k] * (n - self.numbers[k])
+      for k, n in setting.items()
+      if k in self.deep
+    )
+    return len(self.deep) < 2 or sum(found) == self._more()
 
   def _of_size(self, n) -> list[int]:
     """What groups of a size become."""
@@ -201,6 +217,7 @@ class _Model:
         itertools.product(*choices.values()), 64 * _MOST
       )
     ]
+    found = filter(self._deep_enough, found)
     yield from sorted(found, key=self.rank)[:_MOST]
 
   def rank(self, setting) -> tuple[int, int, int]:
