@@ -7,18 +7,23 @@ Dense_1 of an MLP, which differ, are no layers.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import re
 from typing import Any
 
 import numpy as np
 
 from jaxopt_compress.core import choices
+from jaxopt_compress.core import rules as rules_lib
 
 LAYERS = ('uniform', 'first', 'last')
 
+# A word, or the source layer of each target layer, None for none.
+Which = str | Sequence[int | None]
+
 
 def layer_map(
-  num_target: int, num_source: int, layers: str = 'uniform'
+  num_target: int, num_source: int, layers: Which = 'uniform'
 ) -> list[int | None]:
   """For each target layer, the source layer that it starts from.
 
@@ -33,15 +38,17 @@ def layer_map(
 
   Args:
     num_target, num_source: numbers of layers.
-    layers: 'uniform', 'first' or 'last'.
+    layers: 'uniform', 'first' or 'last'; or the layers themselves, which are checked.
 
   >>> layer_map(3, 6), layer_map(5, 3)
   ([0, 2, 5], [0, 0, 1, 1, 2])
   >>> layer_map(2, 4, 'last'), layer_map(3, 2, 'last')
   ([2, 3], [None, 0, 1])
   """
-  choices.one_of('layers', layers, LAYERS, '=')
   n, m = num_target, num_source
+  if not isinstance(layers, str):
+    return _checked(n, m, layers)
+  choices.one_of('layers', layers, LAYERS, '=')
   if layers == 'uniform':
     # Growing floors i m / n, so that copies of a layer are neighbours. Shrinking
     # spreads n points over m - 1 steps, so that both ends are hit.
@@ -53,8 +60,60 @@ def layer_map(
   return [i + offset if 0 <= i + offset < m else None for i in range(n)]
 
 
+def _checked(n, m, layers) -> list[int | None]:
+  found = [None if i is None else int(i) for i in layers]
+  if len(found) != n or not all(i is None or 0 <= i < m for i in found):
+    raise ValueError(
+      f'layers is {list(layers)}; for each of {n} layers one of 0 to {m - 1}, or None,'
+      ' is expected.'
+    )
+  return found
+
+
+class Chosen:
+  """Which layers start from which, by the path of what they are layers of.
+
+  A list has the path that its numbers follow ('blocks', 'layer_'), a leaf of scanned
+  layers its own. Rules that nothing matches are refused by `check`.
+  """
+
+  def __init__(self, layers: str | Sequence[tuple[str, Which]]):
+    every = [('.*', layers)]
+    self._rules = every if isinstance(layers, str) else rules_lib.pairs(layers)
+    self._used = set() if self._rules is not every else {0}
+    for _, which in self._rules:
+      if isinstance(which, str):
+        choices.one_of('layers', which, LAYERS, '=')
+
+  def __call__(self, path: str, n: int, m: int) -> list[int | None]:
+    """`layer_map` as the first rule says that matches the path."""
+    for i, (pattern, which) in enumerate(self._rules):
+      if re.fullmatch(pattern, path):
+        self._used.add(i)
+        try:
+          return layer_map(n, m, which)
+        except ValueError as e:
+          raise ValueError(f'{path}: {e}') from e
+    patterns = [pattern for pattern, _ in self._rules]
+    raise ValueError(
+      f"No rule of layers covers {path}. Add (r'{re.escape(path)}', 'uniform')."
+      f' Rules: {patterns}'
+    )
+
+  def check(self) -> None:
+    """Raises a ValueError for a rule that was of no use."""
+    left = [p for i, (p, _) in enumerate(self._rules) if i not in self._used]
+    if left:
+      raise ValueError(
+        f'No layers have a path that the rules {left} match. It is that of a list,'
+        " without its numbers ('blocks'), or of a leaf of scanned layers."
+      )
+
+
 def starts(
-  target: Mapping[str, Any], source: Mapping[str, Any], layers: str = 'uniform'
+  target: Mapping[str, Any],
+  source: Mapping[str, Any],
+  layers: str | Chosen = 'uniform',
 ) -> tuple[dict[str, str | None], set[str]]:
   """For each target path, the source path that it starts from.
 
@@ -63,7 +122,7 @@ def starts(
 
   Args:
     target, source: `{path: leaf}`, words of a path joined by '/' or '.'.
-    layers: 'uniform', 'first' or 'last'.
+    layers: 'uniform', 'first' or 'last', or what `Chosen` makes of rules.
 
   Returns:
     `{target path: source path}`, None for leaves of a layer that starts from
@@ -73,7 +132,8 @@ def starts(
   >>> starts({'b/0': 1, 'b/1': 1}, {'b/0': 1, 'b/1': 1, 'b/2': 1}, 'last')
   ({'b/0': 'b/1', 'b/1': 'b/2'}, {'b/0'})
   """
-  choices.one_of('layers', layers, LAYERS, '=')
+  if isinstance(layers, str):
+    layers = Chosen(layers)
   found, skipped = {}, set()
 
   def walk(t, s, t_path, s_path):
@@ -81,7 +141,7 @@ def starts(
       found[t_path] = s_path
       return
     s = s if isinstance(s, dict) else {}
-    chosen, unused = _children(t, s, layers)
+    chosen, unused = _children(t, s, t_path, layers)
     for word, start in chosen.items():
       begins = s_path is not None and start is not None
       walk(
@@ -97,13 +157,14 @@ def starts(
   return found, skipped - set(found.values())
 
 
-def _children(t, s, layers) -> tuple[dict[str, str | None], set[str]]:
+def _children(t, s, path, layers) -> tuple[dict[str, str | None], set[str]]:
   """For each child of t one of s, and the layers of s that are left."""
   chosen, unused = {word: word for word in t}, set()
   ours, theirs = _stacks(t), _stacks(s)
   for name in ours.keys() & theirs.keys():
     mine, others = ours[name], theirs[name]
-    sources = layer_map(len(mine), len(others), layers)
+    called = f'{path}{name[0]}'.rstrip('/.')
+    sources = layers(called, len(mine), len(others))
     starts = [None if j is None else others[j] for j in sources]
     chosen.update(zip(mine, starts, strict=True))
     unused |= set(others) - set(starts)

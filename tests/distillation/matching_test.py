@@ -31,6 +31,27 @@ class MatchingTest(parameterized.TestCase):
     got = matching.squared_distance(a, b)
     self.assertEqual((float(got), got.dtype), (1.0, jnp.float32))
 
+  def test_descent_finds_the_nearest(self):
+    # Of rank 1, those that the largest singular value leaves.
+    w = np.array([[2.0, 1.0, 0.0], [4.0, 2.1, 0.3]])
+    u, s, v = np.linalg.svd(w)
+    nearest = s[0] * np.outer(u[:, 0], v[0])
+
+    def distance(p):
+      return matching.squared_distance(
+        {'w': p['u'] @ p['v']}, {'w': jnp.asarray(w, jnp.float32)}
+      )
+
+    def step(p, _):
+      return jax.tree.map(
+        lambda x, g: x - 0.1 * g, p, jax.grad(distance)(p)
+      ), ()
+
+    start = {'u': jnp.ones((2, 1)), 'v': jnp.ones((1, 3))}
+    got, _ = jax.lax.scan(step, start, length=3000)
+    np.testing.assert_allclose(got['u'] @ got['v'], nearest, atol=1e-3)
+    self.assertAlmostEqual(float(distance(got)), s[1] ** 2 / 6, places=5)
+
   @parameterized.parameters(
     ({'b': A['b']}, r"only the first has \['w'\] \(1"),
     ({**A, 'x': A['b']}, r"only the second \['x'\]"),

@@ -4,15 +4,28 @@
             larger target:  the source in its leading corner, the rest filled
     depth   target layer i starts from source layer `layers.layer_map(...)[i]`
 
-Large to small is Samragh et al. 2023, https://arxiv.org/abs/2312.09299 (weight
-subcloning), with the order of importance left to `keep`. Small to large in depth, by
-repeating each layer in place, is the interpolation of Chang et al. 2017,
-https://arxiv.org/abs/1710.10348, who also halve the step of the residual branch.
+Nothing is asked of a program here: names and shapes are all that is known. Where the
+program is at hand, `jc.grow` starts a larger network that computes the same, and
+`jc.select` with `jc.shrink` leave the channels and layers that matter.
 
-Taking leading entries is consistent everywhere: all leaves order their channels
-alike, so a channel is kept or dropped in every leaf that has it. But one axis may pack
-two: a flattened image [positions * channels], [heads * head_dim] with another
-head_dim, the gates of a cell. There `blocks` says how many blocks of channels it holds,
+Large to small is the form of Samragh et al. 2023, https://arxiv.org/abs/2312.09299
+(weight subcloning), with the order of importance left to `keep`. That of the paper,
+channels of a residual stream ranked by what they are on data in all layers together, is
+
+    structure = jc.structure(apply)(params, x)
+    plan = jc.select(structure, jc.activations(structure, apply, params, batches),
+                     keep=0.5, by=[('.*', 'keep')])
+    small = jc.fold_sizes(apply, plan)(jc.shrink(plan, params), x)[0]
+
+where a stream is one group, so that one order serves all layers, and `fold_sizes` makes
+up for what the norms divide by. Small to large in depth, by repeating each layer in
+place, is the interpolation of Chang et al. 2017, https://arxiv.org/abs/1710.10348,
+section 3.2, who also halve the step of the residual branch: `growth.depth.shared`.
+
+Leading entries are the same channels in all leaves that have them, as all leaves order
+their channels alike. But one axis may pack two: a flattened image
+[positions * channels], [heads * head_dim] with another head_dim, query heads of fewer
+queries for each key head, the gates of a cell. There `blocks` says how many blocks of channels it holds,
 and each block starts from a block:
 
     [s0 s1 | s2 s3]  in 2 blocks of 3:   [s0 s1 .  | s2 s3 . ]
@@ -40,7 +53,7 @@ def warm_start(
   source_params: Any,
   *,
   rules: Sequence[tuple[str, str | None]] = ((r'.*', 'copy'),),
-  layers: str = 'uniform',
+  layers: str | Sequence[tuple[str, layers_lib.Which]] = 'uniform',
   keep: Sequence[tuple[str, Mapping[int, Any] | None]] | None = None,
   blocks: Sequence[tuple[str, Mapping[int, int] | None]] | None = None,
   fill: str = 'target',
@@ -59,7 +72,9 @@ def warm_start(
       would cut like any other axis; or None to keep what the target has, also where
       only one side has the leaf.
     layers: which source layer a target layer starts from: 'uniform', 'first' or 'last';
-      see `layers.layer_map`.
+      see `layers.layer_map`. Or ordered `(regex, word or source layers)`, as in
+      `[('blocks', [0, 2, 5])]`, over the paths of lists of layers without their numbers,
+      and of leaves that are 'stacked'.
     keep: ordered `(regex, {axis: indices} | None)` over the target's paths: the
       source's entries to keep along an axis where it is larger, axes counted from
       the end. Default: the leading ones.
@@ -93,7 +108,8 @@ def warm_start(
     choices.one_of('how', choice, HOW, '=')
   kept = rules_lib.match(keep, target_params) if keep else {}
   packed = rules_lib.match(blocks, target_params) if blocks else {}
-  starts, skipped = layers_lib.starts(target, source, layers)
+  chosen = layers_lib.Chosen(layers)
+  starts, skipped = layers_lib.starts(target, source, chosen)
   _check_matched(source, starts, skipped, how)
   copied = [p for p in target if how[p] is not None and starts[p] is not None]
   # The first axis of scanned layers is no width.
@@ -114,14 +130,16 @@ def warm_start(
       inside = {_behind(a, parts): i for a, i in (kept.get(path) or {}).items()}
       shape, t, s = t.shape, _in_blocks(t, parts), _in_blocks(s, parts)
       if how[path] == 'stacked':
-        out = _stacked(t, s, layers, inside, fill)
+        out = _stacked(path, t, s, chosen, inside, fill)
       else:
         out = _corner(t, _kept_entries(s, t.shape, inside), fill)
       return out.reshape(shape)
     except ValueError as e:
       raise ValueError(f'{path} from {starts[path]}: {e}') from e
 
-  return rules_lib.map_named(started, target_params)
+  out = rules_lib.map_named(started, target_params)
+  chosen.check()
+  return out
 
 
 def _check_matched(source, starts, skipped, how):
@@ -205,9 +223,9 @@ def _behind(axis, blocks):
   return axis - sum(a > axis for a in blocks)
 
 
-def _stacked(t, s, layers, kept, fill):
+def _stacked(path, t, s, chosen, kept, fill):
   """Layers of a leaf whose first axis is depth."""
-  start = layers_lib.layer_map(t.shape[0], s.shape[0], layers)
+  start = chosen(path, t.shape[0], s.shape[0])
   # A layer that starts from none takes layer 0 here, so that the gather has an index
   # for it, and gets its own values back below.
   s = s[np.array([i or 0 for i in start])]

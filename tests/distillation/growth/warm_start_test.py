@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxopt_compress as jc
 from jaxopt_compress.core import array
 from jaxopt_compress.distillation.growth import warm_start
 
@@ -168,6 +169,75 @@ class WarmStartTest(parameterized.TestCase):
     )
     self.assertEqual(got['w'][:, 0, 0].tolist(), expected)
     self.assertEqual(got['w'][:, 1, 1].tolist(), expected)
+
+  def test_layers_by_rule(self):
+    source = {
+      'a': network([1, 2, 3, 4])['blocks'],
+      'b': network([5, 6, 7])['blocks'],
+      's': {'w': jnp.arange(4.0)[:, None] * jnp.ones((4, 2))},
+    }
+    target = {
+      'a': network([0, 0])['blocks'],
+      'b': network([0, 0])['blocks'],
+      's': {'w': jnp.zeros((3, 2))},
+    }
+    got = warm_start.warm_start(
+      target,
+      source,
+      rules=[('s/.*', 'stacked'), ('.*', 'copy')],
+      layers=[('a', [2, 0]), ('s/w', [3, None, 1]), ('.*', 'last')],
+    )
+    self.assertEqual(values({'blocks': got['a']}), [3, 1])
+    self.assertEqual(values({'blocks': got['b']}), [6, 7])
+    self.assertEqual(got['s']['w'][:, 0].tolist(), [3, 0, 1])
+
+  @parameterized.named_parameters(
+    ('number', [('blocks', [0, 1, 2])], 'for each of 2 layers one of 0 to 2'),
+    ('beyond', [('blocks', [0, 3])], 'one of 0 to 2'),
+    ('word', [('blocks', 'lst')], "'last'"),
+    (
+      'unused',
+      [('block', 'last'), ('.*', 'first')],
+      r"rules \['block'\] match",
+    ),
+    ('uncovered', [('block', 'last')], 'No rule of layers covers blocks'),
+  )
+  def test_layers_by_rule_refused(self, layers, message):
+    with self.assertRaisesRegex(ValueError, message):
+      warm_start.warm_start(network([0, 0]), network([1, 2, 3]), layers=layers)
+
+  def test_query_heads_of_fewer_queries_for_each_key_head(self):
+    # Heads 0 and 1 read key head 0, heads 2 and 3 read key head 1; of each stays one.
+    q, out = {'q': jnp.arange(8.0)[None]}, {'q': jnp.zeros((1, 4))}
+    got = warm_start.warm_start(out, q, blocks=[('q', {-1: 2})])
+    self.assertEqual(got['q'].tolist(), [[0, 1, 4, 5]])
+
+  def test_weight_subcloning(self):
+    """The recipe of the first page: with RMS norms it is the masked network."""
+
+    def apply(params, x):
+      for p in params['blocks']:
+        y = x * p['gain'] / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12)
+        x = x + jnp.tanh(y @ p['up']) @ p['down']
+      return x @ params['head']
+
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    block = lambda: {
+      'down': drawn(6, 8), 'gain': drawn(1, 8), 'up': drawn(8, 6)
+    }  # fmt: skip
+    params = {'blocks': [block(), block()], 'head': drawn(8, 3)}
+    params['stem'] = drawn(5, 8)
+    fun = lambda p, x: apply(p, x @ p['stem'])
+    x = drawn(4, 5)
+    structure = jc.structure(fun)(params, x)
+    worth = jc.activations(structure, fun, params, [x])
+    plan = jc.select(structure, worth, keep=0.5, by=[('.*', 'keep')])
+    small = jc.fold_sizes(fun, plan)(jc.shrink(plan, params), x)[0]
+    self.assertEqual(small['stem'].shape, (5, 4))
+    np.testing.assert_allclose(
+      fun(small, x), fun(plan.mask(params), x), rtol=1e-4, atol=1e-4
+    )
 
   def test_depth_and_width_at_once(self):
     got = warm_start.warm_start(network([-1] * 3, 3), network([1, 2], 2))
