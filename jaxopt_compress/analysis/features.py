@@ -71,8 +71,8 @@ def feature_names(fun: Callable) -> Callable[..., dict]:
   """What rules of `features` match.
 
   Returns:
-    A function of the same arguments as `fun` that returns {name: its shape and dtype}
-    in program order. Nothing is computed: arguments may be abstract.
+    A function of the same arguments as `fun` that returns {name: `values.Feature`},
+    its shape, dtype and layers, in program order. Nothing is computed: arguments may be abstract.
 
   >>> import jax.numpy as jnp
   >>> f = lambda p, x: jnp.tanh(x @ p['w']).sum()
@@ -85,7 +85,7 @@ def feature_names(fun: Callable) -> Callable[..., dict]:
     closed, leaves = walk.trace(fun, params, args, kwargs)
     named = values_lib.named(closed, [path for path, _ in leaves])
     return {
-      name: values_lib.type_of(made)
+      name: values_lib.described(made)
       for name, made in named.items()
       if not values_lib.refused(made)
     }

@@ -22,8 +22,6 @@ import math
 from typing import Any
 from typing import NamedTuple
 
-import jax
-
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import moved
 from jaxopt_compress.analysis import walk
@@ -88,7 +86,8 @@ class _Value:
       '' where scopes say it.
     bare: uses of weights (positions in `_Names.uses`) whose result this is, to which
       no bias was added.
-    factor: such uses, of a weight that makes a factor of a norm: 1 / std * scale.
+    factor: such uses, by a product of number and number; where it then multiplies data
+      along whole axes it is the factor of a norm, 1 / std * scale.
     spread: whether one number stands for a whole axis.
   """
 
@@ -147,9 +146,15 @@ class _Names(algebra.Algebra):
         data[0], spread=data[0].spread or _spreads(at.eqn)
       )
     elif at.eqn.primitive.name == 'mul':
-      factor = sum((x.factor for x in data), ())
+      size = at.eqn.outvars[0].aval.size
+      factor = [
+        use
+        for x, v in zip(inputs, at.eqn.invars, strict=True)
+        if x.spread or v.aval.size < size
+        for use in x.factor
+      ]
       self._move(factor, at)
-      out = dataclasses.replace(out, bare=factor)
+      out = dataclasses.replace(out, bare=tuple(factor))
     return [out] * len(at.eqn.outvars)
 
   def _used(self, at, met, data, out):
@@ -166,10 +171,12 @@ class _Names(algebra.Algebra):
     for path in dict.fromkeys(met):
       self.uses.append((path, Made(at, 0)))
     new = tuple(range(first, len(self.uses)))
-    if primitive == 'mul' and all(x.spread or _spreads(at.eqn) for x in data):
-      return dataclasses.replace(out, factor=new)
-    ends = primitive in ('add', 'sub')
-    return dataclasses.replace(out, bare=() if ends else new)
+    if primitive in ('add', 'sub'):
+      return out
+    if primitive == 'mul':
+      spread = all(x.spread or _spreads(at.eqn) for x in data)
+      out = dataclasses.replace(out, factor=new, spread=spread)
+    return dataclasses.replace(out, bare=new)
 
   def _move(self, uses, at):
     """What weights lead to is the result of another equation that follows."""
@@ -277,14 +284,28 @@ def refused(made: Made) -> str:
   return ''
 
 
-def type_of(made: Made) -> jax.ShapeDtypeStruct:
-  """Shape and dtype as `features` returns it, layers of scans and devices first."""
-  shape = made.aval.shape
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """What `features` returns of a name, abstract.
+
+  Attributes:
+    shape, dtype: of the value; layers of scans and devices of shard_maps come first.
+    layers: the sizes of the axes that are layers of scans.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  layers: tuple[int, ...]
+
+
+def described(made: Made) -> Feature:
+  """Shape and dtype of a value as `features` returns it."""
+  shape, layers = made.aval.shape, ()
   for outer, _ in made.at.around[::-1]:
     inside = walk.enter(outer.eqn)
     if isinstance(inside, walk.Scan):
-      shape = (inside.times, *shape)
+      shape, layers = (inside.times, *shape), (inside.times, *layers)
     elif isinstance(inside, walk.ShardMap):
       axes = inside.differing(made.aval)
       shape = (math.prod(inside.mesh.shape[a] for a in axes), *shape)
-  return jax.ShapeDtypeStruct(shape, made.aval.dtype)
+  return Feature(shape, made.aval.dtype, layers)
