@@ -21,6 +21,7 @@ from jaxopt_compress.distillation import losses
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers as teachers_lib
 from jaxopt_compress.train import answers
+from jaxopt_compress.train import features
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
@@ -31,10 +32,15 @@ from jaxopt_compress.train import state as state_lib
 DTYPES = ('', 'float32', 'bfloat16', 'float16')
 
 
-def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
+def loss_of(
+  stage: options.Stage,
+  data: options.Data,
+  asked: features.Asked = features.Asked(),
+) -> state_lib.Loss:
   """Cross entropy, or distillation where there is a teacher.
 
-  Its parts are 'hard' and 'soft', or 'soft_<teacher>' of each of several.
+  Its parts are 'hard' and 'soft', or 'soft_<teacher>' of each of several, and losses
+  of features by their names.
   """
   distil = stage.distil
   names = [name for name, _ in distil.teachers]
@@ -61,6 +67,8 @@ def loss_of(stage: options.Stage, data: options.Data) -> state_lib.Loss:
       return part('hard', 1 - alpha, hard, y) | part('soft', alpha, soft, y)
     said = [teacher_y for teacher_y, _ in seen.teachers]
     parts = part('hard', 1 - alpha, hard, y)
+    for term in features.terms(asked, seen, labels.shape, mask, stage.steps):
+      parts |= part(*term)
     if distil.ensemble:
       teacher_y = teachers_lib.ensemble(
         said, temperature=temperature, weights=shares
@@ -150,19 +158,23 @@ def frozen(distil: options.Distil, finished: Mapping[str, Any]) -> tuple:
 
 
 def for_step(
-  stage: options.Stage, models: Sequence[model_lib.Model]
+  stage: options.Stage,
+  models: Sequence[model_lib.Model],
+  asked: features.Asked = features.Asked(),
 ) -> dict[str, Any]:
   """What `state.train_step` is told of teachers, `models`, and of their inputs."""
   distil = stage.distil
   return {
-    'teachers': [] if stage.cache.asked else applies(distil, models),
+    'teachers': [] if stage.cache.asked else applies(distil, models, asked),
     'ema_decay': distil.ema_decay if distil.follows else None,
     'mixup': stage.mixup,
   }
 
 
 def applies(
-  distil: options.Distil, models: Sequence[model_lib.Model]
+  distil: options.Distil,
+  models: Sequence[model_lib.Model],
+  asked: features.Asked = features.Asked(),
 ) -> list[Callable[..., Any]]:
   """Those of teachers, whose inputs are in the dtype of their parameters."""
 
@@ -171,7 +183,10 @@ def applies(
       params, variables, _in_dtype(distil, x), **mode
     )
 
-  return [reads(model.apply) for model in models]
+  return [
+    reads(features.giving(model.apply, teaching=asked.teacher))
+    for model in models
+  ]
 
 
 def _in_dtype(distil, tree):
@@ -194,6 +209,7 @@ def check(where: str, stage: options.Stage) -> None:
   if not distil.teacher:
     return
   _check_teachers(where, distil)
+  features.check(where, stage)
   for key in ('alpha', 'temperature'):
     said = getattr(distil, key)
     schedules.check(f'{where}.{key}', said, known[key].within)

@@ -71,6 +71,12 @@ class Distil:
   ema_decay: float = fields.option(0.999, '[0, 1)', needs='teacher')
   # In which teachers are kept and compute; '': as they were trained.
   teacher_dtype: str = fields.option('', needs='teacher')
+  # Of (student regex, teacher regex, loss, weight), see `train.features`; which of the
+  # teacher's layers each of the student's imitates, see `distillation.layers`; where
+  # widths differ, or always, by what: '', 'random', 'identity' or 'none'.
+  features: tuple = fields.option((), needs='teacher')
+  layer_map: str = fields.option('uniform', needs='features')
+  connector: str = fields.option('', needs='features')
 
   @property
   def teachers(self) -> tuple[tuple[str, float], ...]:

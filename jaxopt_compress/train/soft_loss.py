@@ -7,6 +7,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import inspect
 from typing import Any
@@ -49,8 +50,19 @@ class SoftLoss:
     }
 
 
-def read(where: str, said: str) -> SoftLoss:
+def read(
+  where: str,
+  said: str,
+  room: Any = losses,
+  known: Sequence[str] | None = None,
+) -> SoftLoss:
   """What the words mean.
+
+  Args:
+    where: the path in the config.
+    said: the words.
+    room: where the loss is found by its name.
+    known: names of these; None: those that compare logits.
 
   Raises:
     ValueError: there is no such loss, it does not take such a number, or what is said
@@ -60,12 +72,12 @@ def read(where: str, said: str) -> SoftLoss:
   {}
   """
   name, *words = (word.strip() for word in said.split(','))
-  choices.one_of(where, name, names())
-  function = getattr(losses, name)
-  known = inspect.signature(function).parameters
+  choices.one_of(where, name, names() if known is None else known)
+  function = getattr(room, name)
+  parameters = inspect.signature(function).parameters
   known = {
     key: p
-    for key, p in known.items()
+    for key, p in parameters.items()
     if p.kind == p.KEYWORD_ONLY and key not in _OWN
   }
   numbers = {}

@@ -23,6 +23,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import distil
+from jaxopt_compress.train import features
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import optimizer as optimizer_lib
@@ -120,7 +121,8 @@ def build(
     drawn = words.seeded(stage, seed)
     compression = compression_of(drawn, model.uses, blank)
     optimizer, learned = optimizer_lib.pair(stage.optimizer, stage.steps)
-    create = _creates(drawn, model.uses, optimizer, learned)
+    asked = features.read(stage, model, teachers)
+    create = _creates(drawn, model.uses, optimizer, learned, asked)
 
     # Shapes alone: what does not fit raises here, and nothing is computed.
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -131,13 +133,13 @@ def build(
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
-    model.apply,
-    penalty.added(distil.loss_of(stage, data), stage.penalty),
+    features.of_student(asked, stage, model),
+    penalty.added(distil.loss_of(stage, data, asked), stage.penalty),
     optimizer,
     inputs=data.input,
     compression=compression,
     learned_optimizer=learned,
-    **distil.for_step(stage, teachers),
+    **distil.for_step(stage, teachers, asked),
   )
   return Built(
     stage=stage,
@@ -154,7 +156,7 @@ def build(
   )
 
 
-def _creates(stage, uses, optimizer, learned):
+def _creates(stage, uses, optimizer, learned, asked):
   """`Built.create`."""
   trained = adapters if stage.adapters.rules else everything
 
@@ -169,6 +171,8 @@ def _creates(stage, uses, optimizer, learned):
       learned_optimizer=learned,
       follow=stage.distil.follows,
       origins=penalty.origins(stage.penalty, params),
+      # A key that no step has: those fold in their number.
+      connectors=asked.connectors(jax.random.fold_in(rng, 2**32 - 2)),
     )
 
   return create

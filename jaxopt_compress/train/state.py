@@ -4,7 +4,7 @@
     outputs, stats = observe(apply, compression.observes(params))(cparams, variables, x)
     parts     = loss(outputs, batch, what the teachers say of x, step)
     L         = sum over parts of weight * sum / (count, averaged over replicas)
-    g         = d L / d (params, learned), averaged over replicas
+    g         = d L / d (params, learned, connectors), averaged over replicas
     params, comp_state = pruning.advance(optimizer, compression, params, g, stats)
 
 The parameters stay plain: optimizers, shardings and checkpoints never meet a mask.
@@ -15,6 +15,7 @@ would have drawn.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -48,8 +49,8 @@ class Seen:
     share: of its own example in each input, the one before it having the rest; None
       where inputs are no mixtures.
     params: plain, before any compression.
-    origins: what `TrainState` says.
-    axis: the name of that of replicas; None if this is the only one.
+    origins, connectors: what `TrainState` says.
+    axis: over which the batch is cut, see `parallel.step`; None where it is whole.
   """
 
   outputs: Outputs
@@ -59,6 +60,7 @@ class Seen:
   share: jax.Array | None = None
   params: Any = None
   origins: Any = None
+  connectors: Any = ()
   axis: str | None = None
 
 
@@ -97,6 +99,9 @@ class TrainState:
     average: (params, variables), the moving average of what the student computes
       with, float32; () where nobody asks for it. No part of what a stage leaves.
     origins: {path: where a penalty draws a parameter to}, see `train.penalty`.
+    connectors: of features, see `train.features`; () if there are none. They are
+      trained as the parameters are, and no part of what a stage leaves.
+    connectors_opt_state: of their optimizer.
   """
 
   step: jax.Array
@@ -109,6 +114,8 @@ class TrainState:
   rng: jax.Array
   average: Any = ()
   origins: Any = ()
+  connectors: Any = ()
+  connectors_opt_state: Any = ()
 
 
 def create(
@@ -121,6 +128,7 @@ def create(
   learned_optimizer: optax.GradientTransformation | None = None,
   follow: bool = False,
   origins: Any = (),
+  connectors: Any = (),
 ) -> TrainState:
   """The state before the first step. Works under `jax.eval_shape`.
 
@@ -131,7 +139,7 @@ def create(
     compression: what happens to the parameters meanwhile.
     learned_optimizer: of what the compression learns; the same by default.
     follow: whether a moving average of the student is kept.
-    origins: see `TrainState`.
+    origins, connectors: see `TrainState`.
 
   Raises:
     ValueError: a leaf of `params` is compressed: the optimizer would take its codes
@@ -156,6 +164,8 @@ def create(
     rng=rng,
     average=average,
     origins=origins,
+    connectors=connectors,
+    connectors_opt_state=optimizer.init(connectors) if connectors else (),
   )
 
 
@@ -218,8 +228,9 @@ def train_step(
     x, share = _mixed(batch[inputs], key, mixup)
     said = _answers(taught, (*frozen, *[state.average] * follow), x)
     wanted = compression.observes(state.params)
+    known = _known(state, batch, said, share, replicas)
 
-    def total_loss(params, learned):
+    def total_loss(params, learned, connectors):
       full = compression_lib.merge_learned(learned, state.comp_state)
       cparams = compression.apply(params, full)
 
@@ -229,15 +240,14 @@ def train_step(
       (y, out, variables), stats = _observed(forward, wanted)(
         cparams, state.variables, x
       )
-      seen = Seen((y, out), batch, said, state.step, share, params)
-      seen = dataclasses.replace(
-        seen, origins=state.origins, axis=replicas.axis
-      )
+      seen = known(outputs=(y, out), params=params, connectors=connectors)
       total, means = _total(loss(seen), replicas)
       return total, (means, variables, stats)
 
-    gradient = jax.value_and_grad(total_loss, argnums=(0, 1), has_aux=True)
-    (total, found), grads = gradient(state.params, state.learned)
+    gradient = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
+    (total, found), grads = gradient(
+      state.params, state.learned, state.connectors
+    )
     means, variables, stats = found
     total, means, grads = replicas((total, means, grads))
     variables = _mean_of_floats(replicas, variables)
@@ -245,7 +255,8 @@ def train_step(
       stats = observe.reduce_stats(wanted, stats, replicas.axis)
     metrics = _metrics(total, means, grads)
     optimizers = optimizer, learned_optimizer
-    state = _next(state, grads, variables, stats, optimizers, compression)
+    state = _connected(state, grads[2], optimizer)
+    state = _next(state, grads[:2], variables, stats, optimizers, compression)
     if follow:
       state = _followed(state, compression, ema_decay)
     return state, metrics
@@ -271,6 +282,19 @@ def _mixed(x, key, concentration):
   if not concentration:
     return x, None
   return mixup_lib.mixed(x, jax.random.fold_in(key, 0), concentration)
+
+
+def _known(state, batch, said, share, replicas):
+  """`Seen`, but for what derivatives are taken of."""
+  return functools.partial(
+    Seen,
+    batch=batch,
+    teachers=said,
+    step=state.step,
+    share=share,
+    origins=state.origins,
+    axis=replicas.axis,
+  )
 
 
 def _answers(taught, frozen, x):
@@ -308,7 +332,8 @@ def _next(state, grads, variables, stats, optimizers, compression):
     statistics=stats,
   )
   learned, comp_state = compression_lib.split_learned(done.state)
-  return TrainState(
+  return dataclasses.replace(
+    state,
     step=done.step,
     params=optax.apply_updates(state.params, done.updates),
     variables=variables,
@@ -316,9 +341,20 @@ def _next(state, grads, variables, stats, optimizers, compression):
     comp_state=comp_state,
     learned=learned,
     learned_opt_state=done.opt_states[1],
-    rng=state.rng,
-    average=state.average,
-    origins=state.origins,
+  )
+
+
+def _connected(state, grads, optimizer):
+  """The state after its connectors have moved."""
+  if not jax.tree.leaves(state.connectors):
+    return state
+  updates, opt_state = optimizer.update(
+    grads, state.connectors_opt_state, state.connectors
+  )
+  return dataclasses.replace(
+    state,
+    connectors=optax.apply_updates(state.connectors, updates),
+    connectors_opt_state=opt_state,
   )
 
 

@@ -12,6 +12,7 @@ STAGE = """
   name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   teacher loss alpha temperature standardize ensemble ema_decay teacher_dtype
+  features layer_map connector
   penalty penalty_weight
   cache
   shrink
@@ -107,6 +108,9 @@ class RangesTest(parameterized.TestCase):
     ('teacher', dict(standardize=True)),
     ('teacher', dict(ema_decay=0.9)),
     ('teacher', dict(teacher_dtype='bfloat16')),
+    ('teacher', dict(features=(('a', 'b', 'hint', 1.0),))),
+    ('features', dict(layer_map='last', teacher='t')),
+    ('features', dict(connector='identity', teacher='t')),
     ('steps', dict(mixup=1.0, steps=0)),
     ('steps', dict(teacher='t', steps=0)),
     ('penalty', dict(penalty_weight=1.0, steps=1)),
