@@ -40,7 +40,8 @@ def features(fun: Callable, rules: Any) -> Callable[..., tuple[Any, dict]]:
       Names that no rule matches are left.
 
   Returns:
-    A function of the same arguments that returns `(fun(...), {name: value})`. Values of a scan have the layers as first axis; those of a
+    A function of the same arguments that returns `(fun(...), {name: value})`. Values of
+    a scan have the layers as first axis; those of a
     shard_map an axis of the devices on which they differ, in the order of the mesh.
 
   Raises:
