@@ -67,6 +67,8 @@ from jaxopt_compress.core.operators import cast as cast
 from jaxopt_compress.core.rules import map_named as map_named
 from jaxopt_compress.core.rules import match as match
 from jaxopt_compress.core.rules import named_leaves as named_leaves
+from jaxopt_compress.distillation import grow as grow
+from jaxopt_compress.distillation import widen as widen
 from jaxopt_compress.export.rebuild import load_plan as load_plan
 from jaxopt_compress.export.rebuild import rebuild as rebuild
 from jaxopt_compress.export.rebuild import save_shrunk as save_shrunk

@@ -256,6 +256,25 @@ def trace(fun: Callable, params, args, kwargs) -> tuple[Any, list[tuple]]:
     return jax.make_jaxpr(of_arrays)(*dense), named
 
 
+def abstract(tree):
+  """Arrays, and what leaves stand for, as shapes, cut over devices as they are."""
+
+  def shape(x):
+    if array.is_compressed(x):
+      return jax.eval_shape(x.materialize)
+    if not is_array(x):
+      return x
+    aval = jax.typeof(x) if isinstance(x, jax.Array) else x
+    return jax.ShapeDtypeStruct(
+      aval.shape,
+      aval.dtype,
+      weak_type=getattr(aval, 'weak_type', False),
+      sharding=getattr(aval, 'sharding', None),
+    )
+
+  return jax.tree.map(shape, tree, is_leaf=array.is_compressed)
+
+
 def is_array(x) -> bool:
   # Numbers stay what they are, those of numpy too, so that flags keep working.
   return hasattr(x, 'shape') and not isinstance(x, np.generic)

@@ -11,7 +11,9 @@ from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import sequences
 from jaxopt_compress.distillation import teachers
 from jaxopt_compress.distillation.accumulation import accumulated
+from jaxopt_compress.distillation.growth.grow import grow
 from jaxopt_compress.distillation.growth.warm_start import warm_start
+from jaxopt_compress.distillation.growth.widen import widen
 from jaxopt_compress.distillation.matching import regularized
 from jaxopt_compress.distillation.matching import squared_distance
 from jaxopt_compress.distillation.vocabulary import check_vocabulary
@@ -24,6 +26,7 @@ __all__ = [
   'check_vocabulary',
   'draws',
   'features',
+  'grow',
   'layers',
   'losses',
   'matching',
@@ -34,4 +37,5 @@ __all__ = [
   'squared_distance',
   'teachers',
   'warm_start',
+  'widen',
 ]

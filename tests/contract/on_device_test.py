@@ -122,6 +122,9 @@ TRANSFORMS = {
   'fisher': lambda: jc.fisher(mean_output, PARAMS, [X], per='example'),
   'fold_sizes': folded,
   'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
+  'grow': lambda: jc.grow(
+    jc.widen(jc.structure(apply)(PARAMS, X), factor=2), PARAMS
+  ),
   'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
   'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
   'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
@@ -159,7 +162,7 @@ OTHERS = """
   gram importance is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error quantize_activations readers
   rescalings rule save_shrunk select sort sparse split_learned structure sum_abs
-  sum_squares sums trim_vocabulary uses
+  sum_squares sums trim_vocabulary uses widen
 """.split()
 
 

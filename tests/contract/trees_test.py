@@ -28,6 +28,7 @@ from jaxopt_compress.distillation import penalties
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation import teachers
 from jaxopt_compress.distillation.growth import depth as layers_lib
+from jaxopt_compress.distillation.growth import layers_above
 from jaxopt_compress.distillation.growth import warm_start
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
@@ -212,6 +213,12 @@ COUNTS = {
   'core.operators.cast': lambda t: jc.cast(t, jnp.bfloat16),
   'distillation.growth.depth.start': lambda t: layers_lib.start(
     DEEPER, DEEPER.apply([t['a'], t['a']]), 'gated'
+  ),
+  'distillation.growth.grow.grow': lambda t: jc.grow(
+    jc.widen(jc.structure(apply)(DENSE, X), factor=2), t, key=KEY
+  ),
+  'distillation.growth.layers_above.of': lambda t: layers_above.of(
+    jc.structure(apply)(DENSE, X), jc.materialize(t)
   ),
   'distillation.growth.warm_start.warm_start': lambda t: (
     warm_start.warm_start(DENSE, t),

@@ -79,7 +79,7 @@ def fold_sizes(
       other, _ = walk.trace(rebuilt or fun, params, args, kwargs)
     except Exception as e:  # whatever a model raises
       raise ValueError(_does_not_run(plan, e)) from e
-    asked = scaled.Scaled(_ratios(closed, other))
+    asked = scaled.Scaled(scaled.ratios(closed, other))
     inputs = [
       {path: 1.0} if jnp.issubdtype(x.dtype, jnp.floating) else {}
       for path, x in arrays
@@ -153,36 +153,6 @@ def _abstract(params, plan, deep):
   return jax.tree.unflatten(
     jax.tree.structure(params, is_leaf=array.is_compressed), leaves
   )
-
-
-def _ratios(closed, other) -> dict[int, dict[int, float]]:
-  """{id of an equation: {operand: log of its number there over that here}}."""
-  here, there = list(walk.places(closed)), list(walk.places(other))
-  if [at.eqn.primitive for at in here] != [at.eqn.primitive for at in there]:
-    raise ValueError(
-      'The program of the new sizes has other operations than that of the old ones,'
-      ' so their numbers cannot be compared.'
-    )
-  found = {}
-  for at, again in zip(here, there, strict=True):
-    ratios = {}
-    for i, (v, w) in enumerate(
-      zip(at.eqn.invars, again.eqn.invars, strict=True)
-    ):
-      log = scaled.ratio(v, w)
-      if log is None:
-        raise ValueError(
-          f'{at.eqn.primitive.name} at {at.source} has {v} and then {w}: no factor'
-          ' makes one of the other.'
-        )
-      if log:
-        ratios[i] = log
-    # A program that is called twice has its equations once.
-    if found.setdefault(id(at.eqn), ratios) != ratios:
-      raise ValueError(
-        f'{at.eqn.primitive.name} at {at.source} has several numbers in place of one.'
-      )
-  return found
 
 
 def _solved(wanted, sizes) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -31,6 +31,7 @@ from jaxopt_compress.analysis.layers import siblings
 from jaxopt_compress.analysis.plan import composed
 from jaxopt_compress.analysis.plan import gathered as gathered_lib
 from jaxopt_compress.analysis.plan import sources as sources_lib
+from jaxopt_compress.analysis.plan import told
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -230,8 +231,8 @@ class Plan:
     out = self._map(gathered, tree)
     if not self._order:
       return out
-    named = functools.partial(_named, names=names_of(self.structure.shapes))
-    return renumbered.tree(out, self._order, named)
+    of = functools.partial(named, names=names_of(self.structure.shapes))
+    return renumbered.tree(out, self._order, of)
 
   def mask(self, tree: Any) -> Any:
     """The network as it is, zero at the channels that go; `tree` as for `apply`.
@@ -249,7 +250,7 @@ class Plan:
           f'{path} is {x.describe()}, and arrays are expected: mask what it was made'
           ' from, or pass jc.materialize(tree).'
         )
-      if gone and siblings.within(_named(path, names)[0], gone):
+      if gone and siblings.within(named(path, names)[0], gone):
         return jnp.zeros_like(x)
       keep = jnp.ones((), bool)
       for i in indices:
@@ -270,7 +271,7 @@ class Plan:
     def mapped(path, x):
       if not hasattr(x, 'shape'):
         return x
-      mine, rest = _named(path, names)
+      mine, rest = named(path, names)
       if mine is None:
         if changes and x.shape == (every,) and len(shapes) > 1:
           raise ValueError(
@@ -279,7 +280,7 @@ class Plan:
             ' makes.'
           )
         return x
-      axes = _axes_of(x.shape, shapes[mine], rest)
+      axes = axes_of(x.shape, shapes[mine], rest)
       if axes is None or (path == mine and tuple(x.shape) != shapes[mine]):
         if path == mine:
           raise ValueError(
@@ -322,19 +323,7 @@ class Plan:
 
   def __str__(self) -> str:
     """The sizes that change, and where the network then computes something else."""
-    before = sum(map(math.prod, self.structure.shapes.values()))
-    after = sum(map(math.prod, self.shapes.values()))
-    lines = [f'{before:,} -> {after:,} parameters']
-    for name, n in self.sizes.items():
-      asked = self.asked.get(name, n)
-      rounded = '' if asked == n else f'  (asked for {asked})'
-      group = self.structure.groups[name]
-      lines.append(f'{group.size:6} -> {n:6}  {name}{rounded}')
-      if n != group.size:
-        lines += [f'{"":18}not exact: {why}' for why in group.inexact]
-      if n != group.size and group.fixed:
-        lines.append(f'{"":18}build the model again: {group.fixed}')
-    return '\n'.join(lines)
+    return told.of(self.structure, self.sources, self.asked, self.shapes)
 
 
 def kept(indices, i, shape) -> np.ndarray:
@@ -374,7 +363,7 @@ def names_of(shapes: Mapping[str, Any]) -> dict[str, str]:
   return names | {path: path for path in shapes}
 
 
-def _named(path, names) -> tuple[str | None, str]:
+def named(path, names) -> tuple[str | None, str]:
   """The parameter that a path ends with, or else has inside, and what follows."""
   words = path.split('/')
   n = len(words)
@@ -386,7 +375,7 @@ def _named(path, names) -> tuple[str | None, str]:
   return None, ''
 
 
-def _axes_of(shape, whole, rest) -> dict[int, int] | None:
+def axes_of(shape, whole, rest) -> dict[int, int] | None:
   """{axis of an array: axis of the parameter under whose name it is kept}.
 
   None where that is not known. An optimizer may keep several arrays of a parameter,

@@ -176,7 +176,7 @@ def resized(fun: Callable) -> Callable[..., Resized]:
   def found(params, *args, **kwargs):
     params = array.materialize(params)
     closed, arrays = walk.trace(fun, params, args, kwargs)
-    asked = _Recorded(structure_numbers.RULES)
+    asked = Recorded(structure_numbers.RULES)
     axes = structure_lib.follow(asked, closed, arrays)
     named = structure_lib.leaf_names(asked.channels, axes)
     layout = functools.partial(_layout, asked.channels, named)
@@ -206,22 +206,26 @@ def resized(fun: Callable) -> Callable[..., Resized]:
   return found
 
 
-class _Recorded(tied.Tied):
-  """Ties channels, and keeps the equations that tie them."""
+class Recorded(tied.Tied):
+  """Ties channels, and keeps the equations that tie them.
+
+  Attributes:
+    seen: {place of an equation: (it, axes of its operands, axes of its results)}.
+  """
 
   def __init__(self, rules):
     super().__init__(rules)
-    self._seen = {}
+    self.seen = {}
 
   def apply(self, at, inputs):
     outs = super().apply(at, inputs)
     # A loop is walked until its carry is known: the last time counts.
-    self._seen[at.place] = at, [x.axes for x in inputs], [x.axes for x in outs]
+    self.seen[at.place] = at, [x.axes for x in inputs], [x.axes for x in outs]
     return outs
 
   def equations(self):
     """(place, axes of operands, of results, of the loops around) of each."""
-    for at, ins, outs in self._seen.values():
+    for at, ins, outs in self.seen.values():
       yield at, ins, outs, [self._turned(outer) for outer, _ in at.around]
 
   def _turned(self, outer):

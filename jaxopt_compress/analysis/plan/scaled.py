@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import jaxprs
 
 # {name of a parameter: how often its factor is in; '': what is known}. None is of
@@ -228,3 +229,40 @@ def _is_float(x) -> bool:
   return isinstance(x, float) or (
     dtype is not None and np.issubdtype(dtype, np.floating)
   )
+
+
+def ratios(closed, other) -> dict[int, dict[int, float]]:
+  """{id of an equation: {operand: log of its number there over that here}}.
+
+  Args:
+    closed, other: programs of the same operations.
+
+  Raises:
+    ValueError: they are not, or no factor makes one number of the other.
+  """
+  here, there = list(walk.places(closed)), list(walk.places(other))
+  if [at.eqn.primitive for at in here] != [at.eqn.primitive for at in there]:
+    raise ValueError(
+      'The program of the new sizes has other operations than that of the old ones,'
+      ' so their numbers cannot be compared.'
+    )
+  found = {}
+  for at, again in zip(here, there, strict=True):
+    logs = {}
+    for i, (v, w) in enumerate(
+      zip(at.eqn.invars, again.eqn.invars, strict=True)
+    ):
+      log = ratio(v, w)
+      if log is None:
+        raise ValueError(
+          f'{at.eqn.primitive.name} at {at.source} has {v} and then {w}: no factor'
+          ' makes one of the other.'
+        )
+      if log:
+        logs[i] = log
+    # A program that is called twice has its equations once.
+    if found.setdefault(id(at.eqn), logs) != logs:
+      raise ValueError(
+        f'{at.eqn.primitive.name} at {at.source} has several numbers in place of one.'
+      )
+  return found

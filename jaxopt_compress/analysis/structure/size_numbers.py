@@ -9,6 +9,7 @@ inexact that is not, and is never said to be exact for nothing.
 """
 
 from typing import Any
+from typing import NamedTuple
 
 from jaxopt_compress.analysis.structure import channels as channels_lib
 from jaxopt_compress.core import jaxprs
@@ -22,27 +23,50 @@ _PASS = frozenset(
 )
 
 
+# The powers of a size that a number may be.
+_POWERS = (1.0, -1.0, 0.5, -0.5)
+
+
+class Fit(NamedTuple):
+  """A number that fits the size of an axis.
+
+  Attributes:
+    axis: the channels.
+    said: the number, and where it is.
+    eqn, operand: the operation that has it, and its place among the operands.
+    power: of the size, that the number is.
+  """
+
+  axis: Axis
+  said: str
+  eqn: Any
+  operand: int
+  power: float
+
+
 class SizeNumbers:
   """Follows sums, and what they are multiplied with or divided by.
 
   Attributes:
-    found: [(channels, where)]: a number there fits the size of these.
+    found: the numbers that fit; for each, axes that were summed over come first, then
+      the last ones.
   """
 
   def __init__(self, channels: channels_lib.Channels):
     self._channels = channels
     # For each variable that is a sum, the axes that were summed over.
     self._sums: dict[Any, tuple[Axis, ...]] = {}
-    self.found: list[tuple[Axis, str]] = []
+    self.found: list[Fit] = []
 
   def meet(self, at: Any, inputs: list) -> None:
     """Meets an equation, and the values of its operands."""
     eqn = at.eqn
     name, operands = eqn.primitive.name, eqn.invars
     if name in ('mul', 'div'):
-      for u, x, v in zip(operands, inputs, reversed(operands), strict=True):
+      for i, (u, x) in enumerate(zip(operands, inputs, strict=True)):
+        v = operands[1 - i]
         if jaxprs.is_var(u) and not jaxprs.is_var(v) and not v.aval.shape:
-          self._meet_number(at, abs(float(v.val)), x, self._sums.get(u, ()))
+          self._meet_number(at, 1 - i, x, self._sums.get(u, ()))
     summed = ()
     if name == 'reduce_sum':
       summed = tuple(inputs[0].axes[i] for i in eqn.params['axes'])
@@ -55,13 +79,16 @@ class SizeNumbers:
     if summed:
       self._sums[eqn.outvars[0]] = summed
 
-  def _meet_number(self, at, number, x, summed):
+  def _meet_number(self, at, operand, x, summed):
+    number = abs(float(at.eqn.invars[operand].val))
     over = tuple(c for axis in summed for c in axis)
-    parts = [(c,) for a in (*x.axes, over) for c in self._channels.factors(a)]
-    for axis in dict.fromkeys([over, *x.axes, *parts]):
+    axes = [over, *reversed(x.axes)]
+    parts = [(c,) for a in axes for c in self._channels.factors(a)]
+    for axis in dict.fromkeys([*axes, *parts]):
       n = self._channels.size(axis)
-      fits = (n, 1 / n, n**0.5, n**-0.5)
-      if n > 1 and any(abs(number - m) < 1e-4 * m for m in fits):
+      powers = [p for p in _POWERS if abs(number - n**p) < 1e-4 * n**p]
+      if n > 1 and powers:
         name = at.eqn.primitive.name
         said = f'{name} by {number:.6g}, which fits their number {n}'
-        self.found.append((axis, f'{said}, at {at.source or at.path}'))
+        said = f'{said}, at {at.source or at.path}'
+        self.found.append(Fit(axis, said, at.eqn, operand, powers[0]))

@@ -30,7 +30,6 @@ from jaxopt_compress.analysis.structure import numbers as structure_numbers
 from jaxopt_compress.analysis.structure import own_sizes
 from jaxopt_compress.analysis.structure import tied
 from jaxopt_compress.analysis.structure import within as within_lib
-from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 
@@ -92,6 +91,9 @@ class Structure:
     passing: {group of layers: {path: 'zeros' or 'identity'}}: parameters that, as
       what they say, make a layer give what it gets; see `layers.passing`. Of a group
       that is not here none do.
+    program: `({group: size}, fun=None)` -> (closed jaxpr, [(path, leaf)]), as from
+      `walk.trace`: the program again, where groups have other sizes, or that of another
+      function of such parameters. Text does not hold it: None after `from_json`.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -101,6 +103,9 @@ class Structure:
     default_factory=dict
   )
   passing: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+  program: Callable[..., tuple[Any, list]] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   def members(self, name: str) -> list[tuple[str, int]]:
     """The (path, axis counted from the end) that have a group."""
@@ -120,15 +125,25 @@ class Structure:
       for g in layout
     )
 
-  def channels(self, layout: Layout, name: str) -> np.ndarray:
-    """int [entries]: the channel of a group that each entry of an axis is of, or -1."""
+  def channels(
+    self, layout: Layout, name: str, sizes: Mapping[str, int] = {}
+  ) -> np.ndarray:
+    """int [entries]: the channel of a group that each entry of an axis is of, or -1.
+
+    Args:
+      layout: of the axis.
+      name: the group.
+      sizes: {group: size}, where some groups have other sizes.
+    """
     index = np.full(1, -1)
     for part in layout:
       if isinstance(part, str):
-        n = self.groups[part].size
+        n = sizes.get(part, self.groups[part].size)
         inner = np.arange(n) if part == name else np.full(n, -1)
       else:
-        inner = np.concatenate([self.channels(term, name) for term in part])
+        inner = np.concatenate(
+          [self.channels(term, name, sizes) for term in part]
+        )
       index = np.where(inner >= 0, inner, index[:, None]).ravel()
     return index
 
@@ -192,7 +207,9 @@ class Structure:
 
   def to_json(self) -> str:
     """As text, from which `from_json` makes it again."""
-    return json.dumps(dataclasses.asdict(self))
+    told = dataclasses.asdict(dataclasses.replace(self, program=None))
+    del told['program']
+    return json.dumps(told)
 
   @classmethod
   def from_json(cls, text: str) -> 'Structure':
@@ -290,21 +307,26 @@ def structure(fun: Callable) -> Callable[..., Structure]:
   """
 
   def found(params, *args, **kwargs):
-    params = array.materialize(params)
+    # What traces again later holds no arrays.
+    params, args, kwargs = walk.abstract((params, args, kwargs))
 
-    def traced(sizes):
-      """The program, and what is found of it, with other sizes of some groups."""
+    def program(sizes, other=None):
       leaves = [
         _resized(x, made, path, sizes) if sizes else x
         for path, x in rules_lib.named_leaves(params)
       ]
       resized = jax.tree.unflatten(jax.tree.structure(params), leaves)
-      closed, arrays = walk.trace(fun, resized, args, kwargs)
+      return walk.trace(other or fun, resized, args, kwargs)
+
+    def traced(sizes):
+      """The program, and what is found of it, with other sizes of some groups."""
+      closed, arrays = program(sizes)
       return closed, _found(closed, arrays)
 
     closed, (made, perhaps) = traced({})
     compared = own_sizes.compared(closed, made, perhaps, traced)
-    return _with_layers(closed, compared)
+    layered = _with_layers(closed, compared)
+    return dataclasses.replace(layered, program=program)
 
   return found
 

@@ -179,7 +179,8 @@ class Tied(algebra.Algebra):
 
   def perhaps(self) -> dict[int, list[str]]:
     """Which numbers of the program may be those of the channels, by leaf."""
-    return self._by_leaf(self.size_numbers.found)
+    found = self.size_numbers.found
+    return self._by_leaf([(fit.axis, fit.said) for fit in found])
 
   def _by_leaf(self, remarks):
     found: dict[int, list[str]] = {}

@@ -1,0 +1,135 @@
+"""A larger network that starts from a small one, of which it keeps the function.
+
+    plan = jc.widen(jc.structure(apply)(params, x), factor=2)
+    large = jc.grow(plan, params, key=key)        apply(large, x) = apply(params, x)
+
+Which channels go together is known from the program (`structure`), and which weights
+have to share what (`plan.shares`): no layer is known by its name.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.analysis.plan import plan as plan_lib
+from jaxopt_compress.core import array
+from jaxopt_compress.core import choices
+from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation.growth import layers_above
+from jaxopt_compress.distillation.growth import moments
+from jaxopt_compress.distillation.growth import parts
+from jaxopt_compress.distillation.growth import starts
+
+Start = Callable[[starts.Leaf, jax.Array | None], jax.Array]
+
+
+def grow(
+  plan: plan_lib.Plan,
+  tree: Any,
+  how: str | Start = 'net2net',
+  *,
+  key: jax.Array | None = None,
+  exact: bool = True,
+  rebuilt: Callable | None = None,
+) -> Any:
+  """The network of a plan that widens, started from the one that is there.
+
+  Args:
+    plan: what `jc.widen` returned.
+    tree: parameters, compressed leaves for what they stand for, or any tree with subtrees of their form: statistics of norms,
+      averages, the state of an optimizer. What is kept under 'mu', 'trace' and the
+      like of optax goes as gradients do, what is kept under 'nu' as their squares
+      (`moments`); anything else as parameters do.
+    how: a function of `growth.starts`, by name: net2net, fpi, aki, zero; or a function
+      `(leaf, key) -> array` of such a kind.
+    key: consumed for random shares of copies, and for random weights. None: shares are
+      equal, and copies stay alike until something else tells them apart, such as dropout.
+    exact: whether to refuse where the function cannot be kept.
+    rebuilt: the function of the model that is built of the new sizes, where that of
+      the structure has sizes of its own; numbers that depend on these, as 1 / sqrt(d),
+      are read there. None: numbers that fit a size are taken to go with it.
+
+  Returns:
+    The same tree, of the larger shapes.
+
+  Raises:
+    ValueError: the tree is of another network, a plan that has
+      other sources for each channel of another group, or no copies keep the function.
+
+  >>> import jaxopt_compress as jc
+  >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
+  >>> p = {'a': jnp.array([[1., 2.]]), 'b': jnp.array([[4.], [6.]])}
+  >>> plan = jc.widen(jc.structure(f)(p, jnp.ones((1, 1))), factor=2)
+  >>> {name: x.tolist() for name, x in jc.grow(plan, p).items()}
+  {'a': [[1.0, 2.0, 1.0, 2.0]], 'b': [[2.0], [3.0], [2.0], [3.0]]}
+  """
+  start = how if callable(how) else _named(how)
+  grown = parts.Grown(plan, start is starts.zero, rebuilt)
+  if exact and grown.left:
+    raise ValueError(_refused(grown.left))
+  tree = array.materialize(tree)
+  copies = plan.apply(tree)
+  above = _Above(plan, tree)
+  names = plan_lib.names_of(plan.structure.shapes)
+
+  def started(path, x):
+    mine, rest, order = moments.of(path, names)
+    if mine is None or not _floating(x):
+      return x
+    part = grown.part(mine)
+    axes = plan_lib.axes_of(x.shape, plan.resized[mine], rest)
+    if order and axes is not None:
+      return part.moment(x, axes, order).astype(x.dtype)
+    if x.shape != plan.resized[mine]:
+      return x
+    leaf = starts.Leaf(
+      mine,
+      x,
+      functools.partial(above.of, path),
+      part.product,
+      part.new,
+      part.made,
+      part.shared,
+      functools.partial(part.alone, copies=x),
+    )
+    return start(leaf, key).astype(x.dtype)
+
+  return rules_lib.map_named(started, copies)
+
+
+def _named(how: str) -> Start:
+  choices.one_of('how', how, starts.__all__, '=')
+  return getattr(starts, how)
+
+
+class _Above:
+  """The network of the plan made of the layers above, when it is asked for."""
+
+  def __init__(self, plan, tree):
+    self._plan, self._tree = plan, tree
+
+  @functools.cached_property
+  def _leaves(self):
+    above = layers_above.of(self._plan.structure, self._tree)
+    return dict(rules_lib.named_leaves(self._plan.apply(above)))
+
+  def of(self, path):
+    return self._leaves[path]
+
+
+def _floating(x) -> bool:
+  return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _refused(left) -> str:
+  said = '; '.join(
+    f'{group or "a number"}: {why}' for group, why in left.items()
+  )
+  return (
+    f'No copies of channels keep the function: {said}. Widen without a key and by a'
+    ' whole factor, so that each channel is there equally often; leave these groups'
+    ' as they are by sizes={group: its size}; or pass exact=False, and train on.'
+  )

@@ -1,0 +1,46 @@
+"""What a plan that widens prints."""
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+
+import jaxopt_compress as jc
+
+
+def norm(x):
+  x = x - x.mean(-1, keepdims=True)
+  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+
+def fun(p, x):
+  return norm(jnp.tanh(x @ p['a']) @ p['b']) @ p['c']
+
+
+PARAMS = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 6)), 'c': jnp.ones((6, 2))}
+STRUCTURE = jc.structure(fun)(PARAMS, jnp.ones((5, 3)))
+
+
+class ToldTest(absltest.TestCase):
+  def test_wider(self):
+    text = str(jc.Plan(STRUCTURE, {'b:-1': [0, 1, 2, 3, 4, 5, 5]}))
+    want = r"""48 -> 54 parameters
+     6 ->      7  b:-1
+                  not kept: reduce_sum at .*told_test.py:\S+ \(norm\) counts every copy
+[^$]*     4            a:-1 stays: it is not asked for"""
+    self.assertRegex(text, want)
+
+  def test_even_copies_are_kept(self):
+    self.assertNotIn('not', str(jc.widen(STRUCTURE, 2)).split('stays')[0])
+
+  def test_read_from_text(self):
+    plan = jc.Plan.from_json(jc.widen(STRUCTURE, 2).to_json())
+    self.assertIn('4 ->      8  a:-1', str(plan))
+
+  def test_what_goes_says_what_is_inexact(self):
+    text = str(jc.Plan(STRUCTURE, {'b:-1': [0, 1]}))
+    self.assertIn('not exact', text)
+    self.assertNotIn('stays', text)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,165 @@
+"""Networks that grow compute what they did, and every new unit learns."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import wider
+
+import jaxopt_compress as jc
+
+KEY = jax.random.key(1)
+
+
+CASES = {
+  'mlp': (wider.mlp, wider.ROWS),
+  'flat': (wider.flat, wider.IMAGES),
+  'vit': (wider.vit, wider.PATCHES),
+  'decoder tied scanned': (wider.decoder, wider.IDS),
+  'decoder untied': (
+    functools.partial(wider.decoder, False, False, depth=1),
+    wider.IDS,
+  ),
+  'lstm': (wider.lstm, wider.SEQUENCES),
+}
+
+
+@functools.cache
+def case(name):
+  """(fun, the function of the larger model, params, x, plan)."""
+  make, x = CASES[name]
+  fun, shapes = make()
+  fun = wider.promoted(fun)
+  params = wider.drawn(shapes)
+  plan = jc.widen(jc.structure(fun)(params, x), factor=2)
+  larger = wider.promoted(wider.vit(4)[0]) if name == 'vit' else fun
+  return fun, larger, params, x, plan
+
+
+def still(plan, grads):
+  """The groups that have a channel without a gradient."""
+  leaves, structure, found = dict(jc.named_leaves(grads)), plan.structure, []
+  for group in plan.sources:
+    sums = np.zeros(plan.sizes[group])
+    for path, axis in structure.members(group):
+      g = np.abs(np.asarray(leaves[path]))
+      of = structure.channels(structure.axes[path][axis], group, plan.sizes)
+      g = np.moveaxis(g, axis, 0).reshape(len(of), -1).sum(1)
+      np.add.at(sums, of[of >= 0], g[of >= 0])
+    if (sums < 1e-9).any():
+      found.append(group)
+  return found
+
+
+class GrowTest(parameterized.TestCase):
+  @parameterized.product(
+    name=list(CASES), how=[('net2net', None), ('net2net', KEY), ('zero', KEY)]
+  )
+  def test_keeps_the_function_and_learns(self, name, how):
+    fun, larger, params, x, plan = case(name)
+    grown = jc.grow(plan, params, how[0], key=how[1], rebuilt=larger)
+    jax.tree.map(
+      lambda a, b: self.assertGreaterEqual(a.size, b.size), grown, params
+    )
+
+    @jax.jit
+    def loss(p):
+      y = larger(p, x)
+      return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+    grads, y = jax.grad(loss, has_aux=True)(grown)
+    want = fun(params, x)
+    error = jnp.abs(y - want).max() / jnp.abs(want).max()
+    self.assertLess(float(error), 1e-5)
+    self.assertEqual(still(plan, grads), [])
+
+  def test_copies_get_gradients_of_their_own(self):
+    fun, _, params, x, plan = case('mlp')
+    alike = []
+    for key in (None, KEY):
+      grown = jc.grow(plan, params, key=key)
+      g = jax.grad(lambda p: (fun(p, x) ** 2).sum())(grown)['a']
+      alike.append(bool(jnp.allclose(g[:, :8], g[:, 8:], rtol=1e-3)))
+    self.assertEqual(alike, [True, False])
+
+  @parameterized.parameters('sgd', 'momentum', 'adam')
+  def test_optimizer_goes_on(self, name):
+    """As if copies had been trained from the start: worked out on W1, W2 below."""
+    # y = relu(x W1) W2, each unit twice: W1 gets half of its gradient, W2 all of it.
+    tx = {
+      'sgd': optax.sgd(0.1),
+      'momentum': optax.sgd(0.1, momentum=0.9),
+      'adam': optax.scale_by_adam(),
+    }[name]
+    fun, _, params, x, plan = case('mlp')
+    params = params | {'b': jnp.zeros_like(params['b'])}
+    grad = jax.jit(jax.grad(lambda p: (fun(p, x) ** 2).sum()))
+    state = tx.init(params)
+    large = jc.grow(plan, params)
+    want = tx.init(large)
+    for _ in range(3):
+      _, state = tx.update(grad(params), state, params)
+      _, want = tx.update(grad(large), want, large)
+    got = jc.grow(plan, state)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+      got,
+      want,
+    )
+
+  def test_units_by_hand(self):
+    # Of the wider network unit 2 is unit 0 again: their rows of `c` share it.
+    fun = lambda p, x: jax.nn.relu(x @ p['a']) @ p['c']
+    p = {'a': jnp.array([[1.0, 2.0]]), 'c': jnp.array([[8.0], [6.0]])}
+    structure = jc.structure(fun)(p, jnp.ones((1, 1)))
+    got = jc.grow(jc.Plan(structure, {'a:-1': [0, 1, 0]}), p, 'fpi')
+    np.testing.assert_array_equal(got['a'], [[1.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(got['c'], [[4.0], [6.0], [4.0]])
+
+  def test_drawn_copies_keep_rms_norms_and_not_layer_norms(self):
+    for name, kept in (('decoder untied', True), ('vit', False)):
+      fun, larger, params, x, plan = case(name)
+      plan = jc.widen(plan.structure, factor=2, key=KEY)
+      if not kept:
+        with self.assertRaisesRegex(
+          ValueError, 'counts every copy|plain copies'
+        ):
+          jc.grow(plan, params, rebuilt=larger)
+        self.assertIn('not kept', str(plan))
+        jc.grow(plan, params, rebuilt=larger, exact=False)
+        continue
+      got = fun(jc.grow(plan, params, key=KEY), x)
+      np.testing.assert_allclose(got, fun(params, x), rtol=1e-3, atol=2e-4)
+
+  def test_half_precision_and_numpy_and_jit(self):
+    fun, _, params, x, plan = case('mlp')
+    half = jax.tree.map(lambda a: np.asarray(a.astype(jnp.bfloat16)), params)
+    got = jax.jit(lambda p: jc.grow(plan, p, key=KEY))(half)
+    self.assertEqual({a.dtype for a in got.values()}, {jnp.dtype(jnp.bfloat16)})
+    np.testing.assert_allclose(fun(got, x), fun(half, x), atol=0.05)
+
+  def test_statistics_go_with_parameters(self):
+    _, _, params, _, plan = case('flat')
+    grown = jc.grow(plan, params)
+    np.testing.assert_allclose(grown['var'], np.tile(params['var'], 2))
+
+  def test_mistakes(self):
+    _, _, params, _, plan = case('mlp')
+    with self.assertRaisesRegex(ValueError, "how='net2nett'.*'net2net'"):
+      jc.grow(plan, params, 'net2nett')
+    with self.assertRaisesRegex(ValueError, 'pass key='):
+      jc.grow(plan, params, 'zero')
+    with self.assertRaisesRegex(ValueError, 'shrink.*first'):
+      jc.grow(jc.Plan(plan.structure, {'a:-1': [0, 0]}), params)
+    with self.assertRaisesRegex(ValueError, 'another network'):
+      jc.grow(plan, params | {'a': jnp.ones((3, 9))})
+    with self.assertRaisesRegex(ValueError, 'Find it again'):
+      jc.grow(jc.Plan.from_json(plan.to_json()), params)
+
+
+if __name__ == '__main__':
+  absltest.main()

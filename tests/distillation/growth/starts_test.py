@@ -1,0 +1,77 @@
+"""What new channels start from."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+
+KEY = jax.random.key(0)
+
+
+def fun(p, x):
+  def layer(x, p):
+    return x + jnp.tanh(x @ p['up'] + p['bias']) @ p['down'], None
+
+  return jax.lax.scan(layer, x, p)[0]
+
+
+def drawn():
+  shapes = {'up': (3, 2, 4), 'bias': (3, 1, 4), 'down': (3, 4, 2)}
+  keys = dict(zip(shapes, jax.random.split(KEY, 3)))
+  return {n: jax.random.normal(keys[n], s) for n, s in shapes.items()}
+
+
+PARAMS = drawn()
+PLAN = jc.widen(jc.structure(fun)(PARAMS, jnp.ones((5, 2))), factor=2)
+UP, DOWN = PARAMS['up'], PARAMS['down']
+
+
+class StartsTest(parameterized.TestCase):
+  def test_net2net_shares_sum_to_one(self):
+    got = jc.grow(PLAN, PARAMS, 'net2net', key=KEY)
+    np.testing.assert_array_equal(got['up'], np.tile(UP, 2))
+    both = got['down'][:, :4], got['down'][:, 4:]
+    np.testing.assert_allclose(both[0] + both[1], DOWN, rtol=1e-5)
+    self.assertGreater(float(jnp.abs(both[0] - both[1]).min()), 1e-6)
+
+  def test_fpi_divides(self):
+    got = jc.grow(PLAN, PARAMS, 'fpi')
+    np.testing.assert_allclose(got['down'], np.tile(DOWN, (1, 2, 1)) / 2)
+
+  def test_aki_takes_new_outputs_from_above(self):
+    # Equations 9 to 11: columns that are new are those of the next layer, of which
+    # the last has none; rows are divided as in FPI.
+    got = jc.grow(PLAN, PARAMS, 'aki')
+    np.testing.assert_array_equal(got['up'][..., :4], UP)
+    np.testing.assert_array_equal(got['up'][..., 4:], UP[jnp.array([1, 2, 2])])
+    np.testing.assert_allclose(got['down'], np.tile(DOWN, (1, 2, 1)) / 2)
+    np.testing.assert_array_equal(got['bias'], np.tile(PARAMS['bias'], 2))
+
+  def test_zero_has_random_inputs_and_zero_outputs(self):
+    got = jc.grow(PLAN, PARAMS, 'zero', key=KEY)
+    np.testing.assert_array_equal(got['down'][:, :4], DOWN)
+    self.assertFalse(got['down'][:, 4:].any())
+    new = got['up'][..., 4:]
+    self.assertLess(abs(float(new.std() / UP.std()) - 1), 0.5)
+    self.assertGreater(float(jnp.abs(new - UP).min()), 1e-4)
+
+  def test_zero_of_a_moment_is_zero(self):
+    got = jc.grow(PLAN, {'mu': PARAMS, 'nu': PARAMS}, 'zero', key=KEY)
+    self.assertFalse(got['mu']['up'][..., 4:].any())
+    np.testing.assert_array_equal(got['mu']['up'][..., :4], UP)
+    np.testing.assert_array_equal(got['nu']['up'], np.tile(UP, 2))
+
+  def test_a_start_of_ones_own(self):
+    own = lambda leaf, key: leaf.shared(
+      jnp.where(leaf.made, 0, leaf.copies), key
+    )
+    got = jc.grow(PLAN, PARAMS, own)
+    self.assertFalse(got['up'][..., 4:].any())
+    np.testing.assert_array_equal(got['up'][..., :4], UP)
+
+
+if __name__ == '__main__':
+  absltest.main()
