@@ -69,6 +69,10 @@ class Distil:
   # Of several teachers, the mean of their distributions is one teacher.
   ensemble: bool = fields.option(False, needs='teacher')
   ema_decay: float = fields.option(0.999, '[0, 1)', needs='teacher')
+  # The share of batches that the student continues itself, each window after so many
+  # tokens: see `train.on_policy`.
+  on_policy: float = fields.option(0.0, '[0, 1]', needs='teacher', also=str)
+  prompt: int = fields.option(16, '[1, inf)', needs='on_policy')
   # In which teachers are kept and compute; '': as they were trained.
   teacher_dtype: str = fields.option('', needs='teacher')
   # Of (student regex, teacher regex, loss, weight), see `train.features`; which of the

@@ -27,6 +27,7 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import answers
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
+from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
 from jaxopt_compress.train import shrink
@@ -183,6 +184,7 @@ def _check_references(plan):
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
     distil.check(where, stage)
+    on_policy.check(where, stage, plan.data)
     answers.check(where, stage)
     for key, name in stage.sources:
       if name not in earlier:
@@ -203,12 +205,7 @@ def _check_references(plan):
         f'{where}.prune_span is {stage.prune.span}; two fractions of the steps, the'
         ' first not above the second, are expected.'
       )
-    ready = stage.steps and stage.init and not stage.prune.rules
-    if stage.adapters.rules and not ready:
-      raise ValueError(
-        f'{where} has adapters, which are trained beside the finished parameters'
-        ' of another stage. Set steps and init, and prune in a stage before.'
-      )
+    _check_adapters(where, stage)
     penalty.check(where, stage.penalty)
     if stage.shrink.asked:
       _check_shrink(where, stage)
@@ -245,6 +242,15 @@ def _check_metric(metric, data):
   if metric in BITS and metric != fits:
     raise ValueError(
       f'config.report.metric is {metric!r}; of the data {data!r} it is {fits!r}.'
+    )
+
+
+def _check_adapters(where, stage):
+  ready = stage.steps and stage.init and not stage.prune.rules
+  if stage.adapters.rules and not ready:
+    raise ValueError(
+      f'{where} has adapters, which are trained beside the finished parameters'
+      ' of another stage. Set steps and init, and prune in a stage before.'
     )
 
 

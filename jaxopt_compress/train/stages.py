@@ -26,6 +26,7 @@ from jaxopt_compress.train import distil
 from jaxopt_compress.train import features
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import optimizer as optimizer_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
@@ -130,6 +131,7 @@ def build(
     final = _final(stage, model, compression, template)
     _check_read(stage, blank, template.learned)
     distil.check_numbers(stage, model.answers)
+    redraw = on_policy.redraws(stage, model, data)
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = state_lib.train_step(
@@ -139,6 +141,7 @@ def build(
     inputs=data.input,
     compression=compression,
     learned_optimizer=learned,
+    redraw=redraw,
     **distil.for_step(stage, teachers, asked),
   )
   return Built(

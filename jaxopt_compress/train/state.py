@@ -195,6 +195,7 @@ def train_step(
   teachers: Sequence[Callable[..., tuple[jax.Array, Any, Any]]] = (),
   ema_decay: float | None = None,
   mixup: float = 0.0,
+  redraw: Callable[..., Any] | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """A step for one replica, to be run by `parallel.data_parallel`.
 
@@ -210,6 +211,8 @@ def train_step(
     ema_decay: of the moving average of the student, which is the last teacher; None:
       there is none. The state is created with `follow`.
     mixup: concentration of `mixup.mixed`; 0: inputs stay as they are.
+    redraw: `(compressed params, variables, batch, step, key, replicas) -> batch`, what
+      the student makes of a batch before it learns from it; see `on_policy`.
 
   Returns:
     `(state, batch, replicas[, ((params, variables) of each teacher, ...)])
@@ -225,6 +228,7 @@ def train_step(
 
   def step(state, batch, replicas, frozen=()):
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
+    batch = _redrawn(redraw, state, compression, batch, replicas)
     x, share = _mixed(batch[inputs], key, mixup)
     said = _answers(taught, (*frozen, *[state.average] * follow), x)
     wanted = compression.observes(state.params)
@@ -276,6 +280,15 @@ def _followed(state, compression, decay):
   student = compressed(state, compression), state.variables
   average = teachers_lib.moving_average(state.average, student, decay)
   return dataclasses.replace(state, average=average)
+
+
+def _redrawn(redraw, state, compression, batch, replicas):
+  if redraw is None:
+    return batch
+  # Of all replicas: what they do alike, they draw alike.
+  key = jax.random.fold_in(state.rng, state.step)
+  student = compressed(state, compression), state.variables
+  return redraw(*student, batch, state.step, key, replicas)
 
 
 def _mixed(x, key, concentration):

@@ -11,7 +11,8 @@ from jaxopt_compress.train import options
 STAGE = """
   name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
-  teacher loss alpha temperature standardize ensemble ema_decay teacher_dtype
+  teacher loss alpha temperature standardize ensemble ema_decay on_policy prompt
+  teacher_dtype
   features layer_map connector
   penalty penalty_weight
   cache
@@ -51,6 +52,8 @@ OUTSIDE = {
     learned_rate=(-0.1,),
     alpha=(-0.1, 1.1),
     ema_decay=(-0.1, 1.0),
+    on_policy=(-0.1, 1.1),
+    prompt=(0,),
     mixup=(-1.0,),
     temperature=(0.0, -1.0),
     prune_span=((0.0, 1.1), (-0.1, 0.5)),
@@ -107,6 +110,8 @@ class RangesTest(parameterized.TestCase):
     ('teacher', dict(ensemble=True)),
     ('teacher', dict(standardize=True)),
     ('teacher', dict(ema_decay=0.9)),
+    ('teacher', dict(on_policy=0.5)),
+    ('on_policy', dict(prompt=4, teacher='t')),
     ('teacher', dict(teacher_dtype='bfloat16')),
     ('teacher', dict(features=(('a', 'b', 'hint', 1.0),))),
     ('features', dict(layer_map='last', teacher='t')),
