@@ -110,6 +110,16 @@ def check(where: str, stage: options.Stage) -> None:
       f' Choose one of {_divergences()}.',
     ),
     (
+      distil.standardize,
+      'keeps probabilities of some classes, and standardize is of the logits of all.'
+      ' Leave one of them out.',
+    ),
+    (
+      distil.features,
+      'keeps what the teacher answers, and features are what it computes on the way.'
+      ' Leave one of them out.',
+    ),
+    (
       cache.draws and name != 'kl',
       f'has draws, of which only kl is right on average. Set loss to kl, not {name},'
       ' or k in place of draws.',

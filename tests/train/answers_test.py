@@ -144,6 +144,11 @@ class AnswersTest(parameterized.TestCase):
       "'ema' changes with its student",
     ),
     (dict(distil=dict(temperature='linear 4 -> 1')), 'there is a schedule'),
+    (dict(distil=dict(standardize=True)), 'standardize is of the logits'),
+    (
+      dict(distil=dict(features=(('a', 'b', 'mse', 1.0),))),
+      'features are what it computes',
+    ),
     (dict(mixup=0.2), 'mixup trains on mixtures'),
   )
   def test_what_cannot_be_kept(self, changes, message):
