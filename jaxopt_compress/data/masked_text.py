@@ -57,8 +57,9 @@ def hide(
     rate: of the tokens that are asked for, in (0, 1).
 
   Returns:
-    `tokens` as the model sees them, `label` as they were, int32, and `mask`, where
-    they are asked for, bool; all [batch, length]. In each window at least one is.
+    `tokens` as the model sees them, `label` as they were, int32, `mask`, where they
+    are asked for, and `input_mask`, where there are any: everywhere, bool; all [batch,
+    length]. In each window at least one is asked for.
 
   >>> rng = np.random.default_rng(0)
   >>> batch = hide(np.full((1, 8), 97), np.full(9, 98, np.uint8), rng)
@@ -78,7 +79,8 @@ def hide(
   other = text[rng.integers(0, len(text), tokens.shape)]
   seen = np.where(what < 0.8, MASK, np.where(what < 0.9, other, label))
   seen = np.where(asked, seen, label).astype(np.int32)
-  return {'tokens': seen, 'label': label, 'mask': asked}
+  there = np.ones(label.shape, bool)
+  return {'tokens': seen, 'label': label, 'mask': asked, 'input_mask': there}
 
 
 def windows(
@@ -101,7 +103,7 @@ def windows(
     rate: of the bytes that are asked for.
 
   Returns:
-    Batches of `tokens`, `label` and `mask`: see `hide`.
+    Batches of `tokens`, `label`, `mask` and `input_mask`: see `hide`.
 
   Raises:
     ValueError: the text is shorter than a window, or has too few for a batch.
@@ -145,7 +147,7 @@ def eval_windows(
     rate: of the bytes that are asked for.
 
   Returns:
-    Batches of `tokens`, `label` and `mask`, as `windows` has them. Bytes that the last
+    Batches of the same arrays. Bytes that the last
     window shares with the one before it are asked for in one of them only.
 
   Raises:

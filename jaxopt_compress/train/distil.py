@@ -67,7 +67,9 @@ def loss_of(
       return part('hard', 1 - alpha, hard, y) | part('soft', alpha, soft, y)
     said = [teacher_y for teacher_y, _ in seen.teachers]
     parts = part('hard', 1 - alpha, hard, y)
-    for term in features.terms(asked, seen, labels.shape, mask, stage.steps):
+    # Features are of all tokens, where labels are asked for of some.
+    there = of_targets(seen.batch.get('input_mask', mask), labels.shape)
+    for term in features.terms(asked, seen, labels.shape, there, stage.steps):
       parts |= part(*term)
     if distil.ensemble:
       teacher_y = teachers_lib.ensemble(

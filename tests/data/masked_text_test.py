@@ -38,6 +38,7 @@ class MaskedTextTest(parameterized.TestCase):
       return masked_text.windows(TEXT, **options)[step]
 
     first, again, later, other = get(0, 3), get(0, 3), get(0, 4), get(1, 3)
+    self.assertTrue(first.pop('input_mask').all())
     for name, x in first.items():
       self.assertEqual(x.shape, (4, 16))
       np.testing.assert_array_equal(x, again[name])

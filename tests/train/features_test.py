@@ -175,6 +175,22 @@ class FeaturesTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['similarity'], np.mean(alike), rtol=1e-3)
     self.assertTrue(0 < float(metrics['minilm_v2']) < np.inf)
 
+  def test_labels_may_be_of_some_tokens_and_features_of_all(self):
+    def encoder(width):
+      asked = dict(name='encoder', vocab=7, width=width, depth=1, heads=2)
+      return model_lib.build('e', asked, abstract(TOKENS['tokens']))
+
+    qkv = r'blocks/0/attn/[qkv]/kernel'
+    stage = stage_of((qkv, qkv, 'minilm_v2, heads 2', 1.0), alpha=0.0)
+    some = {'mask': jnp.arange(12).reshape(3, 4) % 3 == 0}
+    there = {'input_mask': jnp.ones((3, 4), bool)}
+    whole, part = (
+      run(stage, encoder(4), encoder(8), TOKENS | more, TEXT)[2]
+      for more in ({}, some | there)
+    )
+    np.testing.assert_allclose(whole['minilm_v2'], part['minilm_v2'], rtol=1e-5)
+    self.assertGreater(abs(whole['hard'] - part['hard']), 1e-4)
+
   def test_the_teacher_may_be_the_moving_average(self):
     stage = stage_of(
       (HIDDEN, HIDDEN, 'normalized', 1.0), teacher='ema', alpha=0.0
