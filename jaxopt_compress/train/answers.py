@@ -70,11 +70,18 @@ def check(where: str, stage: options.Stage) -> None:
     where: the path of the stage in the config.
     stage: its options.
   """
-  cache, distil = stage.cache, stage.distil
-  if not cache.asked:
+  if not stage.cache.asked:
     return
-  where, name = f'{where}.cache', distil.loss.partition(',')[0].strip()
-  problems = (
+  for wrong, said in (*_of_teachers(stage), *_of_losses(stage)):
+    if wrong:
+      raise ValueError(f'{where}.cache {said}')
+
+
+def _of_teachers(stage):
+  """Pairs of (whether, why) who is asked, and of what, would be another one."""
+  cache, distil = stage.cache, stage.distil
+  one = ' Leave one of them out.'
+  return (
     (
       cache.k and cache.draws,
       f'has both k={cache.k} and draws={cache.draws}. Keep one: the likeliest'
@@ -87,7 +94,7 @@ def check(where: str, stage: options.Stage) -> None:
     (
       distil.follows,
       f'keeps what was said once, and the teacher {options.EMA!r} changes with its'
-      ' student. Leave one of them out.',
+      f' student.{one}',
     ),
     (
       len(distil.stages) > 1 and not distil.ensemble,
@@ -95,14 +102,27 @@ def check(where: str, stage: options.Stage) -> None:
       ' ensemble, which makes them one.',
     ),
     (
+      stage.mixup,
+      'holds answers to the examples, and mixup trains on mixtures that are drawn in'
+      f' each step.{one}',
+    ),
+    (
+      distil.on_policy,
+      'holds answers to the data, and with on_policy the student continues it anew.'
+      + one,
+    ),
+  )
+
+
+def _of_losses(stage):
+  """Pairs of (whether, why) a loss needs what is not kept."""
+  distil, one = stage.distil, ' Leave one of them out.'
+  name = distil.loss.partition(',')[0].strip()
+  return (
+    (
       isinstance(distil.temperature, str),
       f'is made at one temperature, and there is a schedule, {distil.temperature!r}.'
       ' Set a number.',
-    ),
-    (
-      stage.mixup,
-      'holds answers to the examples, and mixup trains on mixtures that are drawn in'
-      ' each step. Leave one of them out.',
     ),
     (
       name not in _divergences(),
@@ -110,24 +130,21 @@ def check(where: str, stage: options.Stage) -> None:
       f' Choose one of {_divergences()}.',
     ),
     (
+      stage.cache.draws and name != 'kl',
+      f'has draws, of which only kl is right on average. Set loss to kl, not {name},'
+      ' or k in place of draws.',
+    ),
+    (
       distil.standardize,
       'keeps probabilities of some classes, and standardize is of the logits of all.'
-      ' Leave one of them out.',
+      + one,
     ),
     (
       distil.features,
       'keeps what the teacher answers, and features are what it computes on the way.'
-      ' Leave one of them out.',
-    ),
-    (
-      cache.draws and name != 'kl',
-      f'has draws, of which only kl is right on average. Set loss to kl, not {name},'
-      ' or k in place of draws.',
+      + one,
     ),
   )
-  for wrong, said in problems:
-    if wrong:
-      raise ValueError(f'{where} {said}')
 
 
 def check_classes(stage: options.Stage, answers: jax.ShapeDtypeStruct) -> None:

@@ -15,6 +15,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import cached
+from jaxopt_compress.train import cached_step
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
@@ -204,10 +205,17 @@ def _costs(job, built) -> dict[str, str]:
 def _cached(job, built, finished) -> dict[str, str]:
   """What is kept of teachers that were asked once."""
   return {
-    f'answers for {b.stage.name}': cached.facts(job, b, finished)
+    f'answers for {b.stage.name}': _asked_once(job, b, finished)
     for b in built
     if b.stage.cache.asked
   }
+
+
+def _asked_once(job, built, finished):
+  said = cached.facts(job, built, finished)
+  if job.plan.report.seconds:
+    said += ' ' + cached_step.told(cached_step.times(job, built, finished))
+  return said
 
 
 def _calibrated(built) -> dict[str, str]:

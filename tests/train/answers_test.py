@@ -144,6 +144,7 @@ class AnswersTest(parameterized.TestCase):
       "'ema' changes with its student",
     ),
     (dict(distil=dict(temperature='linear 4 -> 1')), 'there is a schedule'),
+    (dict(distil=dict(on_policy=0.5)), 'the student continues it'),
     (dict(distil=dict(standardize=True)), 'standardize is of the logits'),
     (
       dict(distil=dict(features=(('a', 'b', 'mse', 1.0),))),
