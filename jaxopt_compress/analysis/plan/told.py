@@ -55,7 +55,7 @@ def _wider(structure, sources) -> tuple[dict[str, list[str]], list[str]]:
   if not grown:
     return {}, []
   stays = [
-    f'{group.size:6} {"":9}  {name} stays: {_stays(structure, group)}'
+    f'{group.size:6} {"":9}  {name} stays: {_stays(structure, group, grown)}'
     for name, group in structure.groups.items()
     if name not in sources
   ]
@@ -70,9 +70,21 @@ def _wider(structure, sources) -> tuple[dict[str, list[str]], list[str]]:
   return whys, others + stays
 
 
-def _stays(structure, group) -> str:
+def _stays(structure, group, grown) -> str:
   if group.locked:
     return group.locked[0]
   if structure.ordered(group.name):
     return 'its channels are layers, or lie in an order'
+  beside = [
+    g
+    for layouts in structure.axes.values()
+    for layout in layouts
+    if group.name in layout
+    for g in layout[: layout.index(group.name)]
+  ]
+  outside = [g for g in (*group.within, *beside) if g in grown]
+  if outside:
+    return (
+      f'it lies within {outside[-1]}, which grows; sizes={{...}} widens both'
+    )
   return 'it is not asked for'

@@ -71,11 +71,12 @@ def grow(
   if exact and grown.left:
     raise ValueError(_refused(grown.left))
   tree = array.materialize(tree)
-  copies = plan.apply(tree)
-  above = _Above(plan, tree)
+  copies, above = plan.apply(tree), None
+  if start not in (starts.net2net, starts.fpi, starts.zero):
+    above = plan.apply(layers_above.of(plan.structure, tree))
   names = plan_lib.names_of(plan.structure.shapes)
 
-  def started(path, x):
+  def started(key, path, x, above):
     mine, rest, order = moments.of(path, names)
     if mine is None or not _floating(x):
       return x
@@ -88,7 +89,7 @@ def grow(
     leaf = starts.Leaf(
       mine,
       x,
-      functools.partial(above.of, path),
+      x if above is None else above,
       part.product,
       part.new,
       part.made,
@@ -97,27 +98,29 @@ def grow(
     )
     return start(leaf, key).astype(x.dtype)
 
-  return rules_lib.map_named(started, copies)
+  # One program for all: operation by operation each shape would be compiled.
+  arrays = {p: x for p, x in rules_lib.named_leaves(copies) if _floating(x)}
+  others = dict(rules_lib.named_leaves(above)) if above is not None else {}
+
+  @jax.jit
+  def every(arrays, others, key):
+    return {p: started(key, p, x, others.get(p)) for p, x in arrays.items()}
+
+  grown = every(arrays, {p: others[p] for p in arrays if p in others}, key)
+  return rules_lib.map_named(
+    lambda path, x: _like(x, grown[path]) if path in grown else x, copies
+  )
+
+
+def _like(x, value):
+  """The value, cut over devices as x is."""
+  traced = isinstance(value, jax.core.Tracer)
+  return value if traced else jax.device_put(value, x.sharding)
 
 
 def _named(how: str) -> Start:
   choices.one_of('how', how, starts.__all__, '=')
   return getattr(starts, how)
-
-
-class _Above:
-  """The network of the plan made of the layers above, when it is asked for."""
-
-  def __init__(self, plan, tree):
-    self._plan, self._tree = plan, tree
-
-  @functools.cached_property
-  def _leaves(self):
-    above = layers_above.of(self._plan.structure, self._tree)
-    return dict(rules_lib.named_leaves(self._plan.apply(above)))
-
-  def of(self, path):
-    return self._leaves[path]
 
 
 def _floating(x) -> bool:

@@ -88,12 +88,12 @@ class Grown:
     source = self.sources[group]
     return 1.0 / np.bincount(source)[source]
 
-  def random(self, group: str, key: jax.Array) -> np.ndarray:
+  def random(self, group: str, key: jax.Array) -> jax.Array:
     """float [new size]: shares that differ, the same wherever the group is."""
     source = self.sources[group]
     own = jax.random.fold_in(key, zlib.crc32(group.encode()))
-    drawn = np.asarray(_drawn(own, source.shape))
-    return drawn / np.bincount(source, drawn)[source]
+    drawn = _drawn(own, source.shape)
+    return drawn / jax.ops.segment_sum(drawn, source, source.max() + 1)[source]
 
 
 class Part:
@@ -145,13 +145,13 @@ class Part:
   def _power(self, i, group) -> float:
     return self._grown.shares.powers.get((self.path, i, group), 0.0)
 
-  def _times(self, shares: Callable, powers: Callable) -> list[np.ndarray]:
+  def _times(self, shares: Callable, powers: Callable) -> dict[int, jax.Array]:
     """For each axis, float [entries]: shares of the groups along it, to some powers."""
     factors: dict[int, np.ndarray] = {}
     for i, g, channels in self._along:
       power = powers(i, g)
       if power:
-        own = np.where(channels >= 0, shares(g)[channels] ** power, 1.0)
+        own = jnp.where(channels >= 0, shares(g)[channels] ** power, 1.0)
         factors[i] = factors.get(i, 1.0) * own
     return factors
 
@@ -248,7 +248,7 @@ class Part:
         shape = [-1 if j == back[i] else 1 for j in range(x.ndim)]
         x = x * jnp.asarray((own**order).reshape(shape), jnp.float32)
       else:  # of a mean over that axis
-        total *= float((own**order).mean())
+        total *= (own**order).mean()
     if order == 1 and len(axes) == self._ndim == x.ndim:
       x = jnp.where(self._where(lambda i, g: g in quiet), 0, x)
     return x * total

@@ -28,8 +28,7 @@ class Leaf:
   Attributes:
     path: its name.
     copies: the parameter with channels repeated, not divided yet.
-    above: a function that returns the same of the next layer, or `copies` where there
-      is none.
+    above: the same of the next layer, or `copies` where there is none.
     product: whether it is a weight of a product, or a table: no gain, bias, statistic.
     new: bool, entries of a channel that is there again.
     made: bool, entries of a new channel that the parameter makes, not reads.
@@ -41,7 +40,7 @@ class Leaf:
 
   path: str
   copies: jax.Array
-  above: Callable
+  above: jax.Array
   product: bool
   new: np.ndarray
   made: np.ndarray
@@ -78,7 +77,7 @@ def aki(leaf: Leaf, key: jax.Array | None) -> jax.Array:
   """
   if not leaf.product:
     return leaf.shared(leaf.copies, None)
-  return leaf.shared(jnp.where(leaf.made, leaf.above(), leaf.copies), None)
+  return leaf.shared(jnp.where(leaf.made, leaf.above, leaf.copies), None)
 
 
 def zero(leaf: Leaf, key: jax.Array | None) -> jax.Array:

@@ -32,8 +32,10 @@ def widen(
   Args:
     structure: what `jc.structure(apply)(params, x)` returned.
     factor: every group that can grow has so many times as many channels: hidden units,
-      heads, keys and queries of heads, features of these, residual streams. What the
-      program takes or gives, layers and experts stay. None: none but those of `sizes`.
+      heads, residual streams. What the program takes or gives, layers and experts stay;
+      and what lies within a group that grows, as features of a head or the query heads
+      of a key head, so that an axis grows by the factor once. None: none but those of
+      `sizes`.
     sizes: {group: channels}, of groups that get another number of them, or keep theirs.
     multiple: sizes that `factor` says are rounded up to one of this.
     key: consumed to draw which channels are there again. None: all in turn.
@@ -97,12 +99,33 @@ def widen(
 def free(
   structure: structure_lib.Structure,
 ) -> dict[str, structure_lib.Group]:
-  """The groups that a factor widens: all but layers, experts and what is locked."""
-  return {
+  """The groups that a factor widens: the outermost of those that can grow."""
+  able = {
     name: group
     for name, group in structure.free.items()
     if not structure.ordered(name) and not _chosen(group)
   }
+  layouts = [x for mine in structure.axes.values() for x in mine]
+  inside = set().union(*(_inside(layout, able.keys()) for layout in layouts))
+  return {
+    name: group
+    for name, group in able.items()
+    if name not in inside and not able.keys() & {*group.within}
+  }
+
+
+def _inside(layout, able) -> set[str]:
+  """The groups of an axis that lie inside of another one of it that can grow."""
+  found, outer = set(), False
+  for part in layout:
+    if not isinstance(part, str):
+      for term in part:
+        found |= _inside(term, able)
+        found |= able & {*structure_lib.names(term)} if outer else set()
+    elif part in able:
+      found |= {part} if outer else set()
+      outer = True
+  return found
 
 
 def _chosen(group) -> bool:

@@ -28,6 +28,13 @@ CASES = {
 }
 
 
+# Groups that lie within others.
+INSIDE = {
+  'vit': ('k:-1.1', 'o:-2'),
+  'decoder tied scanned': ('layers/k:-1', 'layers/o:-2', 'layers/o:-3'),
+}
+
+
 @functools.cache
 def case(name):
   """(fun, the function of the larger model, params, x, plan)."""
@@ -35,7 +42,10 @@ def case(name):
   fun, shapes = make()
   fun = wider.promoted(fun)
   params = wider.drawn(shapes)
-  plan = jc.widen(jc.structure(fun)(params, x), factor=2)
+  structure = jc.structure(fun)(params, x)
+  # All that can grow: features of heads, too.
+  sizes = {n: 2 * structure.groups[n].size for n in INSIDE.get(name, ())}
+  plan = jc.widen(structure, factor=2, sizes=sizes)
   larger = wider.promoted(wider.vit(4)[0]) if name == 'vit' else fun
   return fun, larger, params, x, plan
 
@@ -141,6 +151,16 @@ class GrowTest(parameterized.TestCase):
     got = jax.jit(lambda p: jc.grow(plan, p, key=KEY))(half)
     self.assertEqual({a.dtype for a in got.values()}, {jnp.dtype(jnp.bfloat16)})
     np.testing.assert_allclose(fun(got, x), fun(half, x), atol=0.05)
+
+  def test_arrays_stay_cut_over_devices(self):
+    fun, _, params, x, plan = case('mlp')
+    mesh = jax.make_mesh((4,), ('d',))
+    cut = jax.NamedSharding(mesh, jax.P(None, 'd'))
+    a = jax.device_put(params['a'], cut)
+    got = jc.grow(plan, params | {'a': a}, key=KEY)
+    self.assertEqual(got['a'].sharding.spec, cut.spec)
+    whole = jc.grow(plan, params, key=KEY)
+    np.testing.assert_array_equal(got['a'], whole['a'])
 
   def test_statistics_go_with_parameters(self):
     _, _, params, _, plan = case('flat')

@@ -61,6 +61,23 @@ class WidenTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, said):
       jc.widen(STRUCTURE, **kwargs)
 
+  @parameterized.parameters(True, False)
+  def test_an_axis_grows_once(self, separate):
+    # Heads grow, and features of heads stay, on one axis or on two.
+    def attend(p, x):
+      q, k, v = (x @ p[n].reshape(4, -1) for n in 'qkv')
+      q, k, v = (y.reshape(5, -1, 3) for y in (q, k, v))
+      scores = jnp.einsum('qhf,khf->hqk', q, k)
+      y = jnp.einsum('hqk,khf->qhf', jax.nn.softmax(scores), v)
+      return y.reshape(5, -1) @ p['o'].reshape(-1, 4)
+
+    shape, out = ((4, 2, 3), (2, 3, 4)) if separate else ((4, 6), (6, 4))
+    p = {n: jnp.ones(shape) for n in 'qkv'} | {'o': jnp.ones(out)}
+    structure = jc.structure(attend)(p, jnp.ones((5, 4)))
+    plan = jc.widen(structure, factor=2)
+    self.assertEqual([*plan.sizes.values()], [4])
+    self.assertRegex(str(plan), '3 .* stays: it lies within')
+
   def test_layers_and_experts_stay(self):
     def mixture(p, x):
       weights = jax.nn.softmax(x @ p['router'])
