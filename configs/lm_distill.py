@@ -40,12 +40,11 @@ def get_config(arg=''):
   # At temperature 1 the teacher's probabilities are those of the text, as far as it
   # knows them: more than the one byte that followed.
   taught = dict(teacher='teacher', temperature=1.0, **small)
-  c.stages = ('teacher', 'text', 'taught', 'both')
+  c.stages = ('teacher', 'text', 'taught')
   c.stage = dict(
-    teacher=dict(model='big', steps=500, batch_size=16, **train),
+    teacher=dict(model='big', steps=400, batch_size=16, **train),
     text=small,
     taught=dict(alpha=1.0, **taught),
-    both=dict(alpha=0.5, **taught),
   )
   c.report = dict(metric='bits per byte', batches=(1, 16), seconds=1.0)
   if arg == 'runlocal':

@@ -11,6 +11,9 @@ import warnings
 from absl.testing import absltest
 
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.train import distil
+from jaxopt_compress.train import fields
+from jaxopt_compress.train import options
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -54,6 +57,8 @@ class ReadmeTest(absltest.TestCase):
     if not native.available():
       said = [line.removesuffix(', packed') for line in said]
     self.assertEqual(printed, said)
+    taught = fields.read(options.Stage, 's', {'name': 's'} | names['taught'])
+    distil.check('s', taught)
     self.assertEqual(names['pruned']['query']['kernel'].shape, (64, 4, 16))
     zeros = (names['pruned']['query']['kernel'] == 0).mean()
     self.assertAlmostEqual(float(zeros), 0.8, places=2)

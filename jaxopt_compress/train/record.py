@@ -127,15 +127,14 @@ def _losses(job, built) -> dict[str, str]:
   found = {}
   for name in (b.stage.name for b in built):
     line = dict(last.get(name, {}))
-    step = line.pop('step', None)
     parts = {
       key: x
       for key, x in line.items()
-      if key not in ('stage', 'loss', 'grad_norm')
+      if key not in ('stage', 'step', 'loss', 'grad_norm')
     }
     if parts:
       said = ', '.join(f'{key} {x:.4g}' for key, x in parts.items())
-      found[f'loss of {name} at step {step}'] = f'{line["loss"]:.4g}: {said}'
+      found[f'last loss of {name}'] = f'{line["loss"]:.4g}: {said}'
   return found
 
 

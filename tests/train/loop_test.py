@@ -40,7 +40,12 @@ def tiny(**stage_changes):
   stages = {
     'teacher': dict(steps=8, **common),
     'student': dict(
-      steps=6, teacher='teacher', quantize=QUANTIZE, clip=1.0, **common
+      steps=6,
+      teacher=(('teacher', 0.5), ('ema', 0.5)),
+      mixup=1.0,
+      quantize=QUANTIZE,
+      clip=1.0,
+      **common,
     ),
     'int4': dict(model='mlp', init='teacher', quantize=((r'.*', None),)),
   }
