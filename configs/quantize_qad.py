@@ -1,7 +1,12 @@
 """Quantisation-aware distillation: the float network teaches its own rounded form.
 
-Claim: TODO
-Cost: TODO
+Claim: of a float MLP of 97.5% on held-out digits, over five orders of the training data:
+  - int4 weights and activations, trained on labels, 97.3% (97.2 to 97.8), and taught by
+    the float network, no labels read, 97.7% (96.9 to 98.1): no loss, and a gain within
+    the spread. Both are as close to the float network: KL 0.0081;
+  - int2 weights: 95.6% (95.0 to 96.1) and 95.0% (93.6 to 96.1), with KL 0.036 and
+    0.034. The teacher is no help there.
+Cost: a minute on two CPU cores.
 Command: python -m launch.main --config=configs/quantize_qad.py --workdir=/tmp/qad
   Another seed: --config=configs/quantize_qad.py --config.seed=1 and another workdir.
 """
