@@ -290,7 +290,7 @@ class Feature:
 
   Attributes:
     shape, dtype: of the value; layers of scans and devices of shard_maps come first.
-    layers: the sizes of the axes that are layers of scans.
+    layers: the sizes of the first axes that are layers of scans.
   """
 
   shape: tuple[int, ...]
@@ -308,4 +308,5 @@ def described(made: Made) -> Feature:
     elif isinstance(inside, walk.ShardMap):
       axes = inside.differing(made.aval)
       shape = (math.prod(inside.mesh.shape[a] for a in axes), *shape)
+      layers = ()  # they are behind the devices
   return Feature(shape, made.aval.dtype, layers)

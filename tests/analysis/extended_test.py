@@ -68,6 +68,36 @@ class ExtendedTest(parameterized.TestCase):
     # One programs.block of three: two products of 4 x 6 for 8 rows, and what is added.
     self.assertLess(only.cost_analysis()['flops'], 2 * 8 * 24 * 2 * 1.5)
 
+  def test_layers_on_devices_lie_behind_them(self):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ('d',))
+    f = jax.shard_map(
+      programs.scan, mesh=mesh, in_specs=(P(), P('d')), out_specs=P('d')
+    )
+    given = programs.STACKED, programs.X
+    _, found = jax.jit(jc.features(f, [('c/add', ...)]))(*given)
+    listed = jc.feature_names(f)(*given)['c/add']
+    n = len(jax.devices())
+    self.assertEqual(found['c/add'].shape, (n, 3, 8 // n, 4))
+    self.assertEqual((listed.shape, listed.layers), ((n, 3, 8 // n, 4), ()))
+    with self.assertRaisesRegex(ValueError, 'is in no scan'):
+      jc.features(f, [('c/add', 0)])(*given)
+
+  def test_a_recomputation_within_a_gradient(self):
+    def slope(p, x):
+      energy = jax.checkpoint(lambda x: jnp.sum(programs.block(p, x) ** 2))
+      return jax.grad(energy)(x)
+
+    run = jax.jit(jc.features(slope, [('.*', ...)]))
+    y, found = run(programs.PARAMS, programs.X)
+    want = slope(programs.PARAMS, programs.X)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
+    # Forward, and again before the backward pass.
+    tanh = programs.values(programs.PARAMS, programs.X)['a/tanh']
+    for i in range(2):
+      np.testing.assert_allclose(
+        found[f'a/tanh/{i}'], tanh, rtol=1e-5, atol=1e-5
+      )
+
   def test_reversed_scans_keep_the_order_of_layers(self):
     def backwards(p, x):
       return lax.scan(

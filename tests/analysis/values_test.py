@@ -30,7 +30,43 @@ class Linen(nn.Module):
     return nn.LayerNorm(name='norm')(x).sum(-1)
 
 
+class Turn(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    return Block(name='block')(x), None
+
+
+class Scanned(nn.Module):
+  """Three blocks of Flax Linen in a scan, rematerialised."""
+
+  @nn.compact
+  def __call__(self, x):
+    blocks = nn.scan(
+      nn.remat(Turn),
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=3,
+    )
+    return blocks(name='blocks')(x, None)[0]
+
+
 class ValuesTest(parameterized.TestCase):
+  def test_linen_in_a_scan_has_its_layers_stacked(self):
+    x, model = programs.X, Scanned()
+    variables = model.init(jax.random.key(0), x)
+    rules = [('.*block/add', ...), ('params/blocks/block/up/kernel', -1)]
+    run = jax.jit(jc.features(model.apply, rules))
+    _, found = run(variables, x)
+    stream = found.pop('Scanned/blocks/block/add')
+    [last] = found.values()
+    for i in range(3):
+      p = jax.tree.map(lambda w, i=i: w[i], variables['params']['blocks'])
+      up = p['block']['up']
+      before, x = x, Turn().apply({'params': p}, x, None)[0]
+      np.testing.assert_allclose(stream[i], x, rtol=1e-5, atol=1e-5)
+    want = before @ up['kernel'] + up['bias'][None]
+    np.testing.assert_allclose(last, want, rtol=1e-4, atol=1e-5)
+
   def test_linen_names_are_scopes_and_weights(self):
     variables = Linen().init(jax.random.key(0), programs.X)
     rules = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tempfile
 
 from absl.testing import parameterized
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jaxopt_compress.distillation import features as losses
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import features
 from jaxopt_compress.train import model as model_lib
@@ -110,6 +112,12 @@ class FeaturesTest(parameterized.TestCase):
       after.connectors,
     )
     self.assertTrue(all(jax.tree.leaves(moved)))
+    with tempfile.TemporaryDirectory() as work:
+      checkpoint.save(f'{work}/state', after, {})
+      again = checkpoint.restore(f'{work}/state', after, {})
+    jax.tree.map(
+      np.testing.assert_array_equal, again.connectors, after.connectors
+    )
     names = [
       jax.tree_util.keystr(k) for k, _ in jax.tree.leaves_with_path(left)
     ]
