@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation.losses import pearson
+from jaxopt_compress.distillation.losses import softened
 
 SumAndCount = positions.SumAndCount
 
@@ -64,7 +65,7 @@ def cosine(
     positions.prepared(student_logits, mask),
     positions.prepared(teacher_logits, mask),
   )
-  s_possible, t_possible = s != -jnp.inf, t != -jnp.inf
+  s_possible, t_possible = softened.possible(s), softened.possible(t)
   both = s_possible & t_possible
   # Taken out first, so that a large constant does not hide what varies.
   s, t = (

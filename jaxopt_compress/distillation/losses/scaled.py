@@ -8,6 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.distillation import positions
+from jaxopt_compress.distillation.losses import softened
 
 
 def centered(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -62,7 +63,7 @@ def _centered(logits, mask):
   x = positions.prepared(logits, mask)
   # The largest becomes 0 first, so that equal logits are exactly so.
   x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
-  possible = x != -jnp.inf
+  possible = softened.possible(x)
   n = jnp.sum(possible, axis=-1, keepdims=True).astype(x.dtype)
   mean = jnp.sum(jnp.where(possible, x, 0.0), axis=-1, keepdims=True) / n
   return jnp.where(possible, x - mean, -jnp.inf), possible, n

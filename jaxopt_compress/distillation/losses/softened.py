@@ -45,6 +45,17 @@ def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   return jnp.sum(p * log_ratio, axis=-1)
 
 
+def possible(logits: jax.Array) -> jax.Array:
+  """Which classes can occur: not those of -inf, or of nearly the least number.
+
+  Some programs write the latter, whose square is inf, for the former. NaN is neither.
+
+  >>> possible(jnp.array([0., -jnp.inf, -3.4e38, jnp.nan])).tolist()
+  [True, False, False, True]
+  """
+  return ~(logits <= jnp.finfo(logits.dtype).min / 2)
+
+
 def log_mixture(
   log_p: jax.Array, log_q: jax.Array, weight: float | jax.Array
 ) -> jax.Array:

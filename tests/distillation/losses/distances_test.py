@@ -11,6 +11,7 @@ from positions_of_logits import MASK
 from jaxopt_compress.distillation import losses
 
 INF = np.inf
+LEAST = float(np.finfo(np.float32).min)
 
 
 class DistancesTest(parameterized.TestCase):
@@ -39,6 +40,7 @@ class DistancesTest(parameterized.TestCase):
     ([3.0, 3.0, 3.0], [8.0, 8.0, 8.0], 0),
     ([0.0, 1.0, -INF], [1e4, 1e4 + 1, -INF], 0),
     ([0.0, 1.0, -INF], [0.0, 1.0, 0.0], INF),
+    ([0.0, 1.0, LEAST], [3.0, 2.0, LEAST], 2),
   )
   def test_cosine(self, student, teacher, expected):
     s, t = jnp.array([student]), jnp.array([teacher])

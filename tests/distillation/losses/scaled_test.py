@@ -40,6 +40,7 @@ class ScaledTest(parameterized.TestCase):
     ([2.0, 2.0, 2.0], [0, 0, 0]),
     ([0.1, 0.1, -INF], [0, 0, -INF]),
     ([7.0, -INF, -INF], [0, -INF, -INF]),
+    ([7.0, 7.0, float(np.finfo(np.float32).min)], [0, 0, -INF]),
   )
   def test_logits_that_do_not_vary(self, x, expected):
     x = jnp.array(x)
