@@ -217,6 +217,17 @@ class LossTest(parameterized.TestCase):
     for name, x in said.items():
       self.assertAlmostEqual(float(x), float(told[name]), places=5)
 
+  def test_a_teacher_computes_in_a_dtype_of_its_own(self):
+    asked = options.Distil(teacher='t', teacher_dtype='bfloat16')
+    finished = {'t': {'params': {'w': Y}, 'variables': {'n': np.arange(3)}}}
+    [(params, variables)] = distil.frozen(asked, finished)
+    self.assertEqual(params['w'].dtype, jnp.bfloat16)
+    self.assertEqual(variables['n'].dtype, jnp.int32)
+    stage = options.Stage(name='s', model='m', distil=asked)
+    model = mock.Mock(apply=lambda params, variables, x, **mode: x @ x.T)
+    [teacher] = distil.for_step(stage, [model])['teachers']
+    self.assertEqual(teacher(params, variables, Y).dtype, jnp.bfloat16)
+
 
 class WordsTest(parameterized.TestCase):
   @parameterized.parameters(

@@ -60,6 +60,23 @@ class ArraysTest(absltest.TestCase):
       found.test[0]['label'], plain.test[0]['label']
     )
 
+  def test_examples_without_a_label_are_for_stages_with_a_teacher(self):
+    data = options.Data(name='digits', labels=0.1, unlabelled=True)
+    loaded = examples.load(data, seed=0)
+    taught = options.Distil(teacher='t')
+    alone, both = (
+      loaded.batches(_stage(batch_size=100, **asked))[0]['label']
+      for asked in ({}, {'distil': taught})
+    )
+    self.assertTrue((alone >= 0).all())
+    self.assertBetween((both < 0).mean(), 0.8, 0.99)
+    for said, message in (
+      (dict(unlabelled=True), 'no effect without labels below 1'),
+      (dict(labels=0.5, unlabelled=True, label_noise=0.1), 'has both'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        examples.load(options.Data(name='digits', **said), seed=0)
+
   def test_no_such_data(self):
     for name in ('digts', 'batches'):
       with self.assertRaisesRegex(ValueError, f"config.data.name is '{name}'"):
