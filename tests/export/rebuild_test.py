@@ -190,6 +190,19 @@ class RebuildTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'rngs of the model is not in'):
       jc.rebuild(more, Mlp(), self.path)
 
+  def test_a_network_that_has_grown(self):
+    def build(config):
+      shapes = {'w': (2, config['n']), 'v': (config['n'], 2)}
+      return None, {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+    fun = lambda p, x: jnp.tanh(x @ p['w']) @ p['v']
+    params, x = build({'n': 4})[1], jnp.ones((1, 2))
+    plan = jc.widen(jc.structure(fun)(params, x), factor=2)
+    jc.save_shrunk(self.path, plan, jc.grow(plan, params))
+    _, large, config = jc.rebuild(build, {'n': 4}, self.path)
+    self.assertEqual(config, {'n': 8})
+    np.testing.assert_allclose(fun(large, x), fun(params, x), rtol=1e-5)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -187,6 +187,9 @@ def _layouts(program, groups):
 
 def _numbers(structure, program, sizes, rebuilt):
   """({id of an equation: {operand: log of its new number over the old}}, assumed)."""
+  if not rebuilt and any(structure.groups[g].fixed for g in sizes):
+    # With parameters of these sizes it may run, and is another program then.
+    return _fitting(structure, program, sizes)
   try:
     other, _ = structure.program(sizes, rebuilt)
   except Exception as e:  # whatever a model raises
