@@ -8,6 +8,7 @@ report.write(workdir, report.Report('Digits', [stage], {'int8': rows}))
 
 from jaxopt_compress.report import calibration
 from jaxopt_compress.report import channels
+from jaxopt_compress.report import curves
 from jaxopt_compress.report import plots
 from jaxopt_compress.report import records
 from jaxopt_compress.report import table
@@ -41,6 +42,7 @@ __all__ = [
   'calibration',
   'channels',
   'coverage',
+  'curves',
   'disk_bytes',
   'environment',
   'error_db',

@@ -29,6 +29,7 @@ class Report:
     answers: rows of the table of answers.
     coverage: `{stage name: rows of its coverage table}`.
     channels: `{stage name: rows of its table of channels}`, where some went.
+    curves: `{stage name: [(operations of training, held-out loss)]}`.
     facts: what else was measured, `{what: value}`.
     notes: sentences of the experiment itself, shown before the computed remarks.
     environment: see `provenance.environment`; that of this process if it is None.
@@ -40,6 +41,9 @@ class Report:
     default_factory=dict
   )
   channels: Mapping[str, Sequence[records.GroupRecord]] = dataclasses.field(
+    default_factory=dict
+  )
+  curves: Mapping[str, Sequence[tuple[float, float]]] = dataclasses.field(
     default_factory=dict
   )
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -106,6 +110,10 @@ def _from_json(content):
     channels={
       name: [records.group_from_json(r) for r in rows]
       for name, rows in content['channels'].items()
+    },
+    curves={
+      name: [tuple(point) for point in curve]
+      for name, curve in content['curves'].items()
     },
     facts=content['facts'],
     notes=content['notes'],
@@ -196,6 +204,11 @@ def _draw(directory, report, histograms) -> dict[str, str]:
       'Channels that stay',
       plots_lib.channels,
       report.channels,
+    ),
+    'plots/losses.png': (
+      'Held-out loss over the cost of training',
+      plots_lib.losses,
+      report.curves,
     ),
     'plots/weights.png': (
       'Weights before and after',

@@ -319,6 +319,43 @@ def _histogram(axis, title, before, after, bins):
   axis.set_ylabel('weights, log scale', fontsize=7)
 
 
+def losses(
+  curves: Mapping[str, Sequence[tuple[float, float]]], path: str | os.PathLike
+) -> bool:
+  """Draws held-out losses over the operations that they took, a line for each stage.
+
+  Args:
+    curves: `{stage: [(operations, loss)]}`.
+    path: of the PNG file.
+
+  Returns:
+    Whether there was anything to draw; if not, no file is written.
+  """
+  drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
+  if not drawn:
+    return False
+  figure, axes = _figure(1, 1, width=8.0, height=4.2)
+  axis = axes[0, 0]
+  for i, (name, curve) in enumerate(drawn.items()):
+    axis.plot(
+      *zip(*curve, strict=True),
+      color=_COLOURS[i % len(_COLOURS)],
+      marker=_MARKERS[i % len(_MARKERS)],
+      markersize=3,
+      label=name,
+    )
+  axis.set_xlabel('operations of training, those of stages before it included')
+  axis.xaxis.set_major_formatter(lambda x, _: table.quantity(x, ''))
+  axis.set_ylabel('held-out loss, log scale')
+  axis.set_yscale('log')
+  axis.yaxis.set_major_formatter(lambda y, _: f'{y:.3g}')
+  axis.yaxis.set_minor_formatter(lambda y, _: f'{y:.3g}')
+  axis.grid(alpha=0.3, which='both')
+  axis.legend(frameon=False)
+  _save(figure, path)
+  return True
+
+
 def _figure(rows, columns, width, height, **kwargs):
   try:
     from matplotlib import figure

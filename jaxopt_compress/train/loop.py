@@ -183,7 +183,7 @@ def _initial(job, built, finished):
   stage = built.stage
   seed = plan_lib.stage_seed(job.plan.seed, stage.name)
   params, variables = _started(job, built, finished)
-  params, variables = plans.cut(job, built, params, variables)
+  params, variables = plans.resized(job, built, params, variables)
   if stage.prune.masks:
     masks = mesh_lib.local(finished[stage.prune.masks]['params'])
     params = rewind.rewound(built, params, masks)
@@ -224,7 +224,9 @@ def _train(job, built, state, finished, watch):
       begin, state = restored
       metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
     metrics.begin(stage.name, begin)
+    metrics.begin(f'{stage.name}/test', begin)
     progress = metrics_lib.Progress(stage.name, begin, stage.steps)
+    leave = jax.jit(lambda s: stages_lib.finish(s, *_parts(built)))
     pending = []  # what no one has looked at yet: [(step, values)]
 
     def flush():
@@ -266,6 +268,9 @@ def _train(job, built, state, finished, watch):
         flush()
       if done % options.save_every == 0 or done == stage.steps:
         save(done)
+      every = options.evaluate_every
+      if every and done % every == 0 and done < stage.steps:
+        _judged(job, built, mesh_lib.local(leave(state)), done)
       if watch.requested():
         save(done)
         saver.wait()
@@ -303,23 +308,12 @@ def _finish(job, built, state):
   name, config = built.stage.name, job.plan.fingerprint(built.stage)
   start = mesh_lib.local((state.params, state.variables))
   given = one_shot.given(job, built, *start)
-  final = jax.jit(
-    lambda s, given: stages_lib.finish(
-      s, built.stage, built.model, built.compression, given
-    )
-  )(state, mesh_lib.replicate(given, job.mesh))
-  local = mesh_lib.local(final)
-  found = evaluate.evaluate(
-    built.model.forward,
-    local['params'],
-    local['variables'],
-    job.data.test,
-    inputs=job.plan.data.input,
-    targets=job.plan.data.target,
+  final = jax.jit(lambda s, given: stages_lib.finish(s, *_parts(built), given))(
+    state, mesh_lib.replicate(given, job.mesh)
   )
-  quality = {'loss': found.loss, 'accuracy': found.accuracy}
-  job.metrics.begin(f'{name}/test', -1)
-  job.metrics.write(f'{name}/test', built.stage.steps, quality)
+  local = mesh_lib.local(final)
+  job.metrics.begin(f'{name}/test', built.stage.steps - 1)
+  found, quality = _judged(job, built, local, built.stage.steps)
   metrics_lib.log(
     f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
   )
@@ -340,6 +334,25 @@ def _finish(job, built, state):
     layout.sync(partial)
     os.rename(partial, whole)
   processes.wait(f'{name} whole')
+
+
+def _parts(built):
+  return built.stage, built.model, built.compression
+
+
+def _judged(job, built, final, step):
+  """(evaluation on held-out examples, what is kept of it), written down."""
+  found = evaluate.evaluate(
+    built.model.forward,
+    final['params'],
+    final['variables'],
+    job.data.test,
+    inputs=job.plan.data.input,
+    targets=job.plan.data.target,
+  )
+  quality = {'loss': found.loss, 'accuracy': found.accuracy}
+  job.metrics.write(f'{built.stage.name}/test', step, quality)
+  return found, quality
 
 
 def _finished(job, built):

@@ -186,6 +186,28 @@ class Penalty:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Grow:
+  """What comes before the stage begins: channels and layers; see `train.grow`."""
+
+  # As many times the channels of every group that can have more.
+  factor: float = fields.option(0.0, '[0, inf)')
+  # Of (name of a group, number of its channels): see `jc.widen`.
+  sizes: tuple = ()
+  multiple: int = fields.option(1, '[1, inf)', needs='factor')
+  how: str = fields.option('net2net')  # a start of `distillation.growth.starts`
+  # As many times the layers that pass one value on, of one shape.
+  depth: float = fields.option(0.0, '[0, inf)')
+  where: str = fields.option('uniform', needs='depth')
+  layers: str = fields.option('identity', needs='depth')
+  # Whether to refuse what does not keep the function.
+  exact: bool = True
+
+  @property
+  def asked(self) -> bool:
+    return self != Grow()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shrink:
   """Which channels go before the stage begins; see `train.shrink`.
 
@@ -260,6 +282,7 @@ class Stage:
   )
   cache: Cache = fields.level(Cache)
   shrink: Shrink = fields.level(Shrink)
+  grow: Grow = fields.level(Grow)
   prune: Prune = fields.record(Prune, prefix='prune_', rules='prune')
   quantize: Quantize = fields.record(Quantize, rules='quantize')
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')
@@ -299,5 +322,7 @@ class Run:
   devices: int = fields.option(0, '[0, inf)')  # 0: all
   log_every: int = fields.option(50, '[1, inf)')
   save_every: int = fields.option(200, '[1, inf)')
+  # On held-out examples, while a stage is trained; 0: at its end alone.
+  evaluate_every: int = fields.option(0, '[0, inf)')
   keep: int = fields.option(2, '[1, inf)')
   tensorboard: bool = False

@@ -27,6 +27,7 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import answers
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
+from jaxopt_compress.train import grow
 from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
@@ -207,12 +208,12 @@ def _check_references(plan):
       )
     _check_adapters(where, stage)
     penalty.check(where, stage.penalty)
-    if stage.shrink.asked:
-      _check_shrink(where, stage)
+    if stage.shrink.asked or stage.grow.asked:
+      _check_resized(where, stage)
     elif not stage.steps and not (stage.prune.rules or stage.quantize.rules):
       raise ValueError(
         f'{where} has no steps and nothing to compress. Set steps, prune,'
-        ' quantize or shrink.'
+        ' quantize, shrink or grow.'
       )
     earlier.append(stage.name)
   for name in plan.report.export:
@@ -254,13 +255,22 @@ def _check_adapters(where, stage):
     )
 
 
-def _check_shrink(where, stage):
+def _check_resized(where, stage):
   if not stage.init:
+    word = 'shrink' if stage.shrink.asked else 'grow'
     raise ValueError(
-      f'{where}.shrink has no effect without init: channels go from what another'
-      ' stage has trained. Set init to it.'
+      f'{where}.{word} has no effect without init: channels go from, or come to, what'
+      ' another stage has trained. Set init to it.'
     )
-  shrink.check(f'{where}.shrink', stage.shrink)
+  if stage.shrink.asked and stage.grow.asked:
+    raise ValueError(
+      f'{where} shrinks and grows. Give each a stage of its own: one without steps'
+      ' leaves its network as it starts.'
+    )
+  if stage.shrink.asked:
+    shrink.check(f'{where}.shrink', stage.shrink)
+  else:
+    grow.check(f'{where}.grow', stage.grow)
 
 
 def _plain(x):

@@ -1,4 +1,4 @@
-"""The plans of a run: which channels each stage keeps, found once and kept on disk.
+"""The plans of a run: which channels each stage has, found once and kept on disk.
 
 A plan lies beside the checkpoints while its stage is trained, and in the stage when it is
 finished, so that a run that resumes goes on with the channels that it began with.
@@ -14,6 +14,7 @@ import jax
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.report import records
+from jaxopt_compress.train import grow
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import metrics
 from jaxopt_compress.train import options
@@ -31,7 +32,7 @@ def kept(job: job_lib.Job) -> dict[str, plan_lib.Plan]:
   """
   found = {}
   for stage in job.plan.stages:
-    if not stage.shrink.asked:
+    if not (stage.shrink.asked or stage.grow.asked):
       continue
     for folder in (job.stage(stage.name), job.checkpoints(stage.name)):
       path = folder / job_lib.PLAN
@@ -55,6 +56,11 @@ def find(
 ) -> plan_lib.Plan:
   """The plan of a stage, from what it starts from; written beside its checkpoints."""
   stage = built.stage
+  if stage.grow.asked:
+    # It follows from the program alone.
+    write(job, stage, built.plan, str(built.plan).splitlines()[1:])
+    metrics.log(f'[{stage.name}] grows: {built.plan}')
+    return built.plan
   batches = _batches(job, stage)
   try:
     plan, told = shrink.chosen(
@@ -83,12 +89,34 @@ def find(
   return plan
 
 
-def cut(
+def resized(
   job: job_lib.Job, built: stages.Built, params: Any, variables: Any
 ) -> tuple[Any, Any]:
-  """(params, variables) without the channels that go before the stage begins."""
+  """(params, variables) with the channels and layers that the stage begins with."""
   if built.plan is None:
     return params, variables
+  if built.stage.grow.asked:
+    return _grown(job, built, params, variables)
+  return _cut(job, built, params, variables)
+
+
+def _grown(job, built, params, variables):
+  stage = built.stage
+  try:
+    return grow.started(
+      stage.grow,
+      built.source,
+      built.plan,
+      built.model,
+      params,
+      variables,
+      seed=run_plan_lib.stage_seed(job.plan.seed, stage.name),
+    )
+  except ValueError as e:
+    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+
+
+def _cut(job, built, params, variables):
   stage, batches = built.stage, []
   if stage.shrink.compensate:
     batches = _batches(job, stage)

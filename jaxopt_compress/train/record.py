@@ -16,6 +16,7 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.train import cached
 from jaxopt_compress.train import cached_step
+from jaxopt_compress.train import curves as curves_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
@@ -46,6 +47,7 @@ def record(
     if b.stage.compresses
   }
   names = ', '.join(b.stage.name for b in built)
+  curves = curves_lib.of(job, built)
   report = report_lib.Report(
     title=f'{job.plan.data.name}: {names}',
     stages=[_row(job, b, finished[b.stage.name], measured) for b in built],
@@ -56,8 +58,10 @@ def record(
       for b in built
       if b.plan is not None
     },
+    curves=curves,
     facts={
       **job.data.facts,
+      **curves_lib.sooner(built, curves),
       **_losses(job, built),
       **_costs(job, built),
       **{f'export of {k}': said for k, said in measured.exports.items()},
@@ -90,7 +94,7 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],
-    notes=_gone(built),
+    notes=_resized(built),
   )
 
 
@@ -138,7 +142,7 @@ def _losses(job, built) -> dict[str, str]:
   return found
 
 
-def _gone(built) -> tuple[str, ...]:
+def _resized(built) -> tuple[str, ...]:
   """What became of the channels of a stage, in a sentence."""
   if built.plan is None:
     return ()
@@ -152,6 +156,12 @@ def _gone(built) -> tuple[str, ...]:
   layers = streams.groups(built.plan.structure)
   deep = any(r.name in layers for r in groups)
   kinds = 'channels, heads and layers' if deep else 'channels'
+  if built.stage.grow.asked:
+    return (
+      f'{before:,} {kinds} of {built.stage.init}, in {len(groups)}'
+      f' group{"s" * (len(groups) != 1)}, are {after:,}:'
+      f' {source:,} -> {small:,} parameters.',
+    )
   said = (
     f'{before - after:,} of {before:,} {kinds} of {built.stage.init}, in'
     f' {len(groups)} group{"s" * (len(groups) != 1)}, are gone, by'

@@ -116,7 +116,7 @@ def tree_of(params: Any, variables: Any) -> dict[str, Any]:
 def structure(model: model_lib.Model) -> structure_lib.Structure:
   """The groups of channels of a model, from its program alone."""
   tree = tree_of(model.params, model.variables)
-  return structure_lib.structure(_output(model))(tree, model.inputs)
+  return structure_lib.structure(output_of(model))(tree, model.inputs)
 
 
 def guessed(shrink: options.Shrink, model: model_lib.Model) -> plan_lib.Plan:
@@ -189,7 +189,7 @@ def cut(
 
 
 def _compensated(model, plan, tree, inputs):
-  output = _output(model)
+  output = output_of(model)
   like = tree_of(model.params, model.variables), model.inputs
   uses, biases = (f(output)(*like) for f in (uses_lib.uses, biases_lib.biases))
   reading = pruning.compensate.readers(plan, uses)
@@ -221,7 +221,7 @@ def folded(
   passed = streams.groups(plan.structure)
   layers = {n: x for n, x in plan.sources.items() if n in passed}
   deep = resized(model, plan_lib.Plan(plan.structure, layers))
-  fold = fold_sizes.fold_sizes(_output(deep), plan, _output(small))
+  fold = fold_sizes.fold_sizes(output_of(deep), plan, output_of(small))
   try:
     tree, found = fold(tree_of(params, variables), model.inputs)
   except ValueError as e:
@@ -289,7 +289,9 @@ def _paths(tree) -> set[str]:
   return {path for path, _ in rules_lib.named_leaves(tree)}
 
 
-def _output(model):
+def output_of(model: model_lib.Model) -> Callable[..., Any]:
+  """`output(tree, x)`, `tree` as `tree_of` makes it."""
+
   def output(tree, x):
     return model.apply(tree['params'], tree['variables'], x)[0]
 
@@ -301,7 +303,7 @@ def _budget(shrink, model, table=None):
   if not shrink.limits:
     return None
   return pruning.budget.Budget(
-    _output(model),
+    output_of(model),
     tree_of(model.params, model.variables),
     model.inputs,
     table=table if shrink.latency else None,
@@ -360,14 +362,14 @@ def _importance(shrink, found, model, tree, batches, seed):
   if score == 'loss':
     return worth | pruning.depth.loss(found, loss_of(model), tree, batches)
   score = getattr(pruning.depth, score)
-  return worth | score(found, _output(model), tree, inputs)
+  return worth | score(found, output_of(model), tree, inputs)
 
 
 def loss_of(model: model_lib.Model) -> Callable[..., jax.Array]:
   """`loss(tree, x, labels)`: the cross entropy, `tree` as `tree_of` makes it."""
 
   def loss(tree, x, labels):
-    y = _output(model)(tree, x)
+    y = output_of(model)(tree, x)
     return losses.mean(*losses.cross_entropy(y, labels))
 
   return loss
@@ -381,7 +383,9 @@ def _of_channels(shrink, found, model, tree, batches, seed):
   loss = loss_of(model)
   if shrink.score == 'activations':
     inputs = [x for x, _ in batches]
-    return pruning.activations.activations(found, _output(model), tree, inputs)
+    return pruning.activations.activations(
+      found, output_of(model), tree, inputs
+    )
   score, asks = getattr(pruning.scores, shrink.score), _asks(shrink.score)
   others = ()
   if 'gradient' in asks:

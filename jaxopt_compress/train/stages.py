@@ -25,6 +25,7 @@ from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import features
 from jaxopt_compress.train import fields
+from jaxopt_compress.train import grow
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import optimizer as optimizer_lib
@@ -42,7 +43,7 @@ class Built:
 
   `final` is the abstract form of what a finished stage leaves behind:
   {'params': stored leaves, 'variables', 'plain': parameters before compression}.
-  Where channels go, `source` is the model before, and `plan` says which. Sizes are
+  Where channels go or come, `source` is the model before, and `plan` says which. Sizes are
   `guessed` where only scores can tell them.
   """
 
@@ -106,7 +107,8 @@ def build(
     source: the model that it starts from.
     teachers: the models that it learns from.
     data: what is read.
-    plan: of the channels that stay, where some go; None to guess how many do.
+    plan: of the channels that are there, where some go or come; None to guess how
+      many go.
     seed: of random masks, where the stage says none.
 
   Raises:
@@ -118,6 +120,9 @@ def build(
     if stage.shrink.asked:
       plan = plan or shrink_lib.guessed(stage.shrink, source)
       model = shrink_lib.resized(source, plan)
+    if stage.grow.asked:
+      plan = plan or grow.planned(stage.grow, source)
+      model = grow.resized(source, plan)
     blank = _placeholders(stage, model)
     drawn = words.seeded(stage, seed)
     compression = compression_of(drawn, model.uses, blank)

@@ -236,6 +236,7 @@ COUNTS = {
   ),
   'distillation.penalties.l1': penalties.l1,
   'distillation.penalties.l2': penalties.l2,
+  'distillation.penalties.l2_sp': lambda t: penalties.l2_sp(t)(DENSE),
   'distillation.penalties.towards': lambda t: penalties.towards(t)(DENSE),
   'distillation.on_policy.sample': lambda t: on_policy.sample(
     jc.lift(lambda t, x, cache: (apply(t, X)[:, None], cache)),

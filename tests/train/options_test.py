@@ -16,7 +16,7 @@ STAGE = """
   features layer_map connector
   penalty penalty_weight
   cache
-  shrink
+  shrink grow
   prune prune_score prune_scope prune_k prune_span prune_every
   prune_method prune_schedule prune_allocation prune_masks prune_drop prune_threshold prune_penalty
   prune_decay prune_batches prune_seed
@@ -32,6 +32,7 @@ LEAST = {
   options.Report: {},
   options.Run: {},
   options.Shrink: {},
+  options.Grow: {},
 }
 OUTSIDE = {
   options.Data: dict(
@@ -63,6 +64,9 @@ OUTSIDE = {
     prune_batches=(0,),
     lora_alpha=(0.0,),
     calibrate_batches=(0,),
+  ),
+  options.Grow: dict(
+    factor=(-1.0, float('inf')), depth=(-0.5,), multiple=(0, 1.5)
   ),
   options.Shrink: dict(
     keep=(-0.1, 1.1),

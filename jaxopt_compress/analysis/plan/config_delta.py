@@ -161,7 +161,7 @@ class _Model:
 
   def candidates(self, key) -> list[int]:
     """Values of a number that an axis asks for, the present one among them."""
-    alone, shared = [], []
+    alone, shared, beside = [], [], False
     n = self.numbers[key]
     if key in self.deep:
       ends = _whole(n + self._more() / self.deep[key])
@@ -174,6 +174,7 @@ class _Model:
         continue
       k, m = self.asked[place]
       others = sum(place in s for s in self.slopes.values()) > 1
+      beside |= others
       for value in _whole(n + (m - k) / slope):
         (shared if others else alone).append(value)
     if alone:
@@ -182,7 +183,8 @@ class _Model:
     of_axes = [m for k, m in self.asked.values() if k == n]
     if key in self.silent:
       shared = [*of_axes, *self._of_size(n)]
-    if shared:
+    if shared or beside:
+      # Of numbers that are divided by each other none may follow from an axis.
       shared = [n, *self._of_size(n), *shared]
     return list(dict.fromkeys(shared)) or [n]
 

@@ -27,6 +27,7 @@ is not trained but folded into p, all have one at once.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation.growth import moments
 
 WHERE = ('uniform', 'stacked')
 STARTS = ('copy', 'identity', 'gated', 'shared')
@@ -132,17 +134,34 @@ def sources(
   }
 
 
-def start(plan: plan_lib.Plan, params: Any, how: str | Start = 'copy') -> Any:
-  """The parameters of a deeper network as they start.
+def apart(plan: plan_lib.Plan) -> tuple[plan_lib.Plan, plan_lib.Plan]:
+  """The plan of channels alone, and that of layers, of the network that it makes."""
+  structure, names = plan.structure, _groups(plan.structure)
+  layers = {n: s for n, s in plan.sources.items() if n in names}
+  rest = {n: s for n, s in plan.sources.items() if n not in names}
+  widths = plan_lib.Plan(structure, rest, plan.asked)
+  sizes = structure.groups | {
+    name: dataclasses.replace(structure.groups[name], size=n)
+    for name, n in widths.sizes.items()
+  }
+  wider = dataclasses.replace(
+    structure, shapes=widths.resized, groups=sizes, program=None
+  )
+  return widths, plan_lib.Plan(wider, layers)
+
+
+def start(plan: plan_lib.Plan, tree: Any, how: str | Start = 'copy') -> Any:
+  """The network of a deeper plan as its layers start.
 
   Args:
     plan: which layers there are.
-    params: what `plan.apply` makes of the parameters, each layer a copy. Leaves that
-      are none of the network's parameters stay.
+    tree: what `plan.apply` makes of parameters, each layer a copy, or of any tree with
+      subtrees of their form. What an optimizer keeps of them stays, by the names of
+      `moments`, as does what is none of the network's parameters.
     how: 'copy', 'identity', 'gated', 'shared' or a function like these.
 
   Returns:
-    A tree like `params`.
+    A tree like `tree`.
 
   Raises:
     ValueError: no parameters are known that make a layer give what it gets.
@@ -151,12 +170,13 @@ def start(plan: plan_lib.Plan, params: Any, how: str | Start = 'copy') -> Any:
     choices.one_of('layers', how, STARTS, '=')
     # The namespace is the registry.
     how = globals()[how]
-  parts = _parts(plan, how)
-  names = plan_lib.names_of(plan.shapes)
+  found, shapes = _parts(plan, how), plan.shapes
+  names = plan_lib.names_of(shapes)
 
   def started(path, x):
-    part, word = parts.get(names.get(path), (None, ''))
-    if part is None:
+    mine, _, order = moments.of(path, names)
+    part, word = found.get(mine, (None, ''))
+    if part is None or order or tuple(np.shape(x)) != shapes[mine]:
       return x
     x = array.materialize(x)
     # One number, or one for each layer of a stack: [layers, 1, ...].
@@ -164,7 +184,7 @@ def start(plan: plan_lib.Plan, params: Any, how: str | Start = 'copy') -> Any:
     p = _one(x) if word == passing.IDENTITY else jnp.zeros_like(x)
     return jnp.where(f == 1, x, p + f.astype(x.dtype) * (x - p))
 
-  return rules_lib.map_named(started, params)
+  return rules_lib.map_named(started, tree)
 
 
 def _groups(structure) -> list[str]:

@@ -18,6 +18,7 @@ from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.distillation.growth import depth
 from jaxopt_compress.distillation.growth import layers_above
 from jaxopt_compress.distillation.growth import moments
 from jaxopt_compress.distillation.growth import parts
@@ -34,8 +35,9 @@ def grow(
   key: jax.Array | None = None,
   exact: bool = True,
   rebuilt: Callable | None = None,
+  layers: str | depth.Start = 'identity',
 ) -> Any:
-  """The network of a plan that widens, started from the one that is there.
+  """The network of a plan that grows, started from the one that is there.
 
   Args:
     plan: what `jc.widen` returned.
@@ -50,7 +52,12 @@ def grow(
     exact: whether to refuse where the function cannot be kept.
     rebuilt: the function of the model that is built of the new sizes, where that of
       the structure has sizes of its own; numbers that depend on these, as 1 / sqrt(d),
-      are read there. None: numbers that fit a size are taken to go with it.
+      are read there. None: numbers that fit a size are taken to go with it. Where
+      layers with names of their own come as well, it has as many as there are: make
+      it wider first, by a plan of its own.
+    layers: how layers start that come: 'identity' (the function is kept), 'gated',
+      'shared', 'copy', or a function like those of `growth.depth`. What optimizers
+      keep of a layer is there again with each copy.
 
   Returns:
     The same tree, of the larger shapes.
@@ -67,10 +74,20 @@ def grow(
   {'a': [[1.0, 2.0, 1.0, 2.0]], 'b': [[2.0], [3.0], [2.0], [3.0]]}
   """
   start = how if callable(how) else _named(how)
+  widths, deeper = depth.apart(plan)
+  tree = array.materialize(tree)
+  if widths.sources:
+    tree = _wider(widths, tree, start, key, exact, rebuilt)
+  if not deeper.sources:
+    return tree
+  return depth.start(deeper, deeper.apply(tree), layers)
+
+
+def _wider(plan, tree, start, key, exact, rebuilt):
+  """The tree with the channels of a plan."""
   grown = parts.Grown(plan, start is starts.zero, rebuilt)
   if exact and grown.left:
     raise ValueError(_refused(grown.left))
-  tree = array.materialize(tree)
   copies, above = plan.apply(tree), None
   if start not in (starts.net2net, starts.fpi, starts.zero):
     above = plan.apply(layers_above.of(plan.structure, tree))

@@ -9,6 +9,7 @@ stay what they are: so norms go on computing the same.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import zlib
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import choices
+from jaxopt_compress.distillation.growth import depth as depth_lib
 
 
 def widen(
@@ -26,8 +28,10 @@ def widen(
   sizes: Mapping[str, int] | None = None,
   multiple: int = 1,
   key: jax.Array | None = None,
+  depth: float | Mapping[str, int | Sequence[int]] | None = None,
+  where: str = 'uniform',
 ) -> plan_lib.Plan:
-  """A plan of a wider network, for `jc.grow`.
+  """A plan of a wider, or deeper, network, for `jc.grow`.
 
   Args:
     structure: what `jc.structure(apply)(params, x)` returned.
@@ -39,14 +43,17 @@ def widen(
     sizes: {group: channels}, of groups that get another number of them, or keep theirs.
     multiple: sizes that `factor` says are rounded up to one of this.
     key: consumed to draw which channels are there again. None: all in turn.
+    depth: how many times as many layers, of those that pass one value on; or {group:
+      number of layers, or which layer each is a copy of}.
+    where: the copies of a layer come 'uniform', behind it, or 'stacked', behind all.
 
   Returns:
     A `Plan`. The first channels are those that are there; print it to see which grow,
     which stay and why, and where the wider network computes something else.
 
   Raises:
-    ValueError: neither factor nor sizes; a size below the present one; a group that is
-      not there or has to stay.
+    ValueError: neither factor, sizes nor depth; a size below the present one; a group
+      that is not there or has to stay; no layers, or a part of one.
 
   >>> import jax.numpy as jnp
   >>> import jaxopt_compress as jc
@@ -56,10 +63,10 @@ def widen(
   >>> {name: source.tolist() for name, source in plan.sources.items()}
   {'a:-1': [0, 1, 2, 3, 0, 1, 2, 3]}
   """
-  if factor is None and not sizes:
+  if factor is None and not sizes and depth is None:
     raise ValueError(
-      'Nothing says how wide: pass factor=2, or sizes={group: channels} with the groups'
-      f' that can grow: {list(free(structure))}.'
+      'Nothing says how wide: pass factor=2, depth=2, or sizes={group: channels} with'
+      f' the groups that can grow: {list(free(structure))}.'
     )
   if factor is not None and not factor >= 1:
     raise ValueError(
@@ -93,6 +100,8 @@ def widen(
   rounded = {
     name: asked[name] for name in sources if asked[name] != wanted[name]
   }
+  if depth is not None:
+    sources |= depth_lib.sources(structure, depth, where)
   return plan_lib.Plan(structure, sources, rounded)
 
 
