@@ -91,8 +91,9 @@ class SizesTest(parameterized.TestCase):
       dict(name='vit', width=8, heads=2, depth=1),
       jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32),
     )
-    plan = grow.planned(options.Grow(factor=2.0), model)
-    with self.assertRaisesRegex(ValueError, "one number 'width'"):
+    features = ('params/blocks/0/attn/k/kernel:-1.1', 8)
+    plan = grow.planned(options.Grow(sizes=(features,)), model)
+    with self.assertRaisesRegex(ValueError, "'width'|no numbers"):
       grow.resized(model, plan)
 
 

@@ -1,0 +1,65 @@
+"""A small network of digits starts a large one: twice as wide, and deeper.
+
+Claim: a residual network becomes one twice as wide, with its first block there twice,
+  that computes the same, and trains on: freely, and drawn towards its start. The report
+  draws the held-out losses over the operations of training, those of the small network
+  included, beside the large one's from scratch. How much that saves is for the run to
+  say: no figure is claimed here.
+Cost: about a minute on two CPU cores.
+Command: python -m launch.main --config=configs/grow.py --workdir=/tmp/grow
+"""
+
+import ml_collections
+
+from jaxopt_compress.core import choices
+from jaxopt_compress.train import plan
+
+
+def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  # Every fifth label is wrong, so that the task is not too easy to tell.
+  c.data = dict(
+    name='digits',
+    train='train+validation',
+    eval_batch_size=359,
+    label_noise=0.2,
+  )
+  c.models = dict(
+    small=dict(name='resnet', widths=(8, 16), depths=(1, 1)),
+    large=dict(name='resnet', widths=(16, 32), depths=(2, 1)),
+  )
+  common = dict(batch_size=64, augment=True, learning_rate=3e-3, warmup=0.1)
+  pull = dict(
+    penalty=((r'.*/kernel', 'l2_sp'), (r'.*', None)), penalty_weight=1e-3
+  )
+  c.stages = ('small', 'grown', 'pulled', 'large')
+  c.stage = dict(
+    small=dict(model='small', steps=150, **common),
+    grown=dict(
+      model='small',
+      init='small',
+      steps=100,
+      grow=dict(factor=2.0, depth=2.0),
+      **common,
+    ),
+    pulled=dict(
+      model='small',
+      init='small',
+      steps=100,
+      grow=dict(factor=2.0, depth=2.0),
+      **pull,
+      **common,
+    ),
+    # The rival: the large network from scratch.
+    large=dict(model='large', steps=150, **common),
+  )
+  c.report = dict(reference='large', batches=(1, 256), seconds=0.5)
+  c.run = dict(save_every=150, evaluate_every=10)
+  if arg == 'runlocal':
+    for stage in c.stage.values():
+      stage.steps = 2
+    c.run.evaluate_every = 1
+    c.report.seconds = 0.0
+  return plan.complete(c)
