@@ -18,6 +18,7 @@ OTHERS = {
   'distillation.cache.fingerprint.fingerprint',  # of codes as they are
   'distillation.cache.source.read',
   'distillation.cache.write.write',
+  'distillation.losses.chunked.chunked',  # hidden states and a head
   'distillation.losses.labels.distill',  # logits
   'distillation.losses.weighting.weighted',
   'distillation.on_policy.mixed',  # sequences
