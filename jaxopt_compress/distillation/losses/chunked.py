@@ -35,7 +35,7 @@ from jaxopt_compress.distillation import positions
 from jaxopt_compress.distillation.losses import blocks
 
 SumAndCount = positions.SumAndCount
-_LOGITS = 2**24  # of a block: 64 MiB in float32
+_LOGITS = 2**23  # of a block: 32 MiB in float32
 _ARRAYS = (jax.Array, np.ndarray)
 
 
@@ -108,7 +108,7 @@ def chunked(
   Args:
     loss: `(*args, mask=, **options) -> (sum, count)`, a sum over positions, as all
       losses of this room that compare no position with another.
-    chunk: the most positions of a block; None: as many as have 2**24 logits.
+    chunk: the most positions of a block; None: as many as have 2**23 logits.
 
   Returns:
     A function like `loss`. Of its positional arguments one or more are `Logits`;
