@@ -13,6 +13,7 @@ _SMALLER = {
   'quickstart.ipynb': 20,
   'quantization.ipynb': 6.5,
   'pruning.ipynb': 6,
+  'distillation.ipynb': 250,
 }
 
 
