@@ -10,6 +10,7 @@ have to share what (`plan.shares`): no layer is known by its name.
 from collections.abc import Callable
 import functools
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,8 @@ def _wider(plan, tree, start, key, exact, rebuilt):
   grown = parts.Grown(plan, start is starts.zero, rebuilt)
   if exact and grown.left:
     raise ValueError(_refused(grown.left))
+  if grown.alike:
+    warnings.warn(_alike(grown.alike), stacklevel=3)
   copies, above = plan.apply(tree), None
   if start not in (starts.net2net, starts.fpi, starts.zero):
     above = plan.apply(layers_above.of(plan.structure, tree))
@@ -142,6 +145,14 @@ def _named(how: str) -> Start:
 
 def _floating(x) -> bool:
   return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _alike(groups) -> str:
+  said = '; '.join(f'{group} ({why})' for group, why in groups.items())
+  return (
+    f'Zeros would not keep the function in {said}: new channels there are copies that'
+    ' share equally. how="net2net" with a key makes shares that differ.'
+  )
 
 
 def _refused(left) -> str:

@@ -35,6 +35,7 @@ class Grown:
     silent: groups of which nothing is written to new channels.
     unread: groups of which nothing reads new channels.
     left: {group: why the function is not kept}.
+    alike: {group: why}, of those that a zero start leaves copies that share equally.
   """
 
   def __init__(
@@ -51,10 +52,16 @@ class Grown:
     self.shares = copied = solved() if self.sources else None
     self.silent = self.unread = frozenset()
     self.left = dict(copied.left) if copied else {}
+    self.alike: dict[str, str] = {}
     if zero and copied:
       self.unread = frozenset(filter(self._may_be_unread, self.sources))
       others = set(self.sources) - self.unread
       self.silent = frozenset(filter(self._may_be_silent, others))
+      whys = copied.copies | copied.left
+      self.alike = {
+        g: whys.get(g, 'not all that reads them can be zero')
+        for g in sorted(others - self.silent)
+      }
       self.shares = solved(silent=self.silent)
       self.left = dict(self.shares.left)
     self._reads = copied.read if copied else frozenset()

@@ -87,7 +87,7 @@ def zero(leaf: Leaf, key: jax.Array | None) -> jax.Array:
   stream under a norm it is the other way round: nothing is written to new channels
   yet, and what reads them is random. Random weights have the spread of those that
   are there. Where neither keeps the function, as under a norm that takes a mean
-  off, channels are copies, and share equally.
+  off, channels are copies, and share equally: `jc.grow` warns which.
   """
   if key is None:
     raise ValueError('A zero start draws weights: pass key=jax.random.key(0).')
