@@ -266,11 +266,12 @@ def _train(job, built, state, finished, watch):
       progress.advance()
       if done % options.log_every == 0 or done == stage.steps:
         flush()
-      if done % options.save_every == 0 or done == stage.steps:
-        save(done)
+      # Before it is saved: a run that goes on from there does not come here again.
       every = options.evaluate_every
       if every and done % every == 0 and done < stage.steps:
         _judged(job, built, mesh_lib.local(leave(state)), done)
+      if done % options.save_every == 0 or done == stage.steps:
+        save(done)
       if watch.requested():
         save(done)
         saver.wait()
