@@ -50,9 +50,16 @@ class Cache:
       indices: [b] int.
 
     Raises:
+      ValueError: they are no list of numbers; IndexError: there is no such example.
       CorruptShard: a file is not what was written; its name, and what to do.
     """
     indices = np.asarray(indices)
+    # A mask would be read as the numbers 0 and 1.
+    if indices.ndim != 1 or indices.dtype.kind not in 'iu':
+      raise ValueError(
+        f'indices are {indices.dtype} {list(indices.shape)}; the numbers of'
+        ' examples, int [b], are expected. Of a mask: np.flatnonzero(mask).'
+      )
     wrong = indices[(indices < 0) | (indices >= len(self))]
     if wrong.size:
       raise IndexError(

@@ -54,6 +54,15 @@ class SourceTest(parameterized.TestCase):
     with self.assertRaisesRegex(IndexError, f'no example {index}.*has 7'):
       self.cache[index]
 
+  @parameterized.parameters(
+    (np.ones(N, bool), r'bool \[7\]'),
+    ([0.0, 1.0], r'float64 \[2\]'),
+    (3, r'int64 \[\]'),
+  )
+  def test_what_is_no_number(self, indices, found):
+    with self.assertRaisesRegex(ValueError, f'indices are {found}; the num'):
+      self.cache.take(indices)
+
   def test_joined_and_read_through_grain(self):
     source = cache.Joined(Examples(), self.cache)
     batches = grain.MapDataset.source(source).shuffle(seed=0).repeat().batch(4)
