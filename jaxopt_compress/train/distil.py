@@ -225,7 +225,13 @@ def check(where: str, stage: options.Stage) -> None:
     unread += [('teacher_dtype', 'a stage as a teacher')]
   if not distil.follows:
     unread += [('ema_decay', f'the teacher {options.EMA!r}')]
-  if distil.alpha == 1:
+  if schedules.stays(distil.alpha, 0) and not distil.features:
+    raise ValueError(
+      f'{where}.alpha is {distil.alpha!r}, so that the teacher'
+      f' {distil.teacher!r} has no effect. Leave teacher out, or set another alpha,'
+      ' or features.'
+    )
+  if schedules.stays(distil.alpha, 1):
     unread += [('label_smoothing', 'labels, and alpha=1 reads none')]
   for key, need in unread:
     fields.check_unread(where, stage, [key], need)

@@ -47,6 +47,18 @@ def at(said: float | str, steps: int) -> Callable[[Any], float | jax.Array]:
   return lambda step: last + (first - last) * falls(step)
 
 
+def stays(said: float | str, value: float) -> bool:
+  """Whether it is this value from the first step to the last.
+
+  >>> stays(1.0, 1), stays('linear 1 -> 1', 1), stays('linear 0 -> 1', 1)
+  (True, True, False)
+  """
+  if not isinstance(said, str):
+    return said == value
+  _, first, last, _ = _read('a schedule', said)
+  return first == last == value
+
+
 def check(where: str, said: float | str, within: str) -> None:
   """Raises a ValueError for what is no schedule, or leaves its range.
 

@@ -238,6 +238,8 @@ class WordsTest(parameterized.TestCase):
     (dict(temperature='cosine 4 -> 0'), r'temperature is 0.0; a number in'),
     (dict(alpha='linear 0 -> 1 over 2'), 'its part of the steps, is 2.0'),
     (dict(loss='mse', temperature=2.0), 'no effect without a loss that takes'),
+    (dict(alpha=0.0), r"alpha is 0.0, so that the teacher 't' has no effect"),
+    (dict(alpha='linear 0 -> 0', loss='mse'), 'the teacher .* has no effect'),
     (dict(ensemble=True), 'no effect without several teachers'),
     (dict(ema_decay=0.9), "no effect without the teacher 'ema'"),
     (dict(teacher='ema', teacher_dtype='bfloat16'), 'without a stage as a'),
@@ -256,8 +258,16 @@ class WordsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       distil.check('c', stage)
 
-  def test_smoothing_without_labels(self):
-    asked = options.Distil(teacher='t', alpha=1.0)
+  def test_a_teacher_of_features_alone(self):
+    asked = options.Distil(
+      teacher='t', alpha=0.0, features=(('a', 'b', 'hint', 1.0),)
+    )
+    stage = options.Stage(name='s', model='m', steps=1, distil=asked)
+    distil.check('c', stage)
+
+  @parameterized.parameters(1.0, 'linear 1 -> 1')
+  def test_smoothing_without_labels(self, alpha):
+    asked = options.Distil(teacher='t', alpha=alpha)
     stage = options.Stage(
       name='s', model='m', label_smoothing=0.1, steps=1, distil=asked
     )
