@@ -88,6 +88,10 @@ def read(
         f'{where} is {said!r}, and {name} takes no {key!r}.'
         f'{choices.guess(key, known)} Its numbers: {", ".join(known) or "none"}.'
       )
+    if key in numbers:
+      raise ValueError(
+        f'{where} is {said!r}, and says {key} twice. Say it once.'
+      )
     numbers[key] = _value(f'{where}, {key},', value.strip())
   needed = [k for k, p in known.items() if p.default is p.empty]
   if missing := [k for k in needed if k not in numbers]:

@@ -233,6 +233,7 @@ class WordsTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(loss='kll'), r"c\.loss is 'kll'; .* Did you mean 'kl'"),
     (dict(loss='kl, beta 1'), "kl takes no 'beta'"),
+    (dict(loss='jsd, beta 0.5, beta 0.3'), 'says beta twice'),
     (dict(alpha='linear 0 - 1'), r"c\.alpha is 'linear 0 - 1'; a number is"),
     (dict(alpha='linear 0 -> 2'), r'c\.alpha is 2.0; a number in \[0, 1\]'),
     (dict(temperature='cosine 4 -> 0'), r'temperature is 0.0; a number in'),
