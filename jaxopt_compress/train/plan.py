@@ -155,28 +155,34 @@ def complete(config: Any) -> Any:
 
   Args:
     config: a ConfigDict, changed in place and returned.
+
+  Raises:
+    ValueError: a value stands where there are options of its own.
   """
-  _fill(config, 'data', options.Data)
-  _fill(config, 'report', options.Report)
-  _fill(config, 'run', options.Run)
-  for name in config.get('stage', {}):
-    config.stage[name].name = name
-    _fill(config.stage, name, options.Stage)
+  _fill('config', config, 'data', options.Data)
+  _fill('config', config, 'report', options.Report)
+  _fill('config', config, 'run', options.Run)
+  stages = config.get('stage', {})
+  fields.check_mapping('config.stage', _plain(stages))
+  for name in stages:
+    _fill('config.stage', stages, name, options.Stage)
+    stages[name].name = name
   return config
 
 
-def _fill(config, key, cls):
+def _fill(where, config, key, cls):
   if key not in config:
     config[key] = {}
-  _default(config[key], fields.defaults_of(cls))
+  _default(f'{where}.{key}', config[key], fields.defaults_of(cls))
 
 
-def _default(config, defaults):
+def _default(where, config, defaults):
+  fields.check_mapping(where, _plain(config))
   for name, default in defaults.items():
     if name not in config and default is not dataclasses.MISSING:
       config[name] = default
     elif isinstance(default, Mapping):
-      _default(config[name], default)
+      _default(f'{where}.{name}', config[name], default)
 
 
 def _check_references(plan):

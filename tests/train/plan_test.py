@@ -129,6 +129,14 @@ class ParseTest(parameterized.TestCase):
       plan.parse(_with(path, value))
     self.assertIn(message, str(e.value))
 
+  @parameterized.parameters(
+    'data', 'stage', 'stage.teacher', 'stage.teacher.cache', 'stage.int8.grow'
+  )
+  def test_a_number_where_options_are(self, path):
+    config = ml_collections.ConfigDict(_with(path, 4))
+    with pytest.raises(ValueError, match=f'^config.{path} is 4; a dict of opt'):
+      plan.complete(config)
+
   def test_axes_of_one_replica(self):
     config = _with('models.big.axis_name', 'data')
     plan.parse(config)
