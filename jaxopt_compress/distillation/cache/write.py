@@ -110,6 +110,7 @@ def _codes(manifest, answers, examples, batch_size):
         f'The answers to {batch_size} examples have positions'
         f' {list(log_tail.shape)}, and by the manifest {list(expected)} are expected.'
       )
+    _check_numbers(here, log_probs, log_tail)
     count = min(batch_size, examples.stop - begin)
     try:
       codes = manifest.codec.encode(ids, log_probs, log_tail)
@@ -119,3 +120,14 @@ def _codes(manifest, answers, examples, batch_size):
       ) from e
     parts.append(codes[:count])
   return np.concatenate(parts)
+
+
+def _check_numbers(indices, *logarithms):
+  """Names the example where a teacher diverged."""
+  for i, *said in zip(indices, *logarithms, strict=False):
+    if any(np.isnan(x).any() for x in said):
+      raise ValueError(
+        f'The answer to example {i} is not finite: the teacher says NaN or infinity.'
+        ' Look at that example and at what the teacher computes of it, in float32 if'
+        ' it is asked in another dtype.'
+      )

@@ -46,6 +46,12 @@ def answers(indices):
   return ids, np.broadcast_to(half, ids.shape), np.full(first.shape, half[1])
 
 
+def broken(indices, example):
+  """NaN where this example is answered."""
+  ids, log_probs, log_tail = answers(indices)
+  return ids, np.where(indices == example, np.nan, log_probs.T).T, log_tail
+
+
 def write(folder, *, manifest=MADE, answers=answers, batch_size=3, **how):
   cache.write(folder, manifest, answers, batch_size=batch_size, **how)
 
@@ -158,8 +164,9 @@ class WriteTest(parameterized.TestCase):
     ),
     (
       dict(answers=lambda i: [x * np.nan for x in answers(i)]),
-      'examples 0 to 2: .*ids',
+      'The answer to example 0 is not finite',
     ),
+    (dict(answers=lambda i: broken(i, 5)), 'answer to example 5 is not finite'),
     (
       dict(answers=lambda i: [x + (j == 1) for j, x in enumerate(answers(i))]),
       'examples 0 to 2: .*do not add up to 1',
