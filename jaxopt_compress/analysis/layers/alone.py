@@ -50,6 +50,16 @@ class Streams:
           found['/'.join(words[: words.index(word) + 1])] = None
     return tuple(found)
 
+  def beside(self, prefixes, begin: int, end: int) -> list[str]:
+    """Parameters of other names that this layer alone reads."""
+    own = {id(step) for step in passing.steps(self.program, begin, end)}
+    inside, outside = set(), set()
+    for step, paths in zip(self._steps, self._read, strict=True):
+      (inside if id(step) in own else outside).update(paths)
+    return sorted(
+      p for p in inside - outside if not siblings.within(p, prefixes)
+    )
+
 
 def _read(program, step) -> set[str]:
   """The parameters that a step reads beside data."""

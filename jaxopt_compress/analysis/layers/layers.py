@@ -157,7 +157,7 @@ def _with_alone(program, families, done) -> list[Layers]:
       if kind.locked != (_ALONE,) or (inner and path not in named):
         continue
       kind = _repeatable(program, streams, kind)
-      if kind.passing:
+      if kind.passing or kind.locked != (_ALONE,):
         named[path] = kind
   return list(named.values())
 
@@ -173,6 +173,10 @@ def _repeatable(program, streams, kind) -> Layers:
   found = passing.settings(program, *stream, mine)
   if {*found.values()} != {passing.ZEROS}:
     return kind
+  beside = streams.beside(prefixes, *stream)
+  if beside:
+    why = f'one part of a block, as {beside[0]} is'
+    return dataclasses.replace(kind, locked=(why,))
   return dataclasses.replace(kind, prefixes=(prefixes,), passing=found)
 
 

@@ -13,6 +13,7 @@ from jaxopt_compress.analysis.structure import numbers
 _STEPS = {
   'its parts': 'build the model with other sizes, or keep them',
   'a constant': 'make it of the sizes of parameters, or keep them',
+  'one part of a block': 'put the block into a module of its own, or keep them',
   'one for each device': 'use another mesh, or keep them',
 }
 

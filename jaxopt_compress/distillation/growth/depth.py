@@ -38,6 +38,7 @@ from jaxopt_compress.analysis.layers import passing
 from jaxopt_compress.analysis.layers import siblings
 from jaxopt_compress.analysis.layers import streams
 from jaxopt_compress.analysis.plan import plan as plan_lib
+from jaxopt_compress.analysis.structure import next_steps
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -119,6 +120,9 @@ def sources(
   groups = _groups(structure)
   if isinstance(depth, Mapping):
     for name in depth:
+      if name in structure.layers and name not in groups:
+        locked = structure.groups[name].locked
+        raise ValueError(next_steps.said(name, locked))
       choices.one_of('group of layers', name, tuple(groups))
     asked = dict(depth)
   else:
@@ -225,7 +229,7 @@ def _repeated(name, n, asked, where) -> np.ndarray:
 def _stay(structure) -> str:
   """Why layers that there are cannot be repeated."""
   locked = [(n, structure.groups[n].locked) for n in structure.layers]
-  return ''.join(f' {name}: {why[0]}.' for name, why in locked if why)
+  return ''.join(f' {next_steps.said(n, why[:1])}' for n, why in locked if why)
 
 
 def _parts(plan, how) -> dict[str, tuple[np.ndarray, str]]:

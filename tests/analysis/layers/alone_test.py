@@ -55,6 +55,20 @@ class AloneTest(parameterized.TestCase):
     found = jc.structure(fun)(p, jnp.ones((2, 4)))
     self.assertFalse([g for g in found.groups.values() if g.repeats])
 
+  def test_one_part_of_a_block(self):
+    """Two siblings in one branch: another one of them would be no block."""
+
+    def fun(p, x):
+      x = jnp.sin(x)
+      return x + jnp.tanh(x @ p['Dense_1']) @ p['Dense_0']
+
+    p = {'Dense_0': jnp.ones((6, 4)), 'Dense_1': jnp.ones((4, 6))}
+    found = jc.structure(fun)(p, jnp.ones((2, 4)))
+    with self.assertRaisesRegex(ValueError, 'put the block into a module'):
+      jc.widen(found, depth=2)
+    with self.assertRaisesRegex(ValueError, 'Dense_0:layers.*as Dense_1 is'):
+      jc.widen(found, depth={'Dense_0:layers': 2})
+
   def test_what_it_gets_and_gives(self):
     def fun(p, x):
       x = jnp.sin(x)
