@@ -424,6 +424,9 @@ def shrink(plan: Plan, tree: Any) -> Any:
       of norms, averages, the state of an optimizer. So training goes on at once. Of
       an NNX module arrays change, and numbers beside them (out_features) do not.
 
+  Raises:
+    ValueError: a group grows.
+
   Example:
 
       params, opt_state = jc.shrink(plan, (params, opt_state))
@@ -435,4 +438,12 @@ def shrink(plan: Plan, tree: Any) -> Any:
   >>> {name: x.tolist() for name, x in shrink(plan, p).items()}
   {'a': [[1.0, 3.0]], 'b': [[4.0], [6.0]]}
   """
+  groups = plan.structure.groups
+  more = [n for n, k in plan.sizes.items() if k > groups[n].size]
+  if more:
+    raise ValueError(
+      f'{more[0]} has {groups[more[0]].size} channels, and the plan'
+      f' {plan.sizes[more[0]]}: copies have to share what is read of them. Grow with'
+      ' jc.grow(plan, tree); plan.apply(tree) makes the copies alone.'
+    )
   return plan.apply(tree)

@@ -309,6 +309,14 @@ class PlanTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       plan_lib.Plan(jc.structure(fun)(params, x), sources)
 
+  def test_growing_is_no_shrinking(self):
+    """Copies alone would be read twice."""
+    fun, params, x = made('mlp')
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [*range(8), 0]})
+    self.assertEqual(plan.apply(params)['a'].shape, (3, 9))
+    with self.assertRaisesRegex(ValueError, r'8 channels.* 9: .*jc.grow\('):
+      jc.shrink(plan, params)
+
   def test_trees_that_are_refused(self):
     fun, params, x = made('mlp')
     plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4]})
