@@ -94,7 +94,7 @@ class Copied(algebra.Algebra):
     sums: the sums over groups, which number `('sum', i)` among the unknowns.
     repeats: {group: why it has to be copies}, of what compares channels.
     broken: {group: why no copies keep the function}.
-    near: places where a small number was taken for nothing.
+    near: [(form that is best zero, why)], of what a small number is added to.
   """
 
   def __init__(
@@ -117,7 +117,7 @@ class Copied(algebra.Algebra):
     self.sums: list[Sum] = []
     self.repeats: dict[str, str] = {}
     self.broken: dict[str, str] = {}
-    self.near: dict[str, None] = {}
+    self.near: list[tuple[Form, str]] = []
 
   def parameter(self, path: str, x: Any, axes: Sequence[set[str]]) -> Value:
     """A parameter: what it takes up is unknown."""

@@ -18,7 +18,8 @@ from jaxopt_compress.analysis.plan import scaled
 from jaxopt_compress.analysis.plan.copied import Value
 from jaxopt_compress.core import jaxprs
 
-# A number that is added to keep what is inverted from zero: it counts as nothing.
+# A number that is added to keep what is inverted from zero: it counts as nothing where
+# what it is added to has to be another.
 _EPSILON = 1e-3
 
 # ----------------------------------------------------------------- entry by entry
@@ -47,10 +48,13 @@ def _alike(asked, at, inputs):
 
 def _sum(asked, at, inputs):
   for x, v in zip(inputs, reversed(at.eqn.invars), strict=True):
-    # What is added to a mean square: next to nothing, whatever its factor.
+    # What is added to a mean square: exact where that stays what it was, and else next
+    # to nothing, whatever its factor.
     small = not jaxprs.is_var(v) and np.shape(v.val) == ()
     if small and 0 < abs(float(v.val)) <= _EPSILON:
-      asked.near[f'{float(v.val):g} at {at.source}'] = None
+      forms = [x.log, *(f for axis in x.axes for f in axis.values())]
+      said = f'{float(v.val):g} at {at.source}'
+      asked.near += [(form, said) for form in forms if form]
       return [x]
   return _alike(asked, at, inputs)
 

@@ -47,7 +47,7 @@ class Shares:
     copies: {group: why its new channels have to be copies}.
     left: {group: why the network of the plan computes something else}; '' for what is
       of no one group.
-    near: small numbers that were taken for nothing: exact up to these.
+    near: small numbers that are added to what is another now: exact up to these.
     assumed: numbers of the program that were taken to go with a size.
   """
 
@@ -237,10 +237,15 @@ class _Solver:
         self.left.setdefault(group, f'{why} needs plain copies')
     off = {('sum', i): self.sum(s) for i, s in enumerate(self.asked.sums)}
     for form, why in self.asked.logs:
-      known = sum(v * off[k] for k, v in form.items() if k in off)
-      form = {k: v for k, v in form.items() if k not in off}
-      if self.equate(scaled.plus(form, {'': known})) is False:
+      if self.equate(self.settled(form, off)) is False:
         self.left.setdefault('', f'{why} has a number for a size')
+    # What is left to choose: a mean square that a small number is added to stays as it
+    # was, where all that writes to it can take a factor up.
+    near = [
+      why
+      for form, why in self.asked.near
+      if self.equate(self.settled(form, off)) is False
+    ]
     values = self.values()
     powers = {
       k: v for k, v in values.items() if isinstance(k, tuple) and len(k) == 3
@@ -266,9 +271,15 @@ class _Solver:
       frozenset(places.products),
       self.copies,
       self.left,
-      tuple(self.asked.near),
+      tuple(dict.fromkeys(near)),
       assumed,
     )
+
+  def settled(self, form, off) -> copied.Form:
+    """A form with the numbers of sums that are off."""
+    known = sum(v * off[k] for k, v in form.items() if k in off)
+    form = {k: v for k, v in form.items() if k not in off}
+    return scaled.plus(form, {'': known})
 
   def cost(self, key) -> int:
     """Who takes up first."""

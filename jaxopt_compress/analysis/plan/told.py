@@ -66,6 +66,9 @@ def _wider(structure, sources) -> tuple[dict[str, list[str]], list[str]]:
   others = [
     f'not kept: {why}' for g, why in found.left.items() if g not in whys
   ]
+  others += [
+    f'kept up to {near}: what it is added to is another' for near in found.near
+  ]
   others += [f'taken to go with it: {said}' for said in found.assumed]
   return whys, others + stays
 

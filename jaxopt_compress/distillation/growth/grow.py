@@ -50,7 +50,9 @@ def grow(
       `(leaf, key) -> array` of such a kind.
     key: consumed for random shares of copies, and for random weights. None: shares are
       equal, and copies stay alike until something else tells them apart, such as dropout.
-    exact: whether to refuse where the function cannot be kept.
+    exact: whether to refuse where the function cannot be kept. The epsilon of a norm is
+      exact where what writes to the norm can take a factor up; elsewhere a warning and
+      `print(plan)` say up to what the function is kept.
     rebuilt: the function of the model that is built of the new sizes, where that of
       the structure has sizes of its own; numbers that depend on these, as 1 / sqrt(d),
       are read there. None: numbers that fit a size are taken to go with it. Where
@@ -91,6 +93,8 @@ def _wider(plan, tree, start, key, exact, rebuilt):
     raise ValueError(_refused(grown.left))
   if grown.alike:
     warnings.warn(_alike(grown.alike), stacklevel=3)
+  if exact and grown.shares and grown.shares.near:
+    warnings.warn(_near(grown.shares.near), stacklevel=3)
   copies, above = plan.apply(tree), None
   if start not in (starts.net2net, starts.fpi, starts.zero):
     above = plan.apply(layers_above.of(plan.structure, tree))
@@ -152,6 +156,14 @@ def _alike(groups) -> str:
   return (
     f'Zeros would not keep the function in {said}: new channels there are copies that'
     ' share equally. how="net2net" with a key makes shares that differ.'
+  )
+
+
+def _near(numbers) -> str:
+  return (
+    f'The function is kept up to {", ".join(numbers)}: what that is added to, as the mean'
+    ' square of a norm, is another in the wider network, and what writes to it can take'
+    ' no factor up. It is far off where the mean square is as small; compare outputs.'
   )
 
 

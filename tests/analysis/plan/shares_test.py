@@ -101,6 +101,23 @@ class SharesTest(parameterized.TestCase):
     np.testing.assert_allclose(got.factors['k'], 2**0.5, rtol=1e-6)
     self.assertEqual(got.assumed, ())
 
+  @parameterized.parameters(
+    # The mean square is over 8 channels, 4 of which are zero: `a` makes up for it.
+    (lambda x: x, {'a': 2**0.5, 'c': 0.5**0.5}, False),
+    # Nothing behind tanh can.
+    (jnp.tanh, {'c': 0.5**0.5}, True),
+  )
+  def test_epsilon_of_a_norm(self, bounded, factors, near):
+    fun = lambda p, x: rms(bounded(x @ p['a'])) @ p['c']
+    p = {'a': jnp.ones((3, 4)), 'c': jnp.ones((4, 2))}
+    structure = jc.structure(fun)(p, jnp.ones((5, 3)))
+    source = {'a:-1': np.arange(8) % 4}
+    got = shares.shares(structure, source, silent=frozenset(source))
+    self.assertEqual(bool(got.near), near)
+    self.assertEqual({*got.factors}, {*factors})
+    for path, factor in factors.items():
+      self.assertAlmostEqual(got.factors[path], factor, 5)
+
   def test_numbers_that_are_taken_to_fit(self):
     # The code has the size four: it does not run with eight.
     def fun(p, x):

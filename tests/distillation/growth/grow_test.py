@@ -161,6 +161,26 @@ class GrowTest(parameterized.TestCase):
       got = fun(jc.grow(plan, params, key=KEY), x)
       np.testing.assert_allclose(got, fun(params, x), rtol=1e-3, atol=2e-4)
 
+  @parameterized.parameters(('zero', 2), ('net2net', 1.5))
+  def test_epsilon_of_a_norm(self, how, factor):
+    def fun(bounded, p, x):
+      x = bounded(x @ p['a'])
+      mean = (x * x).mean(-1, keepdims=True)
+      return x * jax.lax.rsqrt(mean + 1e-5) @ p['c']
+
+    p = wider.drawn({'a': (3, 4), 'c': (4, 2)})
+    p, x = p | {'a': 1e-2 * p['a']}, jnp.ones((5, 3))
+    linear = functools.partial(fun, lambda x: x)
+    plan = jc.widen(jc.structure(linear)(p, x), factor=factor)
+    got = linear(jc.grow(plan, p, how, key=KEY), x)
+    np.testing.assert_allclose(got, linear(p, x), rtol=1e-5)
+    if how == 'zero':
+      plan = jc.widen(jc.structure(functools.partial(fun, jnp.tanh))(p, x), 2)
+      with self.assertWarnsRegex(
+        UserWarning, 'kept up to 1e-05 at .*grow_test'
+      ):
+        jc.grow(plan, p, how, key=KEY)
+
   def test_half_precision_and_numpy_and_jit(self):
     fun, _, params, x, plan = case('mlp')
     half = jax.tree.map(lambda a: np.asarray(a.astype(jnp.bfloat16)), params)
