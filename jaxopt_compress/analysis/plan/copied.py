@@ -43,6 +43,7 @@ class Value(NamedTuple):
     weight: the parameter that it is, moved at most; '' for others.
     loop: the number of the value of a loop that it is, of unknown powers.
     zero: whether it is zero or infinite, and so carries any factor.
+    own: whether it is of parameters and numbers alone.
   """
 
   axes: tuple[dict[str, Form], ...]
@@ -50,6 +51,7 @@ class Value(NamedTuple):
   weight: str = ''
   loop: int | None = None
   zero: bool = False
+  own: bool = False
 
 
 class Sum(NamedTuple):
@@ -77,12 +79,14 @@ class Places:
     gains: the axes of weights that a value is multiplied by, entry by entry.
     products: the weights of products, and tables.
     uses: {path: the operations that it reaches}.
+    reduced: {group: where parameters alone are summed over it}, as for their norm.
   """
 
   reads: set[Power] = dataclasses.field(default_factory=set)
   gains: set[Power] = dataclasses.field(default_factory=set)
   products: set[str] = dataclasses.field(default_factory=set)
   uses: dict[str, set] = dataclasses.field(default_factory=dict)
+  reduced: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Copied(algebra.Algebra):
@@ -126,7 +130,7 @@ class Copied(algebra.Algebra):
     powers = tuple(
       {g: {(path, i, g): 1.0} for g in groups} for i, groups in enumerate(axes)
     )
-    return Value(powers, {path: 1.0}, path)
+    return Value(powers, {path: 1.0}, path, own=True)
 
   # ----------------------------------------------------------------- for rules
 
@@ -192,7 +196,7 @@ class Copied(algebra.Algebra):
 
   def constant(self, x) -> Value:
     empty = scaled.Scaled({}).constant(x) is None
-    return Value(tuple({} for _ in np.shape(x)), zero=empty)
+    return Value(tuple({} for _ in np.shape(x)), zero=empty, own=True)
 
   def unknown(self, at, inputs):
     for x, axes in zip(inputs, self.groups(at)[0], strict=True):
@@ -209,7 +213,8 @@ class Copied(algebra.Algebra):
     for x in inputs:
       if x.weight and not any(out.weight == x.weight for out in outs):
         self.places.uses.setdefault(x.weight, set()).add(at.place)
-    return outs
+    own = all(x.own for x in inputs)
+    return [out._replace(own=own) for out in outs]
 
   def join(self, cases, aval):
     first, *others = cases

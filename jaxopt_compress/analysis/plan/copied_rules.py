@@ -229,9 +229,16 @@ def _reduce_sum(asked, at, inputs):
   gone, log = at.eqn.params['axes'], x.log
   for i in gone:
     for g in ins[i]:
+      _own(asked, at, x, g)
       off = asked.summed(at, asked.power(x, i, g), g, product=False)
       log = scaled.plus(log, off)
   return [Value(_left(asked, x, ins, gone), log)]
+
+
+def _own(asked, at, x, group):
+  """Meets what goes over all of a group."""
+  if x.own:
+    asked.places.reduced.setdefault(group, copied.said(at))
 
 
 def _left(asked, x, ins, gone):
@@ -248,6 +255,7 @@ def _extreme(asked, at, inputs):
     for g in ins[i]:
       asked.want(asked.power(x, i, g), g, copied.said(at))
       asked.repeats[g] = copied.said(at)
+      _own(asked, at, x, g)
   return [Value(_left(asked, x, ins, at.eqn.params['axes']), x.log)]
 
 
@@ -278,6 +286,8 @@ def _contracted(asked, at, x, y, pairs, ins, log):
   alike = at.eqn.invars[0] is at.eqn.invars[1]
   for i, j in pairs:
     for g in ins[0][i]:
+      if alike or x.weight == y.weight != '':
+        _own(asked, at, x, g)
       powers = asked.power(x, i, g), asked.power(y, j, g)
       for value, power in zip((x, y), powers, strict=True):
         if value.weight:

@@ -44,6 +44,8 @@ class Shares:
     read, gains: the axes that weights are read along, of those that do nothing else;
       those of what multiplies.
     products: the weights of products, and tables.
+    reduced: {group: where parameters alone are summed over it}: new channels that hold
+      anything but copies change that.
     copies: {group: why its new channels have to be copies}.
     left: {group: why the network of the plan computes something else}; '' for what is
       of no one group.
@@ -57,6 +59,7 @@ class Shares:
   read: frozenset[copied.Power]
   gains: frozenset[copied.Power]
   products: frozenset[str]
+  reduced: dict[str, str]
   copies: dict[str, str]
   left: dict[str, str]
   near: tuple[str, ...] = ()
@@ -269,6 +272,7 @@ class _Solver:
       frozenset(k for k in places.reads if self.cost(k) == _READS),
       frozenset(places.gains),
       frozenset(places.products),
+      places.reduced,
       self.copies,
       self.left,
       tuple(dict.fromkeys(near)),

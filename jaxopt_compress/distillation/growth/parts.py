@@ -57,7 +57,7 @@ class Grown:
       self.unread = frozenset(filter(self._may_be_unread, self.sources))
       others = set(self.sources) - self.unread
       self.silent = frozenset(filter(self._may_be_silent, others))
-      whys = copied.copies | copied.left
+      whys = copied.reduced | copied.copies | copied.left
       self.alike = {
         g: whys.get(g, 'not all that reads them can be zero')
         for g in sorted(others - self.silent)
@@ -71,11 +71,17 @@ class Grown:
   def _may_be_unread(self, group) -> bool:
     """Whether all that sums over a group has shares to be zero."""
     found = [v for (_, _, g), v in self.shares.powers.items() if g == group]
-    known = {*self.shares.copies, *self.shares.left}
+    met = self.shares
+    known = {*met.copies, *met.left, *met.reduced}
     return group not in known and all(v == 1.0 for v in found)
 
   def _may_be_silent(self, group) -> bool:
-    """Whether zeros in its channels stay zeros, up to numbers for its size."""
+    """Whether zeros in its channels stay zeros, up to numbers for its size.
+
+    What reads them is random: a norm of its own would be another.
+    """
+    if group in self.shares.reduced:
+      return False
     whys = self.structure.groups[group].inexact
     return all(any(n in why for n in _NUMBERS) for why in whys)
 

@@ -58,6 +58,27 @@ class StartsTest(parameterized.TestCase):
     self.assertLess(abs(float(new.std() / UP.std()) - 1), 0.5)
     self.assertGreater(float(jnp.abs(new - UP).min()), 1e-4)
 
+  @parameterized.parameters(
+    lambda w: w / jnp.linalg.norm(w, axis=0, keepdims=True),
+    lambda w: w / jnp.abs(w).max(0, keepdims=True),
+    lambda w: w * jax.lax.rsqrt(jnp.einsum('io,io->o', w, w)[None]),
+    lambda w: jax.nn.softmax(w, 0),
+  )
+  def test_zero_leaves_copies_where_a_weight_is_normalised(self, unit):
+    def cosine(p, x):
+      h = jnp.tanh(x @ p['a']) @ p['e']
+      h = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+      return p['s'] * (h @ unit(p['w']))
+
+    shapes = {'a': (3, 4), 'e': (4, 6), 'w': (6, 2), 's': (1, 1)}
+    p = {n: jax.random.normal(KEY, s) for n, s in shapes.items()}
+    x = jnp.ones((1, 3))
+    plan = jc.widen(jc.structure(cosine)(p, x), factor=2)
+    with self.assertWarnsRegex(UserWarning, 'in e:-1'):
+      got = jc.grow(plan, p, 'zero', key=KEY)
+    np.testing.assert_allclose(cosine(got, x), cosine(p, x), rtol=1e-5)
+    self.assertFalse(got['e'][4:].any())  # the hidden units start from zero
+
   def test_zero_of_a_moment_is_zero(self):
     got = jc.grow(PLAN, {'mu': PARAMS, 'nu': PARAMS}, 'zero', key=KEY)
     self.assertFalse(got['mu']['up'][..., 4:].any())
