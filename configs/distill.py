@@ -1,8 +1,8 @@
 """Distillation with few labels: what a teacher says of images that nobody has labelled.
 
-Claim: of 1,438 images 72 have a label. A ResNet of 1,400 parameters that learns from
+Claim: of 1,438 images 70 have a label. A ResNet of 1,400 parameters that learns from
   them gets to 82.4% of held-out digits (five seeds: 79.7 to 85.0). One that only hears
-  what a larger one, trained on the same 72, says of all images, and reads no label:
+  what a larger one, trained on the same 70, says of all images, and reads no label:
   91.3% (89.7 to 93.3); its teacher has 91.8% (88.3 to 96.1). Mixtures of images want
   more steps than these: 86.5% (83.0 to 88.9, three seeds).
 Cost: about a minute on two CPU cores.
@@ -20,7 +20,7 @@ def get_config(arg=''):
   choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
-  # 72 of 1,438 images have a label, for the teacher, too. Only a stage with a teacher
+  # 70 of 1,438 images have a label, for the teacher, too. Only a stage with a teacher
   # reads the others.
   c.data = dict(
     name='digits',
