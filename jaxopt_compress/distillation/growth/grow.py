@@ -45,7 +45,8 @@ def grow(
     tree: parameters, compressed leaves for what they stand for, or any tree with subtrees of their form: statistics of norms,
       averages, the state of an optimizer. What is kept under 'mu', 'trace' and the
       like of optax goes as gradients do, what is kept under 'nu' as their squares
-      (`moments`); anything else as parameters do.
+      (`moments`: exact but for random shares, which differ from output to output, of
+      which it has the mean); anything else as parameters do.
     how: a function of `growth.starts`, by name: net2net, fpi, aki, zero; or a function
       `(leaf, key) -> array` of such a kind.
     key: consumed for random shares of copies, and for random weights. None: shares are
@@ -107,7 +108,8 @@ def _wider(plan, tree, start, key, exact, rebuilt):
     part = grown.part(mine)
     axes = plan_lib.axes_of(x.shape, plan.resized[mine], rest)
     if order and axes is not None:
-      return part.moment(x, axes, order).astype(x.dtype)
+      drawn = key if start is starts.net2net else None
+      return part.moment(x, axes, order, drawn).astype(x.dtype)
     if x.shape != plan.resized[mine]:
       return x
     leaf = starts.Leaf(

@@ -6,6 +6,12 @@
 A unit that is there twice shares its gradient among its copies: of weights that make it
 each gets half as much, of those that read it all. So after growth, moments are what
 they would be had the large network been trained all along.
+
+That is exact where copies share equally, and where all that reads a group has the same
+random shares of it. Where each output has shares s_jo of its own, as `net2net` with a
+key draws them, copy j gets sum_o s_jo W_io g_o of output gradients g, and a moment
+holds sum_o W_io g_o alone: what is there is then of equal shares, their mean, and is
+off by as much as the shares are; fresh gradients replace it.
 """
 
 from collections.abc import Mapping

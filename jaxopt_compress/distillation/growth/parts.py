@@ -85,6 +85,12 @@ class Grown:
     whys = self.structure.groups[group].inexact
     return all(any(n in why for n in _NUMBERS) for why in whys)
 
+  @functools.cached_property
+  def apart(self) -> frozenset[str]:
+    """Groups of which some weight has random shares of its own for each output."""
+    groups = (self.part(p)._alone().values() for p in self.structure.axes)
+    return frozenset(g for own in groups for names in own for g in names)
+
   def part(self, path: str) -> 'Part':
     """A parameter."""
     return Part(self, path)
@@ -240,7 +246,11 @@ class Part:
     return key in self._grown._reads or key in self._grown._gains
 
   def moment(
-    self, x: jax.Array, axes: Mapping[int, int], order: int
+    self,
+    x: jax.Array,
+    axes: Mapping[int, int],
+    order: int,
+    key: jax.Array | None = None,
   ) -> jax.Array:
     """Copies of what is kept of gradients, as those of the larger network are.
 
@@ -248,11 +258,18 @@ class Part:
       x: array of copies.
       axes: {axis of `x`: axis of the parameter}.
       order: 1 for what goes as gradients do, 2 for their squares.
+      key: of random shares of the parameters. Of those that differ from output to
+        output the mean is taken.
     """
     grown = self._grown
+
+    def share(g):
+      same = key is None or g in grown.apart
+      return grown.equal(g) if same else grown.random(g, key)
+
     quiet = grown.unread | grown.silent
     factors = self._times(
-      grown.equal, lambda i, g: 0.0 if g in quiet else 1.0 - self._power(i, g)
+      share, lambda i, g: 0.0 if g in quiet else 1.0 - self._power(i, g)
     )
     back = {i: j for j, i in axes.items()}
     total = self.factor**-order

@@ -137,6 +137,26 @@ class GrowTest(parameterized.TestCase):
       want,
     )
 
+  @parameterized.parameters((None,), (KEY,))
+  def test_moments_are_those_of_the_larger_network(self, key):
+    # The table and the head take a root of the random shares up each.
+    def fun(p, x):
+      x = p['e'][x]
+      mean = (x * x).mean(-1, keepdims=True)
+      return x * jax.lax.rsqrt(mean + 1e-5) * p['n'] @ p['o']
+
+    p = wider.drawn({'e': (7, 4), 'n': (1, 4), 'o': (4, 3)})
+    x = jnp.arange(5)
+    plan = jc.widen(jc.structure(fun)(p, x), factor=1.5)
+    grad = jax.grad(lambda p: (fun(p, x) ** 2).sum())
+    first = grad(p)
+    state = {'mu': first, 'nu': jax.tree.map(jnp.square, first)}
+    large, state = jc.grow(plan, (p, state), key=key)
+    want = grad(large)
+    for name, g in want.items():
+      np.testing.assert_allclose(state['mu'][name], g, rtol=1e-3, atol=1e-5)
+      np.testing.assert_allclose(state['nu'][name], g**2, rtol=1e-3, atol=1e-5)
+
   def test_units_by_hand(self):
     # Of the wider network unit 2 is unit 0 again: their rows of `c` share it.
     fun = lambda p, x: jax.nn.relu(x @ p['a']) @ p['c']
