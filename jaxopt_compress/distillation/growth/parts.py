@@ -56,13 +56,12 @@ class Grown:
     if zero and copied:
       self.unread = frozenset(filter(self._may_be_unread, self.sources))
       others = set(self.sources) - self.unread
-      self.silent = frozenset(filter(self._may_be_silent, others))
       whys = copied.reduced | copied.copies | copied.left
+      whys |= self._silence(solved, [*filter(self._may_be_silent, others)])
       self.alike = {
         g: whys.get(g, 'not all that reads them can be zero')
         for g in sorted(others - self.silent)
       }
-      self.shares = solved(silent=self.silent)
       self.left = dict(self.shares.left)
     self._reads = copied.read if copied else frozenset()
     self._gains = copied.gains if copied else frozenset()
@@ -90,6 +89,21 @@ class Grown:
     """Groups of which some weight has random shares of its own for each output."""
     groups = (self.part(p)._alone().values() for p in self.structure.axes)
     return frozenset(g for own in groups for names in own for g in names)
+
+  def _silence(self, solved, groups) -> dict[str, str]:
+    """Writes nothing to new channels of groups; {group: why not}, of some."""
+    known, whys = self.shares.left, {}
+    # All at once, or one by one where zeros change a number that no parameter makes up
+    # for, as in mean(x^2) - mean(x)^2.
+    for more in (groups, *([g] for g in sorted(groups))):
+      tried = solved(silent=self.silent.union(more))
+      new = [why for g, why in tried.left.items() if g not in known]
+      if not new:
+        self.silent, self.shares = self.silent.union(more), tried
+      whys |= dict.fromkeys(more, *new[:1])
+      if self.silent.issuperset(groups):
+        break
+    return whys
 
   def part(self, path: str) -> 'Part':
     """A parameter."""

@@ -79,6 +79,28 @@ class StartsTest(parameterized.TestCase):
     np.testing.assert_allclose(cosine(got, x), cosine(p, x), rtol=1e-5)
     self.assertFalse(got['e'][4:].any())  # the hidden units start from zero
 
+  def test_zero_leaves_copies_under_a_mean_of_squares_less_that_of_the_mean(
+    self,
+  ):
+    def fun(p, x):
+      h = jnp.tanh(x @ p['a'])
+      mean = h.mean(-1, keepdims=True)
+      var = (h * h).mean(-1, keepdims=True) - mean**2
+      y = (h - mean) * jax.lax.rsqrt(var + 1e-6) @ p['c']
+      h = jnp.tanh(x @ p['b'])
+      return y + h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True)) @ p['d']
+
+    shapes = {'a': (3, 4), 'c': (4, 2), 'b': (3, 6), 'd': (6, 2)}
+    p = {n: jax.random.normal(KEY, s) for n, s in shapes.items()}
+    x = jax.random.normal(KEY, (5, 3))
+    plan = jc.widen(jc.structure(fun)(p, x), factor=2)
+    with self.assertWarnsRegex(UserWarning, r'in a:-1 \(sub at .*number'):
+      got = jc.grow(plan, p, 'zero', key=KEY)
+    np.testing.assert_allclose(fun(got, x), fun(p, x), rtol=1e-4, atol=1e-5)
+    # The other stream starts from zero.
+    self.assertFalse(got['b'][:, 6:].any())
+    np.testing.assert_array_equal(got['a'], np.tile(p['a'], 2))
+
   def test_zero_of_a_moment_is_zero(self):
     got = jc.grow(PLAN, {'mu': PARAMS, 'nu': PARAMS}, 'zero', key=KEY)
     self.assertFalse(got['mu']['up'][..., 4:].any())
