@@ -67,8 +67,9 @@ def grow(
     The same tree, of the larger shapes.
 
   Raises:
-    ValueError: the tree is of another network, a plan that has
-      other sources for each channel of another group, or no copies keep the function.
+    ValueError: an unknown word, what is no key, the tree is of another network, a plan
+      that has other sources for each channel of another group, or no copies keep the
+      function.
 
   >>> import jaxopt_compress as jc
   >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
@@ -78,6 +79,9 @@ def grow(
   {'a': [[1.0, 2.0, 1.0, 2.0]], 'b': [[2.0], [3.0], [2.0], [3.0]]}
   """
   start = how if callable(how) else _named(how)
+  if not callable(layers):
+    choices.one_of('layers', layers, depth.STARTS, '=')
+  starts.check(key)
   widths, deeper = depth.apart(plan)
   tree = array.materialize(tree)
   if widths.sources:

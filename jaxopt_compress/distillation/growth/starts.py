@@ -97,3 +97,15 @@ def zero(leaf: Leaf, key: jax.Array | None) -> jax.Array:
   spread = jnp.std(leaf.copies.astype(jnp.float32))
   drawn = spread * jax.random.normal(own, leaf.copies.shape)
   return leaf.alone(drawn.astype(leaf.copies.dtype))
+
+
+def check(key: jax.Array | None) -> None:
+  """Raises ValueError for what is no PRNG key, as a seed."""
+  if key is None:
+    return
+  try:
+    jax.eval_shape(lambda k: jax.random.fold_in(k, 0), key)
+  except (TypeError, ValueError) as e:
+    raise ValueError(
+      f'key={key!r}; one PRNG key is expected: of a seed, key=jax.random.key(seed).'
+    ) from e

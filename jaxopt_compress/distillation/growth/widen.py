@@ -19,6 +19,7 @@ from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import choices
 from jaxopt_compress.distillation.growth import depth as depth_lib
+from jaxopt_compress.distillation.growth import starts
 
 
 def widen(
@@ -77,6 +78,7 @@ def widen(
     raise ValueError(
       f'multiple is {multiple}; a whole number from 1 on is expected.'
     )
+  starts.check(key)
   asked = {}
   if factor is not None:
     asked = {

@@ -229,6 +229,12 @@ class GrowTest(parameterized.TestCase):
       jc.grow(plan, params, 'net2nett')
     with self.assertRaisesRegex(ValueError, 'pass key='):
       jc.grow(plan, params, 'zero')
+    with self.assertRaisesRegex(ValueError, 'key=1;.*jax.random.key'):
+      jc.grow(plan, params, key=1)
+    with self.assertRaisesRegex(ValueError, 'key=1;.*jax.random.key'):
+      jc.widen(plan.structure, factor=2, key=1)
+    with self.assertRaisesRegex(ValueError, "layers='idenity'.*'identity'"):
+      jc.grow(plan, params, layers='idenity')
     with self.assertRaisesRegex(ValueError, 'shrink.*first'):
       jc.grow(jc.Plan(plan.structure, {'a:-1': [0, 0]}), params)
     with self.assertRaisesRegex(ValueError, 'another network'):
