@@ -51,6 +51,8 @@ class Shares:
       of no one group.
     near: small numbers that are added to what is another now: exact up to these.
     assumed: numbers of the program that were taken to go with a size.
+    constants: {group: what to do}, where the function runs with the new sizes but has
+      as many channels as before, and so is another one.
   """
 
   powers: dict[copied.Power, float]
@@ -64,6 +66,7 @@ class Shares:
   left: dict[str, str]
   near: tuple[str, ...] = ()
   assumed: tuple[str, ...] = ()
+  constants: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def shares(
@@ -106,7 +109,42 @@ def shares(
     asked.plain_copy(out, [{*axis} for axis in out.axes], None)
   counts = {g: np.unique(np.bincount(s)) for g, s in sources.items()}
   even = {g: math.log(c[0]) for g, c in counts.items() if len(c) == 1}
-  return _Solver(asked, _widths(structure, arrays), even).solved(assumed)
+  found = _Solver(asked, _widths(structure, arrays), even).solved(assumed)
+  own = _constants(structure, sizes, rebuilt)
+  return dataclasses.replace(found, constants=own)
+
+
+def to_set(structure: structure_lib.Structure, group: str, n: int) -> str:
+  """What to do where the number of a group is a constant of the user's model."""
+  size = structure.groups[group].size
+  inner = {
+    g.name: g.size * n // size
+    for g in structure.free.values()
+    if group in g.within and g.size * n % size == 0
+  }
+  keeps = f', or keep {size} and grow by sizes={inner}' if inner else ''
+  return (
+    f'{size} become {n}: set that number in your model, and pass jc.grow the function'
+    f' as rebuilt={keeps}'
+  )
+
+
+def _constants(structure, sizes, rebuilt) -> dict[str, str]:
+  """`Shares.constants`: of what the program with the new sizes has as before."""
+  fixed = [g for g in sizes if structure.groups[g].fixed]
+  if not fixed:
+    return {}
+  try:
+    program = _followed(*structure.program(sizes, rebuilt))
+  except Exception:  # what does not run is no other network by accident
+    return {}
+  channels = program.asked.channels
+  got = {name: channels.size((leaf,)) for leaf, name in program.named.items()}
+  return {
+    g: to_set(structure, g, sizes[g])
+    for g in fixed
+    if got.get(g) == structure.groups[g].size
+  }
 
 
 def widened(

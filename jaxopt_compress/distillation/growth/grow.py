@@ -56,7 +56,8 @@ def grow(
       `print(plan)` say up to what the function is kept.
     rebuilt: the function of the model that is built of the new sizes, where that of
       the structure has sizes of its own; numbers that depend on these, as 1 / sqrt(d),
-      are read there. None: numbers that fit a size are taken to go with it. Where
+      are read there. None: numbers that fit a size are taken to go with it, and where
+      the function would run as another network it has to be given. Where
       layers with names of their own come as well, it has as many as there are: make
       it wider first, by a plan of its own.
     layers: how layers start that come: 'identity' (the function is kept), 'gated',
@@ -94,6 +95,8 @@ def grow(
 def _wider(plan, tree, start, key, exact, rebuilt):
   """The tree with the channels of a plan."""
   grown = parts.Grown(plan, start is starts.zero, rebuilt)
+  if exact and grown.constants:
+    raise ValueError(_another(grown.constants))
   if exact and grown.left:
     raise ValueError(_refused(grown.left))
   if grown.alike:
@@ -170,6 +173,14 @@ def _near(numbers) -> str:
     f'The function is kept up to {", ".join(numbers)}: what that is added to, as the mean'
     ' square of a norm, is another in the wider network, and what writes to it can take'
     ' no factor up. It is far off where the mean square is as small; compare outputs.'
+  )
+
+
+def _another(constants) -> str:
+  said = '; '.join(f'{group}: {what}' for group, what in constants.items())
+  return (
+    'The function has a number of channels itself and runs with the parameters of the'
+    f' plan as another network. {said}. Or pass exact=False, and train on.'
   )
 
 

@@ -35,6 +35,7 @@ class Grown:
     silent: groups of which nothing is written to new channels.
     unread: groups of which nothing reads new channels.
     left: {group: why the function is not kept}.
+    constants: {group: what to do}, of those whose number the function has itself.
     alike: {group: why}, of those that a zero start leaves copies that share equally.
   """
 
@@ -52,6 +53,7 @@ class Grown:
     self.shares = copied = solved() if self.sources else None
     self.silent = self.unread = frozenset()
     self.left = dict(copied.left) if copied else {}
+    self.constants = copied.constants if copied else {}
     self.alike: dict[str, str] = {}
     if zero and copied:
       self.unread = frozenset(filter(self._may_be_unread, self.sources))

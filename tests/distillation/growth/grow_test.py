@@ -103,6 +103,31 @@ class GrowTest(parameterized.TestCase):
     self.assertLess(float(error), 1e-5)
     self.assertEqual(still(plan, grads), [])
 
+  def test_numbers_of_the_model(self):
+    """Norms of two groups: four are twice as many, and two that are wider."""
+
+    def fun(p, x, groups=2):
+      h = (x @ p['a']).reshape(x.shape[0], groups, -1)
+      h = h - h.mean(-1, keepdims=True)
+      h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-5)
+      return jnp.tanh(h.reshape(x.shape[0], -1)) @ p['b']
+
+    key, x = jax.random.split(KEY), jnp.sin(jnp.arange(12.0).reshape(4, 3))
+    p = {'a': (3, 8), 'b': (8, 2)}
+    p = {n: jax.random.normal(k, p[n]) for n, k in zip(p, key)}
+    structure, more = jc.structure(fun)(p, x), functools.partial(fun, groups=4)
+    plan = jc.widen(structure, 2)
+    why = r"2 become 4: .* rebuilt=, or keep 2 and grow by sizes={'a:-1.1': 8}"
+    self.assertRegex(str(plan), why)
+    for same in (None, fun):
+      with self.assertRaisesRegex(ValueError, why):
+        jc.grow(plan, p, key=KEY, rebuilt=same)
+    jc.grow(plan, p, key=KEY, exact=False)
+    grown = jc.grow(plan, p, key=KEY, rebuilt=more)
+    np.testing.assert_allclose(more(grown, x), fun(p, x), rtol=1e-4, atol=1e-5)
+    grown = jc.grow(jc.widen(structure, sizes={'a:-1.1': 8}), p, key=KEY)
+    np.testing.assert_allclose(fun(grown, x), fun(p, x), rtol=1e-4, atol=1e-5)
+
   def test_copies_get_gradients_of_their_own(self):
     fun, _, params, x, plan = case('mlp')
     alike = []
