@@ -60,6 +60,12 @@ class HintsTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, rtol=1e-5)
     self.assertTrue(np.isfinite(grads).all())
 
+  def test_normalized_of_features_with_a_large_mean(self):
+    s, t = S + np.float32(1e3), T + np.float32(1e3)
+    want = np.sum(_normalized(*(np.asarray(x, np.float64) for x in (s, t))))
+    got, _, _ = by_oracle.run(hints.normalized, s, t)
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+
   def test_bfloat16_is_added_in_float32(self):
     s, t = jnp.asarray(S, jnp.bfloat16), jnp.asarray(T, jnp.bfloat16)
     total, count = hints.hint(s, t)
