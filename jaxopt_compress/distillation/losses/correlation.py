@@ -67,11 +67,11 @@ def dist(
   0.0
   """
   softened.check_pair(student_logits, teacher_logits, temperature, mask)
-  q, p = (
-    jnp.exp(softened.log_softmax(x, temperature, mask))
+  log_q, log_p = (
+    softened.log_softmax(x, temperature, mask)
     for x in (student_logits, teacher_logits)
   )
-  classes = q.shape[-1]
+  q, p = jnp.exp(log_q), jnp.exp(log_p)
   inter = pearson.distance(q, p, jnp.ones_like(q), axis=-1)
   inter_sum, count = positions.total(inter, mask)
 
@@ -79,11 +79,26 @@ def dist(
   weights = jnp.ones(q.shape[:-1], q.dtype) if mask is None else mask
   weights = lax.stop_gradient(weights.astype(q.dtype)).reshape(-1, 1)
   intra = pearson.distance(
-    q.reshape(-1, classes),
-    p.reshape(-1, classes),
+    _over_the_largest(log_q, weights, axis_name),
+    _over_the_largest(log_p, weights, axis_name),
     weights,
     axis=0,
     total=partial(lax.psum, axis_name=axis_name) if axis_name else None,
   )
   intra_sum = count * jnp.mean(intra)
   return temperature**2 * (beta * inter_sum + gamma * intra_sum), count
+
+
+def _over_the_largest(log_p, weights, axis_name):
+  """p [positions, classes], each class over its largest of all positions.
+
+  Correlation does not see the factor, and below 1e-19 p has no square in float32.
+  """
+  log_p = log_p.reshape(-1, log_p.shape[-1])
+  # Of weight 0, a probability could be inf on this scale.
+  log_p = jnp.where(weights != 0, log_p, -jnp.inf)
+  top = lax.stop_gradient(jnp.max(log_p, axis=0, keepdims=True))
+  if axis_name:
+    top = lax.pmax(top, axis_name)
+  # What has no p in float32 stays 0, such as a class that is masked by -1e4.
+  return jnp.exp(log_p - jnp.maximum(top, jnp.log(jnp.finfo(top.dtype).tiny)))

@@ -1,8 +1,10 @@
 """DIST: what is a relation within a batch, and what is one of its parts."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import loss_oracles
 import numpy as np
 from positions_of_logits import logits
 from positions_of_logits import MASK
@@ -12,7 +14,7 @@ from jaxopt_compress.distillation import losses
 dist, kl = jax.jit(losses.dist), jax.jit(losses.kl)
 
 
-class DistTest(absltest.TestCase):
+class DistTest(parameterized.TestCase):
   def test_what_it_does_not_see(self):
     # Within a position: the mean of p and one spread have the same relations.
     p = jnp.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
@@ -30,6 +32,16 @@ class DistTest(absltest.TestCase):
     intra = dist(s, t, beta=0.0)
     np.testing.assert_allclose(inter, (0, 2), atol=1e-5)
     np.testing.assert_allclose(intra, (2 * 2, 2), rtol=1e-5)
+
+  @parameterized.parameters(-10.0, -50.0, -85.0)
+  def test_classes_of_any_probability(self, unlikely):
+    s, t = (logits(i, (6, 3)).at[:, 0].add(unlikely) for i in (0, 1))
+    args = np.float64(s), np.float64(t), None, np.ones(6)
+    oracle = loss_oracles.dist(0.0, 1.0, 1.0)
+    value, grads = jax.value_and_grad(lambda s: dist(s, t, beta=0.0)[0])(s)
+    np.testing.assert_allclose(value, oracle(*args), rtol=1e-4)
+    want = loss_oracles.gradient(oracle, *args)
+    np.testing.assert_allclose(grads, want, rtol=1e-3, atol=1e-4)
 
   def test_a_weight_is_how_often_a_position_is_there(self):
     s, t = logits(0, (4, 5)), logits(1, (4, 5))
