@@ -107,7 +107,9 @@ def chunked(
 
   Args:
     loss: `(*args, mask=, **options) -> (sum, count)`, a sum over positions, as all
-      losses of this room that compare no position with another.
+      losses of this room that compare no position with another. One that does is
+      refused, also in a `functools.partial` and among the options (`soft=`); within
+      a lambda it is not seen, and is another loss.
     chunk: the most positions of a block; None: as many as have 2**23 logits.
 
   Returns:
@@ -125,16 +127,14 @@ def chunked(
   >>> round(float(total / count), 4)  # log 5
   1.6094
   """
-  if 'axis_name' in inspect.signature(loss).parameters:
-    raise ValueError(
-      f'{getattr(loss, "__name__", loss)} compares positions with one another (it takes an axis_name),'
-      ' so it is no sum over blocks. Form all logits for it.'
-    )
+  _check_parts(loss)
   if chunk is not None and not chunk >= 1:
     raise ValueError(f'chunk={chunk}: a block has at least one position.')
 
   @functools.wraps(loss)
   def chunked_loss(*args, mask=None, **options):
+    for option in options.values():
+      _check_parts(option)
     lead, classes = _check(loss, args, mask)
     cut = blocks.Cut.of(lead, chunk or max(_LOGITS // classes, 1))
     if mask is None and any(cut.padding):
@@ -172,6 +172,18 @@ def chunked(
 
 def _lazy(x) -> bool:
   return isinstance(x, Logits)
+
+
+def _check_parts(loss):
+  """Raises if a loss, or one that a partial has bound, compares positions."""
+  if isinstance(loss, functools.partial):
+    for part in (loss.func, *loss.args, *loss.keywords.values()):
+      _check_parts(part)
+  elif callable(loss) and 'axis_name' in inspect.signature(loss).parameters:
+    raise ValueError(
+      f'{getattr(loss, "__name__", loss)} compares positions with one another (it takes an axis_name),'
+      ' so it is no sum over blocks. Form all logits for it.'
+    )
 
 
 def _check(loss, args, mask):

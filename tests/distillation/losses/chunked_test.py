@@ -313,6 +313,16 @@ class RefusedTest(absltest.TestCase):
         loss(*args, mask=weights)
     with self.assertRaisesRegex(ValueError, 'dist compares positions'):
       losses.chunked(losses.dist)
+    far = functools.partial(losses.dist, gamma=2.0)
+    for f in (
+      lambda: losses.chunked(far),
+      lambda: losses.chunked(functools.partial(losses.distill, soft=far)),
+      lambda: losses.chunked(losses.distill)(
+        Logits(h, w), Logits(th, tw), labels, soft=losses.dist
+      ),
+    ):
+      with self.assertRaisesRegex(ValueError, 'dist compares positions'):
+        f()
     with self.assertRaisesRegex(ValueError, 'chunk=0'):
       losses.chunked(losses.kl, chunk=0)
 
