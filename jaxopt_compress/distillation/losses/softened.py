@@ -26,7 +26,12 @@ def log_softmax(
 
 
 def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """KL(p || q) over the last axis; entries with p = 0 add 0.
+  """KL(p || q) over the last axis, 0 if p is 0 everywhere.
+
+      sum_i p_i r_i = sum_i p_i (r_i + exp(-r_i) - 1)       r = log p - log q
+
+  as both sum to 1. No term of the second is negative, so they do not cancel where p
+  and q are close, as at a high temperature. Entries with p = 0 add q.
 
   Args:
     log_p, log_q: [..., classes], of distributions.
@@ -39,10 +44,16 @@ def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   0.6931
   """
   p = jnp.exp(log_p)
+  # NaN has mass, so that it shows. What is smaller than numbers are has none.
+  has_mass = ~(p < jnp.finfo(p.dtype).tiny)
   # Both logarithms are replaced where p is 0: 0 * (-inf - -inf) is NaN, and so is
   # its gradient.
-  log_ratio = jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)
-  return jnp.sum(p * log_ratio, axis=-1)
+  r = jnp.where(has_mass, log_p, 0.0) - jnp.where(has_mass, log_q, 0.0)
+  # Without a p, as the others of a class that is certain, there is no divergence.
+  some = jnp.any(has_mass, axis=-1, keepdims=True)
+  q = jnp.where(some, jnp.exp(log_q), 0.0)
+  terms = jnp.where(has_mass, p * (r + jnp.expm1(-r)), q)
+  return jnp.sum(terms, axis=-1)
 
 
 def possible(logits: jax.Array) -> jax.Array:

@@ -42,6 +42,13 @@ class DivergencesTest(parameterized.TestCase):
     p, q = (np.exp(log_softmax(np.asarray(x) / temperature)) for x in (t, s))
     np.testing.assert_allclose(grads, temperature * (q - p), atol=2e-5)
 
+  @parameterized.parameters('kl', 'reverse_kl')
+  def test_close_distributions(self, name):
+    s, t = logits(0) / 10, logits(1) / 10
+    total, _ = getattr(losses, name)(s, t, temperature=100.0)
+    want = kl_oracle(*(s, t) if name == 'kl' else (t, s), 100.0).sum()
+    np.testing.assert_allclose(total, want, rtol=1e-4)
+
   def test_temperature_squared_keeps_the_gradient(self):
     # For large T the gradient is (s - t) / classes, of centred logits.
     s, t = logits(0), logits(1)
