@@ -86,7 +86,8 @@ def dist(
     total=partial(lax.psum, axis_name=axis_name) if axis_name else None,
   )
   intra_sum = count * jnp.mean(intra)
-  return temperature**2 * (beta * inter_sum + gamma * intra_sum), count
+  loss = beta * inter_sum + gamma * intra_sum
+  return softened.tempered(loss, temperature), count
 
 
 def _over_the_largest(log_p, weights, axis_name):

@@ -79,4 +79,4 @@ def dkd(
   logits = student_logits, teacher_logits
   loss = positions.term(alpha, target, *logits)
   loss += positions.term(beta, non_target, *logits)
-  return labels_lib.total(temperature**2 * loss, is_class, mask)
+  return labels_lib.total(softened.tempered(loss, temperature), is_class, mask)

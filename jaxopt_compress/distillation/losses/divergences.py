@@ -52,7 +52,7 @@ def kl(
   """
   log_p, log_q = _log_softmax(student_logits, teacher_logits, temperature, mask)
   loss = softened.relative_entropy(log_p, log_q)
-  return positions.total(temperature**2 * loss, mask)
+  return positions.total(softened.tempered(loss, temperature), mask)
 
 
 def reverse_kl(
@@ -69,7 +69,7 @@ def reverse_kl(
   """
   log_p, log_q = _log_softmax(student_logits, teacher_logits, temperature, mask)
   loss = softened.relative_entropy(log_q, log_p)
-  return positions.total(temperature**2 * loss, mask)
+  return positions.total(softened.tempered(loss, temperature), mask)
 
 
 def jsd(
@@ -115,7 +115,7 @@ def jsd(
   of_student = jnp.where(beta == 1, 1.0, 1 - beta)
   loss = of_teacher * softened.relative_entropy(log_p, log_m)
   loss += of_student * softened.relative_entropy(log_q, log_m)
-  return positions.total(temperature**2 * loss, mask)
+  return positions.total(softened.tempered(loss, temperature), mask)
 
 
 def skew_kl(
@@ -142,7 +142,7 @@ def skew_kl(
   log_p, log_q = _log_softmax(student_logits, teacher_logits, temperature, mask)
   log_m = softened.log_mixture(log_p, log_q, skew)
   loss = softened.relative_entropy(log_p, log_m)
-  return positions.total(temperature**2 * loss, mask)
+  return positions.total(softened.tempered(loss, temperature), mask)
 
 
 def skew_reverse_kl(
@@ -162,7 +162,7 @@ def skew_reverse_kl(
   log_p, log_q = _log_softmax(student_logits, teacher_logits, temperature, mask)
   log_m = softened.log_mixture(log_q, log_p, skew)
   loss = softened.relative_entropy(log_q, log_m)
-  return positions.total(temperature**2 * loss, mask)
+  return positions.total(softened.tempered(loss, temperature), mask)
 
 
 def total_variation(

@@ -25,6 +25,11 @@ def log_softmax(
   return jax.nn.log_softmax(x / temperature)
 
 
+def tempered(loss: jax.Array, temperature: float | jax.Array) -> jax.Array:
+  """T^2 times a loss. In float16, which ends at 65504, the square of 256 is inf."""
+  return jnp.asarray(temperature, loss.dtype) ** 2 * loss
+
+
 def relative_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   """KL(p || q) over the last axis, 0 if p is 0 everywhere.
 

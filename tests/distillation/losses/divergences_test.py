@@ -49,6 +49,11 @@ class DivergencesTest(parameterized.TestCase):
     want = kl_oracle(*(s, t) if name == 'kl' else (t, s), 100.0).sum()
     np.testing.assert_allclose(total, want, rtol=1e-4)
 
+  def test_a_temperature_of_float16(self):
+    s, t = logits(0), logits(1)
+    f = jax.jit(lambda T: losses.kl(s, t, temperature=T))
+    np.testing.assert_allclose(f(jnp.float16(300)), f(300.0), rtol=1e-5)
+
   def test_temperature_squared_keeps_the_gradient(self):
     # For large T the gradient is (s - t) / classes, of centred logits.
     s, t = logits(0), logits(1)
