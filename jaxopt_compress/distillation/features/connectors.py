@@ -6,6 +6,15 @@ On images [batch, h, w, channels] that is a 1x1 convolution; on tokens, a linear
 Connectors are trained along with the student, and are no part of it: their parameters
 are a tree of their own, `{name of a value: {'kernel': ..., 'bias': ...}}`, for an
 optimizer of its own, which nothing exports.
+
+Values of a student and of a teacher that go together have one name here, the student's.
+Where a teacher calls them otherwise, as a deeper one does, rename its own first:
+
+  >>> pairs = {'blocks/1': 'blocks/3'}  # student: teacher
+  >>> theirs = {'blocks/3': jnp.ones((1, 4))}
+  >>> theirs = {mine: theirs[name] for mine, name in pairs.items()}
+  >>> list(init(jax.random.key(0), {'blocks/1': jnp.ones((1, 2))}, theirs))
+  ['blocks/1']
 """
 
 from collections.abc import Collection
@@ -53,7 +62,8 @@ def init(
   if set(student) != set(teacher):
     raise ValueError(
       f'The student has values {sorted(student)}, the teacher {sorted(teacher)}; the'
-      ' same names are expected, as a connector leads from one to the other.'
+      ' same names are expected, as a connector leads from one to the other. Rename'
+      " the teacher's: {mine: teacher[name] for mine, name in pairs}."
     )
   if missing := set(stacked) - set(student):
     raise ValueError(

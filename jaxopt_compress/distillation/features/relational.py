@@ -9,7 +9,9 @@ of an example with itself, which add 0: of n examples its distances are (n - 1) 
 these, its angles (n - 1) (n - 2) / n^2.
 
 Distances come from products x x^T. Two examples that are closer than the rounding of
-these are at distance 0, where derivatives are 0.
+these are at distance 0, where derivatives are 0. The rounding is relative to how far an
+example is from the mean of all. Some that are 1e3 times farther off than the others
+move the mean, and so take the others' digits: normalise such values first.
 """
 
 import jax
@@ -53,7 +55,9 @@ def angles(
 ) -> positions.SumAndCount:
   """Of triples: the cosine of the angle at the second; eq. 8 and 9.
 
-  It holds arrays of [batch, batch, batch]: for batches of up to a few hundred.
+  It holds arrays of [batch, batch, batch]: for batches of up to a few hundred. Of
+  examples that are close beside their distance from the mean, angles are as inexact
+  as distances are.
   Arguments and result as for `distances`.
 
   >>> x = jnp.array([[0., 0.], [1., 0.], [0., 1.]])
