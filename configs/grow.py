@@ -1,11 +1,12 @@
 """A small network of digits starts a large one: twice as wide, and deeper.
 
 Claim: a residual network becomes one twice as wide, with its first block there twice,
-  that computes the same, and trains on: freely, and drawn towards its start. The report
-  draws the held-out losses over the operations of training, those of the small network
-  included, beside the large one's from scratch. How much that saves is for the run to
-  say: no figure is claimed here.
-Cost: about a minute on two CPU cores.
+  that computes the same, and trains on: freely, and drawn towards its start. Here that
+  saves nothing at the end. Over the operations of training, those of the small network
+  included, both are ahead of the large one from scratch up to half of its operations
+  (loss 0.63 and 0.64 to 0.77) and then behind: at 83% they end with 0.544 and 0.524
+  (93.9% and 94.2% right), where it has 0.454, and ends with 0.445 (95.5%). One seed.
+Cost: less than five minutes on two CPU cores that others use, too.
 Command: python -m launch.main --config=configs/grow.py --workdir=/tmp/grow
 """
 
