@@ -32,6 +32,17 @@ class ToldTest(absltest.TestCase):
   def test_even_copies_are_kept(self):
     self.assertNotIn('not', str(jc.widen(STRUCTURE, 2)).split('stays')[0])
 
+  def test_up_to_what_the_function_is_kept(self):
+    # A tied table has to take one factor up for the norm, another for the result.
+    def tied(p, x):
+      x = x @ p
+      x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+      return x @ p.T
+
+    structure = jc.structure(tied)(jnp.ones((3, 4)), jnp.ones((5, 3)))
+    text = str(jc.Plan(structure, {':-1': [0, 1, 2, 3, 3]}))
+    self.assertRegex(text, r'kept up to 1e-06 at .*told_test.py.* is another')
+
   def test_read_from_text(self):
     plan = jc.Plan.from_json(jc.widen(STRUCTURE, 2).to_json())
     self.assertIn('4 ->      8  a:-1', str(plan))
