@@ -43,6 +43,18 @@ def check(where: str, grow: options.Grow) -> None:
     )
 
 
+def check_model(
+  stage: options.Stage, init: model_lib.Model, model: model_lib.Model
+) -> None:
+  """Raises a ValueError where a stage grows another network than it starts from."""
+  shapes = [jax.tree.map(lambda x: x.shape, m.params) for m in (init, model)]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+      f'Stage {stage.name!r} grows model {stage.model!r}, and init {stage.init!r} has'
+      ' other parameters. Set model to that of init: grow makes it larger.'
+    )
+
+
 def planned(grow: options.Grow, model: model_lib.Model) -> plan_lib.Plan:
   """The plan of a stage, from the program of the model that it starts from."""
   return widen.widen(

@@ -22,13 +22,24 @@ from jaxopt_compress.train import state as state_lib
 WORDS = ('l1', 'l2', 'group_lasso', 'towards', 'l2_sp')
 
 
-def check(where: str, penalty: options.Penalty) -> None:
-  """Raises a ValueError for rules that are none, or have no effect."""
+def check(where: str, penalty: options.Penalty, init: str) -> None:
+  """Raises a ValueError for rules that are none, or have no effect.
+
+  Args:
+    where: what the stage is called.
+    penalty: of the stage.
+    init: the stage that it starts from, or ''.
+  """
   for rule in penalty.rules:
     if not isinstance(rule, tuple) or len(rule) != 2:
       raise ValueError(f'A rule is a pair (regex, value), not {rule!r}.')
     if rule[1] is not None:
       choices.one_of(f'{where}.penalty', rule[1], WORDS)
+      if not init and _draws(rule[1]):
+        raise ValueError(
+          f'{where}.penalty has {rule[1]!r}, which draws to where the stage begins, and'
+          ' without init that is random. Set init, or choose l2.'
+        )
   if penalty.rules and not penalty.weight:
     raise ValueError(
       f'{where}.penalty has no effect with penalty_weight=0. Set penalty_weight.'

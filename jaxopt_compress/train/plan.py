@@ -213,7 +213,7 @@ def _check_references(plan):
         ' first not above the second, are expected.'
       )
     _check_adapters(where, stage)
-    penalty.check(where, stage.penalty)
+    penalty.check(where, stage.penalty, stage.init)
     if stage.shrink.asked or stage.grow.asked:
       _check_resized(where, stage)
     elif not stage.steps and not (stage.prune.rules or stage.quantize.rules):

@@ -81,6 +81,8 @@ def build_all(
     model = models[stage.model]
     if stage.init and built[stage.init].stage.model == stage.model:
       model = built[stage.init].model
+    elif stage.grow.asked:
+      grow.check_model(stage, built[stage.init].model, model)
     teachers = tuple(built[n].model for n in stage.distil.stages)
     known = found.get(stage.name)
     seed = plan_lib.stage_seed(plan.seed, stage.name)

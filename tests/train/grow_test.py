@@ -123,6 +123,13 @@ def tiny():
   )
 
 
+def test_another_model_than_that_of_init(tmp_path):
+  config = tiny()
+  config['stage']['grown']['model'] = 'large'
+  with pytest.raises(ValueError, match="'grown' grows model 'large'.*'small'"):
+    loop.run(config, tmp_path, dry_run=True)
+
+
 class Killed(BaseException):
   """Nothing in the library catches this, as nothing catches SIGKILL."""
 

@@ -113,11 +113,12 @@ class PenaltyTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('typo', (('.*', 'l_2'),), 1.0, "'l2'"),
     ('no pair', ('l2',), 1.0, 'a pair'),
+    ('no start', (('.*', 'l2_sp'),), 1.0, 'without init that is random'),
     ('no weight', (('.*', 'l2'),), 0.0, 'Set penalty_weight'),
   )
   def test_refused(self, rules, weight, message):
     with self.assertRaisesRegex(ValueError, message):
-      penalty.check('here', options.Penalty(rules=rules, weight=weight))
+      penalty.check('here', options.Penalty(rules=rules, weight=weight), '')
 
 
 if __name__ == '__main__':
