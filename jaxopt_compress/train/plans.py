@@ -58,8 +58,16 @@ def find(
   stage = built.stage
   if stage.grow.asked:
     # It follows from the program alone.
-    write(job, stage, built.plan, str(built.plan).splitlines()[1:])
-    metrics.log(f'[{stage.name}] grows: {built.plan}')
+    lines = str(built.plan).splitlines()[1:]
+    # What stays is most of a network, and jc.widen prints it.
+    told = [line for line in lines if ' stays: ' not in line]
+    write(job, stage, built.plan, told)
+    before, after = (
+      records.parameters(model.params) for model in (built.source, built.model)
+    )
+    metrics.log(f'[{stage.name}] grows: {before:,} -> {after:,} parameters')
+    for line in told:
+      metrics.log(f'[{stage.name}] {line}')
     return built.plan
   batches = _batches(job, stage)
   try:

@@ -143,12 +143,15 @@ def _bits(workdir):
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning'
 )
-def test_killed(tmp_path, monkeypatch):
+def test_killed(tmp_path, monkeypatch, capsys):
   loop.run(tiny(), tmp_path / 'whole')
   page = report.read(tmp_path / 'whole')
   sizes = [s.parameters for s in page.stages]
   assert sizes == [64 * 8 + 8 + 90, 64 * 16 + 16 + 170, 64 * 16 + 16 + 170]
   assert 'are 16: 610 -> 1,210 parameters' in str(page.stages[1])
+  log = capsys.readouterr().out
+  assert '[grown] grows: 610 -> 1,210 parameters' in log
+  assert ' stays: ' not in log
   assert 'growth of grown beside large' in page.facts
   # The small one's operations come first; two evaluations of each stage.
   curves = page.curves
