@@ -115,7 +115,8 @@ def chunked(
   Returns:
     A function like `loss`. Of its positional arguments one or more are `Logits`;
     the others are arrays with the same leading axes: labels, a teacher's logits,
-    what `tail.compress` kept.
+    what `tail.compress` kept. All of them may be given by name. Options that only
+    have a name, and what a partial has bound, are given to each block as they are.
 
   Raises:
     ValueError: the loss compares positions, as `dist` does; or, when called, no
@@ -135,7 +136,14 @@ def chunked(
   def chunked_loss(*args, mask=None, **options):
     for option in options.values():
       _check_parts(option)
+    args, options = _placed(loss, args, options)
     lead, classes = _check(loss, args, mask)
+    # What does not fit in a block is told of all logits, which are not computed.
+    jax.eval_shape(
+      lambda: loss(
+        *(a.form() if _lazy(a) else a for a in args), mask=mask, **options
+      )
+    )
     cut = blocks.Cut.of(lead, chunk or max(_LOGITS // classes, 1))
     if mask is None and any(cut.padding):
       mask = jnp.ones(lead, jnp.float32)
@@ -172,6 +180,18 @@ def chunked(
 
 def _lazy(x) -> bool:
   return isinstance(x, Logits)
+
+
+def _placed(loss, args, options):
+  """(args, options) where what has a place among the arguments has no name."""
+  args, options = list(args), dict(options)
+  parameters = inspect.signature(loss).parameters.values()
+  places = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+  for name in places[len(args) :]:
+    if name not in options:
+      break
+    args.append(options.pop(name))
+  return args, options
 
 
 def _check_parts(loss):

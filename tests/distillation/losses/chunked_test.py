@@ -105,6 +105,14 @@ class ChunkedTest(parameterized.TestCase):
     )
     assert_close(got, want)
 
+  def test_arguments_by_name(self):
+    h, w, th, tw, _, mask = operands()
+    names = 'ids', 'log_probs', 'log_tail'
+    kept = losses.tail.compress(th @ tw, 4)
+    loss = losses.chunked(losses.topk_kl, chunk=8)
+    got = loss(Logits(h, w), mask=mask, **dict(zip(names, kept, strict=True)))
+    assert_close(got, losses.topk_kl(h @ w, *kept, mask=mask))
+
   def test_tied_with_a_bias_and_a_soft_cap(self):
     h, w, _, _, labels, mask = operands()
     b = jnp.arange(V) / 4.0
@@ -311,6 +319,8 @@ class RefusedTest(absltest.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         loss(*args, mask=weights)
+    with self.assertRaisesRegex(ValueError, r'\(4, 6, 11\), .*\(4, 6, 10\)'):
+      losses.chunked(losses.kl, chunk=8)(Logits(h, w), Logits(th, tw[:, 1:]))
     with self.assertRaisesRegex(ValueError, 'dist compares positions'):
       losses.chunked(losses.dist)
     far = functools.partial(losses.dist, gamma=2.0)
