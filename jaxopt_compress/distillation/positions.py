@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 SumAndCount = tuple[jax.Array, jax.Array]
 
@@ -133,3 +134,18 @@ def check_mask(logits: jax.Array, mask: jax.Array | None) -> None:
       f'The mask has shape {mask.shape}; {logits.shape[:-1]} is expected, a'
       f' weight for each position of logits {logits.shape}. Broadcast it.'
     )
+  check_weights(mask)
+
+
+def check_weights(mask: jax.Array | None) -> None:
+  """Raises if a weight is negative, where weights are known: not traced."""
+  if mask is None or isinstance(mask, jax.core.Tracer):
+    return
+  # Of an array that lies on other hosts, too, nothing is known here.
+  if getattr(mask, 'is_fully_addressable', True):
+    least = np.asarray(mask).min(initial=0)
+    if least < 0:
+      raise ValueError(
+        f'The mask has a weight of {least}; 0 drops a position, and a number above'
+        ' says how much it counts.'
+      )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.distillation import features
 from jaxopt_compress.distillation import positions
 
 
@@ -91,6 +92,19 @@ class CheckTest(parameterized.TestCase):
     mask = None if mask is None else jnp.ones(mask)
     with self.assertRaisesRegex(ValueError, message):
       positions.check_pair(jnp.ones(student), jnp.ones(teacher), mask)
+
+  @parameterized.parameters(
+    lambda x, mask: positions.check_pair(x, x, mask),
+    lambda x, mask: features.hint(x, x, mask=mask),
+    lambda x, mask: features.minilm_v2((x,) * 3, (x,) * 3, mask=mask),
+  )
+  def test_a_negative_weight_is_refused_where_it_is_known(self, f):
+    x, mask = jnp.ones((2, 3, 16)), np.float32([[1, 0, -1], [1, 1, 1]])
+    for known in (mask, jnp.asarray(mask)):
+      with self.assertRaisesRegex(ValueError, 'a weight of -1.0; 0 drops'):
+        f(x, known)
+    f(x, mask >= 0)
+    jax.eval_shape(f, x, mask)
 
 
 if __name__ == '__main__':

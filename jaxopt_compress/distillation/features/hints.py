@@ -115,7 +115,8 @@ def mask_of(x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
   """The mask with a weight for each position of x [..., features].
 
   Raises:
-    ValueError: there is nothing in x, or the mask does not have its leading axes.
+    ValueError: there is nothing in x, the mask does not have its leading axes, or a
+      weight is negative.
   """
   if x.ndim < 2 or not x.size:
     raise ValueError(
@@ -128,5 +129,6 @@ def mask_of(x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
       f'The mask has shape {mask.shape}; {x.shape[:-1]}, or its first axes, is'
       f' expected: weights for the positions of values {x.shape}.'
     )
+  positions.check_weights(mask)
   mask = mask.reshape(mask.shape + (1,) * (x.ndim - 1 - mask.ndim))
   return jnp.broadcast_to(mask, x.shape[:-1])

@@ -214,6 +214,7 @@ def _check(pairs, heads, mask, chunk):
       f'The mask has shape {mask.shape}; {first[:-1]} is expected, a weight for'
       ' each token.'
     )
+  positions.check_weights(mask)
   if chunk is not None and chunk < 1:
     raise ValueError(
       f'chunk={chunk}; a number of sequences from 1, or None, is expected.'
