@@ -152,6 +152,10 @@ def _to_store(leaf):
 
 def _smallest(path, leaf, uses):
   x = _to_store(leaf)
+  # Each form has a program of its own that counts what it would keep. Of most leaves
+  # there is nothing to leave out, and one count tells.
+  if bits_lib.nonzero(x).all():
+    return leaf
   lead, rows = _segments(path, leaf, uses)
   sizes = {
     ('bitmask', lead): _bitmask_bytes(x, lead),

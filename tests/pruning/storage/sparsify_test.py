@@ -1,5 +1,7 @@
 """The verb: the smallest form of each leaf, and what is said of it."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.pruning.storage import sparsify
 
 RNG = np.random.default_rng(0)
 
@@ -45,6 +48,11 @@ class SparsifyTest(parameterized.TestCase):
     self.assertEqual(jc.nbytes(tree), size)
     self.assertEqual(bool(said.why), not jc.is_compressed(tree['w']))
     np.testing.assert_array_equal(jc.materialize(tree)['w'], x)
+
+  def test_no_form_is_tried_where_nothing_is_zero(self):
+    with mock.patch.object(sparsify, '_n_m_bytes') as tried:
+      jc.sparsify({'w': jnp.ones((64, 64))})
+    tried.assert_not_called()
 
   def test_says_why_not(self):
     tree = {
