@@ -126,7 +126,7 @@ def text(report: Report) -> str:
   report = _placed(report)
   parts = [report.title, table.stages(report.stages)]
   if report.answers:
-    parts.append(table.answers(report.answers))
+    parts += [table.answers(report.answers), *_against(report)]
   for name, groups in report.channels.items():
     parts += [f'Channels of {name}', table.channels(groups)]
   for name, rows in report.coverage.items():
@@ -139,6 +139,17 @@ def text(report: Report) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
+def _against(report):
+  """What the columns of another stage in the table of answers are."""
+  if not any(r.against for r in report.answers):
+    return []
+  return [
+    "'against' is the teacher of a stage; of one without, the reference of this"
+    " report. agreement@5: how often that one's first choice is among the first 5"
+    ' of the stage.'
+  ]
+
+
 def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
   """The page; `plots` is `{title: path relative to the page}`."""
   parts = [f'# {report.title}']
@@ -148,6 +159,7 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
   parts += ['## Stages', table.stages(report.stages, 'markdown')]
   if report.answers:
     parts += ['## Answers', table.answers(report.answers, 'markdown')]
+    parts += _against(report)
   remarks = _remarks(report)
   if remarks:
     parts += ['## Remarks', '\n'.join(f'- {r}' for r in remarks)]

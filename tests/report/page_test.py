@@ -56,6 +56,9 @@ class PageTest(parameterized.TestCase):
       records.to_json(back.answers), records.to_json(report.answers)
     )
     self.assertIn('## Answers', text)
+    for told in (text, page.text(back)):
+      self.assertIn('of one without, the reference of this report', told)
+    self.assertNotIn('reference', page.text(page.Report('none to compare')))
 
   def test_json_is_strict(self):
     folder = temporary(self)
