@@ -7,7 +7,6 @@ and on one device ends with the same bits.
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 from typing import Any
@@ -232,9 +231,7 @@ def _train(job, built, state, finished, watch):
     def flush():
       for i, values in pending:
         if not state_lib.is_finite(values):
-          bad = {k: float(x) for k, x in values.items()}
-          bad = {k: x for k, x in bad.items() if not math.isfinite(x)}
-          what = ' and '.join(f'{k} is {x}' for k, x in bad.items())
+          what = state_lib.not_finite(values)
           raise Diverged(_diverged(stage, f'The {what}', i, saver))
       if pending:
         i, values = pending[-1]
