@@ -51,5 +51,5 @@ def get_config(arg=''):
     c.stage.ensemble.teacher = (('labels', 0.5), ('gen1', 0.5))
     for name in c.stages:
       c.stage[name].steps = 4
-    c.report.seconds = 0.0
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

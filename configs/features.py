@@ -49,9 +49,10 @@ def get_config(arg=''):
   )
   c.report = {}
   if arg == 'runlocal':
+    c.data.update(eval_batch_size=64, limit=64)
+    c.models.big.update(widths=(8, 16))
     c.stages = ('teacher', 'hint', 'relations')
     for name in c.stages:
-      c.stage[name].steps = 4
-      c.stage[name].batch_size = 16
-    c.report.seconds = 0.0
+      c.stage[name].update(steps=4, batch_size=16)
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

@@ -59,8 +59,12 @@ def get_config(arg=''):
   c.report = dict(reference='large', batches=(1, 256), seconds=0.5)
   c.run = dict(save_every=150, evaluate_every=10)
   if arg == 'runlocal':
+    c.data.update(eval_batch_size=64, limit=64)
+    c.models.small.update(widths=(4, 8))
+    c.models.large.update(widths=(8, 16))
+    c.stages = ('small', 'pulled', 'large')
     for stage in c.stage.values():
-      stage.steps = 2
+      stage.update(steps=2, batch_size=16)
     c.run.evaluate_every = 1
-    c.report.seconds = 0.0
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

@@ -58,11 +58,11 @@ def get_config(arg=''):
   )
   c.run = dict(log_every=50, save_every=200)
   if arg == 'runlocal':
-    c.data.update(window=32, limit=2_000)
+    c.data.update(window=32, eval_batch_size=8, limit=1_000)
     for model in c.models.values():
       model.update(width=32, depth=1, mlp_width=64, max_length=32)
     c.stages = ('teacher', 'cached', 'drawn')
     for name in c.stages:
-      c.stage[name].steps = 2
+      c.stage[name].update(steps=2, batch_size=4)
     c.report.update(seconds=0.0)
   return plan.complete(c)

@@ -51,10 +51,11 @@ def get_config(arg=''):
   )
   c.report = dict(metric='bits per byte', batches=(1, 16), seconds=1.0)
   if arg == 'runlocal':
-    c.data.update(window=32, limit=2_000)
+    c.data.update(window=32, eval_batch_size=8, limit=1_000)
+    c.stages = ('teacher', 'taught')
     for model in c.models.values():
       model.update(width=16, depth=1, mlp_width=32, max_length=32)
     for name in c.stages:
-      c.stage[name].steps = 4
-    c.report.update(seconds=0.0, batches=(1, 2))
+      c.stage[name].update(steps=4, batch_size=4)
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

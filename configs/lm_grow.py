@@ -66,11 +66,11 @@ def get_config(arg=''):
   )
   c.run = dict(log_every=50, save_every=300, evaluate_every=25)
   if arg == 'runlocal':
-    c.data.update(window=32, limit=2_000)
+    c.data.update(window=32, eval_batch_size=8, limit=1_000)
     for model in c.models.values():
       model.max_length = 32
     for stage in c.stage.values():
-      stage.steps = 2
+      stage.update(steps=2, batch_size=4)
     c.run.evaluate_every = 1
-    c.report.update(seconds=0.0, batches=(1, 2))
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

@@ -66,10 +66,10 @@ def get_config(arg=''):
   c.run = dict(log_every=50, save_every=400)
   if arg == 'runlocal':
     c.stages = ('teacher', 'both')
-    c.data.update(window=32, limit=2_000)
+    c.data.update(window=32, eval_batch_size=8, limit=1_000)
     c.models.big.update(width=32, heads=2)
     c.models.small.update(width=16, heads=2)
     for name in c.stages:
-      c.stage[name].steps = 4
-    c.report.update(seconds=0.0, batches=(1, 2))
+      c.stage[name].update(steps=4, batch_size=4)
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

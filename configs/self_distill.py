@@ -46,7 +46,8 @@ def get_config(arg=''):
   )
   c.report = {}
   if arg == 'runlocal':
+    c.stages = ('smoothed', 'averaged')
     for name in c.stages:
       c.stage[name].steps = 10
-    c.report.seconds = 0.0
+    c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)
