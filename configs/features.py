@@ -2,9 +2,11 @@
 
 Claim: features of any block are one line, and their connectors are no part of what a
   stage leaves: each student below has the 1,382 parameters of the one that sees labels
-  alone. Whether a loss on features adds to logits depends on the network: what is
-  printed is one seed, where one image is 0.28 points.
-Cost: some minutes on two CPU cores.
+  alone. None that a teacher helps where each image has a label: with seeds 0 and 1, the
+  only ones measured, where one image is 0.28 points, labels alone give 93.9 and 94.4%,
+  the logits of a teacher of 99.2 and 98.6% give 91.4 and 93.0%; with hints beside them
+  it is 89.4 and 90.8%, with attention 94.2 and 94.2%, with relations 91.9 and 93.3%.
+Cost: a minute and a quarter of a processor, half of it compiling, the report aside.
 Command: python -m launch.main --config=configs/features.py --workdir=/tmp/features
   Another seed: --config=configs/features.py --config.seed=1 and another workdir.
 """
