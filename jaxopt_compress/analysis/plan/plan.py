@@ -30,6 +30,7 @@ from jaxopt_compress.analysis.layers import renumbered
 from jaxopt_compress.analysis.layers import siblings
 from jaxopt_compress.analysis.plan import composed
 from jaxopt_compress.analysis.plan import gathered as gathered_lib
+from jaxopt_compress.analysis.plan import kept_axes
 from jaxopt_compress.analysis.plan import sources as sources_lib
 from jaxopt_compress.analysis.plan import told
 from jaxopt_compress.analysis.structure import structure as structure_lib
@@ -280,7 +281,7 @@ class Plan:
             ' makes.'
           )
         return x
-      axes = axes_of(x.shape, shapes[mine], rest)
+      axes = kept_axes.of(x.shape, shapes[mine], rest, resized[mine])
       if axes is None or (path == mine and tuple(x.shape) != shapes[mine]):
         if path == mine:
           raise ValueError(
@@ -373,21 +374,6 @@ def named(path, names) -> tuple[str | None, str]:
     if found := names.get('/'.join(words[i:j])):
       return found, '/'.join(words[j:])
   return None, ''
-
-
-def axes_of(shape, whole, rest) -> dict[int, int] | None:
-  """{axis of an array: axis of the parameter under whose name it is kept}.
-
-  None where that is not known. An optimizer may keep several arrays of a parameter,
-  one after the other; one entry for all of an axis; or a vector for each axis.
-  """
-  if rest.isdecimal() and shape == whole[int(rest) : int(rest) + 1]:
-    return {0: int(rest)}
-  ahead = len(shape) - len(whole)
-  pairs = list(zip(shape[max(ahead, 0) :], whole, strict=False))
-  if ahead < 0 or not all(n in (1, m) for n, m in pairs):
-    return None
-  return {ahead + i: i for i, (n, _) in enumerate(pairs) if n > 1}
 
 
 def _placed(indices, axes, ndim) -> dict[int, np.ndarray]:

@@ -15,6 +15,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis.plan import kept_axes
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -113,7 +114,8 @@ def _wider(plan, tree, start, key, exact, rebuilt):
     if mine is None or not _floating(x):
       return x
     part = grown.part(mine)
-    axes = plan_lib.axes_of(x.shape, plan.resized[mine], rest)
+    whole = plan.resized[mine], rest, plan.structure.shapes[mine]
+    axes = kept_axes.of(x.shape, *whole)
     if order and axes is not None:
       drawn = key if start is starts.net2net else None
       return part.moment(x, axes, order, drawn).astype(x.dtype)

@@ -281,9 +281,18 @@ class PlanTest(parameterized.TestCase):
     plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6]})
     state = optax.sgd(0.1).init(params)
     self.assertEqual(plan.apply(state), state)
+    # What is left of a is square: which axis a vector is of would not be known.
     optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
     with self.assertRaisesRegex(ValueError, 'v_row/a.*is not known'):
       plan.apply(optimizer.init(params))
+
+  def test_factored_state(self):
+    fun, params, x = made('mlp')
+    plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4, 6, 7]})
+    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      plan.apply(optimizer.init(params)), optimizer.init(plan.apply(params))
+    )
 
   def test_sharding_is_kept(self):
     fun, params, x = made('mlp')

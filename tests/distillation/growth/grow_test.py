@@ -137,7 +137,7 @@ class GrowTest(parameterized.TestCase):
       alike.append(bool(jnp.allclose(g[:, :8], g[:, 8:], rtol=1e-3)))
     self.assertEqual(alike, [True, False])
 
-  @parameterized.parameters('sgd', 'momentum', 'adam')
+  @parameterized.parameters('sgd', 'momentum', 'adam', 'factored')
   def test_optimizer_goes_on(self, name):
     """As if copies had been trained from the start: worked out on W1, W2 below."""
     # y = relu(x W1) W2, each unit twice: W1 gets half of its gradient, W2 all of it.
@@ -145,6 +145,7 @@ class GrowTest(parameterized.TestCase):
       'sgd': optax.sgd(0.1),
       'momentum': optax.sgd(0.1, momentum=0.9),
       'adam': optax.scale_by_adam(),
+      'factored': optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     }[name]
     fun, _, params, x, plan = case('mlp')
     params = params | {'b': jnp.zeros_like(params['b'])}
