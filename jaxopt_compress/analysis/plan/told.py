@@ -42,7 +42,9 @@ def of(
     elif n != group.size:
       lines += [f'{_INDENT}not exact: {why}' for why in group.inexact]
     if n != group.size and group.fixed:
-      own = n > group.size and 'it has other groups' in group.fixed
+      # Heads, or groups of a norm: with as many as before it is another network.
+      outer = any(name in g.within for g in structure.groups.values())
+      own = n > group.size and (outer or 'it has other groups' in group.fixed)
       said = shares_lib.to_set(structure, name, n) if own else group.fixed
       lines.append(f'{_INDENT}{"" if own else "build the model again: "}{said}')
   return '\n'.join(lines + rest)

@@ -43,6 +43,17 @@ class ToldTest(absltest.TestCase):
     text = str(jc.Plan(structure, {':-1': [0, 1, 2, 3, 3]}))
     self.assertRegex(text, r'kept up to 1e-06 at .*told_test.py.* is another')
 
+  def test_a_number_of_groups(self):
+    """The model has the size of each group itself, and runs with no other number."""
+
+    def grouped(p, x):
+      y = norm((x @ p['a']).reshape(5, 2, 4))
+      return y.reshape(5, 8) @ p['b']
+
+    p = {'a': jnp.ones((3, 8)), 'b': jnp.ones((8, 2))}
+    text = str(jc.widen(jc.structure(grouped)(p, jnp.ones((5, 3))), 2))
+    self.assertIn('2 become 4: set that number in your model', text)
+
   def test_read_from_text(self):
     plan = jc.Plan.from_json(jc.widen(STRUCTURE, 2).to_json())
     self.assertIn('4 ->      8  a:-1', str(plan))
