@@ -2,10 +2,10 @@
 
     x_i' = s x_i + (1 - s) x_(i - 1),    s = max(b, 1 - b),   b ~ Beta(c, c)
 
-Zhang et al. 2017, https://arxiv.org/abs/1710.09412, section 2, with one s for a batch.
-Student and teacher see the same mixtures: that is what makes distillation match
-functions, also between the examples. Beyer et al. 2021,
-https://arxiv.org/abs/2106.05237, section 3.
+Zhang et al. 2017, https://arxiv.org/abs/1710.09412, section 2, with one s for a batch; in
+`shard_map` and `pmap` each device draws its own. Student and teacher see the same
+mixtures: that is what makes distillation match functions, also between the examples.
+Beyer et al. 2021, https://arxiv.org/abs/2106.05237, section 3.
 """
 
 import jax
