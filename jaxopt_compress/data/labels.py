@@ -43,7 +43,7 @@ def hidden(
   Arguments as for `few`.
 
   >>> hidden({'label': np.array([0, 0, 0, 0, 1, 1])}, 0.5)['label'].tolist()
-  [0, -1, 0, -1, 1, -1]
+  [0, -1, 0, -1, -1, 1]
   """
   kept = _chosen(examples, fraction, target, seed)
   labels = np.full_like(examples[target], -1)

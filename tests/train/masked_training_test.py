@@ -27,9 +27,10 @@ def model(params, variables, x, *, train=False, rngs=None):
   return jnp.tanh(x @ params['w']) @ params['v'], {}, variables
 
 
-def loss(outputs, batch, teacher_outputs):
-  y, _ = outputs
-  return jnp.square(y - 1).sum(), jnp.int32(y.shape[0])
+def loss(seen):
+  y, _ = seen.outputs
+  part = state_lib.Part(jnp.square(y - 1).sum(), jnp.int32(y.shape[0]))
+  return {'loss': part}
 
 
 @functools.cache

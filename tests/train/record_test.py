@@ -37,7 +37,7 @@ CONFIG = dict(
 )
 
 
-class GoneTest(absltest.TestCase):
+class ResizedTest(absltest.TestCase):
   def test_layers_are_no_channels(self):
     fun = lambda p, x: lax.scan(
       lambda x, w: (jnp.tanh(x @ w), None), x, p['w']
@@ -51,10 +51,12 @@ class GoneTest(absltest.TestCase):
       plan=plan,
       source=model,
       model=model,
-      stage=types.SimpleNamespace(init='big', shrink=options.Shrink()),
+      stage=types.SimpleNamespace(
+        init='big', shrink=options.Shrink(), grow=options.Grow()
+      ),
     )
     with mock.patch.object(record.shrink, 'folding', return_value=(False, '')):
-      (said,) = record._gone(built)
+      (said,) = record._resized(built)
     self.assertIn('2 of 4 channels, heads and layers of big, in 1 group', said)
 
 

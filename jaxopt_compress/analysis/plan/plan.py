@@ -371,7 +371,8 @@ def named(path, names) -> tuple[str | None, str]:
   spans = [(i, n) for i in range(n)]
   spans += [(i, i + k) for k in range(n - 1, 0, -1) for i in range(n - k)]
   for i, j in spans:
-    if found := names.get('/'.join(words[i:j])):
+    found = names.get('/'.join(words[i:j]))
+    if found is not None:  # a tree of one leaf has '' for its name
       return found, '/'.join(words[j:])
   return None, ''
 
