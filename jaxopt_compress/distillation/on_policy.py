@@ -106,6 +106,7 @@ def sample(
   if read > 1:
     _, cache = step(params, prompts[:, : read - 1], cache)
   given = jnp.pad(prompts[:, read:], ((0, 0), (0, length)))
+  # A step gives the token at `at`: that of the prompt where there is one, else a draw.
 
   def body(carry, inputs):
     token, cache, done = carry

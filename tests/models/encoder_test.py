@@ -19,8 +19,11 @@ MASK = np.array([[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
 def small(**kwargs):
   # One program: an eager init compiles one for each shape. The same for apply.
   abstract = models.abstract('encoder', **SMALL, **kwargs)
-  build = lambda: models.build('encoder', **SMALL, **kwargs)  # noqa: E731
-  params = jax.jit(lambda: models.functional(build()).params)()
+
+  def params_of():
+    return models.functional(models.build('encoder', **SMALL, **kwargs)).params
+
+  params = jax.jit(params_of)()
   apply = jax.jit(abstract.apply, static_argnames='train')
   return models.Functional(apply, params, {})
 

@@ -43,8 +43,9 @@ def grow(
 
   Args:
     plan: what `jc.widen` returned.
-    tree: parameters, compressed leaves for what they stand for, or any tree with subtrees of their form: statistics of norms,
-      averages, the state of an optimizer. What is kept under 'mu', 'trace' and the
+    tree: parameters, compressed leaves for what they stand for, or any tree with
+      subtrees of their form: statistics of norms, averages, the state of an
+      optimizer. What is kept under 'mu', 'trace' and the
       like of optax goes as gradients do, what is kept under 'nu' as their squares
       (`moments`: exact but for random shares, which differ from output to output, of
       which it has the mean); anything else as parameters do.
@@ -110,6 +111,7 @@ def _wider(plan, tree, start, key, exact, rebuilt):
   names = plan_lib.names_of(plan.structure.shapes)
 
   def started(key, path, x, above):
+    # `order` is the power of gradients that an optimizer keeps here; 0: it is weights.
     mine, rest, order = moments.of(path, names)
     if mine is None or not _floating(x):
       return x

@@ -235,6 +235,7 @@ class Part:
     ((axis, groups),) = alone.items()
     layout = self._grown.structure.axes[self.path][axis]
     whole = _merged(layout, self._grown, groups)
+    # The axis that is read goes first, as segments are summed along the first.
     drawn = jnp.moveaxis(_drawn(key, shape), axis, 0)
     totals = jax.ops.segment_sum(drawn, whole, int(whole.max()) + 1)
     return jnp.moveaxis(drawn / totals[whole], 0, axis)
@@ -284,6 +285,8 @@ class Part:
       return grown.equal(g) if same else grown.random(g, key)
 
     quiet = grown.unread | grown.silent
+    # Weight and gradient share between them: what reads a copy has its share and the
+    # whole gradient, what makes one is whole and has that share of the gradient.
     factors = self._times(
       share, lambda i, g: 0.0 if g in quiet else 1.0 - self._power(i, g)
     )
@@ -318,5 +321,6 @@ def _merged(layout, grown, groups) -> np.ndarray:
       inner = np.concatenate(
         [s + t for s, t in zip(starts, terms, strict=False)]
       )
+    # As digits of a number: groups further in count fastest, as on the axis.
     index = (index[:, None] * (inner.max() + 1) + inner).ravel()
   return index
