@@ -27,7 +27,7 @@ from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import schedules
 from jaxopt_compress.train import soft_loss
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
 
 DTYPES = ('', 'float32', 'bfloat16', 'float16')
 
@@ -36,7 +36,7 @@ def loss_of(
   stage: options.Stage,
   data: options.Data,
   asked: features.Asked = features.Asked(),
-) -> state_lib.Loss:
+) -> loss_lib.Loss:
   """Cross entropy, or distillation where there is a teacher.
 
   Its parts are 'hard' and 'soft', or 'soft_<teacher>' of each of several, and losses
@@ -57,7 +57,7 @@ def loss_of(
       return _of_labels(y, labels, mask, seen.share, stage, data)
 
     if not names:
-      return {'hard': state_lib.Part(*hard(y))}
+      return {'hard': loss_lib.Part(*hard(y))}
     alpha = schedules.at(distil.alpha, stage.steps)(seen.step)
     # Where labels are not read, missing or mixed, the teacher's first choice is one.
     told = distil.alpha != 1 and not data.unlabelled and seen.share is None
@@ -84,7 +84,7 @@ def loss_of(
   return loss
 
 
-def part(name, weight, f, *inputs) -> dict[str, state_lib.Part]:
+def part(name, weight, f, *inputs) -> dict[str, loss_lib.Part]:
   """{name: the part `weight * f(*inputs)`}; {} where it surely counts for nothing.
 
   Args:
@@ -96,7 +96,7 @@ def part(name, weight, f, *inputs) -> dict[str, state_lib.Part]:
   if isinstance(weight, (int, float)) and not weight:
     return {}
   total, count = positions.gated(weight, f, *inputs)
-  return {name: state_lib.Part(total, count, weight)}
+  return {name: loss_lib.Part(total, count, weight)}
 
 
 def of_targets(mask, shape):

@@ -36,7 +36,7 @@ from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import schedules
 from jaxopt_compress.train import soft_loss
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
 
 # Losses of equal widths; of positions, whose count is one of positions; of queries,
 # keys and values.
@@ -252,7 +252,7 @@ def of_student(
 
 
 def terms(
-  asked: Asked, seen: state_lib.Seen, shape: tuple[int, ...], mask: Any, steps
+  asked: Asked, seen: loss_lib.Seen, shape: tuple[int, ...], mask: Any, steps
 ) -> Iterator[tuple]:
   """(name, weight, f, *inputs) of each term: see `distil.part`.
 

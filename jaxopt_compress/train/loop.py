@@ -26,6 +26,7 @@ from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import fits
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
@@ -39,8 +40,8 @@ from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
 from jaxopt_compress.train import rewind
 from jaxopt_compress.train import stages as stages_lib
-from jaxopt_compress.train import state as state_lib
 from jaxopt_compress.train import workdir as workdir_lib
+from jaxopt_compress.train.step import finite
 
 
 class Diverged(ValueError):
@@ -225,13 +226,13 @@ def _train(job, built, state, finished, watch):
     metrics.begin(stage.name, begin)
     metrics.begin(f'{stage.name}/test', begin)
     progress = metrics_lib.Progress(stage.name, begin, stage.steps)
-    leave = jax.jit(lambda s: stages_lib.finish(s, *_parts(built)))
+    leave = jax.jit(lambda s: final_lib.finish(s, *_parts(built)))
     pending = []  # what no one has looked at yet: [(step, values)]
 
     def flush():
       for i, values in pending:
-        if not state_lib.is_finite(values):
-          what = state_lib.not_finite(values)
+        if not finite.is_finite(values):
+          what = finite.not_finite(values)
           raise Diverged(_diverged(stage, f'The {what}', i, saver))
       if pending:
         i, values = pending[-1]
@@ -243,7 +244,7 @@ def _train(job, built, state, finished, watch):
     def save(step):
       flush()
       kept = (state.params, state.variables, state.learned, state.comp_state)
-      if not state_lib.is_finite(kept):
+      if not finite.is_finite(kept):
         what = 'A weight or a range is not finite'
         raise Diverged(_diverged(stage, what, step, saver))
       saver.save(step, state)
@@ -306,7 +307,7 @@ def _finish(job, built, state):
   name, config = built.stage.name, job.plan.fingerprint(built.stage)
   start = mesh_lib.local((state.params, state.variables))
   given = one_shot.given(job, built, *start)
-  final = jax.jit(lambda s, given: stages_lib.finish(s, *_parts(built), given))(
+  final = jax.jit(lambda s, given: final_lib.finish(s, *_parts(built), given))(
     state, mesh_lib.replicate(given, job.mesh)
   )
   local = mesh_lib.local(final)
@@ -322,7 +323,7 @@ def _finish(job, built, state):
   processes.wait(f'{name} partial')
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
-    stored = stages_lib.without_zeros(local, built.model.uses)
+    stored = final_lib.without_zeros(local, built.model.uses)
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)

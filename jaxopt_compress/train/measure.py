@@ -17,6 +17,7 @@ from jaxopt_compress import report as report_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import exported
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import serving
 from jaxopt_compress.train import stages as stages_lib
@@ -172,7 +173,7 @@ def _exports(job, built, finished, answers):
       {
         name: (
           _over_tree(by_name[name].model.apply),
-          stages_lib.without_zeros(finished[name], by_name[name].model.uses),
+          final_lib.without_zeros(finished[name], by_name[name].model.uses),
         )
         for name in names
       },

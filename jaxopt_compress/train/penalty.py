@@ -17,7 +17,7 @@ from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.distillation import penalties
 from jaxopt_compress.train import options
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
 
 WORDS = ('l1', 'l2', 'group_lasso', 'towards', 'l2_sp')
 
@@ -58,7 +58,7 @@ def origins(penalty: options.Penalty, params: Any) -> dict[str, jax.Array]:
   }
 
 
-def added(loss: state_lib.Loss, penalty: options.Penalty) -> state_lib.Loss:
+def added(loss: loss_lib.Loss, penalty: options.Penalty) -> loss_lib.Loss:
   """A loss with one more part, 'penalty', where there are rules for it."""
   if not penalty.rules:
     return loss
@@ -79,7 +79,7 @@ def added(loss: state_lib.Loss, penalty: options.Penalty) -> state_lib.Loss:
     ]
     r = penalties.by_path(rules)(seen.params)
     # Of no example: the same on each replica, once.
-    part = state_lib.Part(r, jax.numpy.ones((), r.dtype), penalty.weight)
+    part = loss_lib.Part(r, jax.numpy.ones((), r.dtype), penalty.weight)
     return loss(seen) | {'penalty': part}
 
   return penalised

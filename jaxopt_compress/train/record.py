@@ -18,6 +18,7 @@ from jaxopt_compress.train import cached
 from jaxopt_compress.train import cached_step
 from jaxopt_compress.train import curves as curves_lib
 from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
@@ -90,7 +91,7 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     **_quality(job.plan.report.metric, found),
     agreement=found.agreement,
     kl=found.kl,
-    bytes_memory=storage.nbytes(stages_lib.stored(final)),
+    bytes_memory=storage.nbytes(final_lib.stored(final)),
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import distillation
-from jaxopt_compress import pruning
 from jaxopt_compress import quantization
-from jaxopt_compress.adapters import lora
 from jaxopt_compress.analysis.plan import plan as channels_lib
 from jaxopt_compress.calibration import ranges as ranges_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
+from jaxopt_compress.train import compressing
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import features
 from jaxopt_compress.train import fields
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import grow
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import on_policy
@@ -33,8 +33,9 @@ from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
 from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import shrink as shrink_lib
-from jaxopt_compress.train import state as state_lib
 from jaxopt_compress.train import words
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def build(
       model = grow.resized(source, plan)
     blank = _placeholders(stage, model)
     drawn = words.seeded(stage, seed)
-    compression = compression_of(drawn, model.uses, blank)
+    compression = compressing.compression_of(drawn, model.uses, blank)
     optimizer, learned = optimizer_lib.pair(stage.optimizer, stage.steps)
     asked = features.read(stage, model, teachers)
     create = _creates(drawn, model.uses, optimizer, learned, asked)
@@ -141,7 +142,7 @@ def build(
     redraw = on_policy.redraws(stage, model, data)
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
-  step = state_lib.train_step(
+  step = train_step_lib.train_step(
     features.of_student(asked, stage, model),
     penalty.added(distil.loss_of(stage, data, asked), stage.penalty),
     optimizer,
@@ -168,7 +169,9 @@ def build(
 
 def _creates(stage, uses, optimizer, learned, asked):
   """`Built.create`."""
-  trained = adapters if stage.adapters.rules else everything
+  trained = compressing.everything
+  if stage.adapters.rules:
+    trained = compressing.adapters
 
   def create(params, variables, rng, ranges):
     params, compression = trained(stage, uses, params, rng, ranges)
@@ -192,7 +195,7 @@ def _final(stage, model, compression, template):
   """`Built.final`: what a score takes has the form of the parameters, or is a key."""
   asks = words.asks(stage)
   return jax.eval_shape(
-    lambda s, given: finish(s, stage, model, compression, given),
+    lambda s, given: final_lib.finish(s, stage, model, compression, given),
     template,
     {n: template.rng if n == 'key' else model.params for n in asks},
   )
@@ -280,7 +283,7 @@ def calibrate(
   quantize = built.stage.quantize
   rules = words.quantize_rules(quantize)
   if built.stage.prune.rules and not built.stage.steps:
-    masked = _pruned(params, built.stage, built.model.uses, given)
+    masked = final_lib.pruned(params, built.stage, built.model.uses, given)
     params = array.materialize(masked)
   try:
     found = ranges_lib.calibrate(
@@ -323,118 +326,6 @@ def start(
       f' {name!r}: {e}'
     ) from e
   return started['params'], started['variables']
-
-
-def everything(stage, uses, params, rng, ranges):
-  """(what is trained, its compression) of a stage that trains all parameters."""
-  del rng
-  return params, compression_of(stage, uses, ranges)
-
-
-def adapters(stage, uses, params, rng, ranges):
-  """(what is trained, its compression) of a stage that trains adapters.
-
-  The state of the compression is the frozen base, stored as the stage says.
-  """
-  if stage.quantize.rules:
-    rules = words.quantize_rules(stage.quantize)
-    params = quantization.quantize.quantize(params, rules, uses, ranges=ranges)
-  # A key that no step has: those fold in their number.
-  key = jax.random.fold_in(rng, 2**32 - 1)
-  factors = lora.add_lora(
-    params, words.lora_rules(stage.adapters), uses, key=key
-  )
-  compression = compression_of(stage, uses, ranges)
-  return factors, compression._replace(init=lambda factors: params)
-
-
-def _beside(
-  stage: options.Stage, uses: dict[str, Any]
-) -> compression_lib.Compression:
-  """Adapters beside a frozen base, which is the state."""
-  return compression_lib.Compression(
-    init=lambda factors: (),
-    apply=lambda factors, base: lora.with_lora(
-      base,
-      factors,
-      uses,
-      alpha=stage.adapters.alpha,
-      rank_stabilized=stage.adapters.rank_stabilized,
-    ),
-    update=lambda base, factors, info: base,
-  )
-
-
-def compression_of(
-  stage: options.Stage, uses: dict[str, Any], ranges: dict[str, Any]
-) -> compression_lib.Compression:
-  """What happens to the parameters while a stage trains: masks, then rounding.
-
-  Ranges of static activations are in its state, so that a run which resumes goes
-  on with those it began with.
-  """
-  if stage.adapters.rules:
-    return _beside(stage, uses)
-  parts = []
-  if stage.prune.rules:
-    parts.append(words.prune_method(stage.prune, stage.steps, uses))
-  if stage.quantize.rules:
-    rules = words.quantize_rules(stage.quantize)
-    parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))
-  # Nothing happens over time, but the ranges have to be in the state.
-  if not stage.steps:
-    return compression_lib.Compression(
-      init=lambda params: ranges,
-      apply=lambda params, state: params,
-      update=lambda state, params, info: state,
-    )
-  return compression_lib.chain(*parts)
-
-
-def finish(
-  state: state_lib.TrainState,
-  stage: options.Stage,
-  model: model_lib.Model,
-  compression: compression_lib.Compression,
-  given: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-  """What a stage leaves behind: see `Built.final`; `given` as for `calibrate`."""
-  params = plain = state.params
-  if stage.steps:
-    params = state_lib.compressed(state, compression)
-    plain = array.materialize(params) if stage.adapters.rules else plain
-  else:
-    if stage.prune.rules:
-      params = _pruned(params, stage, model.uses, given)
-    if stage.quantize.rules:
-      rules = words.quantize_rules(stage.quantize)
-      params = quantization.quantize.quantize(
-        params, rules, model.uses, ranges=state.comp_state
-      )
-  return {
-    'params': compression_lib.freeze(params),
-    'variables': state.variables,
-    'plain': plain,
-  }
-
-
-def stored(final: dict[str, Any]) -> dict[str, Any]:
-  """What a stage needs at inference: its parameters and its variables."""
-  return {'params': final['params'], 'variables': final['variables']}
-
-
-def without_zeros(
-  final: dict[str, Any], uses: dict[str, Any]
-) -> dict[str, Any]:
-  """`stored` as it is written: pruned leaves without zeros where that is smaller."""
-  params, _ = pruning.sparsify.sparsify(final['params'], uses=uses)
-  return stored(final) | {'params': params}
-
-
-def _pruned(params, stage, uses, given):
-  """The parameters under the masks of a stage that trains nothing."""
-  rules = words.prune_rules(stage.prune, stage.steps)
-  return pruning.prune.prune_now(params, rules, uses, **(given or {}))
 
 
 def with_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -29,7 +29,9 @@ from jaxopt_compress import distillation
 from jaxopt_compress import models
 from jaxopt_compress.data import digits
 from jaxopt_compress.parallel import step as step_lib
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds.')
 _STEPS = flags.DEFINE_integer('steps', 600, 'Steps of float training.')
@@ -69,9 +71,9 @@ def _train(model, state, comp, rate, steps, *, data, seed):
   def loss(seen):
     y, _ = seen.outputs
     summed = distillation.losses.cross_entropy(y, seen.batch['label'])
-    return {'hard': state_lib.Part(*summed)}
+    return {'hard': loss_lib.Part(*summed)}
 
-  alone = state_lib.train_step(
+  alone = train_step_lib.train_step(
     model.apply,
     loss,
     optimizer,

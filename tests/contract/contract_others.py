@@ -59,7 +59,7 @@ OTHERS = {
   'report.records.stage_from_json',
   'report.records.to_json',
   'report.table.facts',
-  'train.state.not_finite',  # numbers of a step
+  'train.step.finite.not_finite',  # numbers of a step
   'train.evaluate.forward',
   'train.optimizer.schedule',
 }

@@ -42,7 +42,10 @@ from jaxopt_compress.pruning.structured import experts
 from jaxopt_compress.report import records
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import optimizer
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import finite
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 KEY = jax.random.key(0)
 DENSE = {
@@ -95,9 +98,11 @@ def one_step(tree):
   def loss(seen):
     [(said, _)] = seen.teachers
     distance = matching.squared_distance(seen.outputs[0], said)
-    return {'distance': state_lib.Part(distance, X[0, 0])}
+    return {'distance': loss_lib.Part(distance, X[0, 0])}
 
-  step = state_lib.train_step(model, loss, SGD, inputs='x', teachers=[model])
+  step = train_step_lib.train_step(
+    model, loss, SGD, inputs='x', teachers=[model]
+  )
   return step(STATE, {'x': X}, step_lib.Replicas(), ((tree, {}),))[0].params
 
 
@@ -282,8 +287,8 @@ COUNTS = {
   'report.records.sparsity': records.sparsity,
   'report.records.stage': lambda t: records.stage('', t).sparsity,
   'train.evaluate.evaluate': evaluated,
-  'train.state.is_finite': state_lib.is_finite,
-  'train.state.train_step': one_step,
+  'train.step.finite.is_finite': finite.is_finite,
+  'train.step.train_step.train_step': one_step,
   'pruning.structured.activations.activations': lambda t: jc.activations(
     jc.structure(apply)(DENSE, X), apply, t, [X]
   ),
@@ -342,7 +347,7 @@ KEEPS = {
     jc.pruning.sparsify.with_zeros(jc.sparsify(t)[0])
   ),
   'pruning.storage.sparsify.sparsify': lambda t: jc.sparsify(t)[0],
-  'train.state.compressed': lambda t: state_lib.compressed(
+  'train.step.state.compressed': lambda t: state_lib.compressed(
     dataclasses.replace(STATE, params=t), NOTHING
   ),
 }
@@ -373,13 +378,14 @@ REFUSES = {
   'pruning.prune.prune_now': lambda t: jc.prune_now(t, rules(jc.Sparsity(0.5))),
   'pruning.optimizer.masked': lambda t: jc.masked(t, PRUNE.init(DENSE)),
   'pruning.optimizer.sparse': lambda t: jc.sparse(SGD, PRUNE).init(t),
-  'train.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
+  'train.step.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
 }
 
 
 def takes_trees():
   """Public functions whose signature has a tree, or a function of trees."""
-  modules = [jc, jc.kernels, jc.quantization, evaluate, optimizer, state_lib]
+  modules = [jc, jc.kernels, jc.quantization, evaluate, optimizer]
+  modules += [state_lib, finite, train_step_lib]
   for room in (
     jc.adapters,
     jc.calibration,

@@ -11,6 +11,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress import parallel
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import loop
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import plan as plan_lib
@@ -85,7 +86,7 @@ class StageTest(parameterized.TestCase):
     self.assertGreater(float(metrics['grad_norm']), 0)
     for f in jax.tree.leaves(state.params):
       self.assertGreater(float(jnp.abs(f).max()), 0)
-    final = stages.finish(state, built.stage, model, built.compression)
+    final = final_lib.finish(state, built.stage, model, built.compression)
     leaf = final['params']['layers']['0']['kernel']
     self.assertIsInstance(leaf, jc.LoRA)
     same = final['params'] | {

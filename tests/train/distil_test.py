@@ -14,7 +14,9 @@ from jaxopt_compress.distillation import losses
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import options
 from jaxopt_compress.train import soft_loss
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 DATA = options.Data(name='digits')
 RNG = np.random.default_rng(0)
@@ -26,7 +28,7 @@ def _parts(y=Y, batch=BATCH, teachers=(), step=0, **asked):
   """{name: (sum, count, weight)} as numbers."""
   stage = options.Stage(name='s', model='mlp', steps=11, **asked)
   said = tuple((t, {}) for t in teachers)
-  seen = state_lib.Seen((y, {}), batch, said, jnp.int32(step))
+  seen = loss_lib.Seen((y, {}), batch, said, jnp.int32(step))
   found = distil.loss_of(stage, DATA)(seen)
   return {name: tuple(map(float, part)) for name, part in found.items()}
 
@@ -90,7 +92,7 @@ class LossTest(parameterized.TestCase):
       name='s', model='mlp', distil=options.Distil(teacher='t')
     )
     data = options.Data(name='digits', labels=0.5, unlabelled=True)
-    seen = state_lib.Seen((Y, {}), batch, ((OTHER, {}),), jnp.int32(0))
+    seen = loss_lib.Seen((Y, {}), batch, ((OTHER, {}),), jnp.int32(0))
     parts = distil.loss_of(stage, data)(seen)
     expected, _ = losses.cross_entropy(Y[:1], np.array([1]))
     np.testing.assert_allclose(parts['hard'].sum, expected, rtol=1e-6)
@@ -121,7 +123,7 @@ class LossTest(parameterized.TestCase):
   def test_of_mixtures(self):
     labels = np.array([1, 2, 3])
     stage = options.Stage(name='s', model='mlp', mixup=1.0)
-    seen = state_lib.Seen(
+    seen = loss_lib.Seen(
       (Y, {}), {'label': labels}, (), jnp.int32(0), jnp.float32(0.75)
     )
     [found] = distil.loss_of(stage, DATA)(seen).values()
@@ -198,7 +200,7 @@ class LossTest(parameterized.TestCase):
       'mask': np.arange(8) < 6,
     }
     optimizer, found = optax.sgd(1.0), []
-    step = state_lib.train_step(
+    step = train_step_lib.train_step(
       apply,
       distil.loss_of(stage, DATA),
       optimizer,

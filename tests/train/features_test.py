@@ -15,6 +15,7 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import features
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages
@@ -72,7 +73,7 @@ def run(stage, student, teacher, batch, data=DATA, mode='jit', devices=1):
   after, metrics = step(
     place(state), mesh_lib.shard(batch, mesh), place(frozen)
   )
-  left = stages.finish(after, stage, student, built.compression)
+  left = final_lib.finish(after, stage, student, built.compression)
   return before, after, metrics, left
 
 

@@ -14,7 +14,9 @@ from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.pruning import state as pruning_state
 from jaxopt_compress.train import checkpoint
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 STEPS = 7
 KEYS = jax.random.split(jax.random.key(0), 2 + STEPS)
@@ -29,7 +31,7 @@ def model(params, variables, x, *, train=False, rngs=None):
 
 def loss(seen):
   y, _ = seen.outputs
-  part = state_lib.Part(jnp.square(y - 1).sum(), jnp.int32(y.shape[0]))
+  part = loss_lib.Part(jnp.square(y - 1).sum(), jnp.int32(y.shape[0]))
   return {'loss': part}
 
 
@@ -47,7 +49,7 @@ def made(name, mode, rounded=True):
   state = state_lib.create(
     PARAMS, {}, KEYS[0], adam, compression=both, learned_optimizer=sgd
   )
-  step = state_lib.train_step(
+  step = train_step_lib.train_step(
     model,
     loss,
     adam,

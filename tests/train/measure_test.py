@@ -11,6 +11,7 @@ import pytest
 
 from jaxopt_compress.train import examples
 from jaxopt_compress.train import exported
+from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import model as model_lib
@@ -45,7 +46,7 @@ def made(work: pathlib.Path):
   for b in built:
     state = b.create(params, variables, jax.random.key(0), b.ranges)
     name = b.stage.name
-    finished[name] = stages.finish(state, b.stage, model, b.compression)
+    finished[name] = final_lib.finish(state, b.stage, model, b.compression)
   return job_lib.Job(plan, data, None, work, None), built, finished
 
 

@@ -12,7 +12,8 @@ from jaxopt_compress.train import distil
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 DATA = options.Data(name='text', input='tokens', target='label', window=6)
 SIZES = dict(name='decoder', vocab=16, width=8, depth=1, heads=2, max_length=6)
@@ -66,7 +67,7 @@ class RedrawsTest(parameterized.TestCase):
   def test_a_step_on_four_devices(self):
     asked = stage(loss='reverse_kl', temperature=1.0)
     step = step_lib.data_parallel(
-      state_lib.train_step(
+      train_step_lib.train_step(
         self.model.apply,
         distil.loss_of(asked, DATA),
         optax.sgd(0.1),

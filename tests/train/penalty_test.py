@@ -10,7 +10,9 @@ import optax
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 PARAMS = {
   'b': jnp.float32([[1.0]]),
@@ -25,13 +27,13 @@ def _apply(params, variables, x, train, rngs):
 
 def _loss(seen):
   y, _ = seen.outputs
-  return {'hard': state_lib.Part(jnp.sum(y), jnp.float32(y.size))}
+  return {'hard': loss_lib.Part(jnp.sum(y), jnp.float32(y.size))}
 
 
 def _stepped(said, state=None, steps=1):
   """(state, metrics) after steps of SGD with rate 1."""
   sgd = optax.sgd(1.0)
-  step = state_lib.train_step(
+  step = train_step_lib.train_step(
     _apply, penalty.added(_loss, said), sgd, inputs='x'
   )
   state = state or state_lib.create(
@@ -85,7 +87,7 @@ class PenaltyTest(parameterized.TestCase):
     for word in ('towards', 'l2_sp'):
       said = options.Penalty(rules=(('w', word), ('.*', None)), weight=1.0)
       moved = {'w': PARAMS['w'] + 2, 'b': PARAMS['b']}
-      seen = state_lib.Seen(
+      seen = loss_lib.Seen(
         (jnp.ones(2), None),
         None,
         (),
@@ -99,7 +101,7 @@ class PenaltyTest(parameterized.TestCase):
   def test_origins_are_no_constants(self):
     said = options.Penalty(rules=(('.*', 'l2_sp'),), weight=0.1)
     sgd = optax.sgd(1.0)
-    step = state_lib.train_step(
+    step = train_step_lib.train_step(
       _apply, penalty.added(_loss, said), sgd, inputs='x'
     )
     state = state_lib.create(

@@ -1,4 +1,4 @@
-"""A stage: its loss, and what it leaves behind."""
+"""A stage: its options, its mistakes, and what it starts from."""
 
 import dataclasses
 
@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxopt_compress as jc
-from jaxopt_compress.pruning import state as state_lib
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages
@@ -24,72 +22,12 @@ def _stage(**asked):
   return options.Stage(name='s', model='mlp', **asked)
 
 
-class FinishTest(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    asked = dict(in_features=64, widths=(8,))
-    cls.model = model_lib.build('mlp', asked, X)
-    cls.params, cls.variables = cls.model.init(0)
-
-  def _finished(self, stage):
-    built = stages.build(stage, self.model, (), DATA)
-    state = built.create(
-      self.params, self.variables, jax.random.key(0), built.ranges
-    )
-    final = stages.finish(state, stage, self.model, built.compression)
-    self.assertEqual(jax.tree.structure(final), jax.tree.structure(built.final))
-    return built, final
-
-  def test_compressed_as_it_is(self):
-    built, final = self._finished(
-      _stage(init='float', prune=HALF, quantize=INT8)
-    )
-    self.assertIsNone(built.step)
-    leaf = final['params']['layers']['0']['kernel']
-    self.assertIsInstance(leaf, jc.QArray)
-    zeros = float(jnp.mean(leaf.materialize() == 0))
-    self.assertAlmostEqual(zeros, 0.5, places=1)
-    plain = final['plain']['layers']['0']['kernel']
-    np.testing.assert_array_equal(plain, self.params['layers']['0']['kernel'])
-
-  def test_what_was_trained_is_what_is_stored(self):
-    built, final = self._finished(_stage(steps=3, quantize=INT8))
-    self.assertIsNotNone(built.step)
-    rules = [(r'.*/kernel', jc.W8A16), (r'.*', None)]
-    expected = jc.quantize(self.params, rules, self.model.uses)
-    for a, b in zip(
-      jax.tree.leaves(final['params']), jax.tree.leaves(expected), strict=True
-    ):
-      np.testing.assert_array_equal(a, b)
-
-  @parameterized.parameters(
-    dict(method='static'),
-    dict(method='sparse_evolutionary'),
-    dict(method='rigl'),
-    dict(score='random', schedule='constant'),
-    dict(method='straight_through', score='random', schedule='constant'),
-    dict(method='ac_dc', score='random'),
-  )
-  def test_random_masks_follow_the_seed(self, **said):
-    def masks(seed, own=-1):
-      stage = _stage(steps=4, prune=dataclasses.replace(HALF, seed=own, **said))
-      built = stages.build(stage, self.model, (), DATA, seed=seed)
-      [state] = state_lib.states(built.compression.init(self.params))
-      return np.concatenate([m.ravel() for m in state.masks.values()])
-
-    np.testing.assert_array_equal(masks(1), masks(1))
-    self.assertFalse(np.array_equal(masks(1), masks(2)))
-    np.testing.assert_array_equal(masks(1, own=3), masks(2, own=3))
-
-  def test_stored_is_what_inference_needs(self):
-    _, final = self._finished(_stage(steps=1))
-    self.assertEqual(set(stages.stored(final)), {'params', 'variables'})
-
+class BuildTest(parameterized.TestCase):
   def test_a_mistake_names_the_stage(self):
+    model = model_lib.build('mlp', dict(in_features=64, widths=(8,)), X)
     quantize = options.Quantize(rules=((r'.*/kernl', 'W8A8'), (r'.*', None)))
     with pytest.raises(ValueError, match="Stage 's': .*kernl"):
-      stages.build(_stage(steps=1, quantize=quantize), self.model, (), DATA)
+      stages.build(_stage(steps=1, quantize=quantize), model, (), DATA)
 
 
 class ReadTest(parameterized.TestCase):

@@ -10,7 +10,9 @@ from jaxopt_compress.analysis import statistics
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
-from jaxopt_compress.train import state as state_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 
 def _apply(params, variables, x, *, train=False, rngs=None):
@@ -28,7 +30,7 @@ def _squared(seen):
   (y, _), mask = seen.outputs, seen.batch['mask']
   target = seen.teachers[0][0] if seen.teachers else seen.batch['y']
   error = jnp.square(y - target).sum(-1)
-  return {'error': state_lib.Part(jnp.where(mask, error, 0).sum(), mask.sum())}
+  return {'error': loss_lib.Part(jnp.where(mask, error, 0).sum(), mask.sum())}
 
 
 def _scaled():
@@ -95,7 +97,9 @@ def _run(mode, devices, steps, *, frozen=(), **kwargs):
     compression=kwargs.get('compression'),
   )
   traces = []
-  body = state_lib.train_step(_apply, _squared, optimizer, inputs='x', **kwargs)
+  body = train_step_lib.train_step(
+    _apply, _squared, optimizer, inputs='x', **kwargs
+  )
 
   def counted(*args):
     traces.append(1)
@@ -133,7 +137,7 @@ class StepTest(parameterized.TestCase):
     state = state_lib.create(
       _params(), _variables(), jax.random.key(0), optimizer
     )
-    step = state_lib.train_step(_apply, _squared, optimizer, inputs='x')
+    step = train_step_lib.train_step(_apply, _squared, optimizer, inputs='x')
     batch = {**_batch(0), 'mask': np.zeros(8, bool)}
     after, metrics = step(state, batch, step_lib.Replicas())
     self.assertEqual(float(metrics['loss']), 0.0)
@@ -181,7 +185,7 @@ class StepTest(parameterized.TestCase):
     )
     self.assertLess(losses[-1], 0.2 * losses[0])
     optimizer = optax.sgd(0.1)
-    body = state_lib.train_step(
+    body = train_step_lib.train_step(
       _apply, _squared, optimizer, inputs='x', teachers=[_apply]
     )
     state = state_lib.create(
@@ -202,7 +206,7 @@ class StepTest(parameterized.TestCase):
       compression=_scaled(),
       follow=True,
     )
-    body = state_lib.train_step(
+    body = train_step_lib.train_step(
       _apply,
       _squared,
       optimizer,
@@ -226,13 +230,13 @@ class StepTest(parameterized.TestCase):
       [(said, _)] = seen.teachers
       rows = {'own': seen.outputs[0][1, 0], 'said': said[1, 0]}
       rows |= {'share': seen.share}
-      return {name: state_lib.Part(x, jnp.ones(())) for name, x in rows.items()}
+      return {name: loss_lib.Part(x, jnp.ones(())) for name, x in rows.items()}
 
     optimizer, tree = optax.sgd(0.05), (_params(1), _variables())
     state = state_lib.create(
       _params(), _variables(), jax.random.key(0), optimizer
     )
-    step = state_lib.train_step(
+    step = train_step_lib.train_step(
       _apply, loss, optimizer, inputs='x', teachers=[_apply], mixup=1.0
     )
     _, told = step(state, _batch(0), step_lib.Replicas(), (tree,))
@@ -250,7 +254,7 @@ class StepTest(parameterized.TestCase):
 
     optimizer = optax.sgd(0.1)
     body = jax.jit(
-      state_lib.train_step(noisy, _squared, optimizer, inputs='x'),
+      train_step_lib.train_step(noisy, _squared, optimizer, inputs='x'),
       static_argnums=2,
     )
     state = state_lib.create(
@@ -262,21 +266,3 @@ class StepTest(parameterized.TestCase):
     later = body(body(state, batch, alone)[0], batch, alone)[1]['loss']
     self.assertEqual(float(first), float(again))
     self.assertNotEqual(float(first), float(later))
-
-  def test_create_is_abstract(self):
-    state = jax.eval_shape(
-      lambda: state_lib.create(
-        _params(),
-        _variables(),
-        jax.random.key(0),
-        optax.adam(1e-3),
-        compression=_scaled(),
-      )
-    )
-    self.assertEqual(state.opt_state[0].mu['w'].shape, (4, 3))
-    self.assertEqual(list(state.learned), ['gain'])
-
-  @parameterized.parameters((1.0, True), (np.nan, False), (np.inf, False))
-  def test_is_finite(self, value, expected):
-    tree = {'a': jnp.float32(value), 'b': jnp.int32(3), 'c': jnp.ones((2,))}
-    self.assertEqual(bool(state_lib.is_finite(tree)), expected)

@@ -1,0 +1,1 @@
+"""One step of training: its state, its loss, and how one follows another."""

@@ -1,0 +1,218 @@
+"""How one step follows another.
+
+cparams   = compression.apply(params, comp_state)        masks, rounding
+outputs, stats = observe(apply, compression.observes(params))(cparams, variables, x)
+parts     = loss(outputs, batch, what the teachers say of x, step)
+L         = total of the parts, see `loss`
+g         = d L / d (params, learned, connectors), averaged over replicas
+params, comp_state = pruning.advance(optimizer, compression, params, g, stats)
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxopt_compress import pruning
+from jaxopt_compress.analysis import observe
+from jaxopt_compress.core import compression as compression_lib
+from jaxopt_compress.core import lift
+from jaxopt_compress.distillation import teachers as teachers_lib
+from jaxopt_compress.train import mixup as mixup_lib
+from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.step import state as state_lib
+
+
+def train_step(
+  apply: Callable[..., tuple[jax.Array, Any, Any]],
+  loss: loss_lib.Loss,
+  optimizer: optax.GradientTransformation,
+  *,
+  inputs: str,
+  compression: compression_lib.Compression | None = None,
+  learned_optimizer: optax.GradientTransformation | None = None,
+  teachers: Sequence[Callable[..., tuple[jax.Array, Any, Any]]] = (),
+  ema_decay: float | None = None,
+  mixup: float = 0.0,
+  redraw: Callable[..., Any] | None = None,
+) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+  """A step for one replica, to be run by `parallel.data_parallel`.
+
+  Args:
+    apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
+    loss: a `loss.Loss`.
+    optimizer: of the parameters.
+    inputs: the name of the model's input in a batch.
+    compression: what happens to the parameters meanwhile.
+    learned_optimizer: of what the compression learns; the same by default.
+    teachers: apply of each teacher. Their weights are an *argument* of the step,
+      never constants of the program, and see no gradient.
+    ema_decay: of the moving average of the student, which is the last teacher; None:
+      there is none. The state is created with `follow`.
+    mixup: concentration of `mixup.mixed`; 0: inputs stay as they are.
+    redraw: `(compressed params, variables, batch, step, key, replicas) -> batch`, what
+      the student makes of a batch before it learns from it; see `on_policy`.
+
+  Returns:
+    `(state, batch, replicas[, ((params, variables) of each teacher, ...)])
+    -> (state, metrics)`, metrics being `loss`, its parts where there are several, each
+    without its weight, and `grad_norm`.
+  """
+  compression = compression or compression_lib.chain()
+  learned_optimizer = learned_optimizer or optimizer
+  # Lifted first: what is frozen are the arrays of its leaves, which stay compressed.
+  follow = ema_decay is not None
+  all_teachers = (*teachers, *[apply] * follow)
+  taught = [teachers_lib.frozen(lift.lift(f)) for f in all_teachers]
+
+  def step(state, batch, replicas, frozen=()):
+    key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
+    batch = _redrawn(redraw, state, compression, batch, replicas)
+    x, share = _mixed(batch[inputs], key, mixup)
+    said = _answers(taught, (*frozen, *[state.average] * follow), x)
+    wanted = compression.observes(state.params)
+    known = _known(state, batch, said, share, replicas)
+
+    def total_loss(params, learned, connectors):
+      full = compression_lib.merge_learned(learned, state.comp_state)
+      cparams = compression.apply(params, full)
+
+      def forward(params, variables, x):
+        return apply(params, variables, x, train=True, rngs=key)
+
+      (y, out, variables), stats = _observed(forward, wanted)(
+        cparams, state.variables, x
+      )
+      seen = known(outputs=(y, out), params=params, connectors=connectors)
+      total, means = loss_lib.total(loss(seen), replicas)
+      return total, (means, variables, stats)
+
+    gradient = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
+    (total, found), grads = gradient(
+      state.params, state.learned, state.connectors
+    )
+    means, variables, stats = found
+    total, means, grads = replicas((total, means, grads))
+    variables = _mean_of_floats(replicas, variables)
+    if stats and replicas.axis is not None:
+      stats = observe.reduce_stats(wanted, stats, replicas.axis)
+    metrics = _metrics(total, means, grads)
+    optimizers = optimizer, learned_optimizer
+    state = _connected(state, grads[2], optimizer)
+    state = _next(state, grads[:2], variables, stats, optimizers, compression)
+    if follow:
+      state = _followed(state, compression, ema_decay)
+    return state, metrics
+
+  return step
+
+
+def _followed(state, compression, decay):
+  """The state after its moving average has moved.
+
+  In the first steps the average is the plain mean, so that it soon forgets how the
+  student began: Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, of the
+  authors' code.
+  """
+  done = state.step.astype(jnp.float32)
+  decay = jnp.minimum(decay, 1 - 1 / jnp.maximum(done, 1))
+  student = state_lib.compressed(state, compression), state.variables
+  average = teachers_lib.moving_average(state.average, student, decay)
+  return dataclasses.replace(state, average=average)
+
+
+def _redrawn(redraw, state, compression, batch, replicas):
+  if redraw is None:
+    return batch
+  # Of all replicas: what they do alike, they draw alike.
+  key = jax.random.fold_in(state.rng, state.step)
+  student = state_lib.compressed(state, compression), state.variables
+  return redraw(*student, batch, state.step, key, replicas)
+
+
+def _mixed(x, key, concentration):
+  if not concentration:
+    return x, None
+  return mixup_lib.mixed(x, jax.random.fold_in(key, 0), concentration)
+
+
+def _known(state, batch, said, share, replicas):
+  """`Seen`, but for what derivatives are taken of."""
+  return functools.partial(
+    loss_lib.Seen,
+    batch=batch,
+    teachers=said,
+    step=state.step,
+    share=share,
+    origins=state.origins,
+    axis=replicas.axis,
+  )
+
+
+def _answers(taught, frozen, x):
+  """What each teacher says of the inputs."""
+  return tuple(f(*tree, x)[:2] for f, tree in zip(taught, frozen, strict=True))
+
+
+def _metrics(total, means, grads):
+  parts = means if len(means) > 1 else {}
+  return {'loss': total, **parts, 'grad_norm': optax.tree.norm(grads)}
+
+
+def _next(state, grads, variables, stats, optimizers, compression):
+  """The state after one step, from gradients of (params, learned)."""
+  done = pruning.advance.advance(
+    optimizers,
+    compression,
+    grads,
+    (state.opt_state, state.learned_opt_state),
+    state.params,
+    compression_lib.merge_learned(state.learned, state.comp_state),
+    state.step,
+    statistics=stats,
+  )
+  learned, comp_state = compression_lib.split_learned(done.state)
+  return dataclasses.replace(
+    state,
+    step=done.step,
+    params=optax.apply_updates(state.params, done.updates),
+    variables=variables,
+    opt_state=done.opt_states[0],
+    comp_state=comp_state,
+    learned=learned,
+    learned_opt_state=done.opt_states[1],
+  )
+
+
+def _connected(state, grads, optimizer):
+  """The state after its connectors have moved."""
+  if not jax.tree.leaves(state.connectors):
+    return state
+  updates, opt_state = optimizer.update(
+    grads, state.connectors_opt_state, state.connectors
+  )
+  return dataclasses.replace(
+    state,
+    connectors=optax.apply_updates(state.connectors, updates),
+    connectors_opt_state=opt_state,
+  )
+
+
+def _observed(forward, wanted):
+  """`forward` of compressed parameters: (its result, what they met)."""
+  if not wanted:
+    return lambda *args: (lift.lift(forward)(*args), {})
+  return observe.observe(forward, wanted)
+
+
+def _mean_of_floats(replicas, variables):
+  """Batch statistics are averaged; counters are the same everywhere."""
+  return jax.tree.map(
+    lambda x: replicas(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+    variables,
+  )
