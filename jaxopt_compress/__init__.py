@@ -2,133 +2,209 @@
 
 import jaxopt_compress as jc
 
-qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)])
+uses = jc.uses(apply)(params, x)
+qparams = jc.quantize(params, [(r'.*/kernel', jc.W8A8), (r'.*', None)], uses)
 y = jax.jit(jc.lift(apply))(qparams, x)
 """
 
-from jaxopt_compress import adapters as adapters
-from jaxopt_compress import calibration as calibration
-from jaxopt_compress import distillation as distillation
-from jaxopt_compress import kernels as kernels
-from jaxopt_compress import parallel as parallel
-from jaxopt_compress import pruning as pruning
-from jaxopt_compress import quantization as quantization
-from jaxopt_compress.adapters import add_lora as add_lora
-from jaxopt_compress.adapters import LoRA as LoRA
-from jaxopt_compress.adapters import merge_lora as merge_lora
-from jaxopt_compress.adapters import with_lora as with_lora
-from jaxopt_compress.analysis.biases import biases as biases
-from jaxopt_compress.analysis.explain import explain as explain
-from jaxopt_compress.analysis.features import feature_names as feature_names
-from jaxopt_compress.analysis.features import features as features
-from jaxopt_compress.analysis.freedoms import rescalings as rescalings
-from jaxopt_compress.analysis.observe import check_seen as check_seen
-from jaxopt_compress.analysis.observe import merge_stats as merge_stats
-from jaxopt_compress.analysis.observe import observe as observe
-from jaxopt_compress.analysis.plan.config_delta import (
-  config_delta as config_delta,
-)
-from jaxopt_compress.analysis.plan.fold_sizes import fold_sizes as fold_sizes
-from jaxopt_compress.analysis.plan.plan import Plan as Plan
-from jaxopt_compress.analysis.plan.plan import shrink as shrink
-from jaxopt_compress.analysis.scopes import at_scopes as at_scopes
-from jaxopt_compress.analysis.statistics import absmax as absmax
-from jaxopt_compress.analysis.statistics import gram as gram
-from jaxopt_compress.analysis.statistics import minmax as minmax
-from jaxopt_compress.analysis.statistics import moments as moments
-from jaxopt_compress.analysis.statistics import Statistic as Statistic
-from jaxopt_compress.analysis.statistics import sum_abs as sum_abs
-from jaxopt_compress.analysis.statistics import sum_squares as sum_squares
-from jaxopt_compress.analysis.statistics import sums as sums
-from jaxopt_compress.analysis.storage import nbytes as nbytes
-from jaxopt_compress.analysis.structure.structure import structure as structure
-from jaxopt_compress.analysis.uses import uses as uses
-from jaxopt_compress.analysis.watch import Observed as Observed
-from jaxopt_compress.calibration import calibrate as calibrate
-from jaxopt_compress.calibration import correct_bias as correct_bias
-from jaxopt_compress.calibration import equalize as equalize
-from jaxopt_compress.calibration import fold_norms as fold_norms
-from jaxopt_compress.calibration import output_error as output_error
-from jaxopt_compress.core.array import CompressedArray as CompressedArray
-from jaxopt_compress.core.array import is_compressed as is_compressed
-from jaxopt_compress.core.compression import by_path as by_path
-from jaxopt_compress.core.compression import chain as chain
-from jaxopt_compress.core.compression import Compression as Compression
-from jaxopt_compress.core.compression import freeze as freeze
-from jaxopt_compress.core.compression import Info as Info
-from jaxopt_compress.core.compression import Learned as Learned
-from jaxopt_compress.core.compression import merge_learned as merge_learned
-from jaxopt_compress.core.compression import split_learned as split_learned
-from jaxopt_compress.core.lift import Dense as Dense
-from jaxopt_compress.core.lift import lift as lift
-from jaxopt_compress.core.lift import materialize as materialize
-from jaxopt_compress.core.lift import rule as rule
-from jaxopt_compress.core.operators import cast as cast
-from jaxopt_compress.core.rules import map_named as map_named
-from jaxopt_compress.core.rules import match as match
-from jaxopt_compress.core.rules import named_leaves as named_leaves
-from jaxopt_compress.distillation import grow as grow
-from jaxopt_compress.distillation import widen as widen
-from jaxopt_compress.export.rebuild import load_plan as load_plan
-from jaxopt_compress.export.rebuild import rebuild as rebuild
-from jaxopt_compress.export.rebuild import save_shrunk as save_shrunk
-from jaxopt_compress.kernels import pack as pack
-from jaxopt_compress.kernels import PackedArray as PackedArray
-from jaxopt_compress.kernels import tune as tune
-from jaxopt_compress.kernels import unpack as unpack
-from jaxopt_compress.parallel.placing import device_put as device_put
-from jaxopt_compress.pruning import methods as methods
-from jaxopt_compress.pruning.optimizer import masked as masked
-from jaxopt_compress.pruning.optimizer import sparse as sparse
-from jaxopt_compress.pruning.prune import prune as prune
-from jaxopt_compress.pruning.prune import prune_now as prune_now
-from jaxopt_compress.pruning.prune import Sparsity as Sparsity
-from jaxopt_compress.pruning.storage.bitmask import Bitmask as Bitmask
-from jaxopt_compress.pruning.storage.n_m_array import NMArray as NMArray
-from jaxopt_compress.pruning.storage.sparse_codes import (
-  SparseCodes as SparseCodes,
-)
-from jaxopt_compress.pruning.storage.sparsify import sparsify as sparsify
-from jaxopt_compress.pruning.structured.activations import (
-  activations as activations,
-)
-from jaxopt_compress.pruning.structured.budget import Budget as Budget
-from jaxopt_compress.pruning.structured.compensate import (
-  compensate as compensate,
-)
-from jaxopt_compress.pruning.structured.compensate import readers as readers
-from jaxopt_compress.pruning.structured.gradients import fisher as fisher
-from jaxopt_compress.pruning.structured.gradients import gradients as gradients
-from jaxopt_compress.pruning.structured.importance import (
-  importance as importance,
-)
-from jaxopt_compress.pruning.structured.keep import select as select
-from jaxopt_compress.pruning.structured.sort import sort as sort
-from jaxopt_compress.pruning.structured.vocabulary import (
-  trim_vocabulary as trim_vocabulary,
-)
-from jaxopt_compress.quantization import fake_quantize as fake_quantize
-from jaxopt_compress.quantization import FP8 as FP8
-from jaxopt_compress.quantization import FP8_DYNAMIC as FP8_DYNAMIC
-from jaxopt_compress.quantization import MXFP4 as MXFP4
-from jaxopt_compress.quantization import MXFP6 as MXFP6
-from jaxopt_compress.quantization import MXFP8 as MXFP8
-from jaxopt_compress.quantization import MXINT8 as MXINT8
-from jaxopt_compress.quantization import NF4 as NF4
-from jaxopt_compress.quantization import NVFP4 as NVFP4
-from jaxopt_compress.quantization import QArray as QArray
-from jaxopt_compress.quantization import QCache as QCache
-from jaxopt_compress.quantization import QDotArray as QDotArray
-from jaxopt_compress.quantization import (
-  quantize_activations as quantize_activations,
-)
-from jaxopt_compress.quantization import quantize_cache as quantize_cache
-from jaxopt_compress.quantization import Scheme as Scheme
-from jaxopt_compress.quantization import Spec as Spec
-from jaxopt_compress.quantization import W2A16 as W2A16
-from jaxopt_compress.quantization import W4A4 as W4A4
-from jaxopt_compress.quantization import W4A8 as W4A8
-from jaxopt_compress.quantization import W4A16 as W4A16
-from jaxopt_compress.quantization import W8A8 as W8A8
-from jaxopt_compress.quantization import W8A16 as W8A16
-from jaxopt_compress.quantization.quantize import quantize as quantize
+import functools as _functools
+import sys as _sys
+import warnings as _warnings
+
+from jaxopt_compress import adapters
+from jaxopt_compress import analysis
+from jaxopt_compress import calibration
+from jaxopt_compress import core
+from jaxopt_compress import distillation
+from jaxopt_compress import export
+from jaxopt_compress import kernels
+from jaxopt_compress import parallel
+from jaxopt_compress import pruning
+from jaxopt_compress import quantization
+from jaxopt_compress import rules
+from jaxopt_compress.analysis import statistics
+from jaxopt_compress.analysis.explain import explain
+from jaxopt_compress.analysis.features import features
+from jaxopt_compress.analysis.observe import observe
+from jaxopt_compress.analysis.plan.plan import Plan
+from jaxopt_compress.analysis.plan.plan import shrink
+from jaxopt_compress.analysis.storage import nbytes
+from jaxopt_compress.analysis.structure.structure import structure
+from jaxopt_compress.analysis.uses import uses
+from jaxopt_compress.calibration import calibrate
+from jaxopt_compress.core import choices as _choices
+from jaxopt_compress.core.array import CompressedArray
+from jaxopt_compress.core.array import is_compressed
+from jaxopt_compress.core.compression import chain
+from jaxopt_compress.core.compression import Compression
+from jaxopt_compress.core.compression import freeze
+from jaxopt_compress.core.compression import Info
+from jaxopt_compress.core.lift import lift
+from jaxopt_compress.core.lift import materialize
+from jaxopt_compress.core.operators import cast
+from jaxopt_compress.distillation import grow
+from jaxopt_compress.distillation import widen
+from jaxopt_compress.kernels import pack
+from jaxopt_compress.kernels import PackedArray
+from jaxopt_compress.kernels import unpack
+from jaxopt_compress.pruning import methods
+from jaxopt_compress.pruning.prune import prune
+from jaxopt_compress.pruning.prune import prune_now
+from jaxopt_compress.pruning.spec import Sparsity
+from jaxopt_compress.pruning.storage.sparsify import sparsify
+from jaxopt_compress.pruning.structured.budget import Budget
+from jaxopt_compress.pruning.structured.importance import importance
+from jaxopt_compress.pruning.structured.keep import select
+from jaxopt_compress.quantization import fake_quantize
+from jaxopt_compress.quantization import FP8
+from jaxopt_compress.quantization import NVFP4
+from jaxopt_compress.quantization import QArray
+from jaxopt_compress.quantization import Scheme
+from jaxopt_compress.quantization import schemes
+from jaxopt_compress.quantization import W4A8
+from jaxopt_compress.quantization import W4A16
+from jaxopt_compress.quantization import W8A8
+from jaxopt_compress.quantization import W8A16
+from jaxopt_compress.quantization.quantize import quantize
+
+__all__ = [
+  'Budget',
+  'CompressedArray',
+  'Compression',
+  'FP8',
+  'Info',
+  'NVFP4',
+  'PackedArray',
+  'Plan',
+  'QArray',
+  'Scheme',
+  'Sparsity',
+  'W4A16',
+  'W4A8',
+  'W8A16',
+  'W8A8',
+  'adapters',
+  'analysis',
+  'calibrate',
+  'calibration',
+  'cast',
+  'chain',
+  'core',
+  'distillation',
+  'explain',
+  'export',
+  'fake_quantize',
+  'features',
+  'freeze',
+  'grow',
+  'importance',
+  'is_compressed',
+  'kernels',
+  'lift',
+  'materialize',
+  'methods',
+  'nbytes',
+  'observe',
+  'pack',
+  'parallel',
+  'prune',
+  'prune_now',
+  'pruning',
+  'quantization',
+  'quantize',
+  'rules',
+  'schemes',
+  'select',
+  'shrink',
+  'sparsify',
+  'statistics',
+  'structure',
+  'unpack',
+  'uses',
+  'widen',
+]
+
+# Names of the release before, and where they are now. They go in the next.
+_MOVED = {
+  'Bitmask': 'pruning.Bitmask',
+  'Dense': 'core.Dense',
+  'FP8_DYNAMIC': 'schemes.FP8_DYNAMIC',
+  'Learned': 'core.Learned',
+  'LoRA': 'adapters.LoRA',
+  'MXFP4': 'schemes.MXFP4',
+  'MXFP6': 'schemes.MXFP6',
+  'MXFP8': 'schemes.MXFP8',
+  'MXINT8': 'schemes.MXINT8',
+  'NF4': 'schemes.NF4',
+  'NMArray': 'pruning.NMArray',
+  'Observed': 'analysis.Observed',
+  'QCache': 'quantization.QCache',
+  'QDotArray': 'quantization.QDotArray',
+  'SparseCodes': 'pruning.SparseCodes',
+  'Spec': 'schemes.Spec',
+  'Statistic': 'statistics.Statistic',
+  'W2A16': 'schemes.W2A16',
+  'W4A4': 'schemes.W4A4',
+  'absmax': 'statistics.absmax',
+  'activations': 'pruning.activations',
+  'add_lora': 'adapters.add_lora',
+  'at_scopes': 'analysis.at_scopes',
+  'biases': 'analysis.biases',
+  'by_path': 'rules.by_path',
+  'check_seen': 'analysis.check_seen',
+  'compensate': 'pruning.compensate',
+  'config_delta': 'analysis.config_delta',
+  'correct_bias': 'calibration.correct_bias',
+  'device_put': 'parallel.device_put',
+  'equalize': 'calibration.equalize',
+  'feature_names': 'analysis.feature_names',
+  'fisher': 'pruning.fisher',
+  'fold_norms': 'calibration.fold_norms',
+  'fold_sizes': 'analysis.fold_sizes',
+  'gradients': 'pruning.gradients',
+  'gram': 'statistics.gram',
+  'load_plan': 'export.load_plan',
+  'map_named': 'rules.map_named',
+  'masked': 'pruning.masked',
+  'match': 'rules.match',
+  'merge_learned': 'core.merge_learned',
+  'merge_lora': 'adapters.merge_lora',
+  'merge_stats': 'analysis.merge_stats',
+  'minmax': 'statistics.minmax',
+  'moments': 'statistics.moments',
+  'named_leaves': 'rules.named_leaves',
+  'output_error': 'calibration.output_error',
+  'quantize_activations': 'quantization.quantize_activations',
+  'quantize_cache': 'quantization.quantize_cache',
+  'readers': 'pruning.readers',
+  'rebuild': 'export.rebuild',
+  'rescalings': 'analysis.rescalings',
+  'rule': 'core.rule',
+  'save_shrunk': 'export.save_shrunk',
+  'sort': 'pruning.sort',
+  'sparse': 'pruning.sparse',
+  'split_learned': 'core.split_learned',
+  'sum_abs': 'statistics.sum_abs',
+  'sum_squares': 'statistics.sum_squares',
+  'sums': 'statistics.sums',
+  'trim_vocabulary': 'pruning.trim_vocabulary',
+  'tune': 'kernels.tune',
+  'with_lora': 'adapters.with_lora',
+}
+
+
+def __getattr__(name):
+  if name not in _MOVED:
+    guess = _choices.guess(name, [*__all__, *_MOVED])
+    raise AttributeError(f'jaxopt_compress has no {name!r}.{guess}')
+  _warnings.warn(
+    f'jc.{name} is jc.{_MOVED[name]} now; the old name goes in the next release.',
+    DeprecationWarning,
+    stacklevel=2,
+  )
+  here = _sys.modules[__name__]
+  return _functools.reduce(getattr, _MOVED[name].split('.'), here)
+
+
+def __dir__():
+  return __all__

@@ -6,10 +6,10 @@ Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685, eq. 3; over a base of fo
 bits Dettmers et al. 2023, QLoRA, https://arxiv.org/abs/2305.14314, eq. 5. What is
 trained is a tree of its own, so no optimizer ever meets the base:
 
-    qparams  = jc.quantize(params, [(r'.*/kernel', jc.NF4), (r'.*', None)], uses)
-    adapters = jc.add_lora(qparams, [(r'.*/kernel', 8), (r'.*', None)], uses, key=key)
-    y        = jc.lift(apply)(jc.with_lora(qparams, adapters, uses), x)
-    merged, errors = jc.merge_lora(jc.with_lora(qparams, adapters, uses))
+    qparams  = jc.quantize(params, [(r'.*/kernel', jc.schemes.NF4), (r'.*', None)], uses)
+    adapters = jc.adapters.add_lora(qparams, [(r'.*/kernel', 8), (r'.*', None)], uses, key=key)
+    y        = jc.lift(apply)(jc.adapters.with_lora(qparams, adapters, uses), x)
+    merged, errors = jc.adapters.merge_lora(jc.adapters.with_lora(qparams, adapters, uses))
 
 What is in and what is out of any weight (dense, attention, convolution, embedding)
 is told by `uses`: contracted axes together are in, free axes together are out, and

@@ -71,7 +71,7 @@ def merge_lora(
   merged = rules_lib.map_named(merged_leaf, params)
   if not errors:
     raise ValueError(
-      'No leaf of these parameters has an adapter. Pass what jc.with_lora'
+      'No leaf of these parameters has an adapter. Pass what jc.adapters.with_lora'
       ' returned, not the base or the adapters alone.'
     )
   return merged, errors

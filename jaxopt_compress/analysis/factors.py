@@ -121,7 +121,7 @@ def cannot_read(path):
   """Says why a gain is not known."""
   raise ValueError(
     f'What {path} multiplies by is not known: it depends on more than parameters,'
-    ' or these were abstract. Call jc.rescalings(apply)(params, x) with arrays,'
+    ' or these were abstract. Call jc.analysis.rescalings(apply)(params, x) with arrays,'
     ' and with the statistics of norms in params.'
   )
 

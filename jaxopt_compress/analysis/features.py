@@ -182,6 +182,6 @@ def _unused(pattern, named) -> str:
   return (
     f'The rule {pattern.pattern!r} matches no value.'
     f'{choices.guess(pattern.pattern, named)} A pattern matches the whole name. Products'
-    f' and sums are {shown}. jc.feature_names(apply)(params, x) lists all of the'
+    f' and sums are {shown}. jc.analysis.feature_names(apply)(params, x) lists all of the'
     f' {len(named)} values.'
   )

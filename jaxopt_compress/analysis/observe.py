@@ -1,6 +1,6 @@
 """What every weight meets: statistics of the other operand of its products.
 
-    out, stats = jc.observe(apply, {r'.*/kernel': jc.gram()})(params, x)
+    out, stats = jc.observe(apply, {r'.*/kernel': jc.statistics.gram()})(params, x)
 
 The function runs as it is. A `probes.Probe` follows each weight to its products, and
 there the other operand is brought to rows [n, k], k the contracted entries of the
@@ -109,8 +109,8 @@ def merge_stats(statistics: Any, a: dict, b: dict) -> dict:
       observed = jax.jit(jc.observe(apply, chosen))
       stats = {}
       for x in batches:
-        stats = jc.merge_stats(chosen, stats, observed(params, x)[1])
-      jc.check_seen(stats)
+        stats = jc.analysis.merge_stats(chosen, stats, observed(params, x)[1])
+      jc.analysis.check_seen(stats)
   """
   if not a or not b:
     return a or b

@@ -39,10 +39,10 @@ def correct_bias(
   Args:
     params: the tree as it was trained.
     qparams: the same tree with compressed leaves.
-    stats: {path of a weight: its `jc.sums()`}, from `jc.observe`.
+    stats: {path of a weight: its `jc.statistics.sums()`}, from `jc.observe`.
     biases: {path of a weight: path of the bias that is added to its product}.
     uses: what `jc.uses(apply)(params, x)` returned.
-    error: of a tree like `qparams`: `jc.output_error(apply, params, held_out)`,
+    error: of a tree like `qparams`: `jc.calibration.output_error(apply, params, held_out)`,
       or any number that is to fall.
 
   Returns:

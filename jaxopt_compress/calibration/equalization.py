@@ -5,7 +5,7 @@
 for each channel: afterwards both weights use the same range there, and one scale
 for a whole tensor wastes little. Nagel et al. 2019, Data-Free Quantization Through
 Weight Equalization and Bias Correction, https://arxiv.org/abs/1906.04721,
-section 4.1, eq. 11, on every freedom that `jc.rescalings` finds: dense layers and
+section 4.1, eq. 11, on every freedom that `jc.analysis.rescalings` finds: dense layers and
 convolutions through relu and pooling, values and outputs of attention, queries and
 keys, gated units, layers of a scan, residual streams.
 """
@@ -39,10 +39,10 @@ def equalize(
 
   Args:
     params: the tree that `freedoms` was found for.
-    freedoms: what `jc.rescalings(apply)(params, x)` returned.
+    freedoms: what `jc.analysis.rescalings(apply)(params, x)` returned.
     error: of a tree like `params` once it is compressed. Channels move where that
       is lower: `lambda p: error(jc.quantize(p, rules, uses))`, with
-      `error = jc.output_error(apply, params, held_out)`. None, without data, to
+      `error = jc.calibration.output_error(apply, params, held_out)`. None, without data, to
       move all.
     sweeps: at most so many times over the network.
     tolerance: it ends when no logarithm of a factor moves by more.
@@ -205,7 +205,7 @@ def fold_norms(
   Args:
     params: the tree that `freedoms` was found for, the statistics of norms among
       its leaves.
-    freedoms: what `jc.rescalings(apply)(params, x)` returned, for `apply` in
+    freedoms: what `jc.analysis.rescalings(apply)(params, x)` returned, for `apply` in
       inference and `params` that are arrays.
 
   Returns:

@@ -180,7 +180,7 @@ _constant = jax.custom_jvp(jnp.asarray)
 def has_no_gradient(primals, tangents):
   raise ValueError(
     f'Codes ({primals[0].dtype}) have no gradient. Train floats: jc.fake_quantize'
-    ' of the weights, or jc.add_lora beside the codes.'
+    ' of the weights, or jc.adapters.add_lora beside the codes.'
   )
 
 

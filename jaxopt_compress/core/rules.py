@@ -61,12 +61,9 @@ def map_named(
 ) -> Any:
   """`jax.tree.map` of `f(path, leaf, ...)` over path names, onto the device."""
   treedef = jax.tree.structure(tree, is_leaf=is_leaf)
-  others = [treedef.flatten_up_to(r) for r in rest]
   named = named_leaves(tree, is_leaf)
-  leaves = [
-    array.on_device(f(path, leaf, *other))
-    for (path, leaf), *other in zip(named, *others, strict=True)
-  ]
+  rows = zip(named, *map(treedef.flatten_up_to, rest), strict=True)
+  leaves = [array.on_device(f(*named, *others)) for named, *others in rows]
   return jax.tree.unflatten(treedef, leaves)
 
 

@@ -38,9 +38,9 @@ def leaf(said: dict[str, Any], arrays: Callable[[str], Any]) -> Any:
   Raises:
     ValueError: no leaf type, or several, of this name.
 
-  >>> from jaxopt_compress.pruning import masked
+  >>> from jaxopt_compress.pruning import masked_array
   >>> x = {'value': np.ones(2), 'mask': np.array([True, False])}
-  >>> said = words(masked.Masked(**x))
+  >>> said = words(masked_array.Masked(**x))
   >>> leaf(said, x.__getitem__).materialize().tolist()
   [1.0, 0.0]
   """

@@ -26,7 +26,7 @@ from jaxopt_compress.kernels.leaves import panels
 from jaxopt_compress.kernels.leaves import quads
 from jaxopt_compress.kernels.leaves import streams
 from jaxopt_compress.kernels.leaves import tiled
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.pruning.storage import sparsify
 from jaxopt_compress.quantization import blocks as blocks_lib
 from jaxopt_compress.quantization import qarray
@@ -132,7 +132,7 @@ def _not_here() -> str:
     return ''
   if backend != 'cpu':
     return (
-      f'the kernels for {backend} have not been timed; jc.tune measures them,'
+      f'the kernels for {backend} have not been timed; jc.kernels.tune measures them,'
       f" target='{backend}' packs without measuring"
     )
   return '' if native.available() else native.MISSING
@@ -329,7 +329,7 @@ def _floats_without_zeros(path, leaf, uses):
 
 def _is_pruned(leaf: Any) -> bool:
   """Whether a leaf is an array of floats, many of them zero, or a mask over one."""
-  if array.is_compressed(leaf) and not isinstance(leaf, masked.Masked):
+  if array.is_compressed(leaf) and not isinstance(leaf, masked_array.Masked):
     return False
   if array.is_compressed(leaf) and array.is_compressed(leaf.value):
     return False

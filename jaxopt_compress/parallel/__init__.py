@@ -5,6 +5,7 @@ from jaxopt_compress.parallel import mesh
 from jaxopt_compress.parallel import placing
 from jaxopt_compress.parallel import step
 from jaxopt_compress.parallel.mesh import data_mesh
+from jaxopt_compress.parallel.placing import device_put
 from jaxopt_compress.parallel.step import data_parallel
 from jaxopt_compress.parallel.step import Replicas
 
@@ -12,6 +13,7 @@ __all__ = [
   'cluster',
   'data_mesh',
   'data_parallel',
+  'device_put',
   'mesh',
   'placing',
   'Replicas',

@@ -11,7 +11,7 @@ from jaxopt_compress.pruning import advance
 from jaxopt_compress.pruning import allocate
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import exchange
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import methods
@@ -24,8 +24,10 @@ from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import storage
 from jaxopt_compress.pruning import structured
 from jaxopt_compress.pruning import units
-from jaxopt_compress.pruning.masked import Masked
+from jaxopt_compress.pruning.masked_array import Masked
 from jaxopt_compress.pruning.measure import sparsity
+from jaxopt_compress.pruning.optimizer import masked
+from jaxopt_compress.pruning.optimizer import sparse
 from jaxopt_compress.pruning.prune import prune_now
 from jaxopt_compress.pruning.prune import Sparsity
 from jaxopt_compress.pruning.storage import bitmask
@@ -35,24 +37,27 @@ from jaxopt_compress.pruning.storage import sparsify
 from jaxopt_compress.pruning.storage.bitmask import Bitmask
 from jaxopt_compress.pruning.storage.n_m_array import NMArray
 from jaxopt_compress.pruning.storage.sparse_codes import SparseCodes
-from jaxopt_compress.pruning.structured import activations
 from jaxopt_compress.pruning.structured import budget
-from jaxopt_compress.pruning.structured import compensate
 from jaxopt_compress.pruning.structured import depth
 from jaxopt_compress.pruning.structured import experts
-from jaxopt_compress.pruning.structured import gradients
 from jaxopt_compress.pruning.structured import importance
 from jaxopt_compress.pruning.structured import keep
 from jaxopt_compress.pruning.structured import latency
 from jaxopt_compress.pruning.structured import members
 from jaxopt_compress.pruning.structured import normals
 from jaxopt_compress.pruning.structured import quotas
-from jaxopt_compress.pruning.structured import sort
 from jaxopt_compress.pruning.structured import stopwatch
 from jaxopt_compress.pruning.structured import vocabulary
 from jaxopt_compress.pruning.structured import votes
+from jaxopt_compress.pruning.structured.activations import activations
+from jaxopt_compress.pruning.structured.compensate import compensate
+from jaxopt_compress.pruning.structured.compensate import readers
+from jaxopt_compress.pruning.structured.gradients import fisher
+from jaxopt_compress.pruning.structured.gradients import gradients
+from jaxopt_compress.pruning.structured.sort import sort
+from jaxopt_compress.pruning.structured.vocabulary import trim_vocabulary
 
-lift.rule(lax.convert_element_type_p, Masked)(masked.convert)
+lift.rule(lax.convert_element_type_p, Masked)(masked_array.convert)
 for _primitive, _rule in bitmask.RULES.items():
   lift.rule(_primitive, Bitmask)(_rule)
 for _primitive, _rule in n_m_array.RULES.items():
@@ -76,11 +81,13 @@ __all__ = [
   'depth',
   'exchange',
   'experts',
+  'fisher',
   'gradients',
   'importance',
   'keep',
   'latency',
   'masked',
+  'masked_array',
   'masks',
   'measure',
   'members',
@@ -92,16 +99,19 @@ __all__ = [
   'prune_now',
   'quotas',
   'ranking',
+  'readers',
   'schedules',
   'scores',
   'select',
   'sort',
+  'sparse',
   'sparse_codes',
   'sparsify',
   'sparsity',
   'stopwatch',
   'storage',
   'structured',
+  'trim_vocabulary',
   'units',
   'vocabulary',
   'votes',

@@ -1,7 +1,7 @@
 """Any optimizer, of parameters of which some are masked.
 
-    tx = jc.sparse(optax.adamw(1e-3), jc.methods.rigl(rules))      one line more
-    loss(jc.masked(params, opt_state))                             and another
+    tx = jc.pruning.sparse(optax.adamw(1e-3), jc.methods.rigl(rules))      one line more
+    loss(jc.pruning.masked(params, opt_state))                             and another
 
 `sparse` puts a method and an optimizer together, and `masked` gives the parameters as
 the forward pass sees them. What happens in a step is in `advance`, which the trainer
@@ -19,7 +19,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import advance
-from jaxopt_compress.pruning import masked as leaf
+from jaxopt_compress.pruning import masked_array as leaf
 from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import state as state_lib
 
@@ -60,7 +60,7 @@ def sparse(
 
   Returns:
     An optimizer of the type of `tx`, which passes further arguments on to it. Train
-    on `loss(jc.masked(params, opt_state))`. Where the method says so, masked weights
+    on `loss(jc.pruning.masked(params, opt_state))`. Where the method says so, masked weights
     are zeros in `params` after the first step; otherwise they are what they were.
     If something outside makes them grow instead, updates become NaN under jit, where
     no error can be raised.
@@ -138,7 +138,7 @@ def masked(params: Any, opt_state: Any) -> Any:
   if not found:
     raise ValueError(
       f'No masks in a state of type {type(opt_state).__name__}. Pass the state of an'
-      ' optimizer that was made by jc.sparse(tx, method).'
+      ' optimizer that was made by jc.pruning.sparse(tx, method).'
     )
   for state in found:
     # Scores learn from what masked weights would change, which `update` is not told
@@ -164,9 +164,9 @@ def _refuse_growth(updates, grown):
   bad = grown > 1
   if not isinstance(bad, jax.core.Tracer) and bad:
     raise ValueError(
-      'Masked weights grow where they should be zero: something around jc.sparse'
+      'Masked weights grow where they should be zero: something around jc.pruning.sparse'
       ' changes its updates. Put it inside:'
-      ' jc.sparse(optax.chain(optax.scale_by_adam(), optax.scale(-1e-3)), method).'
+      ' jc.pruning.sparse(optax.chain(optax.scale_by_adam(), optax.scale(-1e-3)), method).'
     )
   return jax.tree.map(lambda u: jnp.where(bad, jnp.nan, u), updates)
 
@@ -202,15 +202,15 @@ def _check(method, params, state, scores):
   found = advance.by_path(state)
   if other or not found:
     raise ValueError(
-      f'jc.sparse masks weights, and this masks {len(found)} leaves and makes'
+      f'jc.pruning.sparse masks weights, and this masks {len(found)} leaves and makes'
       f' {other[:3]}. Give it a method of jc.methods with rules that prune, and apply'
-      ' the rest to what jc.masked returns: jc.fake_quantize(...).apply(jc.masked('
+      ' the rest to what jc.pruning.masked returns: jc.fake_quantize(...).apply(jc.pruning.masked('
       'params, opt_state), state).'
     )
   learns = any(s.scores for s in found.values())
   if learns and scores is None:
     raise ValueError(
-      'Scores are learned by an optimizer of their own: jc.sparse(tx, method,'
+      'Scores are learned by an optimizer of their own: jc.pruning.sparse(tx, method,'
       ' scores=optax.sgd(1.0)).'
     )
   if scores is not None and not learns:

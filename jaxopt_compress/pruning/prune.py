@@ -7,7 +7,7 @@
 
 Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878. Masks are ranked on the dense
 weights: a pruned weight keeps its value and comes back when the weights that displaced
-it have shrunk below it. It gets no gradient; the trainer and `jc.sparse` also keep it
+it have shrunk below it. It gets no gradient; the trainer and `jc.pruning.sparse` also keep it
 from what an optimizer adds by itself, momentum and weight decay, so that where it
 comes back does not depend on how long it was away. From `end` on masks are fixed.
 """
@@ -27,7 +27,7 @@ from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.pruning import ranking
 from jaxopt_compress.pruning import scoring
 from jaxopt_compress.pruning import spec as spec_lib
@@ -165,7 +165,7 @@ def prune_now(
 
   Example, Wanda:
 
-      wanted = {r'.*/kernel': jc.sum_squares()}
+      wanted = {r'.*/kernel': jc.statistics.sum_squares()}
       _, stats = jc.observe(apply, wanted)(params, x)
       rules = [(r'.*/kernel', jc.Sparsity(0.5, score='wanda')), (r'.*', None)]
       pruned = jc.prune_now(params, rules, uses, input_squares=stats)
@@ -235,7 +235,7 @@ def apply_masks(
     ValueError: a mask for a leaf that is not there, or of another shape.
   """
   for path, x in rules_lib.named_leaves(params):
-    stored = array.is_compressed(x) and not isinstance(x, masked.Masked)
+    stored = array.is_compressed(x) and not isinstance(x, masked_array.Masked)
     if path in masks and stored:
       advice = (
         'would be stored as floats. Prune first: jc.chain(jc.prune(...),'
@@ -255,7 +255,7 @@ def apply_masks(
   def with_mask(path, x):
     if path not in masks:
       return x
-    return masked.Masked(x, masks[path], scores.get(path), gradient)
+    return masked_array.Masked(x, masks[path], scores.get(path), gradient)
 
   return rules_lib.map_named(with_mask, params)
 

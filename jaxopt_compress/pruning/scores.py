@@ -168,7 +168,7 @@ def wanda(x: jax.Array, input_squares: jax.Array) -> jax.Array:
   Args:
     x: floating array.
     input_squares: sum over tokens of the squared activation that each weight meets,
-      broadcastable to `x`. Of `jc.observe(apply, {path: jc.sum_squares()})`, `prune`
+      broadcastable to `x`. Of `jc.observe(apply, {path: jc.statistics.sum_squares()})`, `prune`
       makes it.
 
   >>> wanda(jnp.array([[1., -2.], [3., 4.]]), jnp.array([[9.], [1.]])).tolist()

@@ -218,7 +218,7 @@ def _of_weights(path, w, state, axes):
     raise ValueError(
       f'{path}: a statistic of shape {state.shape}, and the leaf, {w.shape}, has'
       f' {entries} contracted entries in {layers} layers. Observe'
-      ' with jc.sum_squares(), and pass the same uses.'
+      ' with jc.statistics.sum_squares(), and pass the same uses.'
     )
   order = stacked + contracted + free
   return state.reshape(shape).transpose([order.index(a) for a in range(ndim)])

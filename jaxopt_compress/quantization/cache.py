@@ -1,6 +1,6 @@
 """Keys and values of attention in codes: a leaf that a decoding loop writes to.
 
-    cache = jc.quantize_cache(model.init_cache(batch), [('key|value', 'int8'), ('.*', None)])
+    cache = jc.quantization.quantize_cache(model.init_cache(batch), [('key|value', 'int8'), ('.*', None)])
     step  = jax.jit(jc.lift(model.decode, keep=True))
     logits, cache = step(tokens, cache)
 
@@ -84,7 +84,7 @@ def quantize_cache(
   Args:
     cache: a tree of arrays; rows lie along the last axis: [..., places, dim].
     rules: ordered `(regex, format)`: 'int8', 'e4m3', 'e5m2', any other format in
-      the words of `jc.Spec`, or None for what is no cache of rows. First match
+      the words of `jc.schemes.Spec`, or None for what is no cache of rows. First match
       wins, every leaf must be covered and every rule used.
 
   Returns:

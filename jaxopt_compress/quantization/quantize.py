@@ -252,7 +252,7 @@ def quantize(
     params: a tree of arrays: dicts, `nnx.State`, FrozenDict, dataclasses. Leaves
       that are compressed already (masks, say) are quantised by their meaning.
     rules: ordered `(regex, scheme)`; a scheme is `jc.W8A8` and the like, a
-      `jc.Scheme`, the `jc.Spec` of a weight, a preset's name, or None for "as it
+      `jc.Scheme`, the `jc.schemes.Spec` of a weight, a preset's name, or None for "as it
       is". First match wins, every leaf must be covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
       contracted. Without it Flax's convention is used (last axis out), and what

@@ -47,7 +47,7 @@ class Scheme:
         value is not None or name == 'weight'
       ):
         raise ValueError(
-          f'{name}={value!r}; give a jc.Spec or the name of a format.'
+          f'{name}={value!r}; give a jc.schemes.Spec or the name of a format.'
         )
     if self.weight.learn in ('pact', 'ema'):
       raise ValueError(
@@ -133,7 +133,7 @@ PRESETS = {
 def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
   """A scheme from itself, the spec of a weight, words, or None.
 
-  Words are the name of a preset; or those of a spec (`jc.Spec.describe`) for the
+  Words are the name of a preset; or those of a spec (`jc.schemes.Spec.describe`) for the
   weight, then after commas for activations and for gradients: 'int4 g128',
   'int4 tensor, int8 token', 'e4m3, e4m3, e5m2'.
   """

@@ -1,6 +1,6 @@
 """Activations at named places become codes: scores of attention, residual streams.
 
-    apply = jc.quantize_activations(apply, [(r'.*/attn/.*dot_general', 'int8')])
+    apply = jc.quantization.quantize_activations(apply, [(r'.*/attn/.*dot_general', 'int8')])
 
 Weights are named by their paths; what has no weight is named by the scopes of the
 model (`analysis/scopes.py`). A product of two activations multiplies their codes, one
@@ -35,7 +35,7 @@ def quantize_activations(
   Args:
     fun: a function of pytrees of arrays.
     rules: ordered `(regex, spec)` over 'scope/.../primitive'; a spec is a
-      `jc.Spec`, its words ('int8', 'e4m3 g32 mx', 'int8 asym'), or None to leave
+      `jc.schemes.Spec`, its words ('int8', 'e4m3 g32 mx', 'int8 asym'), or None to leave
       the operation as it is. Ranges are measured at run time.
 
   Returns:

@@ -164,7 +164,7 @@ def _layers(whose, pattern, listed, size) -> list[Layer]:
     raise ValueError(
       f'features: {pattern!r} matches no value of the {whose}.'
       f'{choices.guess(pattern, listed)} There are {", ".join(shown[:24])}, and more:'
-      ' jc.feature_names lists them.'
+      ' jc.analysis.feature_names lists them.'
     )
   if len(found) % size:
     raise ValueError(

@@ -48,10 +48,10 @@ def given(
   loss = shrink.loss_of(built.model)
   try:
     if 'gradient' in asks:
-      grads = pruning.gradients.gradients(loss, tree, batches)
+      grads = pruning.gradients(loss, tree, batches)
       found['gradient'] = grads['params']
     if 'gradient_squares' in asks:
-      squares = pruning.gradients.fisher(loss, tree, batches)
+      squares = pruning.fisher(loss, tree, batches)
       found['gradient_squares'] = squares['params']
   except ValueError as e:
     raise ValueError(f'Stage {stage.name!r}: {e}') from e

@@ -238,7 +238,7 @@ class Shrink:
   at_least: float = fields.option(1.0, '(0, inf)')
   multiple: int = fields.option(1, '[1, inf)')
   rounding: str = 'down'
-  # Whether the weights behind them are fitted to what stays; see `jc.compensate`.
+  # Whether the weights behind them are fitted to what stays; see `jc.pruning.compensate`.
   compensate: bool = False
   # Of training data, for scores and fits.
   batches: int = fields.option(8, '[1, inf)')

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxopt_compress import models
 from jaxopt_compress import pruning
-from jaxopt_compress.analysis import biases as biases_lib
+from jaxopt_compress.analysis import added
 from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
@@ -37,6 +37,7 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.distillation import losses
+from jaxopt_compress.pruning.structured import compensate
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
@@ -171,7 +172,7 @@ def cut(
   params: Any,
   variables: Any,
   inputs: Sequence[Any] = (),
-) -> tuple[Any, Any, dict[str, pruning.compensate.Loss]]:
+) -> tuple[Any, Any, dict[str, compensate.Loss]]:
   """What is left of a model: (params, variables, what the fits lose).
 
   Args:
@@ -191,14 +192,14 @@ def cut(
 def _compensated(model, plan, tree, inputs):
   output = output_of(model)
   like = tree_of(model.params, model.variables), model.inputs
-  uses, biases = (f(output)(*like) for f in (uses_lib.uses, biases_lib.biases))
-  reading = pruning.compensate.readers(plan, uses)
+  uses, biases = (f(output)(*like) for f in (uses_lib.uses, added.biases))
+  reading = pruning.readers(plan, uses)
   wanted = {re.escape(path): statistics.moments() for path in reading}
   observed = jax.jit(observe_lib.observe(output, wanted))
   stats = {}
   for x in inputs:
     stats = observe_lib.merge_stats(wanted, stats, observed(tree, x)[1])
-  return pruning.compensate.compensate(plan, tree, stats, uses, biases)
+  return pruning.compensate(plan, tree, stats, uses, biases)
 
 
 def folded(
@@ -383,15 +384,13 @@ def _of_channels(shrink, found, model, tree, batches, seed):
   loss = loss_of(model)
   if shrink.score == 'activations':
     inputs = [x for x, _ in batches]
-    return pruning.activations.activations(
-      found, output_of(model), tree, inputs
-    )
+    return pruning.activations(found, output_of(model), tree, inputs)
   score, asks = getattr(pruning.scores, shrink.score), _asks(shrink.score)
   others = ()
   if 'gradient' in asks:
-    others = (pruning.gradients.gradients(loss, tree, batches),)
+    others = (pruning.gradients(loss, tree, batches),)
   if 'gradient_squares' in asks:
-    others = (pruning.gradients.fisher(loss, tree, batches),)
+    others = (pruning.fisher(loss, tree, batches),)
   if 'k' in asks:
     at = {'quantile': shrink.quantile} if shrink.quantile else {'k': shrink.k}
     score = functools.partial(score, **at)

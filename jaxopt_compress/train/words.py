@@ -29,7 +29,7 @@ def quantize_rules(quantize: options.Quantize) -> list[tuple[str, Any]]:
 
 
 def lora_rules(adapters: options.Adapters) -> list[tuple[str, Any]]:
-  """Rules for `jc.add_lora`."""
+  """Rules for `jc.adapters.add_lora`."""
   return list(_pairs(adapters.rules))
 
 

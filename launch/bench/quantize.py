@@ -144,7 +144,7 @@ def _programs(name):
     }
     divides = all(
       s.shape[-2] % options.get('tile_size', 1) == 0
-      for p, s in jc.named_leaves(model.params)
+      for p, s in jc.rules.named_leaves(model.params)
       if p.endswith('kernel') and s.ndim == 2 and not p.startswith('stem')
     )
     if qwix and divides:

@@ -52,7 +52,7 @@ def stored(leaf, make):
   if not jc.is_compressed(leaf):
     return make(leaf)
   rest = sparse_codes.rest_of(leaf)
-  return jc.SparseCodes(make(rest), leaf.with_codes(None))
+  return jc.pruning.SparseCodes(make(rest), leaf.with_codes(None))
 
 
 def equation(w, itemsize, lead):

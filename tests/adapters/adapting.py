@@ -6,7 +6,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress.analysis import uses as uses_lib
 
-NF4 = jc.Scheme(jc.Spec('nf4', 'group', 4, scale='int8'))
+NF4 = jc.Scheme(jc.schemes.Spec('nf4', 'group', 4, scale='int8'))
 
 
 def leaf(shape, contracted, stacked=(), *, base=NF4, rank=2, alpha=3.0):
@@ -16,9 +16,9 @@ def leaf(shape, contracted, stacked=(), *, base=NF4, rank=2, alpha=3.0):
   params = {'w': jax.random.normal(keys[0], shape)}
   if base is not None:
     params = jc.quantize(params, [('w', base)], uses)
-  factors = jc.add_lora(params, [('w', rank)], uses, key=keys[1])
+  factors = jc.adapters.add_lora(params, [('w', rank)], uses, key=keys[1])
   factors['w']['b'] = jax.random.normal(keys[2], factors['w']['b'].shape)
-  leaf = jc.with_lora(params, factors, uses, alpha=alpha)['w']
+  leaf = jc.adapters.with_lora(params, factors, uses, alpha=alpha)['w']
   dense = np.asarray(jc.materialize(params)['w'])
   factors = {name: np.asarray(f) for name, f in factors['w'].items()}
   return leaf, dense + alpha / rank * _matrix(

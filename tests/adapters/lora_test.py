@@ -38,9 +38,9 @@ class ModelTest(parameterized.TestCase):
     cls.apply = staticmethod(apply)
     cls.uses = jc.uses(cls.apply)(cls.params, cls.x)
     cls.q = jc.quantize(
-      cls.params, [(WEIGHTS, jc.NF4), (r'.*', None)], cls.uses
+      cls.params, [(WEIGHTS, jc.schemes.NF4), (r'.*', None)], cls.uses
     )
-    cls.adapters = jc.add_lora(
+    cls.adapters = jc.adapters.add_lora(
       cls.q, [(WEIGHTS, 2), (r'.*', None)], cls.uses, key=jax.random.key(1)
     )
     cls.trained = jax.tree.map(
@@ -49,7 +49,9 @@ class ModelTest(parameterized.TestCase):
     )
 
   def tree(self, adapters, q=None):
-    return jc.with_lora(self.q if q is None else q, adapters, self.uses)
+    return jc.adapters.with_lora(
+      self.q if q is None else q, adapters, self.uses
+    )
 
   def loss(self, adapters, q=None):
     y = jc.lift(self.apply)(self.tree(adapters, q), self.x)
@@ -72,15 +74,15 @@ class ModelTest(parameterized.TestCase):
   def test_gradient_is_that_of_the_dense_sum(self, **kwargs):
     apply, params, x = _model(**kwargs)
     uses = jc.uses(apply)(params, x)
-    rules = [(WEIGHTS, jc.NF4), (r'.*', None)]
+    rules = [(WEIGHTS, jc.schemes.NF4), (r'.*', None)]
     q = jc.quantize(params, rules, uses)
-    adapters = jc.add_lora(
+    adapters = jc.adapters.add_lora(
       q, [(WEIGHTS, 2), (r'.*', None)], uses, key=jax.random.key(1)
     )
     adapters = jax.tree.map(lambda f: f + 0.1, adapters)
 
     def loss(adapters, call):
-      return jnp.square(call(jc.with_lora(q, adapters, uses))).mean()
+      return jnp.square(call(jc.adapters.with_lora(q, adapters, uses))).mean()
 
     got = jax.jit(jax.grad(lambda a: loss(a, lambda t: jc.lift(apply)(t, x))))
     want = jax.jit(
@@ -95,7 +97,7 @@ class ModelTest(parameterized.TestCase):
   def test_no_gradient_reaches_the_base(self):
     grads = jax.jit(jax.grad(self.loss, argnums=(0, 1), allow_int=True))
     of_adapters, of_base = grads(self.trained, self.q)
-    named = jc.named_leaves(of_base, is_leaf=lambda x: False)
+    named = jc.rules.named_leaves(of_base, is_leaf=lambda x: False)
     frozen = [
       np.abs(g).max()
       for path, g in named
@@ -143,7 +145,7 @@ class ModelTest(parameterized.TestCase):
         out_specs=P() if contracts else P(None, 'm'),
       )
       adapting.close(jax.jit(jc.lift(run, strict=True))(leaf, x), x @ dense)
-      placed = jc.device_put(leaf, mesh, spec)
+      placed = jc.parallel.device_put(leaf, mesh, spec)
       cut = {name: getattr(placed, name).sharding.spec for name in 'ab'}
       want = P('m', None, None) if contracts else P(None, 'm', None)
       self.assertEqual(cut['a' if contracts else 'b'], want)
@@ -163,15 +165,18 @@ class MemoryTest(absltest.TestCase):
     x = jax.ShapeDtypeStruct((4, width), jnp.float32)
     uses = jc.uses(apply)(params, x)
     q = jax.eval_shape(
-      lambda p: jc.quantize(p, [(r'.*', jc.NF4)], uses), params
+      lambda p: jc.quantize(p, [(r'.*', jc.schemes.NF4)], uses), params
     )
     adapters = jax.eval_shape(
-      lambda p: jc.add_lora(p, [(r'.*', 4)], uses, key=jax.random.key(0)), q
+      lambda p: jc.adapters.add_lora(
+        p, [(r'.*', 4)], uses, key=jax.random.key(0)
+      ),
+      q,
     )
 
     def temporaries(call):
       loss = lambda a, q, x: jnp.square(
-        call(jc.with_lora(q, a, uses), x)
+        call(jc.adapters.with_lora(q, a, uses), x)
       ).mean()
       step = jax.jit(jax.grad(loss)).lower(adapters, q, x).compile()
       return step.memory_analysis().temp_size_in_bytes
@@ -191,7 +196,7 @@ class AdaptersTest(parameterized.TestCase):
     }
     params = {'q': jnp.ones((5, 6, 2, 4), jnp.bfloat16), 'bias': jnp.ones(3)}
     rules = [('q', 3), ('.*', None)]
-    got = jc.add_lora(params, rules, uses, key=jax.random.key(0))
+    got = jc.adapters.add_lora(params, rules, uses, key=jax.random.key(0))
     self.assertEqual(list(got), ['q'])
     a, b = got['q']['a'], got['q']['b']
     self.assertEqual((a.shape, b.shape), ((5, 6, 3), (5, 3, 8)))
@@ -207,9 +212,9 @@ class AdaptersTest(parameterized.TestCase):
   )
   def test_scale(self, options, want):
     params = {'w': jnp.zeros((6, 5))}
-    factors = jc.add_lora(params, [('w', 4)], key=jax.random.key(0))
+    factors = jc.adapters.add_lora(params, [('w', 4)], key=jax.random.key(0))
     factors['w']['b'] = jnp.ones((4, 5))
-    [leaf] = jc.with_lora(params, factors, **options).values()
+    [leaf] = jc.adapters.with_lora(params, factors, **options).values()
     ones = np.asarray(factors['w']['a']) @ np.ones((4, 5))
     np.testing.assert_allclose(leaf.materialize(), want * ones, rtol=1e-5)
 
@@ -234,15 +239,15 @@ class AdaptersTest(parameterized.TestCase):
   def test_mistakes(self, rules, message):
     params = {'w': jnp.ones((8, 6))}
     with self.assertRaisesRegex(ValueError, message):
-      jc.add_lora(params, rules, key=jax.random.key(0))
+      jc.adapters.add_lora(params, rules, key=jax.random.key(0))
 
   def test_other_parameters(self):
     params = {'w': jnp.ones((8, 6))}
-    adapters = jc.add_lora(params, [('w', 2)], key=jax.random.key(0))
+    adapters = jc.adapters.add_lora(params, [('w', 2)], key=jax.random.key(0))
     with self.assertRaisesRegex(ValueError, 'Adapters for w, which is no leaf'):
-      jc.with_lora({'v': params['w']}, adapters)
+      jc.adapters.with_lora({'v': params['w']}, adapters)
     with self.assertRaisesRegex(ValueError, r'\(4, 2\).*are expected'):
-      jc.with_lora({'w': jnp.ones((4, 6))}, adapters)
+      jc.adapters.with_lora({'w': jnp.ones((4, 6))}, adapters)
 
 
 if __name__ == '__main__':

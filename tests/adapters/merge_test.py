@@ -17,7 +17,7 @@ class MergeTest(parameterized.TestCase):
     self.tree = {'w': leaf, 'bias': jnp.ones(6)}
 
   def test_dense(self):
-    merged, errors = jc.merge_lora(self.tree)
+    merged, errors = jc.adapters.merge_lora(self.tree)
     self.assertFalse(jc.is_compressed(merged['w']))
     adapting.close(merged['w'], self.dense)
     self.assertEqual(list(errors), ['w'])
@@ -30,7 +30,7 @@ class MergeTest(parameterized.TestCase):
 
   def test_rounded_again(self):
     rules = [('w', jc.W8A16), ('.*', None)]
-    merged, errors = jc.merge_lora(self.tree, rules)
+    merged, errors = jc.adapters.merge_lora(self.tree, rules)
     self.assertIsInstance(merged['w'], qarray.QArray)
     again = np.asarray(merged['w'].materialize())
     norm = np.linalg.norm
@@ -40,11 +40,11 @@ class MergeTest(parameterized.TestCase):
 
   def test_nothing_to_merge(self):
     with self.assertRaisesRegex(ValueError, 'No leaf.*has an adapter'):
-      jc.merge_lora({'w': jnp.ones((8, 6))})
+      jc.adapters.merge_lora({'w': jnp.ones((8, 6))})
 
   def test_freeze_keeps_the_adapters(self):
     frozen = jc.freeze(self.tree)['w']
-    self.assertIsInstance(frozen, jc.LoRA)
+    self.assertIsInstance(frozen, jc.adapters.LoRA)
     np.testing.assert_array_equal(
       frozen.materialize(), self.tree['w'].materialize()
     )

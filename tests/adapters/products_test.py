@@ -163,7 +163,7 @@ class MoveTest(parameterized.TestCase):
   def test_keeps_its_meaning(self, move, stays):
     leaf, dense = adapting.leaf((3, 8, 8), (-2,), (-3,))
     moved = jc.lift(move, keep=True)(leaf)
-    self.assertEqual(isinstance(moved, jc.LoRA), stays)
+    self.assertEqual(isinstance(moved, jc.adapters.LoRA), stays)
     want = move(jnp.asarray(dense))
     self.assertEqual((moved.shape, moved.dtype), (want.shape, want.dtype))
     tolerance = 1e-2 if want.dtype == jnp.bfloat16 else 1e-5

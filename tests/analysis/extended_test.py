@@ -75,7 +75,7 @@ class ExtendedTest(parameterized.TestCase):
     )
     given = programs.STACKED, programs.X
     _, found = jax.jit(jc.features(f, [('c/add', ...)]))(*given)
-    listed = jc.feature_names(f)(*given)['c/add']
+    listed = jc.analysis.feature_names(f)(*given)['c/add']
     n = len(jax.devices())
     self.assertEqual(found['c/add'].shape, (n, 3, 8 // n, 4))
     self.assertEqual((listed.shape, listed.layers), ((n, 3, 8 // n, 4), ()))
@@ -147,7 +147,9 @@ class ExtendedTest(parameterized.TestCase):
     np.testing.assert_allclose(
       found['a/w'].reshape(8, 6), want, rtol=1e-5, atol=1e-6
     )
-    listed = jc.feature_names(f)(programs.PARAMS, programs.X)['a/w'].shape
+    listed = jc.analysis.feature_names(f)(programs.PARAMS, programs.X)[
+      'a/w'
+    ].shape
     self.assertEqual(listed, found['a/w'].shape)
     # Around the function there is no such axis: a device has its part.
     inside = jax.shard_map(

@@ -214,7 +214,7 @@ class RulesTest(parameterized.TestCase):
       k: jnp.abs(_w(*s)) if k == 'var' else _w(*s) for k, s in shapes.items()
     }
     x = _w(*x_shape)
-    freedoms = jc.rescalings(f)(params, x)
+    freedoms = jc.analysis.rescalings(f)(params, x)
     self.assertEqual(freedoms.num, num)
     moved = freedoms.apply(params, _RNG.normal(size=num))
     want, got = f(params, x), f(moved, x)

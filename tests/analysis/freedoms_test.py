@@ -57,7 +57,7 @@ class RescalingsTest(parameterized.TestCase):
     x = _w(*shape)
     if name == 'decoder':
       x = jnp.asarray(_RNG.integers(0, 50, shape))
-    freedoms = jc.rescalings(apply)(params, x)
+    freedoms = jc.analysis.rescalings(apply)(params, x)
     self.assertEqual(freedoms.num, num)
     moved = freedoms.apply(params, 0.5 * _RNG.normal(size=num))
     want, got = apply(params, x), apply(moved, x)
@@ -66,7 +66,9 @@ class RescalingsTest(parameterized.TestCase):
   def test_statistics_outside_the_parameters_allow_nothing(self):
     f = models.functional(models.build('cnn'))
     apply = lambda p, v, x: f.apply(p, v, x)[0]
-    freedoms = jc.rescalings(apply)(f.params, f.variables, _w(2, 8, 8, 1))
+    freedoms = jc.analysis.rescalings(apply)(
+      f.params, f.variables, _w(2, 8, 8, 1)
+    )
     moved = freedoms.apply(f.params, np.ones(freedoms.num))
     x = _w(2, 8, 8, 1)
     np.testing.assert_allclose(
@@ -79,12 +81,14 @@ class RescalingsTest(parameterized.TestCase):
   def test_abstract_arguments(self):
     like = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
     params = {**dict.fromkeys('qkv', like(4, 2, 3)), 'o': like(2, 3, 4)}
-    self.assertEqual(jc.rescalings(_attention)(params, like(2, 5, 4)).num, 12)
+    self.assertEqual(
+      jc.analysis.rescalings(_attention)(params, like(2, 5, 4)).num, 12
+    )
 
   def test_bfloat16_keeps_its_type(self):
     params = {k: _w(*s).astype(jnp.bfloat16) for k, s in RELU.items()}
     x = _w(5, 4).astype(jnp.bfloat16)
-    freedoms = jc.rescalings(_relu)(params, x)
+    freedoms = jc.analysis.rescalings(_relu)(params, x)
     # Powers of two are exact in any float.
     logs = np.log(2.0) * _RNG.integers(-3, 4, 6)
     moved = freedoms.apply(params, logs)

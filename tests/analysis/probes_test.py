@@ -132,7 +132,7 @@ class MeshTest(observing.Case):
   @parameterized.product(
     name=tuple(_CUTS),
     checked=(True, False),
-    statistic=(jc.gram(), jc.absmax('tensor')),
+    statistic=(jc.statistics.gram(), jc.statistics.absmax('tensor')),
   )
   def test_cut_leaves_are_whole(self, name, checked, statistic):
     f, w_spec, x_spec, y_spec, w, x, single = _CUTS[name]
@@ -153,7 +153,7 @@ class MeshTest(observing.Case):
 
     ws = observing.rand(4, 6, 6)
     g = _grid(f, (P('m'), P('d')), P('d'), checked)
-    seen = observing.observed(g, jc.gram(), ws, observing.X)
+    seen = observing.observed(g, jc.statistics.gram(), ws, observing.X)
     met = [*observing.hidden(ws[:2]), *observing.hidden(ws[2:])]
     np.testing.assert_array_equal(seen.count, [8] * 4)
     observing.close(seen.state, [h.T @ h for h in met])
@@ -162,7 +162,9 @@ class MeshTest(observing.Case):
     f = lambda ws, x: lax.psum(x @ ws[0] @ ws[1], 'm')
     g = _grid(f, (P('m'), P('d')), P('d'), True)
     with self.assertRaisesRegex(ValueError, 'w is cut along .* and indexed'):
-      observing.observed(g, jc.gram(), observing.rand(4, 6, 6), observing.X)
+      observing.observed(
+        g, jc.statistics.gram(), observing.rand(4, 6, 6), observing.X
+      )
 
   def test_column_then_row(self):
     def f(p, x):
@@ -176,9 +178,9 @@ class MeshTest(observing.Case):
       in_specs=({'w': P(None, 'm'), 'v': P('m')}, P('d')),
       out_specs=P('d'),
     )
-    stats = jax.jit(jc.observe(mapped, {'.*': jc.gram()}))(params, observing.X)[
-      1
-    ]
+    stats = jax.jit(jc.observe(mapped, {'.*': jc.statistics.gram()}))(
+      params, observing.X
+    )[1]
     for name, met in zip(
       'wv', observing.hidden(observing.LAYERS[:2]), strict=True
     ):
@@ -201,7 +203,7 @@ class MeshTest(observing.Case):
       )(p['w'], x, y)
 
     with self.assertRaisesRegex(ValueError, 'check_vma=True'):
-      jc.observe(f, {'w': jc.gram()})(
+      jc.observe(f, {'w': jc.statistics.gram()})(
         {'w': observing.LAYERS[0]}, observing.X, observing.X
       )
 

@@ -57,15 +57,17 @@ class RaisedTest(parameterized.TestCase):
     plan = jc.Plan(found, {heads.name: [0, 2]})
     self.assertRegex(str(plan), f'build the model again: .*{line}')
     small = jc.shrink(plan, params)
-    with self.assertRaisesRegex(ValueError, f'{line}.*4 -> 2.*jc.config_delta'):
-      jc.fold_sizes(apply, plan)(small, x)
+    with self.assertRaisesRegex(
+      ValueError, f'{line}.*4 -> 2.*jc.analysis.config_delta'
+    ):
+      jc.analysis.fold_sizes(apply, plan)(small, x)
     # The config has its width, and not its heads.
     shapes = lambda m: jax.eval_shape(m.init, jax.random.key(0), x)['params']
     message = (
       r"With {'features': 12} .*raises: .*raised_test.py:2\d \(__call__\)"
     )
     with self.assertRaisesRegex(ValueError, message):
-      jc.config_delta(shapes, model, plan)
+      jc.analysis.config_delta(shapes, model, plan)
 
   def test_without_the_address_that_flax_gives(self):
     error = ValueError('It is 3, not 4. (https://flax.org/errors#Shape)')

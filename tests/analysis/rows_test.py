@@ -18,7 +18,7 @@ class ProductTest(observing.Case):
     w, x = observing.rand(4, 3, 7), observing.rand(5, 3, 4)
     f = lambda p, x: jnp.einsum('bdh,hdo->bo', x, p['w'])
     observing.close(
-      observing.observed(f, jc.sums(), w, x).state,
+      observing.observed(f, jc.statistics.sums(), w, x).state,
       np.asarray(x).transpose(0, 2, 1).reshape(5, 12).sum(0),
     )
 
@@ -28,12 +28,14 @@ class ProductTest(observing.Case):
       x @ jnp.swapaxes(p['w'], 0, 2).swapaxes(0, 1).reshape(15, 2)
     )
     x = observing.rand(4, 15)
-    observing.close(observing.observed(f, jc.sums(), w, x).state, x.sum(0))
+    observing.close(
+      observing.observed(f, jc.statistics.sums(), w, x).state, x.sum(0)
+    )
 
   def test_experts_stay_apart(self):
     w, x = observing.rand(5, 4, 7), observing.rand(2, 5, 4)
     f = lambda p, x: jnp.einsum('beh,eho->beo', x, p['w'])
-    seen = observing.observed(f, jc.gram(), w, x)
+    seen = observing.observed(f, jc.statistics.gram(), w, x)
     observing.close(seen.state, np.einsum('bei,bej->eij', x, x))
     np.testing.assert_array_equal(seen.count, [2] * 5)
 
@@ -42,7 +44,7 @@ class ProductTest(observing.Case):
     f = lambda p, x: jnp.einsum(
       'bnk,bko->bno', x, jnp.broadcast_to(p['w'], (3, 4, 7))
     )
-    seen = observing.observed(f, jc.gram(), w, x)
+    seen = observing.observed(f, jc.statistics.gram(), w, x)
     self.assertEqual(seen.count, 15)
     observing.close(seen.state, np.einsum('bnk,bnl->kl', x, x))
 
@@ -52,7 +54,9 @@ class ProductTest(observing.Case):
     f = lambda p, x: lax.dot_general(
       x.reshape(8, 3, 4), p['w'].reshape(3, 4, 5), numbers
     )
-    observing.close(observing.observed(f, jc.sums(), w, x).state, x.sum(0))
+    observing.close(
+      observing.observed(f, jc.statistics.sums(), w, x).state, x.sum(0)
+    )
 
   def test_a_broadcast_axis_that_is_contracted(self):
     w, x = observing.rand(6, 5), observing.rand(8, 3, 6)
@@ -62,17 +66,21 @@ class ProductTest(observing.Case):
     with self.assertRaisesRegex(
       ValueError, 'w is .* 3 entries that are no axis'
     ):
-      observing.observed(f, jc.gram(), w, x)
+      observing.observed(f, jc.statistics.gram(), w, x)
 
   def test_parts_of_what_is_contracted(self):
     f = lambda p, x: x[:, :3] @ p['w'][:3] + x[:, 3:] @ p['w'][3:]
     with self.assertRaisesRegex(ValueError, 'w is .* its axis -2: 3 .* of 6'):
-      observing.observed(f, jc.gram(), observing.LAYERS[0], observing.X)
+      observing.observed(
+        f, jc.statistics.gram(), observing.LAYERS[0], observing.X
+      )
 
   def test_parts_of_what_is_not(self):
     """The gates of a recurrent cell, in one kernel."""
     f = lambda p, x: jnp.tanh(x @ p['w'][:, :3]) * (x @ p['w'][:, 3:])
-    seen = observing.observed(f, jc.gram(), observing.LAYERS[0], observing.X)
+    seen = observing.observed(
+      f, jc.statistics.gram(), observing.LAYERS[0], observing.X
+    )
     self.assertEqual(seen.count, 16)
     observing.close(seen.state, 2 * observing.X.T @ observing.X)
 
@@ -80,20 +88,25 @@ class ProductTest(observing.Case):
     scan = lambda p, x: lax.scan(lambda h, w: (h @ w, None), x, p['w'])[0]
     f = lambda p, x: scan(p, x) @ p['w'][0]
     with self.assertRaisesRegex(ValueError, 'w has uses whose statistics'):
-      observing.observed(f, jc.gram(), observing.LAYERS, observing.X)
+      observing.observed(f, jc.statistics.gram(), observing.LAYERS, observing.X)
 
   def test_the_image_of_a_convolution(self):
     image, kernel = observing.rand(4, 5, 5, 4), observing.rand(3, 3, 4, 2)
     with self.assertRaisesRegex(ValueError, 'w is not the weight of a conv'):
       observing.observed(
-        lambda p, x: observing.conv(x, p['w']), jc.gram(), image, kernel
+        lambda p, x: observing.conv(x, p['w']),
+        jc.statistics.gram(),
+        image,
+        kernel,
       )
 
   def test_other_leaves_stay_compressed(self):
     params = {'q': observing.LAYERS[0], 'w': observing.LAYERS[1]}
     params = jc.quantize(params, [('q', jc.W8A8), ('w', None)])
     f = lambda p, x: (x @ p['q']) @ p['w']
-    y, stats = jax.jit(jc.observe(f, {'w': jc.sums()}))(params, observing.X)
+    y, stats = jax.jit(jc.observe(f, {'w': jc.statistics.sums()}))(
+      params, observing.X
+    )
     observing.close(y, jax.jit(jc.lift(f))(params, observing.X))
     met = jax.jit(jc.lift(lambda p, x: x @ p['q']))(params, observing.X)
     observing.close(stats['w'].state, np.asarray(met).sum(0))
@@ -118,7 +131,7 @@ class ProductTest(observing.Case):
     f = lambda p, x: lax.conv_general_dilated(
       x, p['w'], **how, dimension_numbers=numbers, feature_group_count=groups
     )
-    seen = observing.observed(f, jc.gram(), w, x)
+    seen = observing.observed(f, jc.statistics.gram(), w, x)
     features = numbers[2].index('C')
     y = np.moveaxis(np.asarray(f({'w': w}, x)), features, -1)
     self.assertEqual(seen.count, y[..., 0].size * groups)
@@ -152,14 +165,14 @@ class ProductTest(observing.Case):
     w, x = observing.rand(3, 6, 5), jnp.asarray(observing.X)
     sizes = jnp.array([3, 0, 4])
     f = lambda p, x: lax.ragged_dot(x, p['w'], sizes)
-    _, stats = jc.observe(f, {'w': jc.minmax()})({'w': w}, x)
+    _, stats = jc.observe(f, {'w': jc.statistics.minmax()})({'w': w}, x)
     np.testing.assert_array_equal(stats['w'].count, [3, 0, 4])
     low, high = stats['w'].state
     observing.close(
       (low[0], high[2]), (observing.X[:3].min(0), observing.X[3:7].max(0))
     )
     with self.assertRaisesRegex(ValueError, r'^w saw no data at \[\[1\]\]'):
-      jc.check_seen(stats)
+      jc.analysis.check_seen(stats)
 
   def test_nnx(self):
     model = nnx.Sequential(
@@ -169,7 +182,9 @@ class ProductTest(observing.Case):
     )
     graphdef, params = nnx.split(model)
     apply = lambda p, x: nnx.merge(graphdef, p)(x)
-    _, stats = jc.observe(apply, {r'.*/kernel': jc.gram()})(params, observing.X)
+    _, stats = jc.observe(apply, {r'.*/kernel': jc.statistics.gram()})(
+      params, observing.X
+    )
     first, second = stats.values()
     observing.close(first.state, observing.X.T @ observing.X)
     kernel, bias = (
@@ -198,7 +213,7 @@ class ProductTest(observing.Case):
 
     model = Model()
     params = model.init(jax.random.key(0), observing.X)
-    _, stats = jax.jit(jc.observe(model.apply, {'.*': jc.gram()}))(
+    _, stats = jax.jit(jc.observe(model.apply, {'.*': jc.statistics.gram()}))(
       params, observing.X
     )
     (seen,) = stats.values()
@@ -214,7 +229,7 @@ class ProductTest(observing.Case):
     x = observing.rand(2, 5, 6)
     params = model.init(jax.random.key(0), x)['params']
     apply = lambda p, x: model.apply({'params': p}, x)
-    chosen = {r'.*/kernel': jc.gram()}
+    chosen = {r'.*/kernel': jc.statistics.gram()}
     y, stats = jc.observe(apply, chosen)(params, x)
     self.assertEqual(stats['out/kernel'].state.shape, (6, 6))
     kernel = np.asarray(params['out']['kernel']).reshape(6, 6)

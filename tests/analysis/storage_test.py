@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.analysis import storage
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 
 
 def _struct(*shape, dtype=jnp.float32):
@@ -24,13 +24,17 @@ class StorageTest(parameterized.TestCase):
     dict(testcase_name='tree', x={'a': [_struct(2), 'name', 3]}, expected=8),
     dict(
       testcase_name='leaf',
-      x=masked.Masked(_struct(6, dtype=jnp.int8), _struct(4, dtype=jnp.bool_)),
+      x=masked_array.Masked(
+        _struct(6, dtype=jnp.int8), _struct(4, dtype=jnp.bool_)
+      ),
       expected=10,
     ),
     dict(
       testcase_name='leaf in a leaf',
-      x=masked.Masked(
-        masked.Masked(_struct(6, dtype=jnp.int8), _struct(6, dtype=jnp.bool_)),
+      x=masked_array.Masked(
+        masked_array.Masked(
+          _struct(6, dtype=jnp.int8), _struct(6, dtype=jnp.bool_)
+        ),
         _struct(2, dtype=jnp.bool_),
       ),
       expected=14,
@@ -46,7 +50,7 @@ class StorageTest(parameterized.TestCase):
 
   def test_what_is_of_the_form_of_a_leaf(self):
     # Moments of an optimizer, say, in a type of their own: 2 bytes for each.
-    leaf = masked.Masked(jnp.ones(4), jnp.ones(4, bool))
+    leaf = masked_array.Masked(jnp.ones(4), jnp.ones(4, bool))
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), {'w': leaf})
     self.assertEqual(storage.nbytes(cast), 2 * (4 + 4))
 

@@ -326,7 +326,9 @@ class AxesTest(parameterized.TestCase):
       jc.quantize(p, [('w', 'int8')]), uses, target='cpu'
     ),
     lambda p, uses: jc.prune_now(p, [('w', jc.Sparsity(0.5))], uses),
-    lambda p, uses: jc.add_lora(p, [('w', 1)], uses, key=jax.random.key(0)),
+    lambda p, uses: jc.adapters.add_lora(
+      p, [('w', 1)], uses, key=jax.random.key(0)
+    ),
   )
   def test_the_function_that_was_not_called(self, make):
     not_called = jc.uses(lambda p, x: x @ p['w'])

@@ -138,7 +138,7 @@ class ValuesTest(parameterized.TestCase):
 
   def test_names_are_listed_with_types_and_nothing_runs(self):
     shapes = jax.eval_shape(lambda: (programs.STACKED, programs.X))
-    listed = jc.feature_names(programs.scan)(*shapes)
+    listed = jc.analysis.feature_names(programs.scan)(*shapes)
     self.assertEqual(listed['a/w'].shape, (3, 8, 6))
     _, found = jc.features(programs.scan, [('.*', ...)])(
       programs.STACKED, programs.X

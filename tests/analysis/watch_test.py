@@ -22,7 +22,7 @@ def _seen(of, w, x, mask=None):
 
 class WatchTest(observing.Case):
   def test_meetings_are_merged(self):
-    of, w = watch.Watch('w', jc.sums()), observing.LAYERS[0]
+    of, w = watch.Watch('w', jc.statistics.sums()), observing.LAYERS[0]
     a, b = (_seen(of, w, x) for x in (observing.X[:3], observing.X[3:]))
     merged = of.merge(a, b)
     self.assertEqual(merged.count, 8)
@@ -30,7 +30,7 @@ class WatchTest(observing.Case):
     observing.close(of.merge(merged, of.empty(merged)).state, merged.state)
 
   def test_each_expert_has_its_own(self):
-    of, w = watch.Watch('w', jc.absmax()), observing.LAYERS
+    of, w = watch.Watch('w', jc.statistics.absmax()), observing.LAYERS
     x = observing.rand(3, 4, 6)
     mask = np.arange(4) < np.array([[4], [0], [2]])
     seen = _seen(of, w, x, mask)
@@ -43,14 +43,14 @@ class WatchTest(observing.Case):
     observing.close(twice.state, seen.state)
 
   def test_shapes_that_do_not_fit(self):
-    of = watch.Watch('w', jc.sums())
+    of = watch.Watch('w', jc.statistics.sums())
     a = _seen(of, observing.LAYERS[0], observing.X)
     b = _seen(of, observing.LAYERS, observing.rand(3, 4, 6))
     with self.assertRaisesRegex(ValueError, 'w has uses whose statistics'):
       of.merge(a, b)
 
   def test_nothing_has_the_shapes_of_something(self):
-    of = watch.Watch('w', jc.minmax())
+    of = watch.Watch('w', jc.statistics.minmax())
     seen = _seen(of, observing.LAYERS, observing.rand(3, 4, 6))
     like = jax.eval_shape(lambda s: s, seen)
     none = of.empty(like)

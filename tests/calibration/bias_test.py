@@ -33,10 +33,15 @@ class BiasTest(parameterized.TestCase):
     uses = jc.uses(apply)(params, x)
     rules = [(r'.*kernel', 'int3 tensor'), (r'.*', None)]
     q = jc.quantize(params, rules, uses)
-    _, stats = jc.observe(apply, {r'.*kernel': jc.sums()})(params, x)
+    _, stats = jc.observe(apply, {r'.*kernel': jc.statistics.sums()})(params, x)
     biases = {p: p.replace('kernel', 'bias') for p in stats}
-    fixed, _ = jc.correct_bias(
-      params, q, stats, biases, uses, jc.output_error(apply, params, [x])
+    fixed, _ = jc.calibration.correct_bias(
+      params,
+      q,
+      stats,
+      biases,
+      uses,
+      jc.calibration.output_error(apply, params, [x]),
     )
     run = jax.jit(jc.lift(apply))
     want = apply(params, x)
@@ -62,12 +67,17 @@ class BiasTest(parameterized.TestCase):
 
     x = _rand(32, 8, seed=2) + 0.5
     uses = jc.uses(apply)(params, x)
-    _, stats = jc.observe(apply, {'w': jc.sums()})(params, x)
+    _, stats = jc.observe(apply, {'w': jc.statistics.sums()})(params, x)
     q = jc.quantize(params, [('w', 'int2'), ('b', None)], uses)
     wrong = jnp.array([[1.0], [-30.0], [1.0]])
     stats['w'] = stats['w']._replace(state=stats['w'].state * wrong)
-    fixed, trials = jc.correct_bias(
-      params, q, stats, {'w': 'b'}, uses, jc.output_error(apply, params, [x])
+    fixed, trials = jc.calibration.correct_bias(
+      params,
+      q,
+      stats,
+      {'w': 'b'},
+      uses,
+      jc.calibration.output_error(apply, params, [x]),
     )
     applied = {name: t.applied for name, t in trials.items()}
     self.assertEqual(
@@ -89,14 +99,16 @@ class BiasTest(parameterized.TestCase):
     )
     params, uses = model.params, jc.uses(apply)(model.params, seen)
     q = jc.quantize(params, [(r'.*kernel', 'int4'), (r'.*', None)], uses)
-    _, stats = jax.jit(jc.observe(apply, {r'.*kernel': jc.sums()}))(
+    _, stats = jax.jit(jc.observe(apply, {r'.*kernel': jc.statistics.sums()}))(
       params, seen
     )
     bad = 'blocks/0/down/kernel'
     stats[bad] = stats[bad]._replace(state=-20 * stats[bad].state)
     biases = {p: p.replace('kernel', 'bias') for p in stats}
-    error = jc.output_error(apply, params, [held_out])
-    fixed, trials = jc.correct_bias(params, q, stats, biases, uses, error)
+    error = jc.calibration.output_error(apply, params, [held_out])
+    fixed, trials = jc.calibration.correct_bias(
+      params, q, stats, biases, uses, error
+    )
     self.assertFalse(trials[bad].applied)
     self.assertGreater(sum(t.applied for t in trials.values()), 4)
     run = jax.jit(jc.lift(apply))
@@ -113,8 +125,8 @@ class BiasTest(parameterized.TestCase):
     f = lambda p, x: x @ p['w'] + p['b'][None]
     params, x = {'w': _rand(4, 3), 'b': jnp.zeros(3)}, _rand(5, 4)
     uses = jc.uses(f)(params, x)
-    _, stats = jc.observe(f, {'w': jc.sums()})(params, x)
-    fix = lambda biases, stats=stats: jc.correct_bias(
+    _, stats = jc.observe(f, {'w': jc.statistics.sums()})(params, x)
+    fix = lambda biases, stats=stats: jc.calibration.correct_bias(
       params, params, stats, biases, uses, float
     )
     with self.assertRaisesRegex(ValueError, 'c is not in params'):
@@ -122,7 +134,7 @@ class BiasTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'w is not in stats'):
       fix({'w': 'b'}, {})
     with self.assertRaisesRegex(ValueError, 'it is not its bias'):
-      jc.correct_bias(
+      jc.calibration.correct_bias(
         {**params, 'b': jnp.zeros(2)},
         {**params, 'b': jnp.zeros(2)},
         stats,

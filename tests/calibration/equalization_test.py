@@ -47,7 +47,7 @@ class EqualizeTest(_Case):
   def test_two_layers_are_the_equation(self):
     f = lambda p, x: jax.nn.relu(x @ p['a'] + p['c']) @ p['b']
     p = {'a': _w(4, 6), 'b': _w(6, 3), 'c': _w(1, 6)}
-    even, _ = jc.equalize(p, jc.rescalings(f)(p, _w(2, 4)))
+    even, _ = jc.calibration.equalize(p, jc.analysis.rescalings(f)(p, _w(2, 4)))
     a, b = np.asarray(p['a']), np.asarray(p['b'])
     s = np.sqrt(np.abs(a).max(0) / np.abs(b).max(1))
     np.testing.assert_allclose(even['a'], a / s, rtol=1e-5)
@@ -59,7 +59,9 @@ class EqualizeTest(_Case):
     p['a'] = p['a'] * jnp.exp(_w(1, 6) * 2)
     p['b'] = p['b'] * jnp.exp(_w(1, 5) * 2)
     x = _w(8, 4)
-    even, _ = jc.equalize(p, jc.rescalings(_mlp)(p, x), sweeps=100)
+    even, _ = jc.calibration.equalize(
+      p, jc.analysis.rescalings(_mlp)(p, x), sweeps=100
+    )
     reach = lambda w, axis: np.abs(np.asarray(w)).max(axis)
     np.testing.assert_allclose(
       reach(even['a'], 0), reach(even['b'], 1), rtol=1e-2
@@ -71,19 +73,22 @@ class EqualizeTest(_Case):
 
   def test_int8_per_tensor_survives_uneven_channels(self):
     apply, params, x = _resnet()
-    freedoms = jc.rescalings(apply)(params, x)
-    folded, gains = jc.fold_norms(params, freedoms)
+    freedoms = jc.analysis.rescalings(apply)(params, x)
+    folded, gains = jc.calibration.fold_norms(params, freedoms)
     self.assertLen(gains, 6)
     # The same function, with factors on its channels that a network may well have.
     uneven = freedoms.without_gains()
     uneven = uneven.apply(folded, 1.5 * _RNG.normal(size=uneven.num))
-    even, _ = jc.equalize(uneven, freedoms)
+    even, _ = jc.calibration.equalize(uneven, freedoms)
     want = apply(params, x)
     error = {}
     for name, tree in dict(folded=folded, uneven=uneven, even=even).items():
       close = 1e-4 * np.abs(want).max()
       np.testing.assert_allclose(apply(tree, x), want, atol=close)
-      rules_ = [(r'params/.*/kernel', jc.Spec('int8', 'tensor')), ('.*', None)]
+      rules_ = [
+        (r'params/.*/kernel', jc.schemes.Spec('int8', 'tensor')),
+        ('.*', None),
+      ]
       q = jc.quantize(tree, rules_, jc.uses(apply)(tree, x))
       error[name] = float(jnp.abs(jc.lift(apply)(q, x) - want).mean())
     self.assertLess(error['even'], error['uneven'] / 3)
@@ -94,27 +99,29 @@ class EqualizeTest(_Case):
     # Wide channels between a and b, which one scale suits badly.
     spread = jnp.exp(_w(1, 6) * 2)
     p |= {'a': p['a'] * spread, 'c': p['c'] * spread, 'b': p['b'] / spread.T}
-    freedoms = jc.rescalings(_mlp)(p, _w(2, 4))
-    error = jc.output_error(_mlp, p, [_w(32, 4)])
-    rules_ = [('a|b', jc.Spec('int4', 'tensor')), ('c|d', None)]
+    freedoms = jc.analysis.rescalings(_mlp)(p, _w(2, 4))
+    error = jc.calibration.output_error(_mlp, p, [_w(32, 4)])
+    rules_ = [('a|b', jc.schemes.Spec('int4', 'tensor')), ('c|d', None)]
 
     def rounded(tree):
       return error(jc.quantize(tree, rules_))
 
-    even, trials = jc.equalize(p, freedoms, rounded)
+    even, trials = jc.calibration.equalize(p, freedoms, rounded)
     self.assertEqual(set(trials), {'a - b', 'b - d'})
     self.assertTrue(trials['a - b'].applied)
-    least = min(rounded(p), rounded(jc.equalize(p, freedoms)[0]))
+    least = min(rounded(p), rounded(jc.calibration.equalize(p, freedoms)[0]))
     self.assertLessEqual(rounded(even), least)
     # An error that nothing lowers leaves all as it was.
-    same, trials = jc.equalize(p, freedoms, lambda tree: 1.0)
+    same, trials = jc.calibration.equalize(p, freedoms, lambda tree: 1.0)
     self.assertFalse(any(t.applied for t in trials.values()))
     jax.tree.map(np.testing.assert_array_equal, same, p)
 
   def test_zero_channel_stays(self):
     p = {'a': _w(4, 6), 'c': _w(1, 6), 'b': _w(6, 5), 'd': _w(5, 3)}
     p['a'] = p['a'].at[:, 2].set(0)
-    even, _ = jc.equalize(p, jc.rescalings(_mlp)(p, _w(2, 4)))
+    even, _ = jc.calibration.equalize(
+      p, jc.analysis.rescalings(_mlp)(p, _w(2, 4))
+    )
     self.assertTrue(all(np.isfinite(v).all() for v in even.values()))
     np.testing.assert_array_equal(even['c'][0, 2], p['c'][0, 2])
 
@@ -122,19 +129,21 @@ class EqualizeTest(_Case):
     f = lambda p, x: jax.nn.gelu(x @ p['a']) @ p['b']
     p = {'a': _w(4, 6), 'b': _w(6, 3)}
     with self.assertRaisesRegex(ValueError, 'nothing\\s+to equalise'):
-      jc.equalize(p, jc.rescalings(f)(p, _w(2, 4)))
+      jc.calibration.equalize(p, jc.analysis.rescalings(f)(p, _w(2, 4)))
 
   def test_not_finite(self):
     p = {'a': _w(4, 6), 'c': _w(1, 6), 'b': _w(6, 5), 'd': _w(5, 3)}
     p['b'] = p['b'].at[0, 0].set(np.nan)
     with self.assertRaisesRegex(ValueError, 'b has entries'):
-      jc.equalize(p, jc.rescalings(_mlp)(p, _w(2, 4)))
+      jc.calibration.equalize(p, jc.analysis.rescalings(_mlp)(p, _w(2, 4)))
 
 
 class FoldNormsTest(_Case):
   def test_gains_become_one(self):
     apply, params, x = _resnet()
-    folded, gains = jc.fold_norms(params, jc.rescalings(apply)(params, x))
+    folded, gains = jc.calibration.fold_norms(
+      params, jc.analysis.rescalings(apply)(params, x)
+    )
     leaves = dict(rules.named_leaves(folded))
     for path in gains:
       var = leaves[path.replace('params/', 'variables/')[:-5] + 'var']
@@ -146,7 +155,7 @@ class FoldNormsTest(_Case):
     f = lambda p, x: ((x @ p['w']) - p['m']) * p['g']
     p = {'w': _w(4, 3), 'm': _w(1, 3), 'g': jnp.array([[-2.0, 0.0, 4.0]])}
     x = _w(5, 4)
-    folded, _ = jc.fold_norms(p, jc.rescalings(f)(p, x))
+    folded, _ = jc.calibration.fold_norms(p, jc.analysis.rescalings(f)(p, x))
     np.testing.assert_allclose(folded['g'], [[-1.0, 0.0, 1.0]], rtol=1e-6)
     np.testing.assert_allclose(f(folded, x), f(p, x), rtol=1e-5, atol=1e-5)
 
@@ -154,15 +163,17 @@ class FoldNormsTest(_Case):
     f = lambda p, x: (x @ p['w']) * p['g']
     p = {'w': _w(4, 3), 'g': _w(1, 3)}
     like = jax.eval_shape(lambda: p)
-    freedoms = jc.rescalings(f)(like, _w(2, 4))
+    freedoms = jc.analysis.rescalings(f)(like, _w(2, 4))
     with self.assertRaisesRegex(ValueError, 'What g multiplies by'):
-      jc.fold_norms(p, freedoms)
+      jc.calibration.fold_norms(p, freedoms)
 
   def test_layer_norm_says_so(self):
     f = models.functional(models.build('vit'))
     apply = lambda p, x: f.apply(p, f.variables, x)[0]
     with self.assertRaisesRegex(ValueError, 'No gain of a norm follows'):
-      jc.fold_norms(f.params, jc.rescalings(apply)(f.params, _w(2, 8, 8, 1)))
+      jc.calibration.fold_norms(
+        f.params, jc.analysis.rescalings(apply)(f.params, _w(2, 8, 8, 1))
+      )
 
 
 if __name__ == '__main__':

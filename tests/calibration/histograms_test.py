@@ -18,10 +18,10 @@ _RNG = np.random.default_rng(0)
 HISTOGRAM = histograms.histogram()
 
 
-INT8, INT4 = (jc.Spec(f, 'tensor') for f in ('int8', 'int4'))
+INT8, INT4 = (jc.schemes.Spec(f, 'tensor') for f in ('int8', 'int4'))
 
 
-ASYM = jc.Spec('int4', 'tensor', symmetric=False)
+ASYM = jc.schemes.Spec('int4', 'tensor', symmetric=False)
 
 
 def _add(x, statistic=HISTOGRAM, mask=None):
@@ -112,7 +112,7 @@ class HistogramTest(_Case):
       want = np.percentile(x, [(100 - percent) / 2, (100 + percent) / 2])
     np.testing.assert_allclose((low, high), want, atol=2 * width)
 
-  @parameterized.parameters(INT8, INT4, ASYM, jc.Spec('e4m3', 'tensor'))
+  @parameterized.parameters(INT8, INT4, ASYM, jc.schemes.Spec('e4m3', 'tensor'))
   def test_least_squares_is_that_of_brute_force(self, spec):
     x = _RNG.laplace(size=3000).astype(np.float32) + np.float32(0.2)
     low, high = histograms.least_squares(_add(x), spec)

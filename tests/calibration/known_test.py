@@ -28,23 +28,27 @@ def _calibrate(tree, x, method='absmax'):
 
 def _fold(tree, x):
   del x
-  folded, _ = jc.fold_norms(tree, jc.rescalings(apply)(TREE, X))
+  folded, _ = jc.calibration.fold_norms(
+    tree, jc.analysis.rescalings(apply)(TREE, X)
+  )
   return folded['w']
 
 
 def _equalize(tree, x):
-  error = jc.output_error(apply, tree, [x])
-  freedoms = jc.rescalings(apply)(TREE, X)
-  even, _ = jc.equalize(tree, freedoms, lambda p: 1 - error(p))
+  error = jc.calibration.output_error(apply, tree, [x])
+  freedoms = jc.analysis.rescalings(apply)(TREE, X)
+  even, _ = jc.calibration.equalize(tree, freedoms, lambda p: 1 - error(p))
   return even['w']
 
 
 def _correct(tree, x):
-  _, stats = jc.observe(apply, {'w': jc.sums()})(TREE, X)
+  _, stats = jc.observe(apply, {'w': jc.statistics.sums()})(TREE, X)
   rounded = {**tree, 'w': jnp.round(tree['w'])}
-  error = jc.output_error(apply, tree, [x])
+  error = jc.calibration.output_error(apply, tree, [x])
   uses = jc.uses(apply)(TREE, X)
-  fixed, _ = jc.correct_bias(tree, rounded, stats, {'w': 'mean'}, uses, error)
+  fixed, _ = jc.calibration.correct_bias(
+    tree, rounded, stats, {'w': 'mean'}, uses, error
+  )
   return fixed['mean']
 
 

@@ -20,10 +20,10 @@ _RNG = np.random.default_rng(0)
 HISTOGRAM = histograms.histogram()
 
 
-INT8, INT4 = (jc.Spec(f, 'tensor') for f in ('int8', 'int4'))
+INT8, INT4 = (jc.schemes.Spec(f, 'tensor') for f in ('int8', 'int4'))
 
 
-ASYM = jc.Spec('int4', 'tensor', symmetric=False)
+ASYM = jc.schemes.Spec('int4', 'tensor', symmetric=False)
 
 
 def _add(x, statistic=HISTOGRAM, mask=None):

@@ -48,7 +48,7 @@ class OutputErrorTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     x, y, w, v = rng.normal(size=(4, 3, 3)).astype(np.float32)
     batches = [(x, y), {'x': y, 'y': x}]
-    error = jc.output_error(apply, w, batches)
+    error = jc.calibration.output_error(apply, w, batches)
     total = sum(
       np.square(np.stack([a @ w + b, a])).sum() for a, b in ((x, y), (y, x))
     )
@@ -63,7 +63,7 @@ class OutputErrorTest(absltest.TestCase):
       (lambda p, x: x > 0, [jnp.ones(3)]),
     ):
       with self.assertRaisesRegex(ValueError, 'nothing to compare'):
-        jc.output_error(f, {}, batches)
+        jc.calibration.output_error(f, {}, batches)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,9 @@ MAKE = {
   'tiled': lambda params, uses: jc.pack(
     jc.quantize(params, [('w', 'int8')], uses), uses, target='gpu'
   ),
-  'cache': lambda params, uses: jc.quantize_cache(params, [('w', 'int8')]),
+  'cache': lambda params, uses: jc.quantization.quantize_cache(
+    params, [('w', 'int8')]
+  ),
 }
 
 
@@ -48,7 +50,7 @@ class CastTest(parameterized.TestCase):
     self.assertLessEqual(jc.nbytes(cast), jc.nbytes(tree))
     want = tree['w'].materialize().astype(jnp.bfloat16)
     # A sum of a base and of adapters is rounded once more.
-    atol = 2**-6 if isinstance(tree['w'], jc.LoRA) else 0
+    atol = 2**-6 if isinstance(tree['w'], jc.adapters.LoRA) else 0
     np.testing.assert_allclose(
       *jc.cast((cast['w'].materialize(), want), jnp.float32), rtol=0, atol=atol
     )

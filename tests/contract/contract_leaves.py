@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from jaxopt_compress.analysis import uses as uses_lib
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning.storage import bitmask
 from jaxopt_compress.pruning.storage import n_m_array
@@ -32,7 +32,9 @@ class Leaf(NamedTuple):
 
 
 def _weights(params, uses):
-  return [path for path, _ in jc.named_leaves(params) if is_weight(uses[path])]
+  return [
+    path for path, _ in jc.rules.named_leaves(params) if is_weight(uses[path])
+  ]
 
 
 def is_weight(used):
@@ -64,18 +66,18 @@ def _mask(params, uses):
   def with_mask(path, x):
     if path not in chosen:
       return x
-    return masked.Masked(x, jnp.abs(x) > jnp.median(jnp.abs(x)))
+    return masked_array.Masked(x, jnp.abs(x) > jnp.median(jnp.abs(x)))
 
-  return jc.map_named(with_mask, params)
+  return jc.rules.map_named(with_mask, params)
 
 
 def _scored(params, uses):
   """Masks whose weights have learned scores beside them."""
 
   def with_scores(x):
-    if not isinstance(x, masked.Masked):
+    if not isinstance(x, masked_array.Masked):
       return x
-    return masked.Masked(x.value, x.mask, jnp.cos(x.value))
+    return masked_array.Masked(x.value, x.mask, jnp.cos(x.value))
 
   return jax.tree.map(
     with_scores, _mask(params, uses), is_leaf=jc.is_compressed
@@ -91,7 +93,7 @@ def _pruned(store):
     def stored(path, x):
       return store(x, uses_lib.axes(path, x, uses)) if path in chosen else x
 
-    return jc.map_named(stored, params)
+    return jc.rules.map_named(stored, params)
 
   return compress
 
@@ -127,11 +129,11 @@ def _sparse_codes(params, uses):
     _, lead = _half(q.materialize(), uses_lib.axes(path, q, uses))
     rest = sparse_codes.rest_of(q)
     room = rest[(0,) * lead].size
-    return jc.SparseCodes(
+    return jc.pruning.SparseCodes(
       bitmask.of_array(rest, lead, room), q.with_codes(None)
     )
 
-  return jc.map_named(stored, _stored(jc.W8A8)(half, uses))
+  return jc.rules.map_named(stored, _stored(jc.W8A8)(half, uses))
 
 
 def _adapted(scheme):
@@ -140,11 +142,13 @@ def _adapted(scheme):
   def compress(params, uses):
     base = _stored(scheme)(params, uses)
     key = jax.random.key(5)
-    adapters = jc.add_lora(base, _rules(params, uses, 2), uses, key=key)
+    adapters = jc.adapters.add_lora(
+      base, _rules(params, uses, 2), uses, key=key
+    )
     learned = jax.tree.map(
       lambda p: 0.1 * jax.random.normal(key, p.shape, p.dtype), adapters
     )
-    return jc.with_lora(base, learned, uses)
+    return jc.adapters.with_lora(base, learned, uses)
 
   return compress
 
@@ -162,7 +166,7 @@ def _packed(scheme):
   return compress
 
 
-_INT4_G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
+_INT4_G4 = jc.Scheme(jc.schemes.Spec('int4', 'group', 4, scale='bfloat16'))
 
 LEAVES = {
   'int8': Leaf(_stored(jc.W8A16)),
@@ -195,5 +199,7 @@ def rebuilt(tree):
   like = jc.materialize(tree)
   plan = jc.Plan(jc.structure(lambda params: jnp.zeros(()))(like), {})
   with tempfile.TemporaryDirectory() as folder:
-    jc.save_shrunk(f'{folder}/small', plan, tree)
-    return jc.rebuild(lambda c: (None, like), {}, f'{folder}/small').params
+    jc.export.save_shrunk(f'{folder}/small', plan, tree)
+    return jc.export.rebuild(
+      lambda c: (None, like), {}, f'{folder}/small'
+    ).params

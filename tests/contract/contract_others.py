@@ -14,7 +14,8 @@ OTHERS = {
   'core.lift.rule',
   'core.rules.match',
   'core.rules.named_leaves',
-  'export.rebuild.rebuild',  # builds one
+  'export.shrunk.rebuild',  # builds one
+  'export.stablehlo.save',  # a program
   'distillation.cache.fingerprint.fingerprint',  # of codes as they are
   'distillation.cache.source.read',
   'distillation.cache.write.write',

@@ -46,7 +46,7 @@ ASKED_OF_PROGRAMS = ('eager', 'remat', 'vmap', 'scan', 'shard_map')
 # Its program is unusual, its tree is not; eager would take as long as all of these.
 ASKED_OF_FOREIGN = ('jit', 'grad', 'remat', 'vmap', 'scan', 'shard_map')
 # Leaves that are not cut along outputs; rows whose zeros are put back in products.
-_WHOLE = (jc.PackedArray, jc.Bitmask, jc.SparseCodes)
+_WHOLE = (jc.PackedArray, jc.pruning.Bitmask, jc.pruning.SparseCodes)
 _PUT_BACK = {'mask', 'mask of learned scores', 'bitmask', '1:2'}
 
 
@@ -145,14 +145,14 @@ class Model:
     mesh = _mesh()
 
     def put(q):
-      cut = jc.map_named(lambda path, x: _cut(path, x, self.uses), q)
+      cut = jc.rules.map_named(lambda path, x: _cut(path, x, self.uses), q)
       # Panels of columns do not come apart, nor do the segments of a bitmask.
       whole = lambda x, s: PartitionSpec() if isinstance(x, _WHOLE) else s
       cut = jax.tree.map(whole, q, cut, is_leaf=jc.is_compressed)
-      return jc.device_put(q, mesh, cut)
+      return jc.parallel.device_put(q, mesh, cut)
 
     q = {r: q if _is_error(q) else put(q) for r, q in self.q.items()}
-    return q, jc.device_put(self.x, mesh, PartitionSpec('data'))
+    return q, jc.parallel.device_put(self.x, mesh, PartitionSpec('data'))
 
   @functools.cached_property
   def sharded(self):

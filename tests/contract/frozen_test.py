@@ -29,11 +29,11 @@ MODELS = (
 SCHEMES = {
   'W8A16': jc.W8A16,
   'W8A8': jc.W8A8,
-  'int4 g4': jc.Spec('int4', 'group', 4, scale='bfloat16'),
+  'int4 g4': jc.schemes.Spec('int4', 'group', 4, scale='bfloat16'),
   'int8 asym': 'int8 asym, int8 token asym',
   'nf4': 'nf4 g4 dq',
-  'mxfp8': jc.MXFP8,
-  'W4A4': jc.W4A4,
+  'mxfp8': jc.schemes.MXFP8,
+  'W4A4': jc.schemes.W4A4,
   'static': 'int8 asym, int8 tensor static asym ema',
   'learned': 'int4 mse lsq, int8 tensor static asym lsq',
 }

@@ -89,7 +89,10 @@ def _calibrated():
 
 
 def _observed():
-  statistics = {'dense/kernel|layers': jc.gram(), 'out': jc.sum_abs()}
+  statistics = {
+    'dense/kernel|layers': jc.statistics.gram(),
+    'out': jc.statistics.sum_abs(),
+  }
   _, found = jc.observe(apply, statistics)(_quantized('W8A8'), X)
   return [seen.state for seen in found.values()]
 

@@ -39,9 +39,11 @@ PARAMS = {
 USES = jc.uses(apply)(PARAMS, X)
 QUANTISED = on_host(jc.quantize(PARAMS, RULES, USES))
 ADAPTERS = on_host(
-  jc.add_lora(PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0))
+  jc.adapters.add_lora(
+    PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0)
+  )
 )
-ADAPTED = jc.with_lora(PARAMS, ADAPTERS, USES)
+ADAPTED = jc.adapters.with_lora(PARAMS, ADAPTERS, USES)
 
 
 def applied(comp):
@@ -49,26 +51,26 @@ def applied(comp):
 
 
 def corrected():
-  _, stats = jc.observe(apply, {'w': jc.sums()})(PARAMS, X)
-  error = jc.output_error(apply, PARAMS, [X])
+  _, stats = jc.observe(apply, {'w': jc.statistics.sums()})(PARAMS, X)
+  error = jc.calibration.output_error(apply, PARAMS, [X])
   given = PARAMS, QUANTISED, stats, {'w': 'b'}, USES, error
-  return jc.correct_bias(*given)[0]
+  return jc.calibration.correct_bias(*given)[0]
 
 
 def compensated():
   plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]})
-  _, stats = jc.observe(apply, {'v': jc.gram()})(PARAMS, X)
-  return jc.compensate(plan, PARAMS, stats, USES)[0]
+  _, stats = jc.observe(apply, {'v': jc.statistics.gram()})(PARAMS, X)
+  return jc.pruning.compensate(plan, PARAMS, stats, USES)[0]
 
 
 def rescaled(how):
-  return how(PARAMS, jc.rescalings(apply)(PARAMS, X))
+  return how(PARAMS, jc.analysis.rescalings(apply)(PARAMS, X))
 
 
 def gained():
   p = {k: np.full((1, 1), 2.0, np.float32) for k in ('w', 'gain', 'other')}
-  freedoms = jc.rescalings(lambda p, x: (x @ p['w']) * p['gain'])
-  return jc.fold_norms(p, freedoms(p, X[:, :1]))[0]
+  freedoms = jc.analysis.rescalings(lambda p, x: (x @ p['w']) * p['gain'])
+  return jc.calibration.fold_norms(p, freedoms(p, X[:, :1]))[0]
 
 
 def mean_output(p, x):
@@ -88,24 +90,24 @@ def rebuilt_model():
   plan = jc.Plan(structure(build({'n': 4})[1], np.ones((1, 2))), {'v:-2': [0]})
   with tempfile.TemporaryDirectory() as folder:
     path = f'{folder}/small.safetensors'
-    jc.save_shrunk(path, plan, build({'n': 1})[1])
-    return jc.rebuild(build, {'n': 4}, path).params
+    jc.export.save_shrunk(path, plan, build({'n': 1})[1])
+    return jc.export.rebuild(build, {'n': 4}, path).params
 
 
 def folded():
   plan = jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]})
   small = on_host(jc.shrink(plan, PARAMS))
-  return jc.fold_sizes(apply, plan)(small, X)[0]
+  return jc.analysis.fold_sizes(apply, plan)(small, X)[0]
 
 
 TRANSFORMS = {
-  'add_lora': lambda: jc.add_lora(
+  'add_lora': lambda: jc.adapters.add_lora(
     PARAMS, [('w', 2), ('.*', None)], USES, key=jax.random.key(0)
   ),
   'with_lora': lambda: ADAPTED,
-  'merge_lora': lambda: jc.merge_lora(on_host(ADAPTED))[0],
+  'merge_lora': lambda: jc.adapters.merge_lora(on_host(ADAPTED))[0],
   'by_path': lambda: applied(
-    jc.by_path([('w', jc.prune(HALF[:1], USES)), ('.*', None)])
+    jc.rules.by_path([('w', jc.prune(HALF[:1], USES)), ('.*', None)])
   ),
   'calibrate': lambda: jc.calibrate(
     apply, PARAMS, [('w', jc.FP8), ('.*', None)], [X], USES
@@ -116,34 +118,36 @@ TRANSFORMS = {
   ),
   'compensate': compensated,
   'correct_bias': corrected,
-  'equalize': lambda: rescaled(jc.equalize),
+  'equalize': lambda: rescaled(jc.calibration.equalize),
   'fake_quantize': lambda: applied(jc.fake_quantize(RULES, USES)),
   'fold_norms': gained,
-  'fisher': lambda: jc.fisher(mean_output, PARAMS, [X], per='example'),
+  'fisher': lambda: jc.pruning.fisher(mean_output, PARAMS, [X], per='example'),
   'fold_sizes': folded,
   'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
   'grow': lambda: jc.grow(
     jc.widen(jc.structure(apply)(PARAMS, X), factor=2), PARAMS
   ),
-  'gradients': lambda: jc.gradients(mean_output, PARAMS, [X]),
+  'gradients': lambda: jc.pruning.gradients(mean_output, PARAMS, [X]),
   'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
-  'map_named': lambda: jc.map_named(lambda path, x: x, PARAMS),
-  'masked': lambda: jc.masked(PARAMS, jc.prune(HALF, USES).init(PARAMS)),
+  'map_named': lambda: jc.rules.map_named(lambda path, x: x, PARAMS),
+  'masked': lambda: jc.pruning.masked(
+    PARAMS, jc.prune(HALF, USES).init(PARAMS)
+  ),
   'materialize': lambda: jc.materialize(QUANTISED),
-  'merge_learned': lambda: jc.merge_learned(
-    {'a': X}, {'a': jc.Learned(None), 'b': X}
+  'merge_learned': lambda: jc.core.merge_learned(
+    {'a': X}, {'a': jc.core.Learned(None), 'b': X}
   ),
   'pack': lambda: jc.pack(QUANTISED, USES, target='cpu'),
   'prune': lambda: applied(jc.prune(HALF, USES)),
   'quantize': lambda: jc.quantize(PARAMS, RULES, USES),
-  'quantize_cache': lambda: jc.quantize_cache(
+  'quantize_cache': lambda: jc.quantization.quantize_cache(
     {'k': X, 'length': np.int32(1)}, [('k', 'int8'), ('.*', None)]
   ),
   'rebuild': rebuilt_model,
   'shrink': lambda: jc.shrink(
     jc.Plan(jc.structure(apply)(PARAMS, X), {'b:-1': [1, 3]}), QUANTISED
   ),
-  'tune': lambda: jc.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
+  'tune': lambda: jc.kernels.tune(QUANTISED, USES, rows=(1,), seconds=1e-4),
   'unpack': lambda: jc.unpack(on_host(jc.pack(QUANTISED, USES, target='cpu'))),
   'sparsify': lambda: jc.sparsify(PARAMS | {'w': np.diag(PARAMS['b'][0] + 1)})[
     0
@@ -157,12 +161,12 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
-  absmax activations at_scopes biases check_seen config_delta device_put explain
-  feature_names features
-  gram importance is_compressed lift load_plan match merge_stats minmax moments
-  named_leaves nbytes observe output_error quantize_activations readers
-  rescalings rule save_shrunk select sort sparse split_learned structure sum_abs
-  sum_squares sums trim_vocabulary uses widen
+  absmax activations at_scopes biases check_seen config_delta data_mesh
+  data_parallel device_put explain feature_names features gram importance
+  is_compressed lift load load_plan match merge_stats minmax moments
+  named_leaves nbytes observe output_error packable quantize_activations readers
+  rescalings rule save save_shrunk select sort sparse sparsity split_learned
+  structure sum_abs sum_squares sums total trim_vocabulary uses widen
 """.split()
 
 
@@ -170,7 +174,7 @@ class OnDeviceTest(parameterized.TestCase):
   @parameterized.parameters(*TRANSFORMS)
   def test_arrays_are_of_jax(self, name):
     given = [PARAMS['w'].copy(), QUANTISED['w'].weight.codes.copy()]
-    for path, x in jc.named_leaves(TRANSFORMS[name]()):
+    for path, x in jc.rules.named_leaves(TRANSFORMS[name]()):
       for part in jax.tree.leaves(x):
         self.assertIsInstance(part, jax.Array | float, path)
     # What was given is as it was.
@@ -178,10 +182,17 @@ class OnDeviceTest(parameterized.TestCase):
     np.testing.assert_array_equal(given[1], QUANTISED['w'].weight.codes)
 
   def test_every_public_function_is_here(self):
+    rooms = 'adapters analysis calibration core export kernels parallel pruning'
+    rooms = [
+      getattr(jc, room) for room in f'{rooms} quantization rules'.split()
+    ]
     public = {
       name
-      for name, f in vars(jc).items()
-      if inspect.isfunction(f) and not name.startswith('_')
+      for room in (jc, jc.statistics, *rooms)
+      for name, f in vars(room).items()
+      if inspect.isfunction(f)
+      and f.__module__.startswith('jaxopt_compress.')
+      and not name.startswith('_')
     }
     self.assertEqual(public - set(TRANSFORMS), set(OTHERS))
 

@@ -100,8 +100,10 @@ class StateTest(parameterized.TestCase):
     for _ in range(3):
       _, rest = lifted(qparams, rest, X)
       call(model, X)
-    want = dict(jc.named_leaves(nnx.state(model)))
-    [(path, got)] = [p for p in jc.named_leaves(rest) if p[0].endswith(name)]
+    want = dict(jc.rules.named_leaves(nnx.state(model)))
+    [(path, got)] = [
+      p for p in jc.rules.named_leaves(rest) if p[0].endswith(name)
+    ]
     self.assertGreater(float(jnp.abs(got).max()), 0)
     np.testing.assert_allclose(got, want[path], atol=0.01)
 

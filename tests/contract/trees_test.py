@@ -78,12 +78,12 @@ TREE = {
   'b': jc.quantize(DENSE, rules('int8'), USES)['b'],
 }
 MESH = mesh_lib.data_mesh(1)
-FREEDOMS = jc.rescalings(apply)(DENSE, X)
+FREEDOMS = jc.analysis.rescalings(apply)(DENSE, X)
 NOTHING = jc.chain()
 SGD = optax.sgd(0.1)
 STATE = state_lib.create(DENSE, {}, KEY, SGD)
 ADAPTERS = jax.tree.map(
-  lambda x: x + 0.1, jc.add_lora(DENSE, rules(1), USES, key=KEY)
+  lambda x: x + 0.1, jc.adapters.add_lora(DENSE, rules(1), USES, key=KEY)
 )
 PRUNE = jc.prune(rules(jc.Sparsity(0.5, end=9)), USES)
 FAKE = jc.fake_quantize(rules('int8'), USES)
@@ -153,15 +153,15 @@ def evaluated(tree):
 
 def compensated(tree):
   plan = jc.Plan(jc.structure(apply)(DENSE, X), {'a/bias:-1': [0, 2]})
-  _, stats = jc.observe(apply, {'b/kernel': jc.gram()})(DENSE, X)
-  return jc.compensate(plan, tree, stats, USES)
+  _, stats = jc.observe(apply, {'b/kernel': jc.statistics.gram()})(DENSE, X)
+  return jc.pruning.compensate(plan, tree, stats, USES)
 
 
 def corrected(tree):
-  stats = jc.observe(apply, {'a/kernel': jc.sums()})(DENSE, X)[1]
+  stats = jc.observe(apply, {'a/kernel': jc.statistics.sums()})(DENSE, X)[1]
   error = trials.output_error(apply, DENSE, [X])
   biases = {'a/kernel': 'a/bias'}
-  return jc.correct_bias(DENSE, tree, stats, biases, USES, error)[0]
+  return jc.calibration.correct_bias(DENSE, tree, stats, biases, USES, error)[0]
 
 
 def replaced(tree):
@@ -169,12 +169,14 @@ def replaced(tree):
   handler = lambda primitive, operands, params: primitive.bind(
     *operands, **params
   )
-  return jc.lift(jc.at_scopes(apply, [('dot_general', handler)]))(tree, X)
+  return jc.lift(jc.analysis.at_scopes(apply, [('dot_general', handler)]))(
+    tree, X
+  )
 
 
 def rounded(tree):
   rules = [('dot_general', 'int8'), ('.*', None)]
-  return jc.lift(jc.quantize_activations(apply, rules))(tree, X)
+  return jc.lift(jc.quantization.quantize_activations(apply, rules))(tree, X)
 
 
 # The result for compressed leaves is that for the arrays that they stand for.
@@ -184,23 +186,25 @@ def first_masks(name, tree):
 
 
 COUNTS = {
-  'adapters.lora.add_lora': lambda t: jc.add_lora(t, rules(1), USES, key=KEY),
-  'adapters.lora.with_lora': lambda t: jc.with_lora(t, ADAPTERS, USES),
-  'adapters.merge.merge_lora': lambda t: jc.merge_lora(
-    jc.with_lora(t, ADAPTERS, USES), rules('int4'), USES
+  'adapters.lora.add_lora': lambda t: jc.adapters.add_lora(
+    t, rules(1), USES, key=KEY
+  ),
+  'adapters.lora.with_lora': lambda t: jc.adapters.with_lora(t, ADAPTERS, USES),
+  'adapters.merge.merge_lora': lambda t: jc.adapters.merge_lora(
+    jc.adapters.with_lora(t, ADAPTERS, USES), rules('int4'), USES
   )[0],
-  'analysis.biases.biases': lambda t: sorted(jc.biases(apply)(t, X)),
-  'analysis.plan.fold_sizes.fold_sizes': lambda t: jc.fold_sizes(
+  'analysis.added.biases': lambda t: sorted(jc.analysis.biases(apply)(t, X)),
+  'analysis.plan.fold_sizes.fold_sizes': lambda t: jc.analysis.fold_sizes(
     apply, jc.Plan(jc.structure(apply)(t, X), {})
   )(t, X)[0],
   'analysis.features.feature_names': lambda t: list(
-    jc.feature_names(apply)(t, X)
+    jc.analysis.feature_names(apply)(t, X)
   ),
   'analysis.features.features': lambda t: jc.features(
     apply, [('./kernel', ...)]
   )(t, X),
   'analysis.observe.observe': lambda t: jc.observe(
-    apply, {'a/kernel': jc.absmax()}
+    apply, {'a/kernel': jc.statistics.absmax()}
   )(t, X),
   'analysis.scopes.at_scopes': replaced,
   'analysis.structure.structure.structure': lambda t: str(
@@ -289,8 +293,8 @@ COUNTS = {
   'train.evaluate.evaluate': evaluated,
   'train.step.finite.is_finite': finite.is_finite,
   'train.step.train_step.train_step': one_step,
-  'pruning.structured.activations.activations': lambda t: jc.activations(
-    jc.structure(apply)(DENSE, X), apply, t, [X]
+  'pruning.structured.activations.activations': lambda t: (
+    jc.pruning.activations(jc.structure(apply)(DENSE, X), apply, t, [X])
   ),
   'pruning.structured.depth.angular': lambda t: layered(depth.angular, t),
   'pruning.structured.depth.cosine': lambda t: layered(depth.cosine, t),
@@ -301,10 +305,10 @@ COUNTS = {
   'pruning.structured.experts.frequency': lambda t: mixed(experts.frequency, t),
   'pruning.structured.experts.mass': lambda t: mixed(experts.mass, t),
   'pruning.structured.experts.reap': lambda t: mixed(experts.reap, t),
-  'pruning.structured.gradients.fisher': lambda t: jc.fisher(
+  'pruning.structured.gradients.fisher': lambda t: jc.pruning.fisher(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
-  'pruning.structured.gradients.gradients': lambda t: jc.gradients(
+  'pruning.structured.gradients.gradients': lambda t: jc.pruning.gradients(
     lambda p, x: jnp.mean(jc.lift(apply)(p, x)), t, [X]
   ),
   'pruning.structured.importance.importance': lambda t: jc.importance(
@@ -321,26 +325,26 @@ COUNTS = {
 
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
-  'export.rebuild.save_shrunk': contract_leaves.rebuilt,
+  'export.shrunk.save_shrunk': contract_leaves.rebuilt,
   'analysis.plan.plan.shrink': lambda t: jc.shrink(
     jc.Plan(jc.structure(apply)(t, X), {}), t
   ),
   'core.lift.materialize': jc.materialize,
-  'core.compression.by_path': lambda t: jc.by_path([('.*', NOTHING)]).apply(
-    t, {'0': ()}
-  ),
+  'core.compression.by_path': lambda t: jc.rules.by_path(
+    [('.*', NOTHING)]
+  ).apply(t, {'0': ()}),
   'core.compression.chain': lambda t: jc.chain(NOTHING).apply(t, ((),)),
   'core.compression.freeze': jc.freeze,
-  'core.compression.merge_learned': lambda t: jc.merge_learned(
-    *jc.split_learned(t)
+  'core.compression.merge_learned': lambda t: jc.core.merge_learned(
+    *jc.core.split_learned(t)
   ),
-  'core.compression.split_learned': lambda t: jc.split_learned(t)[1],
-  'core.rules.map_named': lambda t: jc.map_named(lambda path, x: x, t),
+  'core.compression.split_learned': lambda t: jc.core.split_learned(t)[1],
+  'core.rules.map_named': lambda t: jc.rules.map_named(lambda path, x: x, t),
   'kernels.pack.pack': jc.pack,
   'kernels.pack.unpack': jc.unpack,
   'parallel.mesh.local': mesh_lib.local,
   'parallel.mesh.replicate': lambda t: mesh_lib.replicate(t, MESH),
-  'parallel.placing.device_put': lambda t: jc.device_put(
+  'parallel.placing.device_put': lambda t: jc.parallel.device_put(
     t, MESH, jax.sharding.PartitionSpec()
   ),
   'pruning.storage.sparsify.with_zeros': lambda t: (
@@ -360,8 +364,12 @@ REFUSES = {
   ),
   'pruning.structured.experts.unreachable': unreachable,
   'pruning.structured.compensate.compensate': compensated,
-  'calibration.equalization.equalize': lambda t: jc.equalize(t, FREEDOMS),
-  'calibration.equalization.fold_norms': lambda t: jc.fold_norms(t, FREEDOMS),
+  'calibration.equalization.equalize': lambda t: jc.calibration.equalize(
+    t, FREEDOMS
+  ),
+  'calibration.equalization.fold_norms': lambda t: jc.calibration.fold_norms(
+    t, FREEDOMS
+  ),
   'parallel.mesh.check_batch': lambda t: mesh_lib.check_batch(t, 1),
   'parallel.mesh.check_plain': lambda t: mesh_lib.check_plain(t, 'this'),
   'parallel.mesh.shard': lambda t: mesh_lib.shard(t, MESH),
@@ -376,15 +384,16 @@ REFUSES = {
     t, PRUNE.init(DENSE).masks
   ),
   'pruning.prune.prune_now': lambda t: jc.prune_now(t, rules(jc.Sparsity(0.5))),
-  'pruning.optimizer.masked': lambda t: jc.masked(t, PRUNE.init(DENSE)),
-  'pruning.optimizer.sparse': lambda t: jc.sparse(SGD, PRUNE).init(t),
+  'pruning.optimizer.masked': lambda t: jc.pruning.masked(t, PRUNE.init(DENSE)),
+  'pruning.optimizer.sparse': lambda t: jc.pruning.sparse(SGD, PRUNE).init(t),
   'train.step.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),
 }
 
 
 def takes_trees():
   """Public functions whose signature has a tree, or a function of trees."""
-  modules = [jc, jc.kernels, jc.quantization, evaluate, optimizer]
+  modules = [jc, jc.analysis, jc.core, jc.export, jc.kernels, jc.quantization]
+  modules += [jc.rules, evaluate, optimizer]
   modules += [state_lib, finite, train_step_lib]
   for room in (
     jc.adapters,

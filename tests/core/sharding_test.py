@@ -19,7 +19,7 @@ def _mesh():
 
 def _leaf(shape, format='int8', shared=(-2,), axis=-2, group=0):
   w = jax.random.normal(jax.random.key(0), shape)
-  spec = jc.Spec(format, 'group' if group else 'channel', group)
+  spec = jc.schemes.Spec(format, 'group' if group else 'channel', group)
   blocks = tuple(sorted((a, group if a == axis else 0) for a in shared))
   return qarray.quantize_array(w, spec, blocks, packed=axis)
 

@@ -35,7 +35,7 @@ def _leaf(format, group=0):
 
 def _quantized(w, format, group=0):
   granularity = 'group' if group else 'channel'
-  spec = jc.Spec(format, granularity, group)
+  spec = jc.schemes.Spec(format, granularity, group)
   return qarray.quantize_array(w, spec, ((-2, group),), packed=-2)
 
 

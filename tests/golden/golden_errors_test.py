@@ -211,7 +211,8 @@ class TiesTest(parameterized.TestCase):
   def test_half_way(self, format, x, want, largest):
     x = np.resize(np.array([*x, largest], np.float32), 32)
     q, numbers, _ = _quantized(
-      jnp.asarray(x)[:, None], jc.Spec(format, 'group', 32, scale='e8m0')
+      jnp.asarray(x)[:, None],
+      jc.schemes.Spec(format, 'group', 32, scale='e8m0'),
     )
     self.assertEqual(float(q.scale.astype(jnp.float32)[0, 0]), 1)
     np.testing.assert_array_equal(numbers[: len(want), 0], want)
@@ -222,7 +223,7 @@ class TiesTest(parameterized.TestCase):
     The last bit of the scale decides; the error is half a step either way.
     """
     w = NORMAL * np.sign(NORMAL[np.abs(NORMAL).argmax(0), np.arange(96)]) * -1
-    _, numbers, _ = _quantized(jnp.asarray(w), jc.Spec('int4'))
+    _, numbers, _ = _quantized(jnp.asarray(w), jc.schemes.Spec('int4'))
     lowest = np.asarray(numbers)[np.abs(w).argmax(0), np.arange(96)]
     self.assertContainsSubset(set(lowest), {-7, -8})
 
@@ -269,7 +270,7 @@ class RulesTest(parameterized.TestCase):
     reach = np.concatenate([at, *near])
     w = jnp.asarray(np.tile(reach, (2, 1)))
     q, _, _ = _quantized(
-      w, jc.Spec(format, 'group', 32, scale='e8m0', rule=rule)
+      w, jc.schemes.Spec(format, 'group', 32, scale='e8m0', rule=rule)
     )
     want = [oracle.power_of_two(r, format, rule) for r in reach.astype('f8')]
     np.testing.assert_array_equal(np.asarray(q.scale, np.float64)[0], want)

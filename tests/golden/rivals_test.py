@@ -67,7 +67,7 @@ def nibbles(payload, low_first=True):
 class TorchaoTest(parameterized.TestCase):
   @parameterized.product(format=record_rivals.FLOATS, rule=record_rivals.RULES)
   def test_microscaling(self, format, rule):
-    spec = jc.Spec(format, 'group', 32, scale='e8m0', rule=rule)
+    spec = jc.schemes.Spec(format, 'group', 32, scale='e8m0', rule=rule)
     q = quantized(LEVELS, spec)
     scales = dict(
       zip(record_rivals.RULES, RIVALS[f'mx_{format}.scale'], strict=True)
@@ -91,7 +91,7 @@ class TorchaoTest(parameterized.TestCase):
   def test_nf4_codes(self):
     """They differ only between the middles of the two tables."""
     x = record_rivals.matrix(64, levels=False)
-    q = quantized(x, jc.Spec('nf4', 'group', 64))
+    q = quantized(x, jc.schemes.Spec('nf4', 'group', 64))
     ours = rows(q.codes)
     theirs = nibbles(RIVALS['nf4.codes'], low_first=False).reshape(ours.shape)
     middles = [
@@ -108,7 +108,7 @@ class TorchaoTest(parameterized.TestCase):
 
   def test_nf4_double_quantisation(self):
     x = record_rivals.matrix(64, levels=False)
-    q = quantized(x, jc.NF4.weight)
+    q = quantized(x, jc.schemes.NF4.weight)
     scale = RIVALS['nf4.scale'].reshape(64, 4)
     np.testing.assert_array_equal(rows(q.scale).view(np.int8), scale)
     np.testing.assert_allclose(
@@ -131,16 +131,18 @@ class CompressedTensorsTest(parameterized.TestCase):
     ('mxfp8', 'e4m3'), ('mxfp6', 'e2m3'), ('mxfp4', 'e2m1')
   )
   def test_its_rule_for_powers_of_two(self, name, format):
-    spec = jc.Spec(format, 'group', 32, scale='e8m0', rule='compressed-tensors')
+    spec = jc.schemes.Spec(
+      format, 'group', 32, scale='e8m0', rule='compressed-tensors'
+    )
     scale = quantized(LEVELS, spec).scale.astype(jnp.float32)
     np.testing.assert_array_equal(scale.T, RIVALS[f'{name}.scale'])
 
   @parameterized.named_parameters(
-    ('int4', 'int4', jc.Spec('int4', 'group', 128)),
-    ('int4_asym', 'int4_asym', jc.Spec('int4', 'group', 128, False)),
-    ('int8', 'int8', jc.Spec('int8')),
-    ('int8_asym', 'int8_asym', jc.Spec('int8', symmetric=False)),
-    ('fp8', 'fp8', jc.Spec('e4m3')),
+    ('int4', 'int4', jc.schemes.Spec('int4', 'group', 128)),
+    ('int4_asym', 'int4_asym', jc.schemes.Spec('int4', 'group', 128, False)),
+    ('int8', 'int8', jc.schemes.Spec('int8')),
+    ('int8_asym', 'int8_asym', jc.schemes.Spec('int8', symmetric=False)),
+    ('fp8', 'fp8', jc.schemes.Spec('e4m3')),
   )
   def test_numbers(self, name, spec):
     q = quantized(LEVELS, spec)

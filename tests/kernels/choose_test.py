@@ -26,7 +26,7 @@ class TuneTest(absltest.TestCase):
     self.file = tmp_path / 'a' / 'choices.json'
 
   def _tune(self, q, **options):
-    return jc.tune(q, rows=(2, 20), seconds=1e-3, **options)
+    return jc.kernels.tune(q, rows=(2, 20), seconds=1e-3, **options)
 
   def _entry(self):
     known = json.loads(self.file.read_text())
@@ -48,7 +48,7 @@ class TuneTest(absltest.TestCase):
       f = jax.jit(jc.lift(lambda p, x: x @ p['w']))
       x = jax.random.normal(jax.random.key(1), (3, 64))
       self.assertLess(float(jnp.abs(f(p, x) - f(q, x)).max()), 1e-4)
-    jc.tune(q, rows=(3,), seconds=1e-3, file=self.file)
+    jc.kernels.tune(q, rows=(3,), seconds=1e-3, file=self.file)
     self.assertEqual(self._entry()[1], entry | {'3': self._entry()[1]['3']})
 
   def test_a_file_is_believed(self):
@@ -63,7 +63,9 @@ class TuneTest(absltest.TestCase):
     for times in entry.values():
       times['xla'] = 0.5
     self.file.write_text(json.dumps(known))
-    self.assertIsInstance(self._tune(q, file=self.file)['w'], jc.QDotArray)
+    self.assertIsInstance(
+      self._tune(q, file=self.file)['w'], jc.quantization.QDotArray
+    )
     # What lacks a time is measured again.
     del entry['2']['xla']
     self.file.write_text(json.dumps(known))
@@ -98,7 +100,7 @@ class TuneTest(absltest.TestCase):
     q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
     for params, why in ((q, 'w: e4m3 has no kernel'), ({'w': W}, 'no leaf is')):
       with self.assertWarnsRegex(UserWarning, f'Nothing is tuned: {why}'):
-        out = jc.tune(params, rows=(1,), file=self.file)
+        out = jc.kernels.tune(params, rows=(1,), file=self.file)
       self.assertIs(out['w'], params['w'])
     self.assertFalse(self.file.exists())
 
@@ -106,11 +108,11 @@ class TuneTest(absltest.TestCase):
     q = jc.quantize({'w': W}, [('w', 'W8A8')])
     for rows in ((0,), (), 3):
       with self.assertRaisesRegex(ValueError, 'one or more positive'):
-        jc.tune(q, rows=rows)
+        jc.kernels.tune(q, rows=rows)
     self.file.parent.mkdir()
     self.file.write_text('{"cpu": {"w": {"a": {}}}}')
     with self.assertRaisesRegex(ValueError, 'no number of rows. Remove it'):
-      jc.tune(q, file=self.file)
+      jc.kernels.tune(q, file=self.file)
 
 
 if __name__ == '__main__':

@@ -310,7 +310,7 @@ class EpilogueTest(parameterized.TestCase):
   def test_observed_is_left_alone(self):
     q, p = _packed(_dense, _tree(W), X, 'W8A8')
     del q
-    y, _ = jc.observe(_dense, {'w': jc.minmax('tensor')})(p, X)
+    y, _ = jc.observe(_dense, {'w': jc.statistics.minmax('tensor')})(p, X)
     self.assertLess(_distance(y, jc.lift(_dense)(p, X)), 1e-5)
 
 

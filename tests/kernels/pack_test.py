@@ -31,7 +31,7 @@ def _distance(y, expected):
 def _both(f, params, x, words):
   """(quantised, packed) parameters of f."""
   uses = jc.uses(f)(params, x)
-  path = next(p for p, leaf in jc.named_leaves(params) if leaf.ndim > 1)
+  path = next(p for p, leaf in jc.rules.named_leaves(params) if leaf.ndim > 1)
   q = jc.quantize(params, [(path, words), (r'.*', None)][: len(params)], uses)
   return q, pack(q, uses)
 
@@ -63,7 +63,7 @@ class PackTest(parameterized.TestCase):
     said = []
     p = pack(q, skipped=lambda path, why: said.append((path, why)))
     self.assertIsInstance(p['a'], jc.PackedArray)
-    self.assertIsInstance(p['b'], jc.QDotArray)
+    self.assertIsInstance(p['b'], jc.quantization.QDotArray)
     (path, why) = said[0]
     self.assertEqual(path, 'b')
     self.assertIn('e4m3 has no kernel', why)
@@ -205,7 +205,7 @@ class PackTest(parameterized.TestCase):
         with self.assertWarnsRegex(
           UserWarning, 'Nothing is packed: .*not built'
         ):
-          self.assertIs(jc.tune(q), q)
+          self.assertIs(jc.kernels.tune(q), q)
       self.assertIsInstance(pack(q)['w'], jc.PackedArray)
 
   @parameterized.parameters(

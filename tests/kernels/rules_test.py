@@ -50,7 +50,7 @@ def _distance(y, expected):
 def _both(f, params, x, words):
   """(quantised, packed) parameters of f."""
   uses = jc.uses(f)(params, x)
-  path = next(p for p, leaf in jc.named_leaves(params) if leaf.ndim > 1)
+  path = next(p for p, leaf in jc.rules.named_leaves(params) if leaf.ndim > 1)
   q = jc.quantize(params, [(path, words), (r'.*', None)][: len(params)], uses)
   return q, pack(q, uses)
 

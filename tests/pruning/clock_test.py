@@ -42,11 +42,13 @@ def method(name, **when):
 
 
 def stepper(name, loss, comp=None):
-  tx = jc.sparse(optax.adam(0.05), comp or method(name), SCORES.get(name))
+  tx = jc.pruning.sparse(
+    optax.adam(0.05), comp or method(name), SCORES.get(name)
+  )
 
   @jax.jit
   def step(params, state):
-    grads = jax.grad(lambda p: loss(jc.masked(p, state)))(params)
+    grads = jax.grad(lambda p: loss(jc.pruning.masked(p, state)))(params)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
@@ -119,10 +121,10 @@ class EveryMethodTest(parameterized.TestCase):
     params = make_params()
     comp = method(name, begin=3, end=7, every=2)
     state = comp.init(params)
-    learned, rest = jc.split_learned(state)
+    learned, rest = jc.core.split_learned(state)
     for path in learned:
       learned[path] = jnp.sin(params[path.rpartition('/')[2]])
-    state = jc.merge_learned(learned, rest)
+    state = jc.core.merge_learned(learned, rest)
     update, changed = jax.jit(comp.update), []
     for step in range(1, 11):
       moved, grads = (

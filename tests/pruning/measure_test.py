@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.pruning import measure
 
 
@@ -12,7 +12,9 @@ class MeasureTest(parameterized.TestCase):
   def test_counts_by_leaf_and_in_all(self):
     mask = jnp.array([True, False, False, True])
     tree = {
-      'a': {'kernel': masked.Masked(jnp.array([1.0, 2.0, 3.0, 0.0]), mask)},
+      'a': {
+        'kernel': masked_array.Masked(jnp.array([1.0, 2.0, 3.0, 0.0]), mask)
+      },
       'b': jnp.eye(3, dtype=jnp.bfloat16),
       'c': jnp.float32(0),
       'd': jnp.zeros((0, 3)),

@@ -111,7 +111,7 @@ class EveryOptimizerTest(parameterized.TestCase):
   )
   def test_masks_weights_and_memory_agree(self, name):
     plain = of_optax.make(name)
-    tx = jc.sparse(plain, alternating('zero'))
+    tx = jc.pruning.sparse(plain, alternating('zero'))
     told = TOLD.get(name, {})
 
     @jax.jit
@@ -135,7 +135,7 @@ class EveryOptimizerTest(parameterized.TestCase):
         np.testing.assert_array_equal(jnp.where(mask, 0, mine['w']), 0)
         if name not in COUPLED:
           np.testing.assert_array_equal(mine['b'], theirs['b'])
-      for path, x in jc.named_leaves(state.inner):
+      for path, x in jc.rules.named_leaves(state.inner):
         if x.shape[-2:] == (4, 6) and name not in FOLDED:
           gone = jnp.where(mask & before, 0, x)
           np.testing.assert_array_equal(gone, 0, path)
@@ -164,11 +164,13 @@ class SparseTest(parameterized.TestCase):
     def loss(params):
       return jnp.mean(jnp.square(jnp.tanh(x @ params['w']) + params['b'][None]))
 
-    tx = jc.sparse(optax.adamw(0.1), jc.methods.rigl(halves(end=9, every=3)))
+    tx = jc.pruning.sparse(
+      optax.adamw(0.1), jc.methods.rigl(halves(end=9, every=3))
+    )
 
     @jax.jit
     def step(params, opt_state):
-      grads = jax.grad(lambda p: loss(jc.masked(p, opt_state)))(params)
+      grads = jax.grad(lambda p: loss(jc.pruning.masked(p, opt_state)))(params)
       updates, opt_state = tx.update(grads, opt_state, params)
       return optax.apply_updates(params, updates), opt_state, grads
 
@@ -198,7 +200,7 @@ class SparseTest(parameterized.TestCase):
     before = PARAMS
     first = tx.init(PARAMS)
     for params, state in steps(
-      jc.sparse(tx, alternating('kept')), PARAMS, GRADS
+      jc.pruning.sparse(tx, alternating('kept')), PARAMS, GRADS
     ):
       gone = ~MASKS[state.step - 1]
       np.testing.assert_array_equal(
@@ -215,7 +217,9 @@ class SparseTest(parameterized.TestCase):
   def test_trained_weights_take_the_steps_of_the_optimizer(self):
     tx = optax.adam(0.1)
     plain = steps(tx, PARAMS, GRADS)[-1]
-    got = steps(jc.sparse(tx, alternating('trained')), PARAMS, GRADS)[-1]
+    got = steps(jc.pruning.sparse(tx, alternating('trained')), PARAMS, GRADS)[
+      -1
+    ]
     jax.tree.map(np.testing.assert_array_equal, got[0], plain[0])
     jax.tree.map(np.testing.assert_array_equal, got[1].inner, plain[1])
 
@@ -224,9 +228,9 @@ class SparseTest(parameterized.TestCase):
     method = jc.methods.rigl(halves(end=4, every=1))
     tx = optax.MultiSteps(optax.sgd(0.1), 2)
     if where == 'inside':
-      tx = jc.sparse(tx, method)
+      tx = jc.pruning.sparse(tx, method)
     else:
-      tx = optax.MultiSteps(jc.sparse(optax.sgd(0.1), method), 2)
+      tx = optax.MultiSteps(jc.pruning.sparse(optax.sgd(0.1), method), 2)
     seen = steps(tx, PARAMS, [*GRADS, *GRADS])
     clock = [int(state_lib.states(s)[0].step) for _, s in seen]
     # Inside, a step that changes masks takes the gradient of one batch.
@@ -235,7 +239,7 @@ class SparseTest(parameterized.TestCase):
 
   def test_what_is_not_finite_is_no_step(self):
     method = jc.methods.sr_ste(halves(end=4))
-    tx = jc.sparse(optax.apply_if_finite(optax.sgd(0.1), 3), method)
+    tx = jc.pruning.sparse(optax.apply_if_finite(optax.sgd(0.1), 3), method)
     bad = {'w': GRADS[0]['w'] * jnp.nan, 'b': GRADS[0]['b']}
     seen = steps(tx, PARAMS, [GRADS[0], bad, GRADS[1]])
     self.assertEqual([int(s.step) for _, s in seen], [1, 1, 2])
@@ -245,7 +249,7 @@ class SparseTest(parameterized.TestCase):
   def test_masks_wait_for_a_finite_gradient(self, inside):
     tx = optax.sgd(0.1)
     tx = optax.apply_if_finite(tx, 3) if inside else tx
-    tx = jc.sparse(tx, jc.methods.rigl(halves(end=9, every=2)))
+    tx = jc.pruning.sparse(tx, jc.methods.rigl(halves(end=9, every=2)))
     bad = jax.tree.map(lambda g: g * jnp.nan, GRADS[0])
     seen = steps(tx, PARAMS, [GRADS[0], bad, GRADS[0]])
     a, b, c = (np.asarray(s.method.masks['w']) for _, s in seen)
@@ -255,14 +259,14 @@ class SparseTest(parameterized.TestCase):
   def test_one_array_is_a_tree_as_well(self):
     method = jc.methods.rigl([('.*', jc.Sparsity(0.5, end=9, every=2))])
     grads = [g['w'] for g in GRADS]
-    tx = jc.sparse(optax.adam(0.1), method)
+    tx = jc.pruning.sparse(optax.adam(0.1), method)
     for params, state in steps(tx, PARAMS['w'], grads):
       gone = ~state.method.masks['']
       np.testing.assert_array_equal(params[gone], 0)
       np.testing.assert_array_equal(state.inner[0].mu[gone], 0)
 
   def test_one_of_the_parts_of_a_network(self):
-    mine = jc.sparse(
+    mine = jc.pruning.sparse(
       optax.sgd(0.1), jc.methods.static([('w', jc.Sparsity(0.5))])
     )
     tx = optax.multi_transform(
@@ -270,13 +274,13 @@ class SparseTest(parameterized.TestCase):
     )
     params, state = steps(tx, PARAMS, GRADS)[-1]
     self.assertEqual(int((params['w'] == 0).sum()), 12)
-    seen = jc.masked(PARAMS, state)
+    seen = jc.pruning.masked(PARAMS, state)
     np.testing.assert_array_equal(seen['w'] == 0, params['w'] == 0)
     self.assertIs(seen['b'], PARAMS['b'])
 
   def test_arguments_are_passed_on(self):
     method = jc.methods.static(halves())
-    told = jc.sparse(optax.polyak_sgd(), method)
+    told = jc.pruning.sparse(optax.polyak_sgd(), method)
     self.assertIsInstance(told, optax.GradientTransformationExtraArgs)
     state = told.init(PARAMS)
     with self.assertRaisesRegex(TypeError, 'value'):
@@ -291,7 +295,7 @@ class SparseTest(parameterized.TestCase):
     params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
     grads = jax.tree.map(lambda x: x.astype(dtype), GRADS[0])
     method = jc.methods.movement(halves(end=9, every=3))
-    tx = jc.sparse(optax.set_to_zero(), method, optax.sgd(0.5))
+    tx = jc.pruning.sparse(optax.set_to_zero(), method, optax.sgd(0.5))
     _, state = steps(tx, params, [grads] * 2)[-1]
     [found] = state_lib.states(state)
     got = found.scores['w'].value
@@ -303,12 +307,12 @@ class SparseTest(parameterized.TestCase):
     ('the weights', dict(params=None), 'Masks need the weights'),
   )
   def test_weights_are_needed(self, _, how, message):
-    tx = jc.sparse(optax.sgd(0.1), jc.methods.static(halves()))
+    tx = jc.pruning.sparse(optax.sgd(0.1), jc.methods.static(halves()))
     with self.assertRaisesRegex(ValueError, message):
       tx.update(GRADS[0], tx.init(PARAMS), **how)
 
   def test_masked_weights_that_something_outside_makes_grow(self):
-    tx = jc.sparse(optax.scale_by_adam(), jc.methods.static(halves()))
+    tx = jc.pruning.sparse(optax.scale_by_adam(), jc.methods.static(halves()))
     tx = optax.chain(tx, optax.scale(-0.1))
     params = steps(tx, PARAMS, GRADS[:1] * 4)[-1][0]
     self.assertTrue(jnp.isnan(params['w']).all())
@@ -325,12 +329,12 @@ class SparseTest(parameterized.TestCase):
       (static, optax.sgd(1.0), 'learns no scores'),
     ):
       with self.subTest(message), self.assertRaisesRegex(ValueError, message):
-        jc.sparse(optax.sgd(0.1), method, scores).init(PARAMS)
-    twice = jc.sparse(optax.sgd(0.1), jc.chain(static, static))
+        jc.pruning.sparse(optax.sgd(0.1), method, scores).init(PARAMS)
+    twice = jc.pruning.sparse(optax.sgd(0.1), jc.chain(static, static))
     with self.assertRaisesRegex(ValueError, 'Two methods mask w'):
       twice.init(PARAMS)
     with self.assertRaisesRegex(ValueError, 'No masks in a state of type'):
-      jc.masked(PARAMS, optax.sgd(0.1).init(PARAMS))
+      jc.pruning.masked(PARAMS, optax.sgd(0.1).init(PARAMS))
 
 
 if __name__ == '__main__':

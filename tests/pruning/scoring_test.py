@@ -42,7 +42,7 @@ PARAMS = {
 }
 X = jax.random.normal(jax.random.key(1), (5, 4, 4, 2))
 USES = jc.uses(network)(PARAMS, X)
-STATS = jc.observe(network, {'.*': jc.sum_squares()})(PARAMS, X)[1]
+STATS = jc.observe(network, {'.*': jc.statistics.sum_squares()})(PARAMS, X)[1]
 
 
 def met(path):

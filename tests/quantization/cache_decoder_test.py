@@ -60,8 +60,10 @@ class DecoderTest(parameterized.TestCase):
     traces = []
     lifted = jc.lift(step, keep=True, strict=True)
     traced = jax.jit(lambda *a: (traces.append(a), lifted(*a))[1])
-    got, cache = _decode(traced, params, jc.quantize_cache(empty, RULES[name]))
-    self.assertIsInstance(cache['key'], jc.QCache)
+    got, cache = _decode(
+      traced, params, jc.quantization.quantize_cache(empty, RULES[name])
+    )
+    self.assertIsInstance(cache['key'], jc.quantization.QCache)
     self.assertEqual(int(cache['length']), 7)
     self.assertLen(traces, 2)  # a prompt, a token
 
@@ -91,16 +93,16 @@ class DecoderTest(parameterized.TestCase):
     self.assertEqual(jc.nbytes(empty), rows * 8 * 4 + 4)
     for name, a_row in (('int8', 8), ('e4m3', 8), ('int4', 4)):
       rules = [('key|value', name), ('.*', None)]
-      got = jc.nbytes(jc.quantize_cache(empty, rules))
+      got = jc.nbytes(jc.quantization.quantize_cache(empty, rules))
       self.assertEqual(got, rows * (a_row + 4) + 4)
     rules = [('key|value', 'int8 bfloat16'), ('.*', None)]
-    got = jc.nbytes(jc.quantize_cache(empty, rules))
+    got = jc.nbytes(jc.quantization.quantize_cache(empty, rules))
     self.assertEqual(got, rows * (8 + 2) + 4)
 
   @parameterized.parameters('int8', 'e4m3')
   def test_vmap_over_caches(self, name):
     step, params, empty = _decoder()
-    q = jc.quantize_cache(empty, RULES[name])
+    q = jc.quantization.quantize_cache(empty, RULES[name])
     lifted = jc.lift(step, keep=True)
     one, _ = _decode(jax.jit(lifted), params, q)
     pair = jax.tree.map(lambda x: jnp.stack([x, x]), q)
@@ -118,7 +120,7 @@ class LoopTest(parameterized.TestCase):
     step, params, empty = _decoder()
     self.params, self.cache = (
       params,
-      jc.quantize_cache(empty, RULES['int8']),
+      jc.quantization.quantize_cache(empty, RULES['int8']),
     )
 
     def turn(params, token, cache):
@@ -197,7 +199,7 @@ class LoopTest(parameterized.TestCase):
 
     x = jnp.ones((2, 1, 3, 4))
     (a, b), _ = jc.lift(f, keep=True)(*caches, x)
-    self.assertIsInstance(a, jc.QCache)
+    self.assertIsInstance(a, jc.quantization.QCache)
     (want_a, want_b), _ = f(*[c.materialize() for c in caches], x)
     np.testing.assert_allclose(a.materialize(), want_a, atol=1e-2)
     np.testing.assert_allclose(b, want_b, rtol=1e-4, atol=1e-2)

@@ -64,7 +64,7 @@ class WriteTest(parameterized.TestCase):
     cache = caching.cache(old, name)
     jax_write, numpy_write = WRITES[write]
     written = jax.jit(jc.lift(jax_write, keep=True, strict=True))(cache, new)
-    self.assertIsInstance(written, jc.QCache)
+    self.assertIsInstance(written, jc.quantization.QCache)
 
     dense = old.copy()
     numpy_write(dense, new)
@@ -226,7 +226,7 @@ class ReadTest(parameterized.TestCase):
   def test_moves(self, move):
     cache = caching.cache(caching.random(2, 8, 3, 4))
     moved = jc.lift(move, keep=True)(cache)
-    self.assertIsInstance(moved, jc.QCache)
+    self.assertIsInstance(moved, jc.quantization.QCache)
     np.testing.assert_array_equal(
       np.asarray(moved.materialize(), np.float32),
       np.asarray(move(cache.materialize()), np.float32),
@@ -256,11 +256,11 @@ class MistakesTest(parameterized.TestCase):
   )
   def test_rules(self, rules, message):
     with self.assertRaisesRegex(ValueError, message):
-      jc.quantize_cache({'k': jnp.zeros((2, 4, 3, 8))}, rules)
+      jc.quantization.quantize_cache({'k': jnp.zeros((2, 4, 3, 8))}, rules)
 
   def test_integers(self):
     with self.assertRaisesRegex(ValueError, r'length is int32\[\]; a cache of'):
-      jc.quantize_cache({'length': jnp.int32(3)}, [('.*', 'int8')])
+      jc.quantization.quantize_cache({'length': jnp.int32(3)}, [('.*', 'int8')])
 
 
 if __name__ == '__main__':

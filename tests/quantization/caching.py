@@ -42,7 +42,9 @@ def random(*shape, seed=0):
 
 
 def cache(x, name='int8'):
-  return jc.quantize_cache({'k': jnp.asarray(x)}, [('k', name)])['k']
+  return jc.quantization.quantize_cache({'k': jnp.asarray(x)}, [('k', name)])[
+    'k'
+  ]
 
 
 def parts(cache):

@@ -51,7 +51,7 @@ class ClipTest(_Case):
     x = jnp.asarray(_RNG.normal(size=(200, 64)) * size, jnp.float32)
     f = lambda p, x: jnp.einsum('bi,lio->lbo', x, p['w'])
     uses = jc.uses(f)({'w': w}, x)
-    _, stats = jc.observe(f, {'w': jc.sum_squares()})({'w': w}, x)
+    _, stats = jc.observe(f, {'w': jc.statistics.sum_squares()})({'w': w}, x)
 
     def error(importance):
       q = jc.quantize(

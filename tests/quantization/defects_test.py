@@ -22,7 +22,8 @@ X = jax.random.normal(jax.random.key(0), (4, 32))
 W = jax.random.normal(jax.random.key(1), (32, 16)) / np.sqrt(32)
 V = jax.random.normal(jax.random.key(2), (32, 16)) / np.sqrt(32)
 ASYM = jc.Scheme(
-  jc.Spec('int8', symmetric=False), jc.Spec('int8', 'token', symmetric=False)
+  jc.schemes.Spec('int8', symmetric=False),
+  jc.schemes.Spec('int8', 'token', symmetric=False),
 )
 
 
@@ -80,7 +81,7 @@ class ProductsTest(parameterized.TestCase):
     """qwix 0.1.8: matmul and @ leave the weight as it is, without a word."""
     w = W.T if transposed else W
     q = quantized(w, 'W8A8', jc.uses(lambda p: f(X, p['w']))({'w': w}))
-    self.assertIsInstance(q, jc.QDotArray)
+    self.assertIsInstance(q, jc.quantization.QDotArray)
     self.assertEqual(integer_dots(jc.lift(f), X, q), 1)
 
   def test_transformed_weights_among_others_of_their_shape(self):
@@ -237,7 +238,7 @@ class ArraysTest(parameterized.TestCase):
     w = jax.random.normal(jax.random.key(6), (2, 32, 16))
     f = lambda p, x: lax.ragged_dot(x, p['w'], jnp.array([1, 3]))
     q = jc.quantize({'w': w}, [('w', 'W8A8')], jc.uses(f)({'w': w}, X))
-    self.assertIsInstance(q['w'], jc.QDotArray)
+    self.assertIsInstance(q['w'], jc.quantization.QDotArray)
     got = jc.lift(f)(q, X)
     self.assertBetween(relative(got, f({'w': w}, X)), 1e-3, 2e-2)
     want = jnp.concatenate([X[:1] @ w[0], X[1:] @ w[1]])
@@ -293,9 +294,11 @@ class CalibrationTest(parameterized.TestCase):
       with jax.numpy_rank_promotion('allow'):
         return nnx.merge(graph, params)(x)
 
-    stats = jc.observe(f, [(r'.*kernel.*', jc.gram()), (r'.*', None)])
+    stats = jc.observe(
+      f, [(r'.*kernel.*', jc.statistics.gram()), (r'.*', None)]
+    )
     _, seen = stats(params, x)
-    jc.check_seen(seen)
+    jc.analysis.check_seen(seen)
     self.assertLen(seen, 4)
     for observed in seen.values():
       self.assertEqual(observed.state.shape, (32, 32))
@@ -306,7 +309,7 @@ class CalibrationTest(parameterized.TestCase):
     w = jax.random.normal(jax.random.key(12), (4, 8, 32))
     h = jax.random.normal(jax.random.key(13), (2, 5, 4, 8))
     f = lambda p, h: jnp.einsum('bthd,hdo->bto', h, p['w'])
-    _, seen = jc.observe(f, {'w': jc.gram()})({'w': w}, h)
+    _, seen = jc.observe(f, {'w': jc.statistics.gram()})({'w': w}, h)
     rows = np.asarray(h).reshape(10, 32)
     self.assertEqual(seen['w'].count, 10)
     np.testing.assert_allclose(
@@ -337,12 +340,12 @@ class CalibrationTest(parameterized.TestCase):
     The scales themselves are left to calibration.
     """
     f = lambda p, x: x @ p['w']
-    chosen = {'w': jc.absmax()}
+    chosen = {'w': jc.statistics.absmax()}
     observe = jc.observe(f, chosen)
     batches = [X * s for s in (1.0, 10.0, 100.0)]
     stats = {}
     for x in batches:
-      stats = jc.merge_stats(chosen, stats, observe({'w': W}, x)[1])
+      stats = jc.analysis.merge_stats(chosen, stats, observe({'w': W}, x)[1])
     np.testing.assert_array_equal(stats['w'].state, np.abs(X * 100).max(0))
     self.assertEqual(stats['w'].count, 12)
 

@@ -89,7 +89,7 @@ class LargeTest(parameterized.TestCase):
     self.assertLess(float(error / jnp.linalg.norm(dense * 1e-37)), within)
 
   def test_keys_of_a_cache(self):
-    cache = jc.quantize_cache({'k': X[None]}, [('k', 'int8')])
+    cache = jc.quantization.quantize_cache({'k': X[None]}, [('k', 'int8')])
     scores = lambda c, q: jnp.einsum('bqd,bkd->bqk', q, c['k'])
     y = jc.lift(scores)(cache, X[None] * 1e36)
     self.assertTrue(bool(jnp.isfinite(y).all()))
@@ -186,7 +186,7 @@ class CountsTest(absltest.TestCase):
     x = jax.nn.relu(jax.random.normal(jax.random.key(2), (256, 64)))
     s = jc.observe(_apply, stats)({'w': W}, x)[1]
     want = histograms.percentile(s['w'].state, 99.9, False)
-    merge = jax.jit(lambda s: jc.merge_stats(stats, s, s))
+    merge = jax.jit(lambda s: jc.analysis.merge_stats(stats, s, s))
     for _ in range(20):
       s = merge(s)
     _, counts = histograms._bins(s['w'].state)

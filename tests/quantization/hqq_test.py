@@ -74,7 +74,7 @@ class HqqTest(parameterized.TestCase):
 
   def test_needs_zero_points(self):
     with self.assertRaisesRegex(ValueError, 'symmetric=False'):
-      jc.Spec('int4', range='hqq')
+      jc.schemes.Spec('int4', range='hqq')
 
 
 if __name__ == '__main__':

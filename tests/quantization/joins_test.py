@@ -15,7 +15,7 @@ from jaxopt_compress.quantization import qarray
 
 def _leaf(format='int8', shape=(6, 4), group=0, seed=0, symmetric=True):
   w = making.normal(*shape, seed=seed)
-  spec = jc.Spec(
+  spec = jc.schemes.Spec(
     format,
     'group' if group else 'channel',
     group,
@@ -90,7 +90,7 @@ class JoinsTest(parameterized.TestCase):
       qarray.QDotArray(
         int8,
         jnp.full((1, 1), s),
-        act=jc.Spec('int8', granularity='tensor', static=True),
+        act=jc.schemes.Spec('int8', granularity='tensor', static=True),
       )
       for s in (0.1, 0.2)
     ]
@@ -110,7 +110,7 @@ class JoinsTest(parameterized.TestCase):
     static = qarray.QDotArray(
       _leaf(),
       jnp.full((1, 1), 0.1),
-      act=jc.Spec('int8', granularity='tensor', static=True),
+      act=jc.schemes.Spec('int8', granularity='tensor', static=True),
     )
     moved = jc.lift(lambda w: jnp.roll(w, 2, 0), keep=True)(static)
     self.assertIsInstance(moved, qarray.QDotArray)

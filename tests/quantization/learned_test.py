@@ -40,7 +40,7 @@ class EquationsTest(_Case):
     learn=('lsq', 'pact'),
   )
   def test_gradients(self, format, symmetric, learn):
-    spec = jc.Spec(
+    spec = jc.schemes.Spec(
       format, 'tensor', symmetric=symmetric, static=True, learn=learn
     )
     fmt = spec.numbers
@@ -64,17 +64,19 @@ class EquationsTest(_Case):
       np.testing.assert_allclose(got_z, slow * (g * d_z).sum(), rtol=1e-3)
 
   def test_starts(self):
-    got = learned.first_range(W, jc.Spec('int4', learn='lsq'), ((-2, 0),))
+    got = learned.first_range(
+      W, jc.schemes.Spec('int4', learn='lsq'), ((-2, 0),)
+    )
     want = 2 * np.abs(W).mean(0, keepdims=True) / np.sqrt(7)
     np.testing.assert_allclose(got['scale'], want, rtol=1e-6)
-    spec = jc.Spec('int4', symmetric=False, learn='lsq')
+    spec = jc.schemes.Spec('int4', symmetric=False, learn='lsq')
     got = learned.first_range(W, spec, ((-2, 0),))
     span = W.max(0) - W.min(0)
     np.testing.assert_allclose(got['scale'][0], span / 15, rtol=1e-5)
 
   def test_a_step_finds_the_least_squared_error(self):
     w = jnp.asarray(_RNG.normal(size=(4000,)), jnp.float32)
-    spec = jc.Spec('int3', 'tensor', learn='lsq')
+    spec = jc.schemes.Spec('int3', 'tensor', learn='lsq')
     error = lambda s: jnp.square(
       learned.surrogate(w, s, None, spec=spec, entries=1) - w
     ).mean()
@@ -104,7 +106,7 @@ def _problem():
 
 def _loss(comp, rest, target):
   def loss(params, learned, x):
-    state = jc.merge_learned(learned, rest)
+    state = jc.core.merge_learned(learned, rest)
     y = jc.lift(_apply)(comp.apply(params, state), x)
     return jnp.square(y - target).mean()
 
@@ -126,7 +128,7 @@ class TrainTest(_Case):
     if 'static' in words:
       ranges = jc.calibrate(_apply, params, rules, [X], uses)
     comp = jc.fake_quantize(rules, uses, ranges=ranges)
-    values, rest = jc.split_learned(comp.init(params))
+    values, rest = jc.core.split_learned(comp.init(params))
     target = _apply(params, X)
     loss = jax.jit(jax.value_and_grad(_loss(comp, rest, target), (0, 1)))
     first, (_, grads) = loss(params, values, X)
@@ -144,7 +146,7 @@ class TrainTest(_Case):
     # The quantised loss jumps from step to step; its level falls.
     self.assertLess(np.median(losses[50:]), 0.97 * float(first))
 
-    frozen = jc.freeze(comp.apply(params, jc.merge_learned(values, rest)))
+    frozen = jc.freeze(comp.apply(params, jc.core.merge_learned(values, rest)))
     y = jax.jit(jc.lift(_apply))(frozen, X)
     got = jnp.square(y - target).mean()
     np.testing.assert_allclose(got, last, rtol=1e-5)
@@ -202,11 +204,11 @@ class TrainTest(_Case):
         params
       )
     with self.assertRaisesRegex(ValueError, 'cannot be learned'):
-      jc.Spec('e2m1', 'group', 32, scale='e8m0', learn='lsq')
+      jc.schemes.Spec('e2m1', 'group', 32, scale='e8m0', learn='lsq')
     with self.assertRaisesRegex(ValueError, 'static=True'):
-      jc.Spec('int4', 'token', learn='pact')
+      jc.schemes.Spec('int4', 'token', learn='pact')
     with self.assertRaisesRegex(ValueError, "weights have 'lsq'"):
-      jc.Scheme(jc.Spec('int4', 'tensor', static=True, learn='pact'))
+      jc.Scheme(jc.schemes.Spec('int4', 'tensor', static=True, learn='pact'))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import jaxopt_compress as jc
 from jaxopt_compress.core import array
 from jaxopt_compress.quantization import qarray
 
-TENSOR = jc.Scheme(jc.Spec('int8', 'tensor'))
+TENSOR = jc.Scheme(jc.schemes.Spec('int8', 'tensor'))
 
 
 def _normal(*shape, seed=0):
@@ -35,7 +35,7 @@ class QuantizeTest(parameterized.TestCase):
     dict(
       testcase_name='W8A8',
       scheme=jc.W8A8,
-      type=jc.QDotArray,
+      type=jc.quantization.QDotArray,
       says='int8 channel, int8 activations',
       scale=(1, 6),
     ),
@@ -56,7 +56,7 @@ class QuantizeTest(parameterized.TestCase):
     dict(
       testcase_name='by name',
       scheme='W8A8',
-      type=jc.QDotArray,
+      type=jc.quantization.QDotArray,
       says='int8 channel, int8 activations',
       scale=(1, 6),
     ),
@@ -126,7 +126,7 @@ class QuantizeTest(parameterized.TestCase):
   def test_groups_run_along_the_longest_contracted_axis(self):
     f = lambda p, x: jnp.einsum('bhk,hkd->bd', x, p['w'])
     p = {'w': _normal(2, 8, 6)}
-    scheme = jc.Spec('int4', 'group', 4)
+    scheme = jc.schemes.Spec('int4', 'group', 4)
     q = jc.quantize(p, [('w', scheme)], jc.uses(f)(p, jnp.ones((3, 2, 8))))['w']
     self.assertEqual(
       (q.packed, q.qvalue.shape, q.scale.shape), (-2, (2, 4, 6), (2, 2, 6))
@@ -247,7 +247,7 @@ class QuantizeTest(parameterized.TestCase):
     ):
       q = jc.quantize(tree, rules)
       self.assertIs(type(q), type(tree))
-      found = [p for p, x in jc.named_leaves(q) if jc.is_compressed(x)]
+      found = [p for p, x in jc.rules.named_leaves(q) if jc.is_compressed(x)]
       self.assertLen(found, 1)
 
   def test_a_leaf_is_quantised_by_its_meaning(self):

@@ -21,7 +21,7 @@ class RangesTest(parameterized.TestCase):
     (False, -2.0, -1.0, (-2.0, 0.0)),
   )
   def test_ends_go_there_and_back(self, symmetric, low, high, want):
-    act = jc.Spec('int8', 'tensor', symmetric=symmetric, static=True)
+    act = jc.schemes.Spec('int8', 'tensor', symmetric=symmetric, static=True)
     made = ranges.of_ends(jnp.array([[low]]), jnp.array([[high]]), act)
     got = [float(e[0, 0]) for e in ranges.ends_of(*made, act)]
     # Zero points are integers, so an end may be off by half a step.

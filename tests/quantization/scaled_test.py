@@ -9,7 +9,7 @@ import numpy as np
 import jaxopt_compress as jc
 
 _RNG = np.random.default_rng(0)
-_E5M2 = jc.Spec('e5m2', 'group', 32, scale='e8m0')
+_E5M2 = jc.schemes.Spec('e5m2', 'group', 32, scale='e8m0')
 _TARGET = '__op$block_scaled_dot'
 
 
@@ -26,7 +26,7 @@ def _lowered(equation, leaf, x, platform):
 
 class ScaledTest(parameterized.TestCase):
   @parameterized.named_parameters(
-    ('mxfp8', jc.MXFP8, 'bi,io->bo', (64, 48), (8, 64), True),
+    ('mxfp8', jc.schemes.MXFP8, 'bi,io->bo', (64, 48), (8, 64), True),
     (
       'mxfp8_e5m2',
       jc.Scheme(_E5M2, act=_E5M2),
@@ -36,10 +36,24 @@ class ScaledTest(parameterized.TestCase):
       True,
     ),
     ('nvfp4', jc.NVFP4, 'bi,io->bo', (64, 48), (8, 64), False),
-    ('experts', jc.MXFP8, 'ebi,eio->ebo', (2, 64, 48), (2, 8, 64), True),
-    ('orders', jc.MXFP8, 'ib,oi->ob', (48, 64), (64, 8), True),
-    ('mxfp4_has_no_native', jc.MXFP4, 'bi,io->bo', (64, 48), (8, 64), False),
-    ('ragged', jc.MXFP8, 'bi,io->bo', (60, 48), (8, 60), False),
+    (
+      'experts',
+      jc.schemes.MXFP8,
+      'ebi,eio->ebo',
+      (2, 64, 48),
+      (2, 8, 64),
+      True,
+    ),
+    ('orders', jc.schemes.MXFP8, 'ib,oi->ob', (48, 64), (64, 8), True),
+    (
+      'mxfp4_has_no_native',
+      jc.schemes.MXFP4,
+      'bi,io->bo',
+      (64, 48),
+      (8, 64),
+      False,
+    ),
+    ('ragged', jc.schemes.MXFP8, 'bi,io->bo', (60, 48), (8, 60), False),
     ('integers', jc.W8A8, 'bi,io->bo', (64, 48), (8, 64), False),
   )
   def test_where_it_lowers(self, scheme, equation, w_shape, x_shape, native):

@@ -9,11 +9,11 @@ from jaxopt_compress.quantization import schemes
 
 class SchemeTest(parameterized.TestCase):
   @parameterized.named_parameters(
-    ('act', dict(act=8), 'act=8; give a jc.Spec'),
+    ('act', dict(act=8), 'act=8; give a jc.schemes.Spec'),
     ('no weight', dict(weight=None), 'weight=None'),
     (
       'static weight',
-      dict(weight=jc.Spec('int8', 'tensor', static=True)),
+      dict(weight=jc.schemes.Spec('int8', 'tensor', static=True)),
       'for act',
     ),
     (
@@ -31,10 +31,10 @@ class SchemeTest(parameterized.TestCase):
     self.assertEqual(
       got,
       jc.Scheme(
-        jc.Spec(
+        jc.schemes.Spec(
           'int4', 'group', 128, symmetric=False, scale='bfloat16', range='mse'
         ),
-        act=jc.Spec('int8', 'tensor'),
+        act=jc.schemes.Spec('int8', 'tensor'),
       ),
     )
     self.assertEqual(schemes.scheme('int8, int8'), jc.W8A8)

@@ -41,7 +41,9 @@ def _oracle(x, axis):
 class ProductsTest(parameterized.TestCase):
   def test_both_operands_are_rounded_per_token(self):
     q, k, v = (_rand(2, 5, 3, 8, seed=i) for i in range(3))
-    f = jc.quantize_activations(_attention, [(r'attn/.*dot_general', 'int8')])
+    f = jc.quantization.quantize_activations(
+      _attention, [(r'attn/.*dot_general', 'int8')]
+    )
     self.assertEqual(_integer_products(f, q, k, v), 2)
     scores = np.einsum(
       'bqhd,bkhd->bhqk', _oracle(np.asarray(q), -1), _oracle(np.asarray(k), -1)
@@ -60,7 +62,9 @@ class ProductsTest(parameterized.TestCase):
   )
   def test_formats_and_gradients(self, words):
     q, k, v = (_rand(2, 5, 3, 8, seed=i) for i in range(3))
-    f = jc.quantize_activations(_attention, [(r'attn/.*dot_general', words)])
+    f = jc.quantization.quantize_activations(
+      _attention, [(r'attn/.*dot_general', words)]
+    )
     loss = lambda f: lambda q, k, v: jnp.square(f(q, k, v)).sum()
     got = jax.jit(jax.value_and_grad(loss(f), (0, 1, 2)))(q, k, v)
     want = jax.value_and_grad(loss(_attention), (0, 1, 2))(q, k, v)
@@ -74,7 +78,7 @@ class ProductsTest(parameterized.TestCase):
         return jnp.sin(x)
 
     x = _rand(4, 16)
-    got = jc.quantize_activations(f, [(r'stream/sin', 'int8')])(x)
+    got = jc.quantization.quantize_activations(f, [(r'stream/sin', 'int8')])(x)
     np.testing.assert_allclose(
       got, _oracle(np.sin(np.asarray(x)), -1), atol=2e-6
     )
@@ -88,7 +92,7 @@ class ProductsTest(parameterized.TestCase):
     q = jc.quantize(params, [(r'.*kernel', 'W8A8'), (r'.*', None)], uses)
     scores = r'.*(query|k)?.*bq.*|.*\.\.\.q.*dot_general'
     rules = [(scores, 'int8')]
-    f = jc.lift(jc.quantize_activations(apply, rules))
+    f = jc.lift(jc.quantization.quantize_activations(apply, rules))
     plain = _integer_products(jc.lift(apply), q, x)
     self.assertEqual(_integer_products(f, q, x), plain + 2)
     error = jnp.linalg.norm(f(q, x) - apply(params, x))
@@ -107,7 +111,9 @@ class ProductsTest(parameterized.TestCase):
     model = models.functional(models.build(name, **options))
     x = _rand(2, 8, 8, 1) if name == 'vit' else jnp.ones((2, 8), jnp.int32)
     apply = lambda p, x: model.apply(p, model.variables, x)[0]
-    f = jc.quantize_activations(apply, [(r'.*attention/.*dot_general', 'int8')])
+    f = jc.quantization.quantize_activations(
+      apply, [(r'.*attention/.*dot_general', 'int8')]
+    )
     self.assertGreaterEqual(_integer_products(f, model.params, x), 2)
     y, want = f(model.params, x), apply(model.params, x)
     self.assertLess(
@@ -117,9 +123,13 @@ class ProductsTest(parameterized.TestCase):
   def test_bad_input(self):
     x = _rand(2, 5, 3, 8)
     with self.assertRaisesRegex(ValueError, 'attn'):
-      jc.quantize_activations(_attention, [(r'attnn/.*', 'int8')])(x, x, x)
+      jc.quantization.quantize_activations(_attention, [(r'attnn/.*', 'int8')])(
+        x, x, x
+      )
     with self.assertRaisesRegex(ValueError, 'no calibrated range'):
-      jc.quantize_activations(_attention, [(r'attn/.*', 'int8 tensor static')])
+      jc.quantization.quantize_activations(
+        _attention, [(r'attn/.*', 'int8 tensor static')]
+      )
 
   def test_in_a_scan_and_under_vmap(self):
     def f(w, x):
@@ -129,7 +139,7 @@ class ProductsTest(parameterized.TestCase):
 
       return lax.scan(jax.checkpoint(body), x, w)[0]
 
-    g = jc.quantize_activations(f, [(r'mix/dot_general', 'int8')])
+    g = jc.quantization.quantize_activations(f, [(r'mix/dot_general', 'int8')])
     w, xs = jnp.ones((2, 1)), _rand(3, 4, 4) / 2
     got = jax.jit(jax.vmap(g, (None, 0)))(w, xs)
     want = jnp.stack([f(w, x) for x in xs])

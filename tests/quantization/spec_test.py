@@ -44,7 +44,7 @@ class SpecTest(parameterized.TestCase):
   )
   def test_refused(self, options, says):
     with self.assertRaisesRegex(ValueError, says):
-      jc.Spec(**options)
+      jc.schemes.Spec(**options)
 
   @parameterized.product(
     format=('int4', 'e4m3', 'nf4'),
@@ -61,7 +61,7 @@ class SpecTest(parameterized.TestCase):
   )
   def test_words_say_all(self, format, how, symmetric, scale, range):
     scale, rule = scale
-    spec = jc.Spec(
+    spec = jc.schemes.Spec(
       format, *how, symmetric=symmetric, scale=scale, rule=rule, range=range
     )
     self.assertEqual(spec_lib.parse(spec.describe()), spec)

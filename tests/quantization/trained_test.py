@@ -10,7 +10,7 @@ import training_models
 
 import jaxopt_compress as jc
 from jaxopt_compress.core import array
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 from jaxopt_compress.quantization import trained
 
 CELLS = [
@@ -109,7 +109,7 @@ class GradientTest(parameterized.TestCase):
     comp = jc.fake_quantize([('w', jc.W8A16)])
 
     def leaf(w):
-      return comp.apply({'w': masked.Masked(w, mask)}, ())
+      return comp.apply({'w': masked_array.Masked(w, mask)}, ())
 
     f = lambda p, x: (x @ p['w'].reshape(2, 4, 4).reshape(8, 4)).sum()
     g = jax.jit(jax.grad(lambda w: jc.lift(f)(leaf(w), x)))(w)

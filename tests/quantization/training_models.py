@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 
-W4G4 = jc.Scheme(jc.Spec('int4', 'group', 4, scale='bfloat16'))
+W4G4 = jc.Scheme(jc.schemes.Spec('int4', 'group', 4, scale='bfloat16'))
 
 
 SCHEMES = {'W8A16': jc.W8A16, 'W8A8': jc.W8A8, 'W4G4': W4G4}

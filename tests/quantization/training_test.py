@@ -71,7 +71,9 @@ class FollowingTest(parameterized.TestCase):
 
   def test_starts_where_it_was_calibrated(self):
     f, params, x, comp, _ = self._following()
-    met = jc.observe(f, {'b': jc.minmax('tensor')})(params, x)[1]['b'].state
+    met = jc.observe(f, {'b': jc.statistics.minmax('tensor')})(params, x)[1][
+      'b'
+    ].state
     ends = [e.item() for e in comp.init(params)['ends']['b']]
     np.testing.assert_allclose(ends, met, atol=0.01)  # zero points are integers
 
@@ -93,9 +95,9 @@ class FollowingTest(parameterized.TestCase):
 
   def test_words(self):
     with self.assertRaisesRegex(ValueError, "'ema' is for static"):
-      jc.Spec('int8', 'tensor', learn='ema')
+      jc.schemes.Spec('int8', 'tensor', learn='ema')
     with self.assertRaisesRegex(ValueError, 'ema.* is for activations'):
-      jc.Scheme(jc.Spec('int8', 'tensor', static=True, learn='ema'))
+      jc.Scheme(jc.schemes.Spec('int8', 'tensor', static=True, learn='ema'))
 
 
 class ClockTest(parameterized.TestCase):

@@ -88,7 +88,7 @@ class StageTest(parameterized.TestCase):
       self.assertGreater(float(jnp.abs(f).max()), 0)
     final = final_lib.finish(state, built.stage, model, built.compression)
     leaf = final['params']['layers']['0']['kernel']
-    self.assertIsInstance(leaf, jc.LoRA)
+    self.assertIsInstance(leaf, jc.adapters.LoRA)
     same = final['params'] | {
       'layers': {
         i: layer | {'kernel': layer['kernel'].base}

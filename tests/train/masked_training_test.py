@@ -91,7 +91,7 @@ class MaskedTrainingTest(parameterized.TestCase):
     part = checkpoint.restore(self.dir / 'at', template, {})
     resumed = trained(name, 'shard_map', BATCHES[3:], part)
     for (path, x), (_, y) in zip(
-      jc.named_leaves(whole), jc.named_leaves(resumed), strict=True
+      jc.rules.named_leaves(whole), jc.rules.named_leaves(resumed), strict=True
     ):
       if path != 'rng':
         np.testing.assert_array_equal(x, y, path)

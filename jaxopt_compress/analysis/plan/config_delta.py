@@ -323,7 +323,7 @@ def _first(model) -> dict[str, int]:
     raise ValueError(
       f'Several settings give the shapes of the plan: {found[0]}, {found[1]}. They are'
       ' other networks. Give a config of the numbers alone that may change, as in'
-      f' jc.config_delta(lambda c: shapes({{**config, **c}}), {{{key!r}:'
+      f' jc.analysis.config_delta(lambda c: shapes({{**config, **c}}), {{{key!r}:'
       f' {model.numbers[key]}}}, plan).'
     )
   return found[0]

@@ -107,7 +107,7 @@ def _does_not_run(plan, error) -> str:
   return (
     f'The function does not run with parameters of the plan: {raised.said(error)}. A'
     f' size is written there that is another one now, of {sizes}: take it from an'
-    ' array, or from the config, of which jc.config_delta(shapes, config, plan) finds'
+    ' array, or from the config, of which jc.analysis.config_delta(shapes, config, plan) finds'
     ' the numbers; and give the function of the model that is built of these, as'
     ' rebuilt=.'
   )

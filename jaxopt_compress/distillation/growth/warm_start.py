@@ -13,9 +13,9 @@ Large to small is the form of Samragh et al. 2023, https://arxiv.org/abs/2312.09
 channels of a residual stream ranked by what they are on data in all layers together, is
 
     structure = jc.structure(apply)(params, x)
-    plan = jc.select(structure, jc.activations(structure, apply, params, batches),
+    plan = jc.select(structure, jc.pruning.activations(structure, apply, params, batches),
                      keep=0.5, by=[('.*', 'keep')])
-    small = jc.fold_sizes(apply, plan)(jc.shrink(plan, params), x)[0]
+    small = jc.analysis.fold_sizes(apply, plan)(jc.shrink(plan, params), x)[0]
 
 where a stream is one group, so that one order serves all layers, and `fold_sizes` makes
 up for what the norms divide by. Small to large in depth, by repeating each layer in

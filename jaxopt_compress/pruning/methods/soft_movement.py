@@ -28,7 +28,7 @@ def soft_movement(
 
   As `movement`, with these differences: no leaf gets sparser than the target of its
   rule, but it may stay denser; and the penalty is added to the gradient of the scores,
-  by `jc.sparse` and by the trainer.
+  by `jc.pruning.sparse` and by the trainer.
 
   Args:
     rules: ordered `(regex, Sparsity | None)`; masks change between `begin` and `end`,

@@ -23,7 +23,7 @@ def sr_ste(
   """Straight-through masks whose masked weights decay by the gradient.
 
   The decay is added to the gradient of masked weights before the optimizer sees it, by
-  `jc.sparse` and by the trainer; with Adam it is scaled as the gradient is.
+  `jc.pruning.sparse` and by the trainer; with Adam it is scaled as the gradient is.
 
   Args:
     rules: ordered `(regex, Sparsity | None)`, as for `prune`; such as

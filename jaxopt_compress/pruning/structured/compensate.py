@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_compress.analysis import biases as biases_lib
+from jaxopt_compress.analysis import added
 from jaxopt_compress.analysis import observe
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
@@ -52,7 +52,7 @@ def compensate(
   params: Any,
   stats: Mapping[str, watch.Observed | None],
   uses: dict | None = None,
-  biases: Mapping[str, biases_lib.Bias] | None = None,
+  biases: Mapping[str, added.Bias] | None = None,
   *,
   damp: float = 0.01,
 ) -> tuple[Any, dict[str, Loss]]:
@@ -61,18 +61,18 @@ def compensate(
   Before the cut: the result has the size of `params`, for `jc.shrink(plan, ...)` or
   `plan.mask`.
 
-      chosen = {path: jc.moments() for path in jc.readers(plan, uses)}
+      chosen = {path: jc.statistics.moments() for path in jc.pruning.readers(plan, uses)}
       _, stats = jc.observe(apply, chosen)(params, x)
-      params, losses = jc.compensate(plan, params, stats, uses, jc.biases(apply)(params, x))
+      params, losses = jc.pruning.compensate(plan, params, stats, uses, jc.analysis.biases(apply)(params, x))
 
   Args:
     plan: which channels stay.
     params: as they were when `stats` were observed; plain arrays where they change.
-    stats: {path: its `jc.moments()` or `jc.gram()`}, of all weights that lose inputs;
+    stats: {path: its `jc.statistics.moments()` or `jc.statistics.gram()`}, of all weights that lose inputs;
       None for one that is to stay as it is.
     uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's convention.
-    biases: what `jc.biases(apply)(params, x)` returned: these take up means, with
-      `jc.moments()`.
+    biases: what `jc.analysis.biases(apply)(params, x)` returned: these take up means, with
+      `jc.statistics.moments()`.
     damp: added to the diagonal of G, of its mean. Raised tenfold, up to three times,
       where G is singular all the same.
 
@@ -90,7 +90,7 @@ def compensate(
   >>> p = {'a': jnp.array([[1., 2.]]), 'b': jnp.array([[3.], [4.]])}
   >>> x = jnp.ones((5, 1))  # channel 1 is twice channel 0
   >>> plan = jc.Plan(jc.structure(f)(p, x), {'a:-1': [0]})
-  >>> _, stats = jc.observe(f, {'b': jc.gram()})(p, x)
+  >>> _, stats = jc.observe(f, {'b': jc.statistics.gram()})(p, x)
   >>> new, losses = compensate(plan, p, stats, jc.uses(f)(p, x), damp=0.0)
   >>> float(f(p, x)[0, 0]), float(f(jc.shrink(plan, new), x)[0, 0])
   (11.0, 11.0)
@@ -206,8 +206,8 @@ def _solved(
   want = (*stack, w.shape[-2], w.shape[-2])
   if gram.shape != want:
     raise ValueError(
-      f'its gram has shape {gram.shape}, and {want} is expected. Give its jc.moments()'
-      ' or jc.gram(), of these parameters.'
+      f'its gram has shape {gram.shape}, and {want} is expected. Give its jc.statistics.moments()'
+      ' or jc.statistics.gram(), of these parameters.'
     )
   if not np.isfinite(gram).all():
     raise ValueError('its gram is not finite. Look for NaN in what it meets.')
@@ -274,7 +274,7 @@ def _check(plan, reading, leaves, stats, biases):
   if missing:
     raise ValueError(
       f'{missing[:5]} lose inputs and have no statistics ({len(missing)} leaves).'
-      ' Observe jc.moments() of all of jc.readers(plan, uses), or'
+      ' Observe jc.statistics.moments() of all of jc.pruning.readers(plan, uses), or'
       ' give None for those that stay as they are.'
     )
   chosen = [path for path in reading if stats[path] is not None]

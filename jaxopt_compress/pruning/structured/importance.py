@@ -47,7 +47,7 @@ def importance(
     structure: what `jc.structure(apply)(params, x)` returned.
     params: the parameters; compressed leaves count for what they stand for.
     *others: trees of the same form that the score takes besides, such as gradients
-      (`jc.gradients`) or the mean of their squares (`jc.fisher`).
+      (`jc.pruning.gradients`) or the mean of their squares (`jc.pruning.fisher`).
     score: a function of an array, and of its like in `others`, that gives a number
       for each entry, or its name in `scores`; or an ordered list `(regex, score)`
       over the paths, None for leaves that have no say. One score for all is for
@@ -184,7 +184,7 @@ def _scores(path, score, leaves) -> jax.Array:
     raise ValueError(
       f'{_name(score)} of {len(leaves)} arrays: {e}. Trees of what it takes besides'
       ' weights follow the parameters, as in jc.importance(structure, params,'
-      " jc.gradients(loss, params, batches), score='taylor')."
+      " jc.pruning.gradients(loss, params, batches), score='taylor')."
     ) from e
   scored = jnp.asarray(score(*leaves))
   if scored.shape != shapes[0]:

@@ -1,6 +1,6 @@
 """One checkpoint of many widths: channels in the order of their importance.
 
-    order = jc.sort(structure, importance)
+    order = jc.pruning.sort(structure, importance)
     params = jc.shrink(order, params)             # as large as before, and the same function
     small = jc.shrink(plan.leading, params)       # of any plan by the same importance
 

@@ -1,6 +1,6 @@
 """A vocabulary of the tokens that a corpus uses.
 
-    plan, ids = jc.trim_vocabulary(structure, tokens)
+    plan, ids = jc.pruning.trim_vocabulary(structure, tokens)
     small = plan.apply(params)
     apply(small, ids[x])  ==  apply(params, x)[..., kept]
 

@@ -43,14 +43,14 @@ class Ours(NamedTuple):
   sparsity: jc.Sparsity | None = None
 
 
-_A8 = jc.Spec('int8', 'token')
+_A8 = jc.schemes.Spec('int8', 'token')
 OURS = {
   'int8': Ours(jc.W8A8, 'int8'),
   'int4 g128 W4A8': Ours(jc.W4A8, 'int4 A8'),
   'int4 g128 W4A16': Ours(jc.W4A16, 'int4 A16'),
-  'MXFP4 A8': Ours(jc.Scheme(jc.MXFP4.weight, act=_A8), 'MXFP4 A8'),
-  'MXFP4 A16': Ours(jc.Scheme(jc.MXFP4.weight), 'MXFP4 A16'),
-  'NF4': Ours(jc.NF4, 'NF4'),
+  'MXFP4 A8': Ours(jc.Scheme(jc.schemes.MXFP4.weight, act=_A8), 'MXFP4 A8'),
+  'MXFP4 A16': Ours(jc.Scheme(jc.schemes.MXFP4.weight), 'MXFP4 A16'),
+  'NF4': Ours(jc.schemes.NF4, 'NF4'),
   '2:4 int8': Ours(jc.W8A8, 'int8', jc.Sparsity(kind='n_m', n=2, m=4)),
   '50% int8': Ours(jc.W8A8, 'int8', jc.Sparsity(0.5)),
 }

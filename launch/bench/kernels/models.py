@@ -52,7 +52,7 @@ class Skipped(jc.CompressedArray):
 def _skip(product):
   """Registers what stands in for a product of `Skipped` weights."""
 
-  @jc.rule(product, Skipped)
+  @jc.core.rule(product, Skipped)
   def constant(*operands, **params):
     side = int(isinstance(operands[1], Skipped))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
@@ -154,7 +154,7 @@ def run(paths, bars, *, tiny: bool, context: int, rounds: int, budget: float):
 def _measure(name, model, paths, bars, rounds, budget):
   apply, params, x = model.program()
   uses = jc.uses(apply)(params, x)
-  skipped = jc.map_named(
+  skipped = jc.rules.map_named(
     lambda path, w: Skipped(w) if path.endswith('kernel') else w, params
   )
   forms = {('float32', ''): params, ('the rest', ''): skipped}

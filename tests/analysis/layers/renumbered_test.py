@@ -35,7 +35,7 @@ class RenumberedTest(parameterized.TestCase):
     small_fun, like, _ = smaller()
     small = plan.apply(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(small, like)
-    shapes = {path: leaf.shape for path, leaf in jc.named_leaves(small)}
+    shapes = {path: leaf.shape for path, leaf in jc.rules.named_leaves(small)}
     self.assertEqual(plan.shapes, shapes)
     y = small_fun(small, x)
     np.testing.assert_allclose(
@@ -91,7 +91,7 @@ class RenumberedTest(parameterized.TestCase):
     (name,) = found.layers
     width = 'params/Block_2/Dense_0/kernel:-1'
     importance = {name: np.arange(3.0), width: np.arange(16.0)}
-    self.assertEqual(list(jc.sort(found, importance).sources), [width])
+    self.assertEqual(list(jc.pruning.sort(found, importance).sources), [width])
     leading = jc.Plan(found, {name: [1, 2], width: [3, 5]}).leading
     self.assertEqual(leading.sources[name].tolist(), [1, 2])
     self.assertEqual(leading.sources[width].tolist(), [0, 1])

@@ -181,7 +181,7 @@ class ConfigDeltaTest(parameterized.TestCase):
   def test_found(self, name):
     shapes, apply, config, x, _, want = MODELS[name]
     params, plan = _planned(name)
-    delta, new = jc.config_delta(shapes, config, plan)
+    delta, new = jc.analysis.config_delta(shapes, config, plan)
     self.assertEqual(delta, want)
     self.assertIs(type(new), type(config))
     small = jc.shrink(plan, params)
@@ -204,7 +204,7 @@ class ConfigDeltaTest(parameterized.TestCase):
       if not g.locked
     }
     plan = jc.Plan(found, sources)
-    delta, new = jc.config_delta(_nnx_shapes, config, plan)
+    delta, new = jc.analysis.config_delta(_nnx_shapes, config, plan)
     self.assertEqual(delta, {'hidden': 5, 'depth': 2})
     chex.assert_trees_all_equal_shapes(
       _nnx_shapes(new), jc.shrink(plan, params)
@@ -226,7 +226,7 @@ class ConfigDeltaTest(parameterized.TestCase):
     found = jc.structure(apply)(shapes(config), X)
     (heads,) = (n for n, g in found.free.items() if g.size == 4)
     plan = jc.Plan(found, {heads: [0, 2]})
-    delta, _ = jc.config_delta(shapes, config, plan)
+    delta, _ = jc.analysis.config_delta(shapes, config, plan)
     self.assertEqual(delta, {'hidden': 12, 'heads': 2})
 
   def test_refused(self):
@@ -250,7 +250,7 @@ class ConfigDeltaTest(parameterized.TestCase):
       ({'n': 9}, {first: [0, 1]}, r'other parameters: a of shape \(5, 8\) has'),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        jc.config_delta(shapes, config, jc.Plan(found, sources))
+        jc.analysis.config_delta(shapes, config, jc.Plan(found, sources))
 
   def test_shapes_that_fit_two_networks(self):
     """Half of the width: with half of the heads, or with heads of half the size."""
@@ -275,7 +275,7 @@ class ConfigDeltaTest(parameterized.TestCase):
     found = jc.structure(apply)(shapes(config), X)
     groups = {g.size: n for n, g in found.free.items() if not g.within}
     sources = {groups[n]: np.arange(m) for n, m in ((32, 16), (2, 1))}
-    delta, _ = jc.config_delta(shapes, config, jc.Plan(found, sources))
+    delta, _ = jc.analysis.config_delta(shapes, config, jc.Plan(found, sources))
     self.assertEqual(delta, {'width': 16, 'heads': 2, 'keys': 1})
 
   def test_two_settings(self):
@@ -287,7 +287,7 @@ class ConfigDeltaTest(parameterized.TestCase):
     found = jc.structure(lambda p, x: x @ p['a'] @ p['b'])(shapes(config), X)
     plan = jc.Plan(found, {'a:-1': np.arange(8)})
     with self.assertRaisesRegex(ValueError, "{'n': 2}, {'m': 2}.*'n': 4"):
-      jc.config_delta(shapes, config, plan)
+      jc.analysis.config_delta(shapes, config, plan)
 
 
 if __name__ == '__main__':

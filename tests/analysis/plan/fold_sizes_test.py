@@ -140,7 +140,7 @@ class FoldSizesTest(parameterized.TestCase):
     small = jc.shrink(plan, params)
     want = fun(plan.mask(params), x)
     self.assertGreater(float(jnp.abs(fun(small, x) - want).max()), 1e-2)
-    out, folded = jc.fold_sizes(fun, plan)(small, x)
+    out, folded = jc.analysis.fold_sizes(fun, plan)(small, x)
     np.testing.assert_allclose(fun(out, x), want, rtol=1e-5, atol=1e-5)
     self.assertEqual(folded.left, ())
     factors = NETWORKS[name][-1]
@@ -152,7 +152,7 @@ class FoldSizesTest(parameterized.TestCase):
   def test_layer_norm_is_left(self):
     fun, params, x, plan = _planned('rms norm')
     small = jc.shrink(plan, params)
-    _, folded = jc.fold_sizes(_layer_norm, plan)(small, x)
+    _, folded = jc.analysis.fold_sizes(_layer_norm, plan)(small, x)
     self.assertLen(folded.left, 1)
     self.assertRegex(folded.left[0], 'sub at .*fold_sizes_test.py')
 
@@ -179,8 +179,8 @@ class FoldSizesTest(parameterized.TestCase):
     plan = jc.Plan(found, dict.fromkeys(features, [1, 4]))
     small = jc.shrink(plan, state)
     with self.assertRaisesRegex(ValueError, 'as rebuilt='):
-      jc.fold_sizes(fun, plan)(small, x)
-    out, folded = jc.fold_sizes(fun, plan, rebuilt)(small, x)
+      jc.analysis.fold_sizes(fun, plan)(small, x)
+    out, folded = jc.analysis.fold_sizes(fun, plan, rebuilt)(small, x)
     np.testing.assert_allclose(
       rebuilt(out, x), fun(plan.mask(state), x), rtol=1e-4, atol=1e-5
     )
@@ -216,8 +216,8 @@ class FoldSizesTest(parameterized.TestCase):
     if not follows:
       three = lambda p, x: layers(p, x, 3)
       with self.assertRaisesRegex(ValueError, 'without the layers that go'):
-        jc.fold_sizes(three, plan)(small, x)
-    out, folded = jc.fold_sizes(fun, plan)(small, x)
+        jc.analysis.fold_sizes(three, plan)(small, x)
+    out, folded = jc.analysis.fold_sizes(fun, plan)(small, x)
     self.assertEqual(folded.factors, dict.fromkeys(folded.factors, 2.0))
     self.assertEqual(set(folded.factors), {f'blocks/{i}/gain' for i in (0, 1)})
     masked = plan.mask(params)
@@ -237,7 +237,7 @@ class FoldSizesTest(parameterized.TestCase):
       (q, 'gain is int8.*multiplied by 2: fold before'),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        jc.fold_sizes(fun, plan)(tree, x)
+        jc.analysis.fold_sizes(fun, plan)(tree, x)
 
 
 if __name__ == '__main__':

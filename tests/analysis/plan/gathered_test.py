@@ -32,9 +32,9 @@ def _trained(scheme):
 
 
 def _adapted(base):
-  adapters = jc.add_lora(base, [('w', 2)], USES, key=KEY)
+  adapters = jc.adapters.add_lora(base, [('w', 2)], USES, key=KEY)
   adapters = jax.tree.map(lambda x: x + 0.1, adapters)
-  return jc.with_lora(base, adapters, USES)['w']
+  return jc.adapters.with_lora(base, adapters, USES)['w']
 
 
 # Two of each four of a column are kept.

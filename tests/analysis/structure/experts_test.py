@@ -12,7 +12,7 @@ from jaxopt_compress.analysis.structure import experts
 def program_of(fun, p):
   closed = jax.make_jaxpr(fun)(p, mixtures.X)
   return cuts.Program(
-    flat.flatten(closed), [path for path, _ in jc.named_leaves(p)]
+    flat.flatten(closed), [path for path, _ in jc.rules.named_leaves(p)]
   )
 
 

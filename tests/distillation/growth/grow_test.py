@@ -60,7 +60,11 @@ def case(name):
 
 def still(plan, grads):
   """The groups that have a channel without a gradient."""
-  leaves, structure, found = dict(jc.named_leaves(grads)), plan.structure, []
+  leaves, structure, found = (
+    dict(jc.rules.named_leaves(grads)),
+    plan.structure,
+    [],
+  )
   for group in plan.sources:
     sums = np.zeros(plan.sizes[group])
     for path, axis in structure.members(group):

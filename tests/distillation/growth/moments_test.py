@@ -35,7 +35,7 @@ class MomentsTest(parameterized.TestCase):
   )
   def test_names_of_optax(self, tx, orders):
     found = set()
-    for path, x in jc.named_leaves(tx.init({'a': jnp.ones((2, 2))})):
+    for path, x in jc.rules.named_leaves(tx.init({'a': jnp.ones((2, 2))})):
       if getattr(x, 'ndim', 0):
         found.add(moments.of(path, {'a': 'a'})[2])
     self.assertEqual(found, orders)

@@ -231,9 +231,9 @@ class WarmStartTest(parameterized.TestCase):
     fun = lambda p, x: apply(p, x @ p['stem'])
     x = drawn(4, 5)
     structure = jc.structure(fun)(params, x)
-    worth = jc.activations(structure, fun, params, [x])
+    worth = jc.pruning.activations(structure, fun, params, [x])
     plan = jc.select(structure, worth, keep=0.5, by=[('.*', 'keep')])
-    small = jc.fold_sizes(fun, plan)(jc.shrink(plan, params), x)[0]
+    small = jc.analysis.fold_sizes(fun, plan)(jc.shrink(plan, params), x)[0]
     self.assertEqual(small['stem'].shape, (5, 4))
     np.testing.assert_allclose(
       fun(small, x), fun(plan.mask(params), x), rtol=1e-4, atol=1e-4

@@ -26,7 +26,7 @@ def _distance(y, expected):
 def _both(f, params, x, words):
   """(quantised, packed) parameters of f."""
   uses = jc.uses(f)(params, x)
-  path = next(p for p, leaf in jc.named_leaves(params) if leaf.ndim > 1)
+  path = next(p for p, leaf in jc.rules.named_leaves(params) if leaf.ndim > 1)
   q = jc.quantize(params, [(path, words), (r'.*', None)][: len(params)], uses)
   return q, pack(q, uses)
 
@@ -72,9 +72,7 @@ class WithoutZerosTest(parameterized.TestCase):
       return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p['w'])[0]
 
     w = jax.random.normal(_KEYS[2], (3, 64, 64)) / 8
-    masked = jc.pruning.masked.Masked(
-      w, jax.random.uniform(_KEYS[3], w.shape) < 0.4
-    )
+    masked = jc.pruning.Masked(w, jax.random.uniform(_KEYS[3], w.shape) < 0.4)
     uses = jc.uses(f)({'w': w}, X)
     p = pack({'w': masked}, uses)
     y = jax.jit(jc.lift(f, strict=True))(p, X)

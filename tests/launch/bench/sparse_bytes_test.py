@@ -36,7 +36,8 @@ class SparseBytesTest(parameterized.TestCase):
     n_m = jnp.zeros((8, 16)).at[:, 3::8].set(1)
     tree, _ = jc.sparsify({'w': W, 'q': codes, 'n_m': n_m})
     self.assertEqual(
-      [type(x) for x in tree.values()], [jc.NMArray, jc.SparseCodes, jc.Bitmask]
+      [type(x) for x in tree.values()],
+      [jc.pruning.NMArray, jc.pruning.SparseCodes, jc.pruning.Bitmask],
     )
     with tempfile.TemporaryDirectory() as folder:
       path = os.path.join(folder, 'checkpoint')

@@ -29,7 +29,7 @@ class AcDcTest(parameterized.TestCase):
 
   def test_weights_return_from_zero(self):
     comp = jc.methods.ac_dc([('w', jc.Sparsity(0.5, end=8, every=2))])
-    tx = jc.sparse(optax.adam(0.5), comp)
+    tx = jc.pruning.sparse(optax.adam(0.5), comp)
     params = {'w': jnp.array([1.0, 2.0, 3.0, 4.0])}
     state, grads = tx.init(params), {'w': -jnp.ones(4)}
     seen = []

@@ -14,7 +14,7 @@ class MovementTest(absltest.TestCase):
     rules = [('w', jc.Sparsity(0.5, end=4, every=1, schedule='constant'))]
     with self.assertWarnsRegex(UserWarning, 'order alone'):  # scores are zero
       comp = jc.methods.movement(rules)
-      tx = jc.sparse(optax.sgd(0.1), comp, optax.sgd(1.0))
+      tx = jc.pruning.sparse(optax.sgd(0.1), comp, optax.sgd(1.0))
       params = {'w': jnp.array([5.0, 0.1, -5.0, -0.1])}
       state = tx.init(params)
     # Descent moves the small ones away from zero, and the large ones towards it.
@@ -29,11 +29,11 @@ class MovementTest(absltest.TestCase):
   def test_scores_get_the_same_gradient_through_the_leaf(self):
     comp = jc.methods.movement([('w', jc.Sparsity(0.5, end=4))])
     params = {'w': jnp.array([5.0, 0.1, -5.0, -0.1])}
-    learned, rest = jc.split_learned(comp.init(params))
+    learned, rest = jc.core.split_learned(comp.init(params))
     self.assertEqual(list(learned), ['scores/w'])
 
     def loss(params, learned):
-      state = jc.merge_learned(learned, rest)
+      state = jc.core.merge_learned(learned, rest)
       leaf = comp.apply(params, state)['w']
       return jnp.sum(leaf.materialize() ** 2) / 2
 

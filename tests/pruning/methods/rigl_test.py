@@ -32,7 +32,7 @@ class RiglTest(absltest.TestCase):
     self.assertFalse(state.skip)
 
   def test_weights_rest_while_masks_change_and_new_ones_are_zero(self):
-    tx = jc.sparse(optax.adam(0.1), jc.methods.rigl(RULES))
+    tx = jc.pruning.sparse(optax.adam(0.1), jc.methods.rigl(RULES))
     params = {'w': jnp.arange(1.0, 9.0)}
     state = tx.init(params)
     grads = {'w': jnp.cos(jnp.arange(8.0))}

@@ -19,15 +19,15 @@ class SoftMovementTest(absltest.TestCase):
       ([1.0, -1.0, -2.0, 0.0], [1, 1, 0, 1]),  # sigmoid(-1) = 0.27
       ([-2.0, -3.0, -4.0, 5.0], [1, 0, 0, 1]),  # half of them stay in any case
     ):
-      _, rest = jc.split_learned(comp.init(params))
-      state = jc.merge_learned({'scores/w': jnp.array(scores)}, rest)
+      _, rest = jc.core.split_learned(comp.init(params))
+      state = jc.core.merge_learned({'scores/w': jnp.array(scores)}, rest)
       state = comp.update(state, params, jc.Info(1))
       np.testing.assert_array_equal(state.masks['w'], kept)
 
   def test_the_penalty_is_in_the_gradient_of_scores(self):
     # d/dS of w g-terms and of penalty * mean(sigmoid(S)), by autodiff.
     comp = jc.methods.soft_movement(RULES, penalty=3.0)
-    tx = jc.sparse(optax.set_to_zero(), comp, optax.sgd(1.0))
+    tx = jc.pruning.sparse(optax.set_to_zero(), comp, optax.sgd(1.0))
     params = {'w': jnp.array([1.0, 2.0, -1.0, 0.5]), 'b': jnp.ones(1)}
     grads = {'w': jnp.array([0.1, 0.2, 0.3, 0.4]), 'b': jnp.ones(1)}
     state = tx.init(params)

@@ -14,7 +14,7 @@ class StraightThroughTest(absltest.TestCase):
   def test_a_masked_weight_comes_back_and_gradual_keeps_it(self):
     returned = {}
     for name in ('straight_through', 'gradual'):
-      tx = jc.sparse(optax.sgd(0.1), getattr(jc.methods, name)(RULES))
+      tx = jc.pruning.sparse(optax.sgd(0.1), getattr(jc.methods, name)(RULES))
       params = {'w': jnp.array([1.0, 0.5])}
       state, grads = tx.init(params), {'w': jnp.array([0.0, -1.0])}
       for _ in range(9):

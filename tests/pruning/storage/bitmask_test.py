@@ -109,13 +109,13 @@ class BitmaskTest(parameterized.TestCase):
   def test_is_cut_over_devices_between_segments(self):
     mesh = jax.make_mesh((4,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
     x, spec = pruned((4, 3, 8)), jax.sharding.PartitionSpec('d')
-    put = jc.device_put(bitmask.of_array(x, 1), mesh, spec)
+    put = jc.parallel.device_put(bitmask.of_array(x, 1), mesh, spec)
     self.assertEqual(put.values.sharding.spec[0], 'd')
     program = jax.jit(jc.materialize).lower(put).compile()
     self.assertNotRegex(program.as_text(), 'all-(gather|reduce)')
     self.assertTrue(same_bits(program(put), x))
     with self.assertRaisesRegex(ValueError, 'cannot be cut'):
-      jc.device_put(bitmask.of_array(x), mesh, spec)
+      jc.parallel.device_put(bitmask.of_array(x), mesh, spec)
 
   def test_gradients_are_of_what_is_kept(self):
     x = jnp.float32([[0, 2], [3, 0]])

@@ -96,12 +96,12 @@ class NMArrayTest(parameterized.TestCase):
     x = pruned((32, 8), 2, 4, -2)
     leaf = n_m_array.of_array(x, 2, 4, -2)
     for spec in (PartitionSpec('d'), PartitionSpec(None, 'd')):
-      put = jc.device_put(leaf, mesh, spec)
+      put = jc.parallel.device_put(leaf, mesh, spec)
       self.assertFalse(put.values.sharding.is_fully_replicated)
       self.assertTrue(same_bits(jax.jit(jc.materialize)(put), x))
     # A group of 2:4 has half a byte of indices: three of them do not end with one.
     with self.assertRaisesRegex(ValueError, 'cannot be cut'):
-      jc.device_put(
+      jc.parallel.device_put(
         n_m_array.of_array(x[:16], 2, 4, -2), mesh, PartitionSpec('d')
       )
 

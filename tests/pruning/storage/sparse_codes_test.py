@@ -38,7 +38,7 @@ class SparseCodesTest(parameterized.TestCase):
     q = quantised(scheme)
     tree, told = jc.sparsify(q)
     leaf = tree['kernel']
-    self.assertIsInstance(leaf, jc.SparseCodes)
+    self.assertIsInstance(leaf, jc.pruning.SparseCodes)
     back = leaf.put_back()
     self.assertEqual(jax.tree.structure(back), jax.tree.structure(q['kernel']))
     for a, b in zip(*map(jax.tree.leaves, (back, q['kernel'])), strict=True):

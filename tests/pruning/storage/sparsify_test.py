@@ -80,7 +80,7 @@ class SparsifyTest(parameterized.TestCase):
         'twice': 'its zeros are left out already',
       },
     )
-    for path, leaf in jc.named_leaves(tree):
+    for path, leaf in jc.rules.named_leaves(tree):
       self.assertIs(out[path], leaf)
 
   def test_masks_are_frozen_first(self):
@@ -88,7 +88,7 @@ class SparsifyTest(parameterized.TestCase):
     params = {'w': jnp.arange(1.0, 65.0).reshape(8, 8), 'b': np.ones(8)}
     masked = jc.prune_now(params, rules)
     tree, _ = jc.sparsify(masked)
-    self.assertIsInstance(tree['w'], jc.Bitmask)
+    self.assertIsInstance(tree['w'], jc.pruning.Bitmask)
     self.assertIsInstance(tree['b'], jax.Array)
     np.testing.assert_array_equal(
       jc.materialize(tree)['w'], jc.freeze(masked)['w']

@@ -27,7 +27,9 @@ class ActivationsTest(parameterized.TestCase):
     hidden = lambda p, x: jax.nn.relu(x @ p['a'])
     f = lambda p, x: hidden(p, x) @ p['b']
     found = jc.structure(f)(p, batches[0])
-    got = jc.activations(found, f, p, batches, balanced=False, normalize='none')
+    got = jc.pruning.activations(
+      found, f, p, batches, balanced=False, normalize='none'
+    )
     close(got['a:-1'], norm([hidden(p, x) for x in batches], 0))
 
   def test_heads(self):
@@ -42,7 +44,7 @@ class ActivationsTest(parameterized.TestCase):
 
     x = jax.random.normal(KEY, (7, 4))
     found = jc.structure(f)(p, x)
-    got = jc.activations(
+    got = jc.pruning.activations(
       found, f, p, [x], members='max', balanced=False, normalize='none'
     )
     v = jnp.einsum('td,dhk->thk', x, w)
@@ -62,12 +64,14 @@ class ActivationsTest(parameterized.TestCase):
 
     x = jax.random.normal(KEY, (6, 3))
     found = jc.structure(f)(p, x)
-    got = jc.activations(found, f, p, [x], balanced=False, normalize='none')
+    got = jc.pruning.activations(
+      found, f, p, [x], balanced=False, normalize='none'
+    )
     first = jnp.tanh(x @ p['up'][0])
     second = jnp.tanh((x + first @ p['down'][0]) @ p['up'][1])
     each = np.stack([norm([first], 0), norm([second], 0)])
     close(got['down:-2'], each)
-    alike = jc.activations(
+    alike = jc.pruning.activations(
       found, f, p, [x], within='', balanced=False, normalize='none'
     )
     close(alike['down:-2'], each.mean(0))
@@ -81,7 +85,7 @@ class ActivationsTest(parameterized.TestCase):
     f = lambda p, x: conv(hidden(p, x), p['b'])
     x = jax.random.normal(KEY, (2, 4, 4, 2))
     found = jc.structure(f)(p, x)
-    got = jc.activations(found, f, p, [x], normalize='max')
+    got = jc.pruning.activations(found, f, p, [x], normalize='max')
     want = norm([hidden(p, x)], (0, 1, 2))
     close(got['a:-1'], want / want.max())
 
@@ -94,13 +98,15 @@ class ActivationsTest(parameterized.TestCase):
     f = lambda p, x: x @ p['a'] @ p['b']
     found = jc.structure(f)(p, jnp.ones((1, 3)))
     with self.assertRaisesRegex(ValueError, message):
-      jc.activations(found, f, p, batches)
+      jc.pruning.activations(found, f, p, batches)
 
   def test_nobody_reads(self):
     f = lambda p, x: x @ p['a']
     found = jc.structure(f)({'a': jnp.ones((3, 4))}, jnp.ones((1, 3)))
     with self.assertRaisesRegex(ValueError, 'No product reads'):
-      jc.activations(found, f, {'a': jnp.ones((3, 4))}, [jnp.ones((1, 3))])
+      jc.pruning.activations(
+        found, f, {'a': jnp.ones((3, 4))}, [jnp.ones((1, 3))]
+      )
 
 
 if __name__ == '__main__':

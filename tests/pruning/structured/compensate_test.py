@@ -115,10 +115,10 @@ class CompensateTest(parameterized.TestCase):
   @parameterized.parameters(*NETWORKS)
   def test_error_falls(self, name):
     fun, params, x, plan = _made(name)
-    stats, uses = _asked(fun, params, x, jc.moments())
+    stats, uses = _asked(fun, params, x, jc.statistics.moments())
     errors = [_error(fun, params, jc.shrink(plan, params), x)]
-    for biases in (None, jc.biases(fun)(params, x)):
-      new, losses = jc.compensate(plan, params, stats, uses, biases)
+    for biases in (None, jc.analysis.biases(fun)(params, x)):
+      new, losses = jc.pruning.compensate(plan, params, stats, uses, biases)
       errors.append(_error(fun, params, jc.shrink(plan, new), x))
       self.assertLess(losses['b'].after, losses['b'].before)
       np.testing.assert_allclose(
@@ -126,16 +126,18 @@ class CompensateTest(parameterized.TestCase):
       )
     self.assertLess(errors[1], 0.95 * errors[0])
     self.assertLess(errors[2], 1.001 * errors[1])
-    self.assertEqual(set(jc.readers(plan, uses)), {'b'})
+    self.assertEqual(set(jc.pruning.readers(plan, uses)), {'b'})
 
   def test_is_least_squares(self):
     fun, params, x, plan = _made('dense')
-    stats, uses = _asked(fun, params, x, jc.moments())
-    biases = jc.biases(fun)(params, x)
+    stats, uses = _asked(fun, params, x, jc.statistics.moments())
+    biases = jc.analysis.biases(fun)(params, x)
     self.assertEqual(
       {w: (b.path, b.sign) for w, b in biases.items()}, {'b': ('c', 1)}
     )
-    new, losses = jc.compensate(plan, params, stats, uses, biases, damp=0.0)
+    new, losses = jc.pruning.compensate(
+      plan, params, stats, uses, biases, damp=0.0
+    )
     small = jc.shrink(plan, new)
     h = np.float64(jax.nn.relu(x @ params['a']))
     y = h @ np.float64(params['b']) + np.float64(params['c'])
@@ -164,8 +166,8 @@ class CompensateTest(parameterized.TestCase):
     scales = np.ones(n) if name == 'heads' else scales
     a = jnp.take(params['a'], copies, axis) * scales.reshape(shape)
     params = dict(params, a=a.astype(jnp.float32))
-    stats, uses = _asked(fun, params, x, jc.gram())
-    new, losses = jc.compensate(plan, params, stats, uses, damp=1e-7)
+    stats, uses = _asked(fun, params, x, jc.statistics.gram())
+    new, losses = jc.pruning.compensate(plan, params, stats, uses, damp=1e-7)
     self.assertGreater(losses['b'].before, 0.1)
     self.assertLess(losses['b'].after, 1e-3)
     self.assertLess(_error(fun, params, jc.shrink(plan, new), x), 1e-3)
@@ -179,9 +181,11 @@ class CompensateTest(parameterized.TestCase):
     held_out = jnp.asarray(test['image']).reshape(-1, 64)
     found = jc.structure(fun)(params, held_out)
     plan = jc.select(found, jc.importance(found, params), keep=0.5)
-    _, stats = jc.observe(fun, {'c': jc.moments()})(params, images)
-    uses, biases = (f(fun)(params, held_out) for f in (jc.uses, jc.biases))
-    new, losses = jc.compensate(plan, params, stats, uses, biases)
+    _, stats = jc.observe(fun, {'c': jc.statistics.moments()})(params, images)
+    uses, biases = (
+      f(fun)(params, held_out) for f in (jc.uses, jc.analysis.biases)
+    )
+    new, losses = jc.pruning.compensate(plan, params, stats, uses, biases)
     before = _error(fun, params, jc.shrink(plan, params), held_out)
     after = _error(fun, params, jc.shrink(plan, new), held_out)
     self.assertLess(after, 0.6 * before)
@@ -191,26 +195,26 @@ class CompensateTest(parameterized.TestCase):
     fun, params, x, plan = _made('dense')
     mesh = jax.make_mesh((4,), ('model',))
     cut = jax.sharding.NamedSharding(mesh, jax.P('model'))
-    stats, uses = _asked(fun, params, x, jc.gram())
-    want, _ = jc.compensate(plan, params, stats, uses)
+    stats, uses = _asked(fun, params, x, jc.statistics.gram())
+    want, _ = jc.pruning.compensate(plan, params, stats, uses)
     b = jax.device_put(params['b'], cut)
-    new, _ = jc.compensate(plan, dict(params, b=b), stats, uses)
+    new, _ = jc.pruning.compensate(plan, dict(params, b=b), stats, uses)
     self.assertEqual(new['b'].sharding, cut)
     np.testing.assert_array_equal(new['b'], want['b'])
     small = jc.shrink(plan, new)
     self.assertEqual((small['b'].sharding, small['b'].shape), (cut, (4, 3)))
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    new, _ = jc.compensate(plan, half, stats, uses)
+    new, _ = jc.pruning.compensate(plan, half, stats, uses)
     self.assertEqual(new['b'].dtype, jnp.bfloat16)
 
   def test_refused(self):
     fun, params, x, plan = _made('dense')
-    stats, uses = _asked(fun, params, x, jc.gram())
+    stats, uses = _asked(fun, params, x, jc.statistics.gram())
     bad = stats['b']._replace(state=stats['b'].state * jnp.nan)
     none = stats['b']._replace(count=jnp.zeros(()))
     q = jc.quantize(params, [('b', 'int8'), ('.*', None)], uses)
     for p, s, message in (
-      (params, {}, "'b'.*have no statistics.*jc.readers"),
+      (params, {}, "'b'.*have no statistics.*jc.pruning.readers"),
       (params, {'b': bad}, 'b: its gram is not finite'),
       (params, {'b': none}, 'b saw no data'),
       (
@@ -226,8 +230,8 @@ class CompensateTest(parameterized.TestCase):
       ),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        jc.compensate(plan, p, s, uses)
-    same, losses = jc.compensate(plan, params, {'b': None}, uses)
+        jc.pruning.compensate(plan, p, s, uses)
+    same, losses = jc.pruning.compensate(plan, params, {'b': None}, uses)
     self.assertEqual(losses, {})
     np.testing.assert_array_equal(same['b'], params['b'])
 

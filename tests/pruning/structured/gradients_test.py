@@ -37,8 +37,8 @@ def by_hand(batches):
 class GradientsTest(parameterized.TestCase):
   def test_over_batches(self):
     g = by_hand(BATCHES)
-    mean = jc.gradients(loss, P, BATCHES)
-    squares = jc.fisher(loss, P, iter(BATCHES))
+    mean = jc.pruning.gradients(loss, P, BATCHES)
+    squares = jc.pruning.fisher(loss, P, iter(BATCHES))
     for path in ('a', 'b'):
       np.testing.assert_allclose(mean[path], g[path].mean(0), rtol=1e-2)
       np.testing.assert_allclose(
@@ -53,13 +53,15 @@ class GradientsTest(parameterized.TestCase):
       (x[i : i + 1], y[i : i + 1]) for x, y in BATCHES for i in range(len(y))
     ]
     g = by_hand(examples)
-    found = jc.fisher(loss, P, BATCHES, per='example')
+    found = jc.pruning.fisher(loss, P, BATCHES, per='example')
     for path in ('a', 'b'):
       np.testing.assert_allclose(found[path], (g[path] ** 2).mean(0), rtol=1e-2)
 
   def test_batches_as_words(self):
     named = [{'y': y, 'x': x} for x, y in BATCHES]
-    a, b = (jc.gradients(loss, P, batches) for batches in (named, BATCHES))
+    a, b = (
+      jc.pruning.gradients(loss, P, batches) for batches in (named, BATCHES)
+    )
     self.assertEqual(a['a'].tolist(), b['a'].tolist())
 
   def test_compiled_once(self):
@@ -72,21 +74,21 @@ class GradientsTest(parameterized.TestCase):
 
     double = jax.tree.map(lambda x: x * 2 if x.dtype == 'f' else x, P)
     first, _, again = (
-      jc.gradients(counted, p, BATCHES[:1]) for p in (P, double, P)
+      jc.pruning.gradients(counted, p, BATCHES[:1]) for p in (P, double, P)
     )
     self.assertLen(traced, 1)
     self.assertEqual(first['a'].tolist(), again['a'].tolist())
     fun = lambda p, _: p['b'].reshape(p['n'], -1)[0].sum()
     for n in (1, 3):  # no array: part of the program
       params = {'n': n, 'b': jnp.ones(6)}
-      found = jc.gradients(fun, params, [1.0])
+      found = jc.pruning.gradients(fun, params, [1.0])
       self.assertEqual(found['b'].sum(), 6 // n)
 
   @parameterized.named_parameters(
-    ('nothing', jc.gradients, P, [], 'no batch'),
+    ('nothing', jc.pruning.gradients, P, [], 'no batch'),
     (
       'nan',
-      jc.fisher,
+      jc.pruning.fisher,
       dict(P, a=P['a'] * jnp.nan),
       BATCHES,
       'of a are not finite at 6',
@@ -98,7 +100,7 @@ class GradientsTest(parameterized.TestCase):
 
   def test_per(self):
     with self.assertRaisesRegex(ValueError, "mean 'example'"):
-      jc.fisher(loss, P, BATCHES, per='examples')
+      jc.pruning.fisher(loss, P, BATCHES, per='examples')
 
 
 if __name__ == '__main__':

@@ -204,7 +204,7 @@ class ImportanceTest(parameterized.TestCase):
     (
       'no gradients',
       (),
-      'taylor of 1 arrays: missing .*gradient.*jc.gradients',
+      'taylor of 1 arrays: missing .*gradient.*jc.pruning.gradients',
     ),
     ('of another shape', ({**_G, 'b': _G['b'][:1]},), r'b has the shapes'),
   )

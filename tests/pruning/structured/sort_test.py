@@ -81,7 +81,7 @@ class SortTest(parameterized.TestCase):
   @parameterized.parameters(*NETWORKS)
   def test_function_stays(self, name):
     fun, params, x, found, importance = _made(name)
-    order = jc.sort(found, importance)
+    order = jc.pruning.sort(found, importance)
     moved = [n for n, s in order.sources.items() if (np.diff(s) < 0).any()]
     self.assertGreaterEqual(len(moved), len(order.sources) // 2)
     out = jc.shrink(order, params)
@@ -93,7 +93,7 @@ class SortTest(parameterized.TestCase):
   @parameterized.parameters(*NETWORKS)
   def test_prefixes_are_plans(self, name):
     fun, params, x, found, importance = _made(name)
-    order = jc.sort(found, importance)
+    order = jc.pruning.sort(found, importance)
     ordered = jc.shrink(order, params)
     by = [
       (re.escape(n), 'keep' if n in order.sources else None) for n in importance
@@ -114,7 +114,7 @@ class SortTest(parameterized.TestCase):
   def test_drawn(self):
     _, params, _, found, _ = _made('mlp')
     importance = {'a:-1': np.array([1.0, 3, 2, 3, 0, 9, 8, 5])}
-    order = jc.sort(found, importance)
+    order = jc.pruning.sort(found, importance)
     self.assertEqual(order.sources['a:-1'].tolist(), [5, 6, 7, 1, 3, 2, 0, 4])
     out = jc.shrink(order, params)
     np.testing.assert_array_equal(out['c'][0], params['c'][5])
@@ -123,13 +123,13 @@ class SortTest(parameterized.TestCase):
     *_, found, importance = _made('transformer')
     layers = [n for n, g in found.free.items() if g.size == 2]
     self.assertNotEmpty(layers)
-    self.assertNotIn(layers[0], jc.sort(found, importance).sources)
+    self.assertNotIn(layers[0], jc.pruning.sort(found, importance).sources)
 
   def test_refused(self):
     *_, found, importance = _made('mlp')
     bad = {'a:-1': importance['a:-1'] * np.nan}
     with self.assertRaisesRegex(ValueError, '8 numbers that are not finite'):
-      jc.sort(found, bad)
+      jc.pruning.sort(found, bad)
 
 
 if __name__ == '__main__':

@@ -85,7 +85,7 @@ class VocabularyTest(parameterized.TestCase):
   def test_the_others_are_as_before(self, model, tied):
     f, small, params = model(tied)
     found = jc.structure(f)(params, IDS)
-    plan, ids = jc.trim_vocabulary(found, IDS, keep=(5,))
+    plan, ids = jc.pruning.trim_vocabulary(found, IDS, keep=(5,))
     self.assertEqual(np.flatnonzero(ids >= 0).tolist(), KEPT)
     self.assertEqual(set(plan.sizes.values()), {len(KEPT)})
     y = small(plan.apply(params), ids[IDS])
@@ -96,7 +96,7 @@ class VocabularyTest(parameterized.TestCase):
     f, _, params = plain_model(True)
     found = jc.structure(f)(params, IDS)
     batches = ({'ids': np.array([2]), 'more': np.array([[4, 2]])} for _ in 'ab')
-    plan, ids = jc.trim_vocabulary(found, batches, unknown=7)
+    plan, ids = jc.pruning.trim_vocabulary(found, batches, unknown=7)
     self.assertEqual(ids.tolist(), [2, 2, 0, 2, 1, 2, 2, 2, 2, 2, 2])
     again = jc.Plan.from_json(plan.to_json())
     self.assertEqual(again.shapes, plan.shapes)
@@ -108,7 +108,7 @@ class VocabularyTest(parameterized.TestCase):
 
     _, _, params = plain_model(False)
     found = jc.structure(loss)(params, IDS)
-    plan, ids = jc.trim_vocabulary(found, IDS)
+    plan, ids = jc.pruning.trim_vocabulary(found, IDS)
     # What numbers the rows numbers the logits: they are one group.
     self.assertEqual(plan.sizes, {'embed:-2': 5})
     # With nothing else to choose from, the loss is lower.
@@ -136,7 +136,7 @@ class VocabularyTest(parameterized.TestCase):
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
     found = jc.structure(f)(params, IDS, IDS)
     with self.assertRaisesRegex(ValueError, message):
-      jc.trim_vocabulary(found, **options)
+      jc.pruning.trim_vocabulary(found, **options)
 
   def test_no_vocabulary(self):
     for f, message in (
@@ -146,7 +146,7 @@ class VocabularyTest(parameterized.TestCase):
       x = jnp.ones((2, 5), jnp.int32)
       found = jc.structure(f)({'a': jnp.ones((5, 2))}, x)
       with self.assertRaisesRegex(ValueError, message):
-        jc.trim_vocabulary(found, IDS)
+        jc.pruning.trim_vocabulary(found, IDS)
 
 
 if __name__ == '__main__':

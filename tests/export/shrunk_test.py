@@ -92,11 +92,11 @@ class RebuildTest(parameterized.TestCase):
   def test_fresh_process(self):
     fun, params, plan = _planned(build, CONFIG, _apply_nnx, 4, 2)  # noqa: F821
     small = jc.shrink(plan, params)
-    jc.save_shrunk(self.path, plan, small)
+    jc.export.save_shrunk(self.path, plan, small)
     got = self.fresh(f"""
       import jaxopt_compress as jc
 
-      found = jc.rebuild(build, {CONFIG!r}, PATH)
+      found = jc.export.rebuild(build, {CONFIG!r}, PATH)
       assert found.config == {{'hidden': 8, 'heads': 2}}, found.config
       model = nnx.merge(found.model, found.params)
       assert model.attend.num_heads == 2
@@ -109,7 +109,7 @@ class RebuildTest(parameterized.TestCase):
     fun, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 6)
     rules = [('.*/Dense_0/kernel', jc.W8A8), ('.*', None)]
     small = jc.quantize(jc.shrink(plan, params), rules)
-    jc.save_shrunk(self.path, plan, small)
+    jc.export.save_shrunk(self.path, plan, small)
     got = self.fresh("""
       import jaxopt_compress as jc
 
@@ -126,7 +126,7 @@ class RebuildTest(parameterized.TestCase):
         is_shape = lambda s: type(s) is tuple
         return None, jax.tree.map(made, shapes, is_leaf=is_shape)
 
-      params = jc.rebuild(linen, {'hidden': 8}, PATH).params
+      params = jc.export.rebuild(linen, {'hidden': 8}, PATH).params
       leaf = params['params']['Dense_0']['kernel']
       print(jc.lift(jnp.dot)(X, leaf).tolist())
     """)
@@ -135,7 +135,7 @@ class RebuildTest(parameterized.TestCase):
 
   def test_damaged(self):
     _, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
-    jc.save_shrunk(self.path, plan, jc.shrink(plan, params))
+    jc.export.save_shrunk(self.path, plan, jc.shrink(plan, params))
     content = self.path.read_bytes()
     dot = content.index(b'structure')
     for i, message in (
@@ -146,28 +146,28 @@ class RebuildTest(parameterized.TestCase):
       flipped[i] ^= 1
       self.path.write_bytes(flipped)
       with self.assertRaisesRegex(ValueError, f'damaged: {message}'):
-        jc.rebuild(build_linen, Mlp(), self.path)
+        jc.export.rebuild(build_linen, Mlp(), self.path)
     self.path.write_bytes(content.replace(b'shrunk/2', b'shrunk/9'))
     with self.assertRaisesRegex(ValueError, "layout '.*shrunk/9', not"):
-      jc.rebuild(build_linen, Mlp(), self.path)
+      jc.export.rebuild(build_linen, Mlp(), self.path)
 
   def test_linen(self):
     fun, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
     small = jc.shrink(plan, params)
-    jc.save_shrunk(self.path, plan, small)
-    model, loaded, config = jc.rebuild(build_linen, Mlp(), self.path)
+    jc.export.save_shrunk(self.path, plan, small)
+    model, loaded, config = jc.export.rebuild(build_linen, Mlp(), self.path)
     self.assertEqual((model.hidden, config.hidden), (3, 3))
     chex.assert_trees_all_equal(loaded, small)
     chex.assert_trees_all_equal_dtypes(loaded, small)
     np.testing.assert_allclose(
       model.apply(loaded, X), fun(plan.mask(params), X), rtol=1e-2
     )
-    again = jc.load_plan(self.path)
+    again = jc.export.load_plan(self.path)
     self.assertEqual(again.structure, plan.structure)
     with self.assertRaisesRegex(
       ValueError, r'other parameters: .* has shape \(9,'
     ):
-      jc.rebuild(build_linen, Mlp(hidden=9), self.path)
+      jc.export.rebuild(build_linen, Mlp(hidden=9), self.path)
 
   def test_refused(self):
     _, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 3)
@@ -177,18 +177,18 @@ class RebuildTest(parameterized.TestCase):
       ({}, 'batch_stats/BatchNorm_0/mean of the plan is not among .* Save all'),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        jc.save_shrunk(self.path, plan, tree)
+        jc.export.save_shrunk(self.path, plan, tree)
     jc.export.weights.save(self.path, {'a': np.ones(2)})
     with self.assertRaisesRegex(ValueError, 'no plan in its header'):
-      jc.rebuild(build_linen, Mlp(), self.path)
-    jc.save_shrunk(self.path, plan, small)
+      jc.export.rebuild(build_linen, Mlp(), self.path)
+    jc.export.save_shrunk(self.path, plan, small)
 
     def more(config):
       model, params = build_linen(config)
       return model, {**params, 'rngs': jnp.ones(2)}
 
     with self.assertRaisesRegex(ValueError, 'rngs of the model is not in'):
-      jc.rebuild(more, Mlp(), self.path)
+      jc.export.rebuild(more, Mlp(), self.path)
 
   def test_a_network_that_has_grown(self):
     def build(config):
@@ -198,8 +198,8 @@ class RebuildTest(parameterized.TestCase):
     fun = lambda p, x: jnp.tanh(x @ p['w']) @ p['v']
     params, x = build({'n': 4})[1], jnp.ones((1, 2))
     plan = jc.widen(jc.structure(fun)(params, x), factor=2)
-    jc.save_shrunk(self.path, plan, jc.grow(plan, params))
-    _, large, config = jc.rebuild(build, {'n': 4}, self.path)
+    jc.export.save_shrunk(self.path, plan, jc.grow(plan, params))
+    _, large, config = jc.export.rebuild(build, {'n': 4}, self.path)
     self.assertEqual(config, {'n': 8})
     np.testing.assert_allclose(fun(large, x), fun(params, x), rtol=1e-5)
 

@@ -4,9 +4,9 @@ One safetensors file has the arrays, and in its header the plan that made them: 
 which network they were, and which of its channels stayed. A fresh process needs that
 and what built the network:
 
-    jc.save_shrunk('small.safetensors', plan, jc.shrink(plan, params))
+    jc.export.save_shrunk('small.safetensors', plan, jc.shrink(plan, params))
 
-    model, params, config = jc.rebuild(build, config, 'small.safetensors')
+    model, params, config = jc.export.rebuild(build, config, 'small.safetensors')
 """
 
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def rebuild(
       def build(config):
         return nnx.split(Model(**config, rngs=nnx.Rngs(0)))
 
-      graphdef, state, _ = jc.rebuild(build, config, 'small.safetensors')
+      graphdef, state, _ = jc.export.rebuild(build, config, 'small.safetensors')
       model = nnx.merge(graphdef, state)
   """
   header = _header(path)
@@ -170,7 +170,7 @@ def _header(path) -> dict[str, str]:
     header = file.metadata() or {}
   if 'plan' not in header:
     raise ValueError(
-      f'{path} has no plan in its header: write it with jc.save_shrunk(path, plan,'
+      f'{path} has no plan in its header: write it with jc.export.save_shrunk(path, plan,'
       ' params).'
     )
   if header.get('layout') != FORMAT:

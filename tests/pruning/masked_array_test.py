@@ -12,7 +12,7 @@ from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import lift
-from jaxopt_compress.pruning import masked
+from jaxopt_compress.pruning import masked_array
 
 MASK = jnp.array([[True, False, True], [False, False, True]])
 
@@ -31,7 +31,9 @@ class Stored(array.CompressedArray):
 
 
 def leaf(dtype=jnp.float32):
-  return masked.Masked(jnp.arange(1.0, 7.0, dtype=dtype).reshape(2, 3), MASK)
+  return masked_array.Masked(
+    jnp.arange(1.0, 7.0, dtype=dtype).reshape(2, 3), MASK
+  )
 
 
 class MaskedTest(parameterized.TestCase):
@@ -45,10 +47,10 @@ class MaskedTest(parameterized.TestCase):
   @parameterized.parameters(jnp.nan, jnp.inf)
   def test_what_is_behind_the_mask_stays_there(self, bad):
     x = leaf()
-    x = masked.Masked(jnp.where(MASK, x.value, bad), MASK)
+    x = masked_array.Masked(jnp.where(MASK, x.value, bad), MASK)
 
     def loss(value):
-      return jnp.sum(masked.Masked(value, MASK).materialize() ** 2)
+      return jnp.sum(masked_array.Masked(value, MASK).materialize() ** 2)
 
     value, grads = jax.value_and_grad(loss)(x.value)
     self.assertEqual(float(value), 1 + 9 + 36)
@@ -56,7 +58,7 @@ class MaskedTest(parameterized.TestCase):
 
   def test_gradient_is_zero_though_all_that_arrives_is_nan(self):
     def loss(value):
-      return jnp.sum(masked.Masked(value, MASK).materialize() * jnp.nan)
+      return jnp.sum(masked_array.Masked(value, MASK).materialize() * jnp.nan)
 
     grads = jax.grad(loss)(leaf().value)
     self.assertEqual(jnp.isnan(grads).tolist(), MASK.tolist())
@@ -68,7 +70,7 @@ class MaskedTest(parameterized.TestCase):
     mask = jnp.array([True, False])
 
     def loss(value, scores):
-      x = masked.Masked(value, mask, scores, gradient)
+      x = masked_array.Masked(value, mask, scores, gradient)
       return jnp.sum(x.materialize() * by)
 
     zeros = jnp.zeros(2)
@@ -85,7 +87,7 @@ class MaskedTest(parameterized.TestCase):
     value = jnp.array([2.0, jnp.nan])
 
     def loss(value):
-      x = masked.Masked(value, jnp.array([True, False]), gradient='dense')
+      x = masked_array.Masked(value, jnp.array([True, False]), gradient='dense')
       return jnp.sum(x.materialize() * 3)
 
     self.assertEqual(jax.grad(loss)(value).tolist(), [3, 3])
@@ -96,19 +98,21 @@ class MaskedTest(parameterized.TestCase):
     np.testing.assert_array_equal(frozen['w'], leaf().materialize())
 
   def test_nests(self):
-    outer = masked.Masked(leaf(), jnp.array([[False] * 3, [True] * 3]))
+    outer = masked_array.Masked(leaf(), jnp.array([[False] * 3, [True] * 3]))
     want = [[0, 0, 0], [0, 0, 6]]
     np.testing.assert_array_equal(outer.materialize(), want)
     np.testing.assert_array_equal(outer.freeze(), want)
     self.assertEqual(outer.describe(), 'masked 50% masked 50%')
 
   def test_a_mask_over_what_is_stored_is_refused(self):
-    outer = masked.Masked(Stored(jnp.ones((2, 3))), jnp.ones((2, 3), bool))
+    outer = masked_array.Masked(
+      Stored(jnp.ones((2, 3))), jnp.ones((2, 3), bool)
+    )
     with self.assertRaisesRegex(ValueError, 'Prune first'):
       outer.freeze()
 
   def test_describe_of_nothing(self):
-    empty = masked.Masked(jnp.zeros((0, 3)), jnp.zeros((0, 3), bool))
+    empty = masked_array.Masked(jnp.zeros((0, 3)), jnp.zeros((0, 3), bool))
     self.assertEqual(empty.describe(), 'masked 0%')
 
   def test_describe_without_values(self):
@@ -129,7 +133,7 @@ class MaskedTest(parameterized.TestCase):
       return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
     x = jnp.ones((2, 4))
-    got = jax.jit(lift.lift(f))(masked.Masked(value, mask), x)
+    got = jax.jit(lift.lift(f))(masked_array.Masked(value, mask), x)
     np.testing.assert_allclose(got, f(jnp.where(mask, value, 0), x), rtol=1e-6)
 
 

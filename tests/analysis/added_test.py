@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
-from jaxopt_compress.analysis import biases
+from jaxopt_compress.analysis import added
 
 W, B, X = jnp.ones((4, 4)), jnp.ones((1, 4)), jnp.ones((2, 4))
 
@@ -43,12 +43,12 @@ class BiasesTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_found(self, name):
     fun, want = CASES[name]
-    found = jc.biases(fun)({'w': W, 'v': W, 'b': B}, X)
-    self.assertEqual(found, {w: biases.Bias(*b) for w, b in want.items()})
+    found = jc.analysis.biases(fun)({'w': W, 'v': W, 'b': B}, X)
+    self.assertEqual(found, {w: added.Bias(*b) for w, b in want.items()})
 
   def test_scanned_layers(self):
     params = {'w': jnp.stack([W, W]), 'b': jnp.stack([B, B])}
-    found = jc.biases(_scanned)(params, X)
+    found = jc.analysis.biases(_scanned)(params, X)
     self.assertEqual(found, {'w': ('b', 1)})
 
   def test_modules(self):
@@ -61,7 +61,7 @@ class BiasesTest(parameterized.TestCase):
     )
     graphdef, state = nnx.split(model)
     fun = lambda state, x: nnx.merge(graphdef, state)(x)
-    found = jc.biases(fun)(state, jnp.ones((1, 4, 4, 1)))
+    found = jc.analysis.biases(fun)(state, jnp.ones((1, 4, 4, 1)))
     self.assertEqual(
       found,
       {
