@@ -1,4 +1,19 @@
-"""Public functions whose signature has a tree that is not one of parameters."""
+"""Public functions whose signature has a tree, and those with one of no parameters."""
+
+import importlib
+import inspect
+import pkgutil
+
+import jaxopt_compress as jc
+from jaxopt_compress import report
+from jaxopt_compress.distillation import growth
+from jaxopt_compress.pruning import storage
+from jaxopt_compress.pruning import structured
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import optimizer
+from jaxopt_compress.train.step import finite
+from jaxopt_compress.train.step import state as state_lib
+from jaxopt_compress.train.step import train_step as train_step_lib
 
 # Questions about what is stored, and what has other arguments of those types.
 OTHERS = {
@@ -64,3 +79,33 @@ OTHERS = {
   'train.evaluate.forward',
   'train.optimizer.schedule',
 }
+
+
+def takes_trees():
+  """Public functions whose signature has a tree, or a function of trees."""
+  modules = [jc, jc.analysis, jc.core, jc.export, jc.kernels, jc.quantization]
+  modules += [jc.rules, evaluate, optimizer]
+  modules += [state_lib, finite, train_step_lib]
+  for room in (
+    jc.adapters,
+    jc.calibration,
+    jc.distillation,
+    growth,
+    jc.parallel,
+    jc.pruning,
+    storage,
+    structured,
+    report,
+  ):
+    for found in pkgutil.iter_modules(room.__path__, f'{room.__name__}.'):
+      modules.append(importlib.import_module(found.name))
+  names = set()
+  for name, f in (item for module in modules for item in vars(module).items()):
+    home = getattr(f, '__module__', '')
+    if name.startswith('_') or not home.startswith('jaxopt_compress.'):
+      continue
+    if callable(f) and not inspect.isclass(f):
+      signature = str(inspect.signature(f))
+      if any(w in signature for w in ('Any', 'Callable', 'Compression')):
+        names.add(f'{home.partition(".")[2]}.{f.__name__}')
+  return names
