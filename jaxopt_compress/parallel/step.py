@@ -162,15 +162,26 @@ def _jit_on(body, mesh):
 
 
 def _pmap(per_replica_step, mesh):
+  checked = _checked(per_replica_step)
+
+  def body(state, batch, frozen):
+    return checked(state, *batch, frozen)
+
   mapped = jax.pmap(
-    _checked(per_replica_step),
+    body,
     axis_name=mesh_lib.AXIS,
-    in_axes=(None, 0, None),
+    # Nested, as jax takes a flat tuple for one axis a leaf if there are as many
+    # leaves: a state of one and a batch of two would be cut in the wrong places.
+    in_axes=(None, (0,), None),
     out_axes=None,
     # None means all devices of all processes.
     devices=None if jax.process_count() > 1 else list(mesh.devices.flat),
   )
-  return mapped, functools.partial(_stack, n=len(mesh.local_devices))
+
+  def place(batch):
+    return (_stack(batch, len(mesh.local_devices)),)
+
+  return mapped, place
 
 
 def _stack(batch, n):

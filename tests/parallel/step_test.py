@@ -138,6 +138,21 @@ class ModesTest(parameterized.TestCase):
     for name in expected:
       np.testing.assert_allclose(params[name], expected[name], atol=1e-5)
 
+  @parameterized.product(
+    mode=step_lib.MODES, state=(('w',), ('v', 'w')), batch=(('x',), ('x', 'y'))
+  )
+  def test_any_number_of_leaves(self, mode, state, batch):
+    def mean(state, batch, replicas):
+      means = [replicas(x.mean()) for x in batch.values()]
+      return state, {'mean': sum(means), 'w': state['w']}
+
+    step = step_lib.data_parallel(mean, mode, mesh_lib.data_mesh(4))
+    w, x = jnp.arange(4.0), np.arange(8.0, dtype='f')
+    kept, metrics = step({k: w for k in state}, {k: x for k in batch})
+    self.assertEqual(float(metrics['mean']), 3.5 * len(batch))
+    for array in (metrics['w'], *kept.values()):
+      np.testing.assert_array_equal(array, w)
+
   @parameterized.parameters(*step_lib.MODES)
   def test_traces_once(self, mode):
     traces = []
