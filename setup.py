@@ -120,12 +120,24 @@ setuptools.setup(
         'tqdm>=4.66',
       ]
     ),
+    # The site: what builds it, and what its pages run.
+    'docs': (
+      docs := examples
+      + [
+        'furo>=2024.8',
+        'ipykernel>=6.29',
+        'myst-nb>=1.2',
+        'sphinx>=8.1',
+        'sphinx-copybutton>=0.5',
+        'sphinx-design>=0.6',
+        'sphinxcontrib-katex>=0.9.11',
+      ]
+    ),
     'tensorboard': ['tensorboardX>=2.6'],
     'hub': ['datasets>=3.0', 'tensorflow-datasets>=4.9'],
-    'test': examples
+    'test': docs
     + [
       'hypothesis>=6.100',
-      'ipykernel>=6.29',
       'nbclient>=0.10',
       'nbformat>=5.10',
       'pytest>=8.0',

@@ -1,0 +1,120 @@
+"""Pages of Markdown whose blocks of python run, each page in one process.
+
+A page is an ordinary Markdown file. Its top-level blocks marked `python` become
+the cells of a notebook that MyST-NB runs. What `print(...)  # text` says behind
+the hash is what the line must print: the site shows what it did print instead.
+"""
+
+import pathlib
+
+from markdown_it import MarkdownIt
+from mdit_py_plugins import colon_fence
+from mdit_py_plugins import front_matter
+import nbformat
+from nbformat import v4
+from sphinx.util import logging
+import yaml
+
+_LOGGER = logging.getLogger(__name__)
+_KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
+
+
+def split(line):
+  """A line of code without what it must print, and that or None.
+
+  >>> split("print(1 + 1)  # 2")
+  ('print(1 + 1)', '2')
+  >>> split("x = 1  # one")
+  ('x = 1  # one', None)
+  """
+  if line.startswith('print(') and '  # ' in line:
+    return tuple(line.rsplit('  # ', 1))
+  return line, None
+
+
+def _fences(tokens, lines):
+  """Blocks of python at the top level; one inside of a directive is refused."""
+  for token in tokens:
+    if token.type == 'fence' and token.info == 'python' and not token.level:
+      yield token
+    elif token.type in ('fence', 'colon_fence') and token.content:
+      inside = [x.strip() for x in token.content.splitlines()]
+      if '```python' in inside and not token.info.startswith('markdown'):
+        raise ValueError(
+          f'Line {token.map[0] + 1}: a block of python inside of'
+          f' {lines[token.map[0]]!r} would not run. Put it behind the directive,'
+          ' or mark it {code-block} if it cannot run here.'
+        )
+
+
+def read(text):
+  """The notebook of a page: Markdown cells, and cells of code that run.
+
+  Args:
+    text: str, the page.
+  Returns:
+    A notebook (nbformat 4). Its `source_map` has the line of each cell, for
+    warnings; `expects` of a cell's metadata are the lines that it must print.
+  """
+  lines = text.splitlines()
+  parser = MarkdownIt().use(front_matter.front_matter_plugin)
+  tokens = parser.use(colon_fence.colon_fence_plugin).parse(text)
+  cells, starts, done = [], [], 0
+  metadata = {'kernelspec': _KERNEL}
+  if tokens and tokens[0].type == 'front_matter':
+    metadata.update(yaml.safe_load(tokens[0].content) or {})
+    done = tokens[0].map[1]
+
+  def prose(end):
+    if done < end:
+      cells.append(v4.new_markdown_cell('\n'.join(lines[done:end])))
+      starts.append(done)
+
+  for token in _fences(tokens, lines):
+    prose(token.map[0])
+    code = [split(line) for line in token.content.splitlines()]
+    expects = [said for _, said in code if said is not None]
+    source = '\n'.join(line for line, _ in code)
+    cells.append(v4.new_code_cell(source, metadata={'expects': expects}))
+    starts.append(token.map[0])
+    done = token.map[1]
+  prose(len(lines))
+  return v4.new_notebook(
+    cells=cells, metadata={**metadata, 'source_map': starts}
+  )
+
+
+def unsaid(cell):
+  """What a cell had to print, from the first line that is missing; or []."""
+  printed = ''.join(
+    o.text for o in cell.outputs if o.output_type == 'stream'
+  ).splitlines()
+  expects = list(cell.metadata.get('expects', []))
+  for line in printed:
+    if expects and line.strip() == expects[0].strip():
+      expects.pop(0)
+  return expects
+
+
+def check(app, doctree):
+  """Warns where an executed page printed something else than it says."""
+  name = app.env.docname
+  path = pathlib.Path(app.env.mystnb_config.output_folder) / f'{name}.ipynb'
+  if not app.env.doc2path(name).suffix == '.md' or not path.exists():
+    return
+  book = nbformat.read(path, as_version=4)
+  for cell, start in zip(book.cells, book.metadata['source_map']):
+    missing = unsaid(cell) if cell.cell_type == 'code' else []
+    if missing:
+      outputs = ''.join(o.get('text', '') for o in cell.outputs)
+      _LOGGER.warning(
+        'the block should print %r, and printed:\n%s',
+        missing[0],
+        outputs,
+        location=(name, start + 1),
+      )
+
+
+def setup(app):
+  app.connect('doctree-read', check)
+  return {'parallel_read_safe': True, 'parallel_write_safe': True}

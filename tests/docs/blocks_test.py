@@ -1,0 +1,91 @@
+"""Pages of the site: which blocks run, and what they must print."""
+
+import doctest
+import importlib.util
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import nbformat
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load(name):
+  """A module of the site, which is no package."""
+  path = _ROOT / 'docs/extensions' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(f'docs_{name}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+blocks = load('blocks')
+
+_PAGE = """---
+orphan: true
+---
+# Title
+
+```python
+x = 1  # one
+print(x, x)  # 1 1
+print(x)
+```
+Between.
+```text
+not code
+```
+````markdown
+```python
+a page that is shown
+```
+````
+```python
+print(x + 1)  # 2
+```
+"""
+
+
+class BlocksTest(parameterized.TestCase):
+  def test_doctests(self):
+    self.assertEqual(doctest.testmod(blocks).failed, 0)
+
+  def test_read(self):
+    book = blocks.read(_PAGE)
+    nbformat.validate(book)
+    kinds = [cell.cell_type for cell in book.cells]
+    self.assertEqual(kinds, ['markdown', 'code', 'markdown', 'code'])
+    _, first, between, second = book.cells
+    self.assertEqual(first.source, 'x = 1  # one\nprint(x, x)\nprint(x)')
+    self.assertEqual(first.metadata['expects'], ['1 1'])
+    self.assertEqual(second.metadata['expects'], ['2'])
+    self.assertIn('a page that is shown', between.source)
+    self.assertTrue(book.metadata['orphan'])
+    # Each cell begins where the page has it, as warnings name that line.
+    lines = _PAGE.splitlines()
+    starts = [lines[i] for i in book.metadata['source_map']]
+    self.assertEqual(starts, ['# Title', '```python', 'Between.', '```python'])
+
+  @parameterized.parameters(
+    ':::{tip}\n```python\nx = 1\n```\n:::\n',
+    '````{tab-item} one\n```python\nx = 1\n```\n````\n',
+  )
+  def test_a_block_that_would_not_run(self, page):
+    with self.assertRaisesRegex(ValueError, 'would not run'):
+      blocks.read(page)
+
+  @parameterized.parameters(
+    (['1 1', '2'], '1 1\n2\n', []),
+    (['1 1'], 'before\n  1 1\nbehind', []),
+    (['2', '1 1'], '1 1\n2\n', ['1 1']),
+    (['3'], '', ['3']),
+  )
+  def test_unsaid(self, expects, text, missing):
+    cell = nbformat.v4.new_code_cell('', metadata={'expects': expects})
+    cell.outputs = [nbformat.v4.new_output('stream', text=text)]
+    self.assertEqual(blocks.unsaid(cell), missing)
+
+
+if __name__ == '__main__':
+  absltest.main()
