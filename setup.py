@@ -90,12 +90,22 @@ setuptools.setup(
     'Quantise, prune, distil and distribute: smaller and faster deep'
     ' networks for any JAX function of a pytree of parameters.'
   ),
-  long_description=open('README.md', encoding='utf-8').read(),
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['jaxopt_compress*']),
+  # Shipped configs lie beside the package in a clone, and in it once installed.
+  packages=[
+    *setuptools.find_packages(include=['jaxopt_compress*']),
+    'jaxopt_compress.configs',
+  ],
+  package_dir={'jaxopt_compress.configs': 'configs'},
   package_data={'jaxopt_compress.kernels.cpu': ['source/*']},
+  entry_points={
+    'console_scripts': [
+      'jaxopt-compress = jaxopt_compress.command.console:main'
+    ]
+  },
   ext_modules=[_KERNELS],
   cmdclass={'build_ext': BuildKernels},
   install_requires=[

@@ -39,6 +39,7 @@ _MAY = {
   'report': {'core', 'analysis', 'disk'},
 }
 _MAY['train'] = set(_MAY)
+_MAY['command'] = set(_MAY)
 
 # What a single file may import beyond its room: an adapter that is merged is rounded
 # again.
@@ -84,6 +85,11 @@ _TESTED_IN = {
   # The loop of the Pallas kernels and its blocks, which have no other use.
   'kernels/pallas/contract.py': 'kernels/pallas/weight_only_test.py',
   'kernels/pallas/tiles.py': 'kernels/pallas/weight_only_test.py',
+  # Configs that are copied, and run there as a user would.
+  **{
+    f'command/starts/{kind}.py': 'command/begin_test.py'
+    for kind in ('images', 'text')
+  },
 }
 
 _LINES_OF_A_FILE = 450

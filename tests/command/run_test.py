@@ -22,8 +22,8 @@ PROCESS = dict(cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
 # command gets a process of its own that has them.
 SERVER = """
 import json, os, signal, sys, warnings
-from absl import app
-from launch import main
+from jaxopt_compress.command import console
+import jaxopt_compress.command.run  # What takes long to import.
 for line in sys.stdin:
   argv, stdout, stderr = json.loads(line)
   with warnings.catch_warnings():
@@ -35,7 +35,7 @@ for line in sys.stdin:
     sys.argv = argv
     # The tests themselves may run in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    app.run(main.main, argv=argv, flags_parser=main.parse)
+    console.main()
   _, status = os.waitpid(process, 0)
   print(os.waitstatus_to_exitcode(status), flush=True)
 """
@@ -142,7 +142,7 @@ class LaunchTest(parameterized.TestCase):
     (
       'no_config',
       dict(config='configs/digit.py'),
-      "There is no config configs/digit.py. Did you mean 'configs/digits.py'?",
+      "no config 'configs/digit.py'. Did you mean 'configs/digits.py'?",
     ),
     (
       'no_workdir',
@@ -152,7 +152,7 @@ class LaunchTest(parameterized.TestCase):
     (
       'empty_config',
       dict(flags=('--config=',)),
-      '--config is missing. File of get_config(arg)',
+      '--config is missing. A file of get_config(arg)',
     ),
     (
       'argument',

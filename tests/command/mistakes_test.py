@@ -1,6 +1,8 @@
 """Mistakes of a command line, each in one line that names it."""
 
+import contextlib
 import errno
+import io
 import pathlib
 import sys
 import tempfile
@@ -10,7 +12,7 @@ from absl.testing import parameterized
 from ml_collections import config_flags
 import pytest
 
-from launch import mistakes
+from jaxopt_compress.command import mistakes
 
 GOOD = """
 import ml_collections
@@ -114,22 +116,27 @@ class MistakesTest(parameterized.TestCase):
       'FILE, line 5: AssertionError: small or nothing',
     )
 
-  def test_no_such_file(self):
-    self.file.write_text(GOOD)
-    for path, guess in (
-      (self.file.with_name('god.py'), f" Did you mean '{self.file}'?"),
-      ('/nowhere.py', ''),
-    ):
-      for argv in ([f'--config={path}:x'], ['--config', f'{path}:x']):
-        self.assertEqual(
-          mistakes.explain(OSError('x'), ['main', *argv]),
-          f'There is no config {path}.{guess} See configs/ for examples.',
-        )
-
   def test_said(self):
     self.assertEqual(mistakes.said(ValueError('a\n  b')), 'a b')
     self.assertEqual(mistakes.said(KeyError('a')), 'a')
     self.assertEqual(mistakes.said(MemoryError()), 'MemoryError')
+
+  @parameterized.parameters(
+    ('grain', "No grain. Run pip install 'jaxopt_compress[examples]'."),
+    ('sklearn.datasets', "No sklearn.datasets. Run pip install 'jaxopt"),
+    ('tensorboardX', "No tensorboardX. Run pip install 'jaxopt_compress[tens"),
+    ('my_data', 'No my_data'),
+  )
+  def test_missing_modules(self, name, said):
+    error = ModuleNotFoundError(f'No {name}', name=name)
+    self.assertStartsWith(mistakes.said(error), said)
+
+  def test_leave(self):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), self.assertRaises(SystemExit) as e:
+      mistakes.leave('What.', ValueError('why'))
+    self.assertEqual(e.exception.code, 2)
+    self.assertEqual(error.getvalue(), 'ValueError: why\nError: What.\n')
 
   @parameterized.parameters(
     OSError(errno.ENOSPC, 'No space left on device'),

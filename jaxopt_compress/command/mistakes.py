@@ -6,7 +6,9 @@ import errno
 import os
 import pathlib
 import shutil
+import sys
 import traceback
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -20,6 +22,11 @@ _LIMITS = {
   ),
   'Unable to initialize backend': 'Set JAX_PLATFORMS to one that is there.',
 }
+# The modules of what setup.py lists as extras.
+_EXTRAS = {
+  'examples': ('flatbuffers', 'grain', 'safetensors', 'sklearn', 'tqdm'),
+  'tensorboard': ('tensorboardX',),
+}
 
 
 def explain(error: BaseException, argv: Sequence[str]) -> str:
@@ -30,16 +37,14 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
     argv: the command line.
   """
   file = _config_file(argv)
-  if file and not pathlib.Path(file).is_file():
-    return _no_file(pathlib.Path(file))
   chain = _chain(error)
   for e in chain:
     if file and (line := _line_of(e, file)):
       return f'{file}, line {line}: {type(e).__name__}: {said(e)}'
   if file and 'get_config' in str(chain[0]):
     return (
-      f'{file} has no get_config(arg) to call: {said(chain[0])}. See'
-      ' configs/digits.py.'
+      f'{file} has no get_config(arg) to call: {said(chain[0])}.'
+      ' `jaxopt-compress init` prints a config that has one.'
     )
   if file and isinstance(chain[0], (AttributeError, KeyError)):
     for key in _overridden(argv):
@@ -72,7 +77,23 @@ def said(error: BaseException) -> str:
     text = error.msg  # Without the line, which is said already.
   elif isinstance(error, KeyError) and error.args:
     text = error.args[0]  # Without quotes around it.
+  elif isinstance(error, ModuleNotFoundError) and (extra := _extra(error)):
+    text = f"{error}. Run pip install 'jaxopt_compress[{extra}]'."
   return ' '.join(str(text).split()) or type(error).__name__
+
+
+def leave(text: str, show: BaseException | None = None) -> NoReturn:
+  """Ends the process with code 2 and a line, the traceback of `show` above it."""
+  if show is not None:
+    traceback.print_exception(show)
+  print(f'Error: {text}', file=sys.stderr)
+  sys.exit(2)
+
+
+def _extra(error) -> str:
+  """The extra of ours that brings a module that was not found, or ''."""
+  name = (error.name or '').partition('.')[0]
+  return next((e for e, names in _EXTRAS.items() if name in names), '')
 
 
 def _config_file(argv) -> str:
@@ -88,12 +109,6 @@ def _value_of(name, argv):
       if flag.startswith(f'{dashes}{name}='):
         return flag.partition('=')[2]
   return ''
-
-
-def _no_file(path):
-  near = (p.as_posix() for p in path.parent.glob('*.py'))
-  guess = choices.guess(path.as_posix(), near)
-  return f'There is no config {path}.{guess} See configs/ for examples.'
 
 
 def _chain(error):

@@ -1,0 +1,1 @@
+"""The command line, `jaxopt-compress`: runs a config, or writes one to start from."""

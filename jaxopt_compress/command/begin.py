@@ -1,0 +1,66 @@
+"""`jaxopt-compress init`: a commented config to start from.
+
+Each kind is a file of `starts`, which runs as it is, or of the configs that are shipped.
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from jaxopt_compress.command import shipped
+from jaxopt_compress.core import choices
+
+STARTS = pathlib.Path(__file__).with_name('starts')
+_KIND = 'images'
+
+
+def kinds() -> list[str]:
+  """What can be asked for besides the names that are shipped.
+
+  >>> kinds()
+  ['images', 'text']
+  """
+  return sorted(p.stem for p in STARTS.glob('*.py') if p.stem != '__init__')
+
+
+def begin(words: Sequence[str]) -> str:
+  """What to print after `init`: the config, or what to do with the file written.
+
+  Args:
+    words: a kind, a file to write, both or none.
+
+  Raises:
+    ValueError: a word that is neither, two of one sort, or a file that is there.
+  """
+  files = [word for word in words if word.endswith('.py')]
+  asked = [word for word in words if not word.endswith('.py')]
+  for what, found in (('file', files), ('kind', asked)):
+    if len(found) > 1:
+      raise ValueError(
+        f'init has the {what}s {" and ".join(found)}; one is expected.'
+      )
+  kind = asked[0] if asked else _KIND
+  choices.one_of('The kind of config', kind, (*kinds(), *shipped.names()))
+  own = kind in kinds()
+  source = (STARTS if own else shipped.folder()) / f'{kind}.py'
+  if not files:
+    return source.read_text()
+  file = pathlib.Path(files[0])
+  text = source.read_text()
+  # The file finds what it defines by its own name, and says how it is run.
+  text = text.replace(f'{kind}.py', file.name) if own else text
+  text = text.replace(f"'{kind}:", f"'{file.stem}:") if own else text
+  try:
+    with file.open(
+      'x'
+    ) as f:  # Fails where a file is, whoever made it meanwhile.
+      f.write(text)
+  except FileExistsError as e:
+    raise ValueError(
+      f'{file} is there, and stays as it is. Choose another name.'
+    ) from e
+  return (
+    f'{file} is written. Read it, put your own things into it, then see whether all'
+    f' fits together:\n\n  jaxopt-compress --config={file} --workdir=/tmp/'
+    f'{file.stem} --dry_run\n\nWithout --dry_run it runs; `{file}:runlocal` is a run'
+    ' of seconds.\n'
+  )

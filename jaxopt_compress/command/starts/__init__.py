@@ -1,0 +1,1 @@
+"""Configs to start from: `jaxopt-compress init` copies one of these files."""

@@ -1,0 +1,97 @@
+"""Your images: a network is trained, pruned, distilled into a smaller one, and rounded.
+
+    jaxopt-compress --config=images.py --workdir=/tmp/images --dry_run
+    jaxopt-compress --config=images.py --workdir=/tmp/images
+
+The first checks that everything fits together; the second runs, and goes on where it
+stopped if it is given again. `images.py:runlocal` is a run of seconds. Any value can be
+changed for one run: --config.stage.teacher.steps=500
+"""
+
+import ml_collections
+
+from jaxopt_compress.core import choices
+from jaxopt_compress.data import images
+from jaxopt_compress.train import plan
+
+# A folder for each class, in a folder for each split:
+#   FOLDER/train/cat/1.jpg    FOLDER/test/cat/2.jpg    FOLDER/train/dog/3.jpg
+# All images have one size, and all are grey or all in colours. Other formats:
+# 'mnist:train@/data/mnist', 'cifar10:train@/data/cifar-10-batches-bin',
+# 'npz@/data/train.npz' with the arrays `image` and `label`.
+FOLDER = 'my_images'
+TRAIN, TEST = f'folder:train@{FOLDER}', f'folder:test@{FOLDER}'
+
+# "Where" is a list of (pattern, what): the first pattern that matches the path of a
+# weight decides, and every weight has to be covered. None leaves it as it is.
+KERNELS, REST = r'.*/kernel', (r'.*', None)
+
+
+def _stages():
+  """What is done in each stage, in their order."""
+  train = dict(
+    batch_size=64,  # smaller, where memory is short
+    augment=True,  # images are shifted by up to two pixels
+    learning_rate=3e-3,  # lower it if a loss is not finite
+    warmup=0.1,  # the first tenth of the steps
+    weight_decay=1e-3,
+    clip=1.0,
+  )
+  return dict(
+    teacher=dict(model='teacher', steps=1000, **train),
+    # Half of the channels go, those that matter least, and the rest is trained on.
+    # The network really is smaller: other than zeros, this saves time and memory.
+    pruned=dict(
+      model='teacher',
+      init='teacher',
+      steps=500,
+      shrink=dict(keep=0.5, score='taylor'),
+      teacher='teacher',
+      **train,
+    ),
+    # A small network learns from the answers of the large one, longer than you think.
+    student=dict(model='student', steps=2000, teacher='teacher', **train),
+    # 'W8A8': weights and activations in int8. 'W4A16': weights in int4. With `steps`
+    # and a `teacher` it is trained while it is rounded, which int4 needs more often.
+    int8=dict(
+      model='student', init='student', quantize=((KERNELS, 'W8A8'), REST)
+    ),
+  )
+
+
+def get_config(arg=''):
+  choices.one_of('arg', arg, ('', 'runlocal'), '=')
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.data = dict(name='images', train=TRAIN, test=TEST)
+
+  image = images.load(TEST, TRAIN)['image']
+  # The networks: a ResNet with so many channels and blocks in each part. `teacher`
+  # is as good as you can afford to train, `student` is what you want to ship.
+  sizes = dict(
+    name='resnet',
+    in_features=image.shape[-1],  # 1 grey, 3 colours
+    classes=len(images.classes(TRAIN, TEST)),
+  )
+  c.models = dict(
+    teacher=dict(widths=(64, 128), depths=2, **sizes),
+    student=dict(widths=(32, 64), depths=1, **sizes),
+  )
+
+  # What happens, in this order; take out what you do not need. A stage that changed
+  # runs again, and so do those that depend on it.
+  c.stages = ('teacher', 'pruned', 'student', 'int8')
+  c.stage = _stages()
+
+  # Exported programs need JAX and numpy to run, and not this library. Speed is that
+  # of these batch sizes, on this machine.
+  c.report = dict(export=('student', 'int8'), batches=(1, 256))
+  c.run = dict(log_every=50, save_every=200)
+
+  if arg == 'runlocal':
+    for stage in c.stage.values():
+      if stage.get('steps'):
+        stage.update(steps=4, batch_size=8)
+    c.models.teacher.widths, c.models.student.widths = (8, 16), (4, 8)
+    c.report.update(seconds=0.0, batches=(1,))
+  return plan.complete(c)

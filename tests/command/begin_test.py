@@ -1,0 +1,75 @@
+"""What `init` writes: files that are whole, never another's, and run."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+from absl.testing import parameterized
+import numpy as np
+
+from jaxopt_compress.command import begin
+from jaxopt_compress.train import loop
+
+
+def _images(folder):
+  """Twelve images of two classes, in two splits."""
+  from PIL import Image
+
+  for i in range(24):
+    split, name = ('train', 'test')[i % 4 == 0], ('cat', 'dog')[i % 2]
+    path = folder / split / name / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
+
+
+def _config(file, arg):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+class BeginTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.enterContext(contextlib.chdir(self.folder))
+
+  @parameterized.parameters(*begin.kinds())
+  def test_what_it_writes_passes_a_dry_run(self, kind):
+    _images(pathlib.Path('my_images'))
+    said = begin.begin([kind, 'mine.py'])
+    self.assertIn('--config=mine.py', said)
+    file = pathlib.Path('mine.py')
+    text = file.read_text()
+    self.assertIn('--config=mine.py --workdir', text)
+    self.assertNotIn(f'{kind}.py', text)
+    # Columns of 80 are read in any window.
+    self.assertLessEqual(max(map(len, text.splitlines())), 88)
+    config = _config(file, 'runlocal')
+    loop.run(config, os.path.join(self.folder, 'work'), dry_run=True)
+    self.assertFalse(os.path.exists('work'))
+
+  def test_prints(self):
+    self.assertEqual(begin.begin([]), begin.begin(['images']))
+    self.assertIn('FOLDER = ', begin.begin([]))
+    self.assertIn('Claim: a student', begin.begin(['digits']))
+    self.assertEqual(os.listdir(), [])
+
+  def test_never_overwrites(self):
+    pathlib.Path('mine.py').write_text('mine')
+    with self.assertRaisesRegex(ValueError, 'mine.py is there, and stays'):
+      begin.begin(['mine.py'])
+    self.assertEqual(pathlib.Path('mine.py').read_text(), 'mine')
+
+  @parameterized.parameters(
+    (['imagse'], "Did you mean 'images'"),
+    (['images', 'text'], 'init has the kinds images and text; one'),
+    (['a.py', 'b.py'], 'init has the files a.py and b.py; one'),
+  )
+  def test_mistakes(self, words, message):
+    with self.assertRaisesRegex(ValueError, message):
+      begin.begin(words)
+    self.assertEqual(os.listdir(), [])
