@@ -90,6 +90,12 @@ _TESTED_IN = {
     f'command/starts/{kind}.py': 'command/begin_test.py'
     for kind in ('images', 'text')
   },
+  # Kinds of networks that keep one contract.
+  'models/own/callable_tree.py': 'models/own/own_test.py',
+  'models/own/linen_module.py': 'models/own/own_test.py',
+  'models/own/nnx_module.py': 'models/own/own_test.py',
+  # What `functional` stands on, and networks of a user's, too.
+  'models/states.py': 'models/functional_test.py',
 }
 
 _LINES_OF_A_FILE = 450

@@ -9,15 +9,13 @@ read 'blocks/0/conv1/kernel', and any checkpoint format takes them.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 
-from jaxopt_compress.core import array
-from jaxopt_compress.core import rules
+from jaxopt_compress.models import states
 
 
 class Functional(NamedTuple):
@@ -45,6 +43,7 @@ def functional(model: nnx.Module) -> Functional:
     ValueError: the model keeps random state (a Dropout built with `rngs`).
 
   >>> from jaxopt_compress import models
+  >>> from jaxopt_compress.core import rules
   >>> f = functional(models.build('mlp', in_features=4, widths=(3,), classes=2))
   >>> [path for path, _ in rules.named_leaves(f.params)]
   ['head/bias', 'head/kernel', 'layers/0/bias', 'layers/0/kernel']
@@ -58,81 +57,22 @@ def functional(model: nnx.Module) -> Functional:
   if jax.tree.leaves(rng_state):
     raise ValueError(
       f'{type(model).__name__} keeps random state at'
-      f' {sorted(_plain(rng_state))}. Build its Dropout layers without `rngs`'
+      f' {sorted(states.plain(rng_state))}. Build its Dropout layers without `rngs`'
       ' and pass `rngs` when they are called.'
     )
   # The closure keeps only shapes: no second copy of the weights and, under
   # eval_shape, no tracer that outlives its trace.
-  params_like = _abstract(params)
-  variables_like = _abstract(variables)
+  params_like = states.abstract(params)
+  variables_like = states.abstract(variables)
 
   def apply(params, variables, x, *, train=False, rngs=None):
     module = nnx.merge(
       graphdef,
-      _fill(params_like, params, 'params'),
-      _fill(variables_like, variables, 'variables'),
+      states.fill(params_like, params, 'params'),
+      states.fill(variables_like, variables, 'variables'),
     )
     rngs = None if rngs is None else nnx.Rngs(rngs)
     y, out = module(x, train=train, rngs=rngs)
-    return y, out, _read(variables_like, nnx.state(module))
+    return y, out, states.read(variables_like, nnx.state(module))
 
-  return Functional(apply, _plain(params), _plain(variables))
-
-
-def _name(path) -> str:
-  return '/'.join(str(key) for key in path)
-
-
-def _plain(tree) -> dict[str, Any]:
-  """An NNX state as nested dicts with string keys, Variables unwrapped."""
-  if isinstance(tree, Mapping):
-    return {str(key): _plain(value) for key, value in tree.items()}
-  return tree.get_value()
-
-
-def _abstract(state):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-
-
-def _fill(like, tree, what: str):
-  """The state that has the Variables of `like` and the arrays of `tree`."""
-  # Matched by name, since NNX paths hold ints where dict keys are strings.
-  template = {_name(path): (path, v) for path, v in nnx.to_flat_state(like)}
-  leaves = dict(rules.named_leaves(tree))
-  _check(template, leaves, what)
-  return nnx.from_flat_state(
-    (path, variable.replace(leaves[name]))
-    for name, (path, variable) in template.items()
-  )
-
-
-def _check(wanted, leaves, what: str):
-  missing = [name for name in wanted if name not in leaves]
-  extra = [name for name in leaves if name not in wanted]
-  if missing or extra:
-    raise ValueError(
-      f'These {what} are not those of the model. Missing: {_listed(missing)}.'
-      f' Not in the model: {_listed(extra)}. Pass the tree that'
-      f' `functional(model).{what}` has.'
-    )
-  compressed = [p for p, x in leaves.items() if array.is_compressed(x)]
-  if compressed:
-    raise ValueError(
-      f'Compressed leaves at {_listed(compressed)}: a model computes with'
-      ' arrays. Call `jc.lift(apply)` in place of `apply`.'
-    )
-
-
-def _listed(names, most=6) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return (', '.join(names[:most]) or 'none') + more
-
-
-def _read(like, state) -> dict[str, Any]:
-  """What `state` holds now at the paths of `like`; anything sown is dropped."""
-  now = dict(nnx.to_flat_state(state))
-  return _plain(
-    nnx.from_flat_state(
-      (path, now[path]) for path, _ in nnx.to_flat_state(like)
-    )
-  )
+  return Functional(apply, states.plain(params), states.plain(variables))

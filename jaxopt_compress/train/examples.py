@@ -60,6 +60,15 @@ def load(data: options.Data, seed: int) -> Examples:
   return read(module, data, seed)
 
 
+def classes_of(
+  examples: Examples, stages: Sequence[options.Stage], model: str
+) -> int:
+  """How many classes the stages of a model tell apart."""
+  return max(
+    (examples.classes(s) for s in stages if s.model == model), default=0
+  )
+
+
 def check_answers(
   examples: Examples,
   stage: options.Stage,

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress import models
 from jaxopt_compress.analysis.plan import config_delta
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
@@ -85,8 +84,12 @@ def _resized(model, plan):
   if isinstance(keywords.get('depths'), int):
     # One number for all stages of a model says nothing of one of them.
     keywords['depths'] = (keywords['depths'],) * len(keywords['widths'])
+
+  def shapes(keywords):
+    return shrink.tree_of(*model.shapes(keywords))
+
   try:
-    _, found = config_delta.config_delta(_shapes, keywords, plan)
+    _, found = config_delta.config_delta(shapes, keywords, plan)
   except ValueError:
     groups = plan.structure.groups
     if any(
@@ -137,8 +140,3 @@ def started(
   if deeper.sources:
     tree = grow_lib.grow(deeper, tree, layers=grow.layers)
   return tree['params'], tree['variables']
-
-
-def _shapes(keywords):
-  made = models.abstract(**keywords)
-  return shrink.tree_of(made.params, made.variables)

@@ -85,7 +85,9 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
 
   # -- Models and stages, all checked before the first is trained ----------------
   models = {
-    name: model_lib.build(name, kwargs, data.example)
+    name: model_lib.build(
+      name, kwargs, data.example, examples.classes_of(data, plan.stages, name)
+    )
     for name, kwargs in plan.models.items()
   }
   metrics = metrics_lib.Metrics(work, tensorboard=plan.run.tensorboard)

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 
 from jaxopt_compress import models
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.models import own
 from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import metrics
+from jaxopt_compress.train import named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,8 @@ class Model:
 
   Attributes:
     name: in the config.
-    keywords: of `models.build`, all of them.
+    keywords: of `models.build`, all of them; of a network of the user's, its name and
+      those that are numbers, texts and tuples.
     apply: `(params, variables, x, *, train, rngs) -> (y, out, variables)`.
     init: `seed -> (params, variables)`, jitted.
     forward: `(params, variables, x) -> y`, jitted; leaves may be compressed.
@@ -26,6 +30,7 @@ class Model:
     inputs: abstract, that it was built for.
     answers: abstract, to these.
     uses: what `jc.uses` says of the parameters.
+    shapes: `keywords -> (params, variables)`, abstract, of a model with these.
   """
 
   name: str
@@ -38,50 +43,80 @@ class Model:
   inputs: jax.ShapeDtypeStruct
   answers: jax.ShapeDtypeStruct
   uses: dict[str, Any]
+  shapes: Callable[[dict[str, Any]], tuple[Any, Any]]
 
 
-def build(name: str, kwargs: dict[str, Any], x: Any) -> Model:
+def build(
+  name: str, kwargs: dict[str, Any], x: Any, classes: int | None = None
+) -> Model:
   """The model that a config describes, taken apart.
 
   Args:
     name: in the config.
-    kwargs: of `models.build`: `name` is the module, the rest are its keywords.
+    kwargs: `name` is a module of `models`, and the rest are keywords of
+      `models.build`; or it is the user's own, 'my_pkg.nets:MyNet', see `models.own`.
     x: an abstract batch of inputs.
+    classes: how many there are, for a network of the user's that has to be told.
 
   Raises:
     ValueError: the keywords make no model, or one that does not take these inputs.
   """
+  said, where = {'name': name} | kwargs, f'config.models.{name}'
+  make = None
+  if named.is_own(said['name']):
+    make = named.find(f'{where}.name', said['name'])
+    if more := own.signature.sized(make, said, classes):
+      metrics.log(f'{where}: {_listed(more)}, as the data has.')
+    said |= more
   try:
-    return _built(name, x, **{'name': name} | kwargs)
+    return _built(name, x, make, **said)
   except Exception as e:  # Whatever a model raises comes from what it was told.
     kind = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
     shape = f'{x.dtype}{list(x.shape)}'
     raise ValueError(
-      f'config.models.{name} builds no model for inputs {shape}. {kind}{e}'
+      f'{where} builds no model for inputs {shape}. {kind}{e}'
     ) from e
 
 
-def _built(called, x, *, name, **kwargs):
-  # The seed is the stage's own: said twice, it is refused.
-  abstract = models.abstract(name, seed=0, **kwargs)
+def _listed(keywords):
+  return ', '.join(f'{key}={value!r}' for key, value in keywords.items())
+
+
+def _built(called, x, make, *, name, **kwargs):
+  known = own.signature.defaults(make) if make else models.defaults(name)
+  init, apply = _parts(x, make, name=name, **kwargs)
+
+  def shapes(keywords):
+    init, _ = _parts(x, make, **keywords)
+    return jax.eval_shape(init, jax.random.key(0))
 
   # Compiled as one program: an eager init compiles one for each shape.
-  @jax.jit
-  def init(seed):
-    made = models.functional(
-      models.build(name, seed=jax.random.key(seed), **kwargs)
-    )
-    return made.params, made.variables
-
+  jitted = jax.jit(lambda seed: init(jax.random.key(seed)))
+  params, variables = jax.eval_shape(init, jax.random.key(0))
   return Model(
     name=called,
-    keywords=models.defaults(name) | {'name': name} | kwargs,
-    apply=abstract.apply,
-    init=init,
-    forward=evaluate.forward(abstract.apply),
+    keywords=known | {'name': name} | kwargs,
+    apply=apply,
+    init=jitted,
+    forward=evaluate.forward(apply),
     inputs=x,
-    **_known(abstract.apply, abstract.params, abstract.variables, x),
+    shapes=shapes,
+    **_known(apply, params, variables, x),
   )
+
+
+def _parts(x, make, *, name, **kwargs):
+  """(init, apply) of a model of this library, or of what the user's `make` makes."""
+  if make is not None:
+    return own.taken_apart(name, make, kwargs, x)
+  # The seed is the stage's own: said twice, it is refused.
+  apply = models.abstract(name, seed=0, **kwargs).apply
+
+  def init(key):
+    made = models.functional(models.build(name, seed=key, **kwargs))
+    return made.params, made.variables
+
+  return init, apply
 
 
 def with_shapes(model: Model, params: Any, variables: Any) -> Model:

@@ -21,6 +21,7 @@ from jaxopt_compress import models
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import on_policy
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import named
 from jaxopt_compress.train import options
 from jaxopt_compress.train import schedules
 
@@ -77,10 +78,11 @@ def redraws(
   """
   if not stage.distil.on_policy:
     return None
-  keywords = dict(model.keywords)
-  module = nnx.eval_shape(
-    lambda: models.build(keywords.pop('name'), **keywords)
-  )
+  keywords, module = dict(model.keywords), None
+  if not named.is_own(keywords['name']):
+    module = nnx.eval_shape(
+      lambda: models.build(keywords.pop('name'), **keywords)
+    )
   if not hasattr(module, 'init_cache'):
     raise ValueError(
       f'on_policy draws token after token from a cache, and the model'

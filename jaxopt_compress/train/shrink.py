@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxopt_compress import models
 from jaxopt_compress import pruning
 from jaxopt_compress.analysis import added
 from jaxopt_compress.analysis import observe as observe_lib
@@ -276,8 +275,7 @@ def _shallower(model, small) -> dict[str, Any]:
     ranges = [range(n + 1) for n in ((most,) if whole else most)]
     for depths in itertools.product(*ranges):
       keywords = said | {key: depths[0] if whole else depths}
-      made = models.abstract(**keywords)
-      if _paths(tree_of(made.params, made.variables)) == _paths(small):
+      if _paths(tree_of(*model.shapes(keywords))) == _paths(small):
         return keywords
   raise ValueError(
     f'No depth of model {said["name"]!r} gives the layers that are left (it has'

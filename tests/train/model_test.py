@@ -1,5 +1,8 @@
 """A model of a config, taken apart without computing anything."""
 
+import contextlib
+import io
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.train import model as model_lib
+from tests.models.own import networks
 
 X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
 
@@ -54,6 +58,24 @@ class ModelTest(parameterized.TestCase):
       ValueError, f'config.models.small builds no model .*{message}'
     ):
       model_lib.build('small', {'name': 'mlp', **said}, X)
+
+  def test_own_networks(self):
+    where = f'{networks.__name__}:'
+    asked = dict(name=f'{where}Nnx', in_features=64)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+      model = model_lib.build('net', asked, X, classes=3)
+    self.assertIn('config.models.net: num_classes=3, as the', said.getvalue())
+    self.assertEqual(model.answers.shape, (4, 3))
+    self.assertEqual(model.keywords['width'], 4)
+    self.assertEqual(
+      model.shapes(model.keywords | {'width': 7})[0]['head']['kernel'].shape,
+      (7, 3),
+    )
+    self.assertIn('head/kernel', model.uses)
+    with self.assertRaisesRegex(
+      ValueError, "config.models.net builds .*Linen has no 'widht'"
+    ):
+      model_lib.build('net', dict(name=f'{where}Linen', widht=3), X)
 
 
 if __name__ == '__main__':
