@@ -28,6 +28,7 @@ from jaxopt_compress.analysis.features import features
 from jaxopt_compress.analysis.observe import observe
 from jaxopt_compress.analysis.plan.plan import Plan
 from jaxopt_compress.analysis.plan.plan import shrink
+from jaxopt_compress.analysis.rules_for import rules_for
 from jaxopt_compress.analysis.storage import nbytes
 from jaxopt_compress.analysis.structure.structure import structure
 from jaxopt_compress.analysis.uses import uses
@@ -113,6 +114,7 @@ __all__ = [
   'quantization',
   'quantize',
   'rules',
+  'rules_for',
   'schemes',
   'select',
   'shrink',

@@ -16,6 +16,7 @@ from typing import Any
 from typing import NamedTuple
 
 from jaxopt_compress.analysis import algebra
+from jaxopt_compress.analysis import ends
 from jaxopt_compress.analysis import moved
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import rules as rules_lib
@@ -36,6 +37,11 @@ class Use(NamedTuple):
     feature_groups: of a convolution.
     remade: primitives of the program that join, pad, turn or deal the leaf, which
       stays itself under reshape, transpose and slice.
+    experts: those of `stacked` along which one product has a weight for each:
+      batch axes of a dot, groups of a ragged dot.
+    shape: of the leaf.
+    first, last: whether a product with it reads what the program is given, and
+      whether one writes what it returns (`ends`).
   """
 
   primitive: str
@@ -44,6 +50,10 @@ class Use(NamedTuple):
   source: str
   feature_groups: int = 1
   remade: tuple[str, ...] = ()
+  experts: tuple[int, ...] = ()
+  shape: tuple[int, ...] = ()
+  first: bool = False
+  last: bool = False
 
 
 class Axes(NamedTuple):
@@ -78,26 +88,35 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
     inputs = [{path: moved.whole(x.shape)} for path, x in arrays]
     others = closed.jaxpr.invars[len(inputs) :]
     algebra.evaluate(asked, closed, inputs + [{} for _ in others])
+    shapes = {path: tuple(x.shape) for path, x in arrays}
+    first, last = ends.ends(closed, list(shapes))
+
+    def of_leaf(path):
+      shape = shapes.get(path, ())
+      facts = dict(first=path in first, last=path in last, shape=shape)
+      return tuple(use._replace(**facts) for use in asked.of(path))
+
     paths = [path for path, _ in rules_lib.named_leaves(params)]
-    return {path: asked.of(path) for path in paths}
+    return {path: of_leaf(path) for path in paths}
 
   return used
+
+
+def checked(uses: Any) -> Mapping[str, tuple[Use, ...]]:
+  """The same, or ValueError for the function `jc.uses(apply)`, which was not called."""
+  if not isinstance(uses, Mapping):
+    raise ValueError(
+      f'uses is {uses!r}, not what a program uses its leaves for. Call it on the'
+      ' parameters and an example: jc.uses(apply)(params, x).'
+    )
+  return uses
 
 
 def of(
   path: str, uses: dict[str, tuple[Use, ...]] | None
 ) -> tuple[Use, ...] | None:
-  """What is known of a leaf; None where nothing is.
-
-  Raises:
-    ValueError: `uses` is the function `jc.uses(apply)`, which was not called.
-  """
-  if uses is not None and not isinstance(uses, Mapping):
-    raise ValueError(
-      f'uses is {uses!r}, not what a program uses its leaves for. Call it on the'
-      ' parameters and an example: jc.uses(apply)(params, x).'
-    )
-  return (uses or {}).get(path)
+  """What is known of a leaf; None where nothing is."""
+  return None if uses is None else checked(uses).get(path)
 
 
 def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
@@ -236,11 +255,14 @@ class _Uses(algebra.Algebra):
       # Axes of the leaf that are gone, or along which the product runs one by one.
       others = [j for j in range(len(pieces)) if j not in one_by_one]
       stacked = set(range(-self.ranks[path], 0)) - {*_axes_at(pieces, others)}
-      self._note(path, at, contracted, tuple(sorted(stacked)), *groups)
+      experts = tuple(sorted(_axes_at(pieces, one_by_one)))
+      stacked = tuple(sorted(stacked))
+      self._note(path, at, contracted, stacked, *groups, experts=experts)
 
-  def _note(self, path, at, contracted, stacked, *groups):
+  def _note(self, path, at, contracted, stacked, *groups, experts=()):
     name = at.eqn.primitive.name
-    self.found[path][Use(name, contracted, stacked, at.source, *groups)] = True
+    use = Use(name, contracted, stacked, at.source, *groups, experts=experts)
+    self.found[path][use] = True
 
 
 def _enter_and_end(asked, at, inputs):

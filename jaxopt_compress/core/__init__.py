@@ -1,8 +1,8 @@
 """The noun, the verb, the clock, the map. Imports jax, and numpy, alone.
 
 array, operators, sharding     the noun: a leaf that stands for an array
-lift                           the verb: functions of leaves, evaluated by jaxprs,
-                               context, interpret; jits and loops by structural, bodies
+lift, jaxprs, context          the verb: functions of leaves
+interpret, structural, bodies  evaluating a program on leaves; its jits and loops
 compression                    the clock
 rules, choices                 the map, and what is said of wrong words
 """

@@ -84,10 +84,8 @@ class CompressedArray:
 
   def _inside(self) -> list['CompressedArray']:
     """The leaves that this one is made of."""
-    inside = jax.tree.leaves(
-      self, is_leaf=lambda x: x is not self and is_compressed(x)
-    )
-    return [x for x in inside if is_compressed(x)]
+    parts = jax.tree.leaves(self, lambda x: x is not self and is_compressed(x))
+    return [x for x in parts if is_compressed(x)]
 
   def dtypes(self) -> dict[str, Any]:
     """What the arrays of fields must be: {name: a dtype, or `jnp.floating`}."""

@@ -95,9 +95,7 @@ def context(
   )
 
 
-def lift(
-  fun: Callable, *, strict: bool = False, keep: bool = False
-) -> Callable:
+def lift(fun: Callable, *, strict=False, keep=False) -> Callable:
   """Lets any array argument of `fun` be a compressed leaf.
 
   Without compressed leaves among the arguments, `fun` is called as it is. With

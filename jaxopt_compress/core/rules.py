@@ -5,6 +5,7 @@ and every pattern must be used; anything else is an error that lists the paths
 and guesses the typo. An explicit `(r'.*', None)` covers the rest.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 
 Rules = Sequence[tuple[str, Any]]
+
+
+class Found(str):
+  """A pattern made for one tree: rules before it may take all that it matches."""
 
 
 def _is_value_of_variable(keys) -> bool:
@@ -40,9 +45,7 @@ def named_leaves(
   [('a/kernel', 1), ('b/0', 2), ('b/1', 3)]
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-  siblings = {}
-  for keys, _ in flat:
-    siblings[keys[:-1]] = siblings.get(keys[:-1], 0) + 1
+  siblings = collections.Counter(keys[:-1] for keys, _ in flat)
   named = []
   for keys, leaf in flat:
     # A field `value` with others beside it is no Variable's, and keeps its name.
@@ -133,15 +136,16 @@ def _owners(rules, tree) -> tuple[list[tuple[re.Pattern, Any]], dict[str, int]]:
     if i in owners.values() or (value is None and pattern.pattern == '.*'):
       continue
     taken = [p for p in paths if pattern.fullmatch(p)]
-    if taken:
+    if taken and not isinstance(pattern.pattern, Found):
       raise ValueError(
         f'The rule {pattern.pattern!r} is never used: earlier rules take all'
         f' that it matches ({_listed(taken)}). Put it before them, or drop it.'
       )
-    raise ValueError(
-      f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
-      f' Paths: {_listed(paths, 20)}.'
-    )
+    if not taken:
+      raise ValueError(
+        f'The rule {pattern.pattern!r} matches no path.{_guess(pattern, paths)}'
+        f' Paths: {_listed(paths, 20)}.'
+      )
   return compiled, {path: owners[path] for path in paths}
 
 

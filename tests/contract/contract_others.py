@@ -25,6 +25,7 @@ OTHERS = {
   'analysis.observe.merge_stats',
   'analysis.storage.nbytes',
   'calibration.trials.keep',
+  'analysis.rules_for.rules_for',
   'core.array.is_compressed',
   'core.lift.rule',
   'core.rules.match',

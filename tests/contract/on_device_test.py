@@ -161,6 +161,7 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
+  rules_for
   absmax activations at_scopes biases check_seen config_delta data_mesh
   data_parallel device_put explain feature_names features gram importance
   is_compressed lift load load_plan match merge_stats minmax moments
