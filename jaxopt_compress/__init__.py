@@ -25,6 +25,7 @@ from jaxopt_compress import rules
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis.explain import explain
 from jaxopt_compress.analysis.features import features
+from jaxopt_compress.analysis.hoist.hoist import hoist
 from jaxopt_compress.analysis.observe import observe
 from jaxopt_compress.analysis.plan.plan import Plan
 from jaxopt_compress.analysis.plan.plan import shrink
@@ -98,6 +99,7 @@ __all__ = [
   'features',
   'freeze',
   'grow',
+  'hoist',
   'importance',
   'is_compressed',
   'kernels',

@@ -3,6 +3,7 @@
 from jaxopt_compress.analysis.added import biases as biases
 from jaxopt_compress.analysis.features import feature_names as feature_names
 from jaxopt_compress.analysis.freedoms import rescalings as rescalings
+from jaxopt_compress.analysis.hoist.hoist import hoisted as hoisted
 from jaxopt_compress.analysis.observe import check_seen as check_seen
 from jaxopt_compress.analysis.observe import merge_stats as merge_stats
 from jaxopt_compress.analysis.plan.config_delta import (

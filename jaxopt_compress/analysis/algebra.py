@@ -65,6 +65,10 @@ class Algebra:
     outs = None if rule is None else rule(self, at, inputs)
     return self.unknown(at, inputs) if outs is None else outs
 
+  def enter(self, at: walk.At, inside: walk.Inside, inputs: list) -> list:
+    """The results of an equation with programs inside, which are gone through."""
+    return _STEPS[type(inside)](self, at, inside, inputs)
+
   def join(self, cases: list, aval) -> Any:
     """One of several values: of the branches of a cond, the turns of a loop."""
     return self.plain(aval)
@@ -125,11 +129,10 @@ def evaluate(
     at, values = walk.At(eqn, outer, turn), [read(v) for v in eqn.invars]
     known = eqn.primitive.name in algebra.rules
     inside = None if known else walk.enter(eqn)
-    step = _STEPS.get(type(inside))
-    if step is None:
-      outs = algebra.apply(at, values)
+    if type(inside) in _STEPS:
+      outs = algebra.enter(at, inside, values)
     else:
-      outs = step(algebra, at, inside, values)
+      outs = algebra.apply(at, values)
     env.update(zip(eqn.outvars, outs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 
@@ -166,7 +169,7 @@ def _through_scan(algebra, at, inside, inputs):
   if algebra.unroll:
     carry, turns = _turn_by_turn(inside, carry, run)
   else:
-    variables = _carried(inside.body, len(consts), len(carry))
+    variables = carried(inside.body, len(consts), len(carry))
     carry, ys = _once(algebra, variables, carry, lambda c: run(c, None))
     turns = [ys]
   stacked = _avals(at.eqn.outvars[inside.num_carry :])
@@ -199,11 +202,11 @@ def _through_while(algebra, at, inside, inputs):
     algebra.decide(goes_on)
     return outs, ()
 
-  variables = _carried(inside.body, len(consts), len(carry))
+  variables = carried(inside.body, len(consts), len(carry))
   return _once(algebra, variables, carry, run)[0]
 
 
-def _carried(body, num_consts, num_carry) -> list[tuple]:
+def carried(body, num_consts, num_carry) -> list[tuple]:
   """(type, whether it stays as it is) of each value that a loop carries."""
   jaxpr, _ = jaxprs.opened(body)
   before = jaxpr.invars[num_consts : num_consts + num_carry]

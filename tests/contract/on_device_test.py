@@ -25,6 +25,10 @@ def apply(p, x):
   return jax.nn.relu(x @ p['w'] + p['b']) @ p['v']
 
 
+def masked(p, x):
+  return apply(p | {'w': p['w'] * (p['w'] > 0)}, x)
+
+
 def on_host(tree):
   return jax.tree.map(np.array, tree)
 
@@ -127,6 +131,7 @@ TRANSFORMS = {
   'grow': lambda: jc.grow(
     jc.widen(jc.structure(apply)(PARAMS, X), factor=2), PARAMS
   ),
+  'hoist': lambda: jc.hoist(masked)(PARAMS, X)[1],
   'gradients': lambda: jc.pruning.gradients(mean_output, PARAMS, [X]),
   'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
   'map_named': lambda: jc.rules.map_named(lambda path, x: x, PARAMS),
@@ -163,7 +168,7 @@ TRANSFORMS = {
 OTHERS = """
   rules_for
   absmax activations at_scopes biases check_seen config_delta data_mesh
-  data_parallel device_put explain feature_names features gram importance
+  data_parallel device_put explain feature_names features gram hoisted importance
   is_compressed lift load load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error packable quantize_activations readers
   rescalings rule save save_shrunk select sort sparse sparsity split_learned

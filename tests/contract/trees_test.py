@@ -196,6 +196,10 @@ COUNTS = {
   'analysis.features.features': lambda t: jc.features(
     apply, [('./kernel', ...)]
   )(t, X),
+  'analysis.hoist.hoist.hoist': lambda t: jc.hoist(apply)(t, X)[1],
+  'analysis.hoist.hoist.hoisted': lambda t: sorted(
+    jc.analysis.hoisted(apply)(t, X)
+  ),
   'analysis.observe.observe': lambda t: jc.observe(
     apply, {'a/kernel': jc.statistics.absmax()}
   )(t, X),

@@ -1,0 +1,1 @@
+"""What a program computes from its parameters alone."""
