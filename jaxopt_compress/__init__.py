@@ -18,6 +18,7 @@ from jaxopt_compress import core
 from jaxopt_compress import distillation
 from jaxopt_compress import export
 from jaxopt_compress import kernels
+from jaxopt_compress import modules
 from jaxopt_compress import parallel
 from jaxopt_compress import pruning
 from jaxopt_compress import quantization
@@ -39,16 +40,16 @@ from jaxopt_compress.core.array import CompressedArray
 from jaxopt_compress.core.array import is_compressed
 from jaxopt_compress.core.compression import chain
 from jaxopt_compress.core.compression import Compression
-from jaxopt_compress.core.compression import freeze
 from jaxopt_compress.core.compression import Info
-from jaxopt_compress.core.lift import lift
-from jaxopt_compress.core.lift import materialize
 from jaxopt_compress.core.operators import cast
 from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import widen
 from jaxopt_compress.kernels import pack
 from jaxopt_compress.kernels import PackedArray
 from jaxopt_compress.kernels import unpack
+from jaxopt_compress.modules import freeze
+from jaxopt_compress.modules import lift
+from jaxopt_compress.modules import materialize
 from jaxopt_compress.pruning import methods
 from jaxopt_compress.pruning.prune import prune
 from jaxopt_compress.pruning.prune import prune_now
@@ -106,6 +107,7 @@ __all__ = [
   'lift',
   'materialize',
   'methods',
+  'modules',
   'nbytes',
   'observe',
   'pack',

@@ -26,6 +26,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
@@ -220,7 +221,7 @@ def with_lora(
       alpha / (rank**0.5 if rank_stabilized else rank),
     )
 
-  return rules_lib.map_named(adapted, params)
+  return modules.dress(rules_lib.map_named(adapted, params))
 
 
 class _Layout(NamedTuple):

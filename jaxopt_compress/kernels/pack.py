@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -122,7 +123,8 @@ def pack(
   for path, why in reasons.items():
     if skipped is not None:
       skipped(path, why)
-  return rules_lib.map_named(lambda path, x: made.get(path, x), params)
+  packed = rules_lib.map_named(lambda path, x: made.get(path, x), params)
+  return modules.dress(packed)
 
 
 def _not_here() -> str:

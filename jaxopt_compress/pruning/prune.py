@@ -22,6 +22,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
@@ -257,7 +258,7 @@ def apply_masks(
       return x
     return masked_array.Masked(x, masks[path], scores.get(path), gradient)
 
-  return rules_lib.map_named(with_mask, params)
+  return modules.dress(rules_lib.map_named(with_mask, params))
 
 
 def check_masks(params: Any, masks: dict[str, jax.Array]) -> None:

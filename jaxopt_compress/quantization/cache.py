@@ -20,6 +20,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress import modules
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
@@ -111,7 +112,7 @@ def quantize_cache(
       _rounded(x, specs[path], {-1: specs[path].group}), specs[path]
     )
 
-  return rules_lib.map_named(as_cache, cache)
+  return modules.dress(rules_lib.map_named(as_cache, cache))
 
 
 def _spec(path, value):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -312,7 +313,7 @@ def quantize(
           part.delete()
     return q
 
-  return rules_lib.map_named(quantized, params)
+  return modules.dress(rules_lib.map_named(quantized, params))
 
 
 def known_paths(what: str, given: dict | None, leaves: dict) -> None:

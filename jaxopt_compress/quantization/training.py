@@ -19,6 +19,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.core import array
 from jaxopt_compress.core import compression
@@ -194,7 +195,7 @@ def _apply(clock, original_residuals, params, state):
       value, frozen, act, share, scheme.grad, original_residuals
     )
 
-  return rules_lib.map_named(as_trained, params)
+  return modules.dress(rules_lib.map_named(as_trained, params))
 
 
 def _frozen_weight(clock, path, x, scheme, learned, state):

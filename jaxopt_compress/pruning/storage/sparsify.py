@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress import modules
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
@@ -105,7 +106,8 @@ def sparsify(
     )
     return new
 
-  return rules_lib.map_named(smallest, array.on_device(tree)), told
+  stored = rules_lib.map_named(smallest, array.on_device(tree))
+  return modules.dress(stored), told
 
 
 def with_zeros(tree: Any) -> Any:
