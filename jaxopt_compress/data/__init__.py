@@ -1,10 +1,11 @@
 """Data sets as dicts of numpy arrays, and batches of them.
 
 `digits`, `text` and `masked_text` need no download; `images` reads files that users have. `labels` makes
-a set harder.
+a set harder, and `held_back` keeps a part of it to choose settings by.
 """
 
 from jaxopt_compress.data import digits
+from jaxopt_compress.data import held_back
 from jaxopt_compress.data import images
 from jaxopt_compress.data import labels
 from jaxopt_compress.data import masked_text
@@ -18,6 +19,7 @@ __all__ = [
   'batches',
   'digits',
   'eval_batches',
+  'held_back',
   'images',
   'labels',
   'masked_text',

@@ -25,13 +25,13 @@ from jaxopt_compress.data import folders
 Dataset = dict[str, np.ndarray]
 
 
-def load(source: str, beside: str = '') -> Dataset:
+def load(source: str, *beside: str) -> Dataset:
   """Reads a source, `format[:split]@path`.
 
   Args:
     source: see the head of this module.
-    beside: the source of the other split: if both are of one folder, their classes are
-      numbered together.
+    *beside: sources of the other splits: the classes of those that are of one folder
+      are numbered together.
 
   Returns:
     `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32, from 0.
@@ -45,13 +45,13 @@ def load(source: str, beside: str = '') -> Dataset:
     mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
   )
   choices.one_of(f'The format of {source!r}', name, sorted(formats))
-  return formats[name](path, *_splits(source, beside))
+  return formats[name](path, *_splits(source, *beside))
 
 
-def classes(source: str, beside: str = '') -> list[str]:
+def classes(source: str, *beside: str) -> list[str]:
   """The names of the classes of a folder; [] where a file has but their numbers."""
   name, _, path = _parts(source)
-  splits = _splits(source, beside)
+  splits = _splits(source, *beside)
   return folders.classes(path, *splits) if name == 'folder' else []
 
 
@@ -61,14 +61,15 @@ def left_out(source: str) -> list[str]:
   return folders.left_out(path, split) if name == 'folder' else []
 
 
-def _splits(source, beside):
-  """The split of a source, and then that of the source beside it in a folder."""
+def _splits(source, *beside):
+  """The split of a source, and those of the sources beside it in a folder."""
   name, split, path = _parts(source)
-  if name == 'folder' and beside:
-    other, more, where = _parts(beside)
-    if other == name and pathlib.Path(where) == pathlib.Path(path):
-      return split, more
-  return (split,)
+  splits = [split]
+  if name == 'folder':
+    for other, more, where in map(_parts, beside):
+      if other == name and pathlib.Path(where) == pathlib.Path(path):
+        splits.append(more)
+  return splits
 
 
 def _parts(source):

@@ -29,7 +29,7 @@ class Report:
     answers: rows of the table of answers.
     coverage: `{stage name: rows of its coverage table}`.
     channels: `{stage name: rows of its table of channels}`, where some went.
-    curves: `{stage name: [(operations of training, held-out loss)]}`.
+    curves: `{stage name: [(operations of training, validation loss)]}`.
     facts: what else was measured, `{what: value}`.
     notes: sentences of the experiment itself, shown before the computed remarks.
     environment: see `provenance.environment`; that of this process if it is None.

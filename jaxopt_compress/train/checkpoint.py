@@ -2,8 +2,8 @@
 
 A checkpoint is a directory that Orbax writes under a temporary name and renames
 when it is complete, so a save that fails or is killed leaves the last one as it was.
-Beside the arrays we store a sealed manifest: the config they were made under, and
-the shape, dtype and CRC-32 of every leaf. Orbax checks its index but not the payload:
+Beside the arrays we store a sealed manifest: the config they were made under, a record
+of the trainer's, and the shape, dtype and CRC-32 of every leaf. Orbax checks its index but not the payload:
 a flipped bit in an array loads without a word, and the CRC is what notices. A flipped
 bit in the manifest would pass for another config; its seal is what notices.
 
@@ -15,6 +15,7 @@ restoring never depends on how a node type pickles. The structure comes from the
 template.
 """
 
+from collections.abc import Sequence
 from typing import Any
 import zlib
 
@@ -43,7 +44,7 @@ class Checkpoints:
   Args:
     directory: where they are; made if it is missing.
     config: flat dict of what the run depends on.
-    keep: how many of the latest to keep.
+    keep: how many of the latest to keep, with those that they need.
   """
 
   def __init__(self, directory, *, config: Config, keep: int = 2):
@@ -51,6 +52,7 @@ class Checkpoints:
     self._config = _jsonable(config)
     self._keep = keep
     self._pending = self._saved = None
+    self._needs = {}
     self._directory.mkdir(parents=True, exist_ok=True)
     # What a save that was killed left, which Orbax names after the step.
     self._remove(p for p in self._directory.iterdir() if _TEMPORARY in p.name)
@@ -61,11 +63,19 @@ class Checkpoints:
     names = [path.name for path in self._directory.iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
-  def save(self, step: int, tree: Any) -> None:
+  def save(
+    self, step: int, tree: Any, record: Any = None, needs: Sequence[int] = ()
+  ) -> None:
     """Starts saving `tree`; returns once the arrays may change.
 
     The write goes on in the background. The next call, or `wait`, raises what went
     wrong with it. The same step again is not written twice.
+
+    Args:
+      step: that is done.
+      tree: of arrays.
+      record: what else belongs to it, JSON values; see `record`.
+      needs: other steps, whose checkpoints stay as long as this one does.
     """
     if step == self._saved:
       return
@@ -75,17 +85,42 @@ class Checkpoints:
       self._directory / str(step),
       arrays,
       overwrite=True,  # only ever of one that could not be restored
-      custom_metadata=_manifest(arrays, self._config),
+      custom_metadata=_manifest(arrays, self._config, record, needs),
     )
-    self._saved = step
+    self._saved, self._needs[step] = step, set(needs)
 
   def wait(self) -> None:
     """Blocks until nothing is being written; then removes what need not be kept."""
     pending, self._pending = self._pending, None
     if pending is not None:
       pending.result()
-      old = self.steps[: -self._keep]
-      self._remove(self._directory / str(step) for step in old)
+      latest = self.steps[-self._keep :]
+      kept = set(latest).union(*map(self._needed, latest))
+      self._remove(
+        self._directory / str(step) for step in self.steps if step not in kept
+      )
+
+  def _needed(self, step):
+    if step not in self._needs:  # Written before this run.
+      try:
+        manifest = read_manifest(self._directory / str(step))
+      except CorruptCheckpoint:  # No run will resume from it.
+        manifest = {}
+      self._needs[step] = set(manifest.get('needs', ()))
+    return self._needs[step]
+
+  def record(self, step: int) -> Any:
+    """What `save` was given beside the arrays of a step."""
+    return read_manifest(self._directory / str(step)).get('record')
+
+  def restore_step(self, step: int, template: Any) -> Any:
+    """The tree of one step, as `restore` reads the newest."""
+    try:
+      return _load(self._directory / str(step), template, self._config)
+    except CorruptCheckpoint as e:
+      raise CorruptCheckpoint(
+        f'{e} Remove {self._directory} to start again.'
+      ) from e
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
     """The newest checkpoint that is whole, as (step, tree); None if there is none.
@@ -249,11 +284,12 @@ def _abstract(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _manifest(arrays, config):
+def _manifest(arrays, config, record=None, needs=()):
   leaves = {
     name: [list(x.shape), str(x.dtype), _crc(x)] for name, x in arrays.items()
   }
-  return sealed.seal({'config': config, 'leaves': leaves})
+  more = {'record': record, 'needs': sorted(needs)}
+  return sealed.seal({'config': config, 'leaves': leaves} | more)
 
 
 def _crc(x) -> int | None:

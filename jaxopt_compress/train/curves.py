@@ -1,4 +1,4 @@
-"""How the held-out loss of each stage fell with what its training cost.
+"""How the validation loss of each stage fell with what its training cost.
 
     cost(stage, step) = cost(init at its end) + step * operations of one step
 
@@ -21,18 +21,18 @@ Curve = list[tuple[float, float]]
 
 
 def of(job: job_lib.Job, built: Sequence[stages_lib.Built]) -> dict[str, Curve]:
-  """{stage: [(operations so far, held-out loss)]}; {} where it was asked for once.
+  """{stage: [(operations so far, validation loss)]}; {} where it was asked for once.
 
   Args:
     job: the run, whose stages are finished.
     built: its stages, in order.
   """
-  if not job.plan.run.evaluate_every:
+  if not any(b.stage.validation.every for b in built):
     return {}
   losses: dict[str, list] = {}
   for line in metrics.read(job.work / 'metrics.jsonl'):
     name, _, rest = line['stage'].partition('/')
-    if rest == 'test':
+    if rest == 'validation':
       losses.setdefault(name, []).append((line['step'], line['loss']))
   begun, found = {}, {}
   finals = {b.stage.name: b.final for b in built}
@@ -41,8 +41,8 @@ def of(job: job_lib.Job, built: Sequence[stages_lib.Built]) -> dict[str, Curve]:
     before = begun.get(b.stage.init, 0)
     each = _of_step(job, b, finals) if steps else 0
     begun[name] = before + steps * each
-    if steps:
-      found[name] = [(before + i * each, x) for i, x in losses.get(name, ())]
+    if losses.get(name):
+      found[name] = [(before + i * each, x) for i, x in losses[name]]
   return found
 
 

@@ -2,6 +2,7 @@
 
 loss       mean of -log p(label)                         nats
 accuracy   fraction with argmax = label
+top 5      fraction with the label among the five largest; of more than five classes
 agreement  fraction with argmax = argmax of the reference
 kl         mean of KL(reference || model)                nats
 
@@ -28,7 +29,7 @@ from jaxopt_compress.report import calibration
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The numbers above; the last two are None without a reference.
+  """The numbers above; agreement and kl are None without a reference.
 
   `logits` holds the model's outputs, batch by batch as they were given, to be a
   reference for others or to be compared with a reloaded program's.
@@ -41,6 +42,7 @@ class Evaluation:
   kl: float | None = None
   logits: Sequence[jax.Array] = ()
   reliability: np.ndarray | None = None  # see `report.calibration`
+  top_5: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def evaluate(
     ValueError: the masks leave no example.
   """
   # Sums of a batch are float32; those of all batches are float64.
-  sums, logits = np.zeros(5), []
+  sums, logits = np.zeros(6), []
   reliability = np.zeros((3, calibration.BINS))
   for i, batch in enumerate(batches):
     y = batches_lib.call(forward_fn, (params, variables), batch[inputs])
@@ -104,7 +106,7 @@ def evaluate(
     sums += np.asarray(found, float)
     reliability += np.asarray(bins, float)
     logits.append(y)
-  count, loss, accuracy, agreement, kl = sums
+  count, loss, accuracy, agreement, kl, top_5 = sums
   if not count:
     raise ValueError(
       f'None of the examples of {len(batches)} batches counts: their masks are all'
@@ -118,6 +120,7 @@ def evaluate(
     kl=None if reference is None else kl / count,
     logits=logits,
     reliability=reliability,
+    top_5=top_5 / count if logits[0].shape[-1] > 5 else None,
   )
 
 
@@ -160,7 +163,7 @@ def _fidelity(y, other, labels, mask, ks):
 
 @jax.jit
 def _sums(y, labels, mask, reference):
-  """Sums over the examples that count: [count, loss, accuracy, agreement, kl].
+  """Sums over the examples that count: [count, loss, accuracy, agreement, kl, top 5].
 
   And those by confidence.
 
@@ -173,12 +176,20 @@ def _sums(y, labels, mask, reference):
   right, count = positions.total(
     (y.argmax(-1) == labels).astype(jnp.float32), mask
   )
+  # By how many are above the label: of equal ones, argmax takes the first.
+  own = jnp.take_along_axis(y, labels[..., None], axis=-1)
+  classes = jax.lax.broadcasted_iota(labels.dtype, y.shape, y.ndim - 1)
+  sooner = classes < labels[..., None]
+  above = ((y > own) | ((y == own) & sooner)).sum(-1)
+  first = (above < 5) & (own[..., 0] == own[..., 0])  # Nothing is above NaN.
+  among, _ = positions.total(first.astype(jnp.float32), mask)
   sums = [
     count,
     losses.cross_entropy(y, labels, mask)[0],
     right,
     losses.agreement(y, reference, mask=mask)[0],
     losses.kl(y, reference, mask=mask)[0],
+    among,
   ]
   return jnp.stack(sums), calibration.reliability(y, labels, mask)
 

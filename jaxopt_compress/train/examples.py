@@ -27,6 +27,8 @@ class Examples:
     batches: `stage -> batches`, and `batches[step]` is a batch; each stage has an
       order of its own.
     test: batches of the held-out examples, with 'mask'.
+    validation: such batches of those that stages are judged by while they are
+      trained; empty where there are none.
     example: an abstract batch of inputs.
     classes: `stage -> n`; the labels that it meets are below n.
     description: of the sizes, for the reader.
@@ -41,10 +43,11 @@ class Examples:
   description: str
   content: Callable[[options.Stage], Any]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  validation: Sequence[Batch] = ()
 
 
 def load(data: options.Data, seed: int) -> Examples:
-  """Reads both splits of a data set.
+  """Reads the splits of a data set.
 
   Args:
     data: `name` is a module of jaxopt_compress.data with `load(split)`. Where that
@@ -99,20 +102,27 @@ def check_answers(
 
 def _arrays(module, data, seed) -> Examples:
   fields.check_unread('config.data', data, ('window', 'files'), 'a text')
-  train, test = _both(module.load, module, data)
+  train, test, validation = _of_each(module.load, module, data)
   _check_names(data, train)
   _check_labels(data, train[data.target])
+  train, validation, more = _held_back(train, validation, data, seed)
   train = _harder(train, data, seed)
   _check_alike(train[data.input], test[data.input])
-  said = _said_of_classes(module, data, train, test)
+  said = more + _said_of_classes(module, data, train, test)
   if data.unlabelled:
     known = int((train[data.target] >= 0).sum())
     said += f'; {known:,} of those to train on have a label'
   if data.label_noise:
     said += f'; {data.label_noise:.0%} of the labels to train on are wrong'
   classes = 1 + max(int(x[data.target].max()) for x in (train, test))
+  if validation:
+    _check_alike(train[data.input], validation[data.input])
+    classes = max(classes, 1 + int(validation[data.target].max()))
   if data.limit:
-    test = {name: x[: data.limit] for name, x in test.items()}
+    test, validation = (
+      {name: x[: data.limit] for name, x in arrays.items()}
+      for arrays in (test, validation)
+    )
 
   # Without a teacher, nothing is learned from an example without a label.
   known = train[data.target] >= 0 if data.unlabelled else slice(None)
@@ -135,15 +145,49 @@ def _arrays(module, data, seed) -> Examples:
     classes=lambda stage: classes,
     description=f'{_length(train):,} to train, {_length(test):,} held out{said}',
     content=lambda stage: train if stage.distil.teacher else labelled,
+    validation=validation
+    and data_lib.eval_batches(validation, data.eval_batch_size),
   )
 
 
-def _both(read, module, data):
-  """What a function says of both splits; names of classes are told with the other."""
-  train, test = data.train, data.test
-  if not hasattr(module, 'classes'):
-    return read(train), read(test)
-  return read(train, test), read(test, train)
+def _of_each(read, module, data):
+  """What a function says of train, test and validation; {} of one that is no split.
+
+  Names of classes are told beside those of the others.
+  """
+  splits = data.train, data.test, data.validation
+  there = [s for s in splits if isinstance(s, str) and s]
+  found = {}
+  for split in dict.fromkeys(there):
+    others = [s for s in there if s != split]
+    found[split] = read(split, *(others if hasattr(module, 'classes') else ()))
+  return [found.get(s, {}) for s in splits]
+
+
+def _held_back(train, validation, data, seed):
+  """(train, validation, what is said of them)."""
+  if not data.validation:
+    return train, {}, ''
+  if isinstance(data.validation, str):
+    if not _length(validation):
+      raise ValueError(
+        f'config.data.validation is {data.validation!r}, which has no examples.'
+      )
+    return train, validation, f', {_length(validation):,} for validation'
+  try:
+    train, validation = data_lib.held_back.held_back(
+      train,
+      data.validation,
+      target=data.target,
+      seed=plan_lib.stage_seed(seed, 'validation'),
+    )
+  except ValueError as e:
+    raise ValueError(f'config.data.validation: {e}') from e
+  said = (
+    f', {_length(validation):,} for validation ({data.validation:.0%} of the training'
+    ' examples, held back)'
+  )
+  return train, validation, said
 
 
 def _check_stage(stage, key, need):
@@ -180,7 +224,7 @@ def _said_of_classes(module, data, train, test):
   """The names of the classes, where they have no examples, and what is not read."""
   if not hasattr(module, 'classes'):
     return ''
-  names, others = _both(module.classes, module, data)
+  names, others, _ = _of_each(module.classes, module, data)
   if names and others and names != others:
     raise ValueError(
       f'config.data.train has the classes {names}, config.data.test {others}: one'
@@ -234,9 +278,10 @@ def _text(module, data, seed) -> Examples:
     return module.load(split, only=files or data.files or '.*')
 
   train, test = read(data.train, ''), read(data.test, '')
-  whole = test
+  whole, validation = test, _validation_text(read, data)
   if data.limit:
     test = module.excerpts(test, data.limit)
+    validation = data.validation and module.excerpts(validation, data.limit)
 
   def batches(stage):
     _check_stage(stage, 'augment', 'images')
@@ -248,23 +293,37 @@ def _text(module, data, seed) -> Examples:
     )
 
   def classes(stage):
-    return max(
-      module.vocabulary(x) for x in (read(data.train, stage.files), test)
+    texts = read(data.train, stage.files), test, validation
+    return max(module.vocabulary(x) for x in texts if len(x))
+
+  def windows(text):
+    return module.eval_windows(
+      text, batch_size=data.eval_batch_size, length=data.window
     )
 
-  held_out = module.eval_windows(
-    test, batch_size=data.eval_batch_size, length=data.window
-  )
+  held_out, said = windows(test), ''
+  if data.validation:
+    said = f', {len(validation):,} for validation'
   _check_names(data, [name for name in held_out[0] if name != 'mask'])
   return Examples(
     batches=batches,
     test=held_out,
     example=_abstract(held_out[0][data.input]),
     classes=classes,
-    description=f'{len(train):,} bytes to train, {len(test):,} held out',
+    description=f'{len(train):,} bytes to train, {len(test):,} held out{said}',
     content=lambda stage: read(data.train, stage.files),
     facts={'held-out bytes': len(test)} | _rival(module, whole),
+    validation=windows(validation) if data.validation else (),
   )
+
+
+def _validation_text(read, data):
+  if not isinstance(data.validation, str):
+    raise ValueError(
+      f'config.data.validation is {data.validation}, a share, and a text is split by'
+      " its files. Set it to 'validation'."
+    )
+  return read(data.validation, '') if data.validation else ()
 
 
 def _rival(module, whole):

@@ -7,6 +7,7 @@ and on one device ends with the same bits.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from typing import Any
@@ -40,6 +41,7 @@ from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
 from jaxopt_compress.train import rewind
 from jaxopt_compress.train import stages as stages_lib
+from jaxopt_compress.train import validation
 from jaxopt_compress.train import workdir as workdir_lib
 from jaxopt_compress.train.step import finite
 
@@ -120,8 +122,8 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
             built = stages_lib.build_all(plan, models, found)
           b = built[name]
           state = _initial(job, b, finished)
-          state = _train(job, b, state, finished, watch)
-          _finish(job, b, state)
+          state, history = _train(job, b, state, finished, watch)
+          _finish(job, b, state, history)
           finished[name] = _finished(job, b)
         # Here, and so also those of a run that was killed just before.
         if jax.process_index() == 0:
@@ -212,10 +214,15 @@ def _calibrated(job, built, params, variables):
 
 
 def _train(job, built, state, finished, watch):
-  """Takes a stage from its last checkpoint, or `state`, to its last step."""
+  """Takes a stage from its last checkpoint, or `state`, to its last step.
+
+  Returns:
+    (the state whose parameters it leaves, its evaluations).
+  """
   stage, options, metrics = built.stage, job.plan.run, job.metrics
+  history = validation.history(stage, job.plan.data, job.plan.report.metric)
   if built.step is None:
-    return state
+    return state, history
   step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
   batches, teachers = cached.lessons(job, built, finished, watch)
 
@@ -224,8 +231,10 @@ def _train(job, built, state, finished, watch):
     begin = 0
     if restored := _restored(job, built, saver):
       begin, state = restored
+      history = history.from_json(saver.record(begin))
       metrics_lib.log(f'[{stage.name}] resumed at step {begin}.')
     metrics.begin(stage.name, begin)
+    metrics.begin(f'{stage.name}/validation', begin)
     metrics.begin(f'{stage.name}/test', begin)
     progress = metrics_lib.Progress(stage.name, begin, stage.steps)
     leave = jax.jit(lambda s: final_lib.finish(s, *_parts(built)))
@@ -249,11 +258,14 @@ def _train(job, built, state, finished, watch):
       if not finite.is_finite(kept):
         what = 'A weight or a range is not finite'
         raise Diverged(_diverged(stage, what, step, saver))
-      saver.save(step, state)
+      needs = [history.best] if history.keeps and history.best else []
+      saver.save(step, state, history.to_json(), needs)
 
     # -- Train --------------------------------------------------------------------
     running = []
     for done in range(begin + 1, stage.steps + 1):
+      if history.stalled:
+        break
       state, values = step_fn(
         state, mesh_lib.share(batches[done - 1]), teachers
       )
@@ -267,10 +279,17 @@ def _train(job, built, state, finished, watch):
       if done % options.log_every == 0 or done == stage.steps:
         flush()
       # Before it is saved: a run that goes on from there does not come here again.
-      every = options.evaluate_every
-      if every and done % every == 0 and done < stage.steps:
-        _judged(job, built, mesh_lib.local(leave(state)), done)
-      if done % options.save_every == 0 or done == stage.steps:
+      if validation.due(stage, done) and job.data.validation:
+        flush()
+        seen = _validated(job, built, mesh_lib.local(leave(state)), done)
+        if not math.isfinite(seen['loss']):
+          what = f'The validation loss is {seen["loss"]}'
+          raise Diverged(_diverged(stage, what, done, saver))
+        history = history.after(done, seen)
+        metrics_lib.log(f'[{stage.name}] {history.told(stage.steps)}')
+      last = done == stage.steps or history.stalled
+      better = history.keeps and history.best == done
+      if done % options.save_every == 0 or last or better:
         save(done)
       if watch.requested():
         save(done)
@@ -279,7 +298,13 @@ def _train(job, built, state, finished, watch):
           f'Stopped at step {done} of stage {stage.name!r}, which is saved.'
         )
     progress.close()
-  return state
+    if said := validation.outcome(stage, history):
+      metrics_lib.log(f'[{stage.name}] {said}')
+    if history.keeps and history.best != history.last:
+      saver.wait()
+      template = stages_lib.with_sharding(built.template, job.mesh)
+      state = saver.restore_step(history.best, template)
+  return state, history
 
 
 def _checkpoints(job, built):
@@ -304,7 +329,7 @@ def _diverged(stage, what, step, saver):
   )
 
 
-def _finish(job, built, state):
+def _finish(job, built, state, history):
   """Evaluates a stage and puts what it leaves behind under its final name."""
   name, config = built.stage.name, job.plan.fingerprint(built.stage)
   start = mesh_lib.local((state.params, state.variables))
@@ -313,8 +338,9 @@ def _finish(job, built, state):
     state, mesh_lib.replicate(given, job.mesh)
   )
   local = mesh_lib.local(final)
-  job.metrics.begin(f'{name}/test', built.stage.steps - 1)
-  found, quality = _judged(job, built, local, built.stage.steps)
+  step = int(mesh_lib.local(state.step))
+  job.metrics.begin(f'{name}/test', step - 1)
+  found, quality = _tested(job, built, local, step)
   metrics_lib.log(
     f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
   )
@@ -328,6 +354,7 @@ def _finish(job, built, state):
     stored = final_lib.without_zeros(local, built.model.uses)
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
+    result |= {'step': step, 'validation': history.to_json()}
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
     if built.plan is not None:
@@ -341,19 +368,33 @@ def _parts(built):
   return built.stage, built.model, built.compression
 
 
-def _judged(job, built, final, step):
-  """(evaluation on held-out examples, what is kept of it), written down."""
-  found = evaluate.evaluate(
+def _judged(job, built, final, examples):
+  return evaluate.evaluate(
     built.model.forward,
     final['params'],
     final['variables'],
-    job.data.test,
+    examples,
     inputs=job.plan.data.input,
     targets=job.plan.data.target,
   )
+
+
+def _tested(job, built, final, step):
+  """(evaluation on held-out examples, what is kept of it), written down."""
+  found = _judged(job, built, final, job.data.test)
   quality = {'loss': found.loss, 'accuracy': found.accuracy}
   job.metrics.write(f'{built.stage.name}/test', step, quality)
   return found, quality
+
+
+def _validated(job, built, final, step):
+  """The numbers of the validation split, written down; in all processes the same."""
+  found = _judged(job, built, final, job.data.validation)
+  numbers = validation.numbers(found, job.plan.data)
+  # Process 0 decides: of machines that round differently one could stop alone.
+  numbers = json.loads(processes.gather(json.dumps(numbers))[0])
+  job.metrics.write(f'{built.stage.name}/validation', step, numbers)
+  return numbers
 
 
 def _finished(job, built):

@@ -18,6 +18,9 @@ class Data:
   name: str  # a module of jaxopt_compress.data
   train: str = 'train'
   test: str = 'test'
+  # What stages are judged by while they are trained: a split, or the share of the
+  # training examples that is held back for it. The split `test` decides nothing.
+  validation: str = fields.option('', also=float)
   input: str = 'image'
   target: str = 'label'
   # Made harder to learn from: of the examples of each class so many are there, and of
@@ -48,6 +51,28 @@ class Optimizer:
   # Of what is learned beside the weights (steps of LSQ), by Adam without decay: a
   # fraction of the learning rate, as Adam moves a step of 0.01 as far as a weight.
   learned_rate: float = fields.option(0.1, '[0, inf)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+  """What a stage is judged by while it is trained; see `train.validation`."""
+
+  # Steps between two evaluations on `data.validation`; 0: at its end alone.
+  every: int = fields.option(0, '[0, inf)')
+  # 'best': the stage leaves the parameters of its best evaluation, not of its last
+  # step.
+  keep: str = fields.option('last', needs='eval_every')
+  # By which metric; '': by that of the report.
+  metric: str = fields.option('', needs='eval_every')
+  # After so many evaluations in a row without an improvement of more than
+  # `min_delta`, the stage ends; 0: never.
+  patience: int = fields.option(0, '[0, inf)', needs='eval_every')
+  min_delta: float = fields.option(0.0, '[0, inf)', needs='patience')
+
+  @property
+  def decides(self) -> bool:
+    """Whether what the stage leaves depends on its evaluations."""
+    return self.keep != 'last' or self.patience > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,6 +301,9 @@ class Stage:
   optimizer: Optimizer = fields.record(
     Optimizer, needs='steps', name='optimizer'
   )
+  validation: Validation = fields.record(
+    Validation, needs='steps', every='eval_every'
+  )
   distil: Distil = fields.record(Distil, needs='steps')
   penalty: Penalty = fields.record(
     Penalty, prefix='penalty_', needs='steps', rules='penalty'
@@ -322,7 +350,5 @@ class Run:
   devices: int = fields.option(0, '[0, inf)')  # 0: all
   log_every: int = fields.option(50, '[1, inf)')
   save_every: int = fields.option(200, '[1, inf)')
-  # On held-out examples, while a stage is trained; 0: at its end alone.
-  evaluate_every: int = fields.option(0, '[0, inf)')
-  keep: int = fields.option(2, '[1, inf)')
+  keep: int = fields.option(2, '[1, inf)')  # of the last checkpoints
   tensorboard: bool = False

@@ -32,10 +32,12 @@ from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
 from jaxopt_compress.train import shrink
+from jaxopt_compress.train import validation
 
 _SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
 BITS = ('bits per byte', 'bits per masked byte')  # Losses, not in nats.
 METRICS = ('accuracy', *BITS)
+_OF_VALIDATION = ('eval_every', 'keep', 'metric', 'patience', 'min_delta')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +58,23 @@ class Plan:
     """Flat dict of all that the result of a stage depends on.
 
     That is the seed, the data, the stage and the stages that it starts from or
-    learns from, and their models. Later stages may change, and so may `run`.
+    learns from, and their models. Later stages may change, and so may `run`, and
+    evaluations that decide nothing.
     """
     needed = self.needed(stage)
     parts = {'seed': self.seed, 'data': fields.written(self.data)}
+    decides = any(s.validation.decides for s in needed)
+    if isinstance(self.data.validation, str) and not decides:
+      del parts['data']['validation']
     parts['models'] = {s.model: dict(self.models[s.model]) for s in needed}
-    parts['stage'] = {s.name: fields.written(s) for s in needed}
+    parts['stage'] = {s.name: self._written(s) for s in needed}
     return dict(flat(parts))
+
+  def _written(self, stage):
+    said, rules = fields.written(stage), stage.validation
+    if rules.decides:
+      return said | {'metric': rules.metric or self.report.metric}
+    return {k: x for k, x in said.items() if k not in _OF_VALIDATION}
 
   def needed(self, stage: options.Stage) -> list[options.Stage]:
     """The stage after all that it depends on."""
@@ -187,12 +199,14 @@ def _default(where, config, defaults):
 
 def _check_references(plan):
   earlier = []
+  validation.check_split(plan.data)
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
     distil.check(where, stage)
     on_policy.check(where, stage, plan.data)
     answers.check(where, stage)
+    validation.check(where, stage, plan.data, plan.report.metric)
     for key, name in stage.sources:
       if name not in earlier:
         raise ValueError(

@@ -47,6 +47,7 @@ class EvaluateTest(parameterized.TestCase):
       got.agreement, (log_p.argmax(-1) == log_q.argmax(-1)).mean(), places=6
     )
     self.assertAlmostEqual(got.kl, kl.mean(), places=5)
+    self.assertIsNone(got.top_5)  # of five classes all are
     self.assertIsNone(teacher.agreement)
     self.assertIsNone(teacher.kl)
     close = evaluate.fidelity(
@@ -95,3 +96,22 @@ class EvaluateTest(parameterized.TestCase):
       ValueError, 'None of the examples of 1 batches'
     ):
       evaluate.evaluate(forward, jnp.eye(3), {}, [batch], **names)
+
+  def test_top_5(self):
+    """Equal logits are in the order of their classes; NaN is never among them."""
+    y = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    y[:8] = 0.0
+    y[8:10] = np.nan
+    labels = np.arange(40, dtype=np.int32) % 8
+    batch = {'x': y, 'label': labels, 'mask': np.arange(40) < 38}
+    found = evaluate.evaluate(
+      evaluate.forward(lambda p, v, x: (x, {}, v)),
+      {},
+      {},
+      [batch],
+      inputs='x',
+      targets='label',
+    )
+    order = np.argsort(-y, axis=-1, kind='stable')[:, :5]
+    among = (order == labels[:, None]).any(-1) & ~np.isnan(y).any(-1)
+    self.assertAlmostEqual(found.top_5, among[:38].mean(), places=6)

@@ -98,10 +98,15 @@ class SizesTest(parameterized.TestCase):
 
 
 def tiny():
-  common = dict(batch_size=16, learning_rate=0.01, steps=4)
+  common = dict(batch_size=16, learning_rate=0.01, steps=4, eval_every=2)
   return dict(
     seed=0,
-    data=dict(name='digits', test='validation', eval_batch_size=64),
+    data=dict(
+      name='digits',
+      test='validation',
+      validation='validation',
+      eval_batch_size=64,
+    ),
     models=dict(
       small=dict(name='mlp', widths=(8,)), large=dict(name='mlp', widths=(16,))
     ),
@@ -119,7 +124,7 @@ def tiny():
       large=dict(model='large', **common),
     ),
     report=dict(batches=(1,), seconds=0.0, plots=False),
-    run=dict(devices=1, log_every=2, save_every=2, evaluate_every=2),
+    run=dict(devices=1, log_every=2, save_every=2),
   )
 
 
@@ -162,8 +167,8 @@ def test_killed(tmp_path, monkeypatch, capsys):
 
   original, calls = checkpoint.Checkpoints.save, []
 
-  def killed(self, step, state):
-    original(self, step, state)
+  def killed(self, step, *args):
+    original(self, step, *args)
     calls.append(step)
     if len(calls) == 3:
       self.wait()
@@ -179,5 +184,5 @@ def test_killed(tmp_path, monkeypatch, capsys):
   plan = jc.Plan.from_json(json.dumps(json.loads(text)['plan']))
   assert plan.sizes == {'params/head/kernel:-2': 16}
   lines = (tmp_path / 'broken/metrics.jsonl').read_text().splitlines()
-  tests = [json.loads(x) for x in lines if '"grown/test"' in x]
+  tests = [json.loads(x) for x in lines if '"grown/validation"' in x]
   assert [x['step'] for x in tests] == [2, 4]

@@ -11,6 +11,7 @@ from jaxopt_compress.train import options
 STAGE = """
   name model init steps batch_size augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
+  eval_every keep metric patience min_delta
   teacher loss alpha temperature standardize ensemble ema_decay on_policy prompt
   teacher_dtype
   features layer_map connector
@@ -51,6 +52,9 @@ OUTSIDE = {
     warmup=(-0.1, 1.0),
     label_smoothing=(-0.1, 1.0),
     learned_rate=(-0.1,),
+    eval_every=(-1, 2.5),
+    patience=(-1,),
+    min_delta=(-0.1, float('nan')),
     alpha=(-0.1, 1.1),
     ema_decay=(-0.1, 1.0),
     on_policy=(-0.1, 1.1),
@@ -127,6 +131,11 @@ class RangesTest(parameterized.TestCase):
     ('lora', dict(lora_alpha=1.0)),
     ('lora', dict(lora_rank_stabilized=True)),
     ('steps', dict(optimizer='sgd', steps=0)),
+    ('steps', dict(eval_every=2, steps=0)),
+    ('eval_every', dict(keep='best')),
+    ('eval_every', dict(metric='loss')),
+    ('eval_every', dict(patience=2)),
+    ('patience', dict(min_delta=0.1, eval_every=2)),
     ('steps', dict(learning_rate=1.0, steps=0)),
     ('steps', dict(clip=1.0, steps=0)),
     ('steps', dict(augment=True, steps=0)),

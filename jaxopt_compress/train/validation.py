@@ -1,0 +1,263 @@
+"""What is seen of a stage while it is trained, and what that decides.
+
+    eval_every=n    every n steps, and after the last, the metrics of the validation split
+    keep='best'     the stage leaves the parameters of the step with the best metric
+    patience=n      it ends after n evaluations in a row without an improvement
+
+An improvement is more than `min_delta`. Steps at which masks still change are no
+candidates: a network that is not yet as sparse as it shall be is often better, and is not
+what was asked for. All decisions follow from the numbers seen so far, which are in every
+checkpoint: a run that resumes decides as one without a break.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress.core import choices
+from jaxopt_compress.train import evaluate
+from jaxopt_compress.train import fields
+from jaxopt_compress.train import optimizer
+from jaxopt_compress.train import options
+
+KEEP = ('last', 'best')
+# Losses of texts, not in nats, by the data.
+BITS = {'text': 'bits per byte', 'masked_text': 'bits per masked byte'}
+UP = ('accuracy', 'top 5')  # Of other numbers less is better.
+Numbers = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+  """The evaluations of a stage, and the rules by which they decide.
+
+  Attributes:
+    rules: of the stage.
+    metric: the name of the number that decides.
+    up: whether more of it is better.
+    since: the first step that is a candidate.
+    seen: (step, numbers) of each evaluation, by step.
+  """
+
+  rules: options.Validation
+  metric: str
+  up: bool
+  since: int = 0
+  seen: tuple[tuple[int, Numbers], ...] = ()
+
+  def after(self, step: int, numbers: Numbers) -> 'History':
+    """With one more evaluation."""
+    return dataclasses.replace(self, seen=(*self.seen, (step, dict(numbers))))
+
+  @property
+  def candidates(self) -> list[tuple[int, float]]:
+    """(step, what decides) of each that counts; NaN never does."""
+    return [
+      (step, numbers[self.metric])
+      for step, numbers in self.seen
+      if step >= self.since and math.isfinite(numbers[self.metric])
+    ]
+
+  @property
+  def best(self) -> int | None:
+    """The step of the best one, the first of several; None if there is none yet.
+
+    >>> up = History(options.Validation(every=1), 'accuracy', True)
+    >>> for step, value in enumerate((0.5, 0.7, 0.7), 1):
+    ...   up = up.after(step, {'accuracy': value})
+    >>> up.best
+    2
+    """
+    sign = 1 if self.up else -1
+    found = max(self.candidates, key=lambda c: sign * c[1], default=None)
+    return found and found[0]
+
+  @property
+  def stalled(self) -> bool:
+    """Whether patience is used up."""
+    if not self.rules.patience:
+      return False
+    sign, waited, reached = 1 if self.up else -1, 0, -math.inf
+    for step, numbers in self.seen:
+      if step < self.since:
+        continue
+      value = sign * numbers[self.metric]
+      if value > reached + self.rules.min_delta:
+        reached, waited = value, 0
+      else:
+        waited += 1
+    return waited >= self.rules.patience
+
+  @property
+  def keeps(self) -> bool:
+    """Whether the best evaluation is what the stage leaves."""
+    return self.rules.keep == 'best'
+
+  @property
+  def last(self) -> int | None:
+    """The step of the last one."""
+    return self.seen[-1][0] if self.seen else None
+
+  def told(self, steps: int) -> str:
+    """A line on the last one, in a stage of so many steps."""
+    step, numbers = self.seen[-1]
+    said = ', '.join(f'{name} {x:.4g}' for name, x in numbers.items())
+    note = ''
+    if self.rules.decides and not math.isfinite(numbers[self.metric]):
+      note = f'; {self.metric} is no number, and decides nothing'
+    elif self.rules.decides and step < self.since:
+      note = f'; decides nothing before step {self.since}, when masks are final'
+    elif self.rules.decides and step == self.best:
+      note = '; the best so far'
+    return f'step {step}/{steps}, validation: {said}{note}.'
+
+  def to_json(self) -> list[Any]:
+    """`seen`, as JSON has it."""
+    return [
+      [step, {k: x if math.isfinite(x) else str(x) for k, x in numbers.items()}]
+      for step, numbers in self.seen
+    ]
+
+  def from_json(self, seen: Sequence[Any]) -> 'History':
+    """With what `to_json` wrote."""
+    read = ((step, {k: float(x) for k, x in ns.items()}) for step, ns in seen)
+    return dataclasses.replace(self, seen=tuple(read))
+
+
+def since(stage: options.Stage) -> int:
+  """The step from which on a stage has the masks that it ends with.
+
+  >>> prune = options.Prune(rules=(('.*', 0.5),), span=(0.0, 0.6))
+  >>> since(options.Stage(name='s', model='m', steps=100, prune=prune))
+  60
+  """
+  prune = stage.prune
+  if not prune.rules or prune.method == 'static':
+    return 0
+  return round(prune.span[1] * stage.steps)
+
+
+def due(stage: options.Stage, done: int) -> bool:
+  """Whether a stage is evaluated after so many steps."""
+  every = stage.validation.every
+  return done == stage.steps or bool(every) and done % every == 0
+
+
+def outcome(stage: options.Stage, history: History) -> str:
+  """What the evaluations of a finished stage decided, in a sentence; or ''.
+
+  Raises:
+    ValueError: the best is asked for, and none has a number.
+  """
+  if not history.rules.decides:
+    return ''
+  metric, last = history.metric, history.last
+  if history.best is None:
+    raise ValueError(
+      f'Stage {stage.name!r} keeps the step with the best {metric!r} on validation,'
+      f' and in none of {len(history.seen)} evaluations was that a finite number.'
+    )
+  said, value = [], dict(history.seen)[history.best][metric]
+  if history.keeps:
+    said.append(
+      f'keeps step {history.best} of {last}, with the best {metric},'
+      f' {value:.4g}, of {len(history.candidates)} evaluations'
+    )
+  if history.stalled:
+    said_of = stage.optimizer
+    part = optimizer.schedule(said_of.decay, stage.steps, 1.0, said_of.warmup)
+    part = float(part(last))
+    delta = history.rules.min_delta
+    more = f' of more than {delta:g}' if delta else ''
+    said.append(
+      f'stopped at step {last} of {stage.steps}, as {metric} saw no improvement{more}'
+      f' in {history.rules.patience} evaluations (best {value:.4g} at step'
+      f' {history.best}); the learning rate, {said_of.decay} over {stage.steps} steps,'
+      f' was then {part * said_of.learning_rate:.2g}, {part:.0%} of its peak'
+    )
+  return '; '.join(said) + '.' if said else ''
+
+
+def names(data: options.Data) -> tuple[str, ...]:
+  """Of the numbers that are known of examples of this data."""
+  if data.name not in BITS:
+    return ('accuracy', 'top 5', 'loss')
+  return (BITS[data.name], 'accuracy', 'top 5', 'loss', 'perplexity')
+
+
+def numbers(found: evaluate.Evaluation, data: options.Data) -> dict[str, float]:
+  """Those of an evaluation, by name; 'top 5' of more than five classes."""
+  # A target of a text is a byte, and the loss is in nats.
+  known = {
+    'accuracy': found.accuracy,
+    'top 5': found.top_5,
+    'loss': found.loss,
+    'perplexity': float(np.exp(found.loss)),
+    BITS.get(data.name): found.loss / math.log(2),
+  }
+  return {n: known[n] for n in names(data) if known[n] is not None}
+
+
+def history(stage: options.Stage, data: options.Data, metric: str) -> History:
+  """That of a stage which has seen nothing yet; `metric` is that of the report."""
+  metric = stage.validation.metric or metric
+  return History(stage.validation, metric, metric in UP, since(stage))
+
+
+def check_split(data: options.Data) -> None:
+  """Raises a ValueError for a validation split that is trained on, or no share."""
+  if not isinstance(data.validation, str):
+    fields.number('config.data.validation', data.validation, 0.1, '(0, 1)')
+  elif both := _both(data.validation, data.train):
+    raise ValueError(
+      f'config.data.validation is {data.validation!r}, and config.data.train'
+      f' {data.train!r}: {both} is in both, and what is learned by heart would look'
+      ' good. Leave it out of one of them.'
+    )
+
+
+def _both(split, other):
+  """The splits that are in both of 'train+validation' and 'validation'."""
+  if '@' in split:  # A path may have a plus.
+    return split if split == other else ''
+  return '+'.join(s for s in split.split('+') if s in other.split('+') if s)
+
+
+def check(
+  where: str, stage: options.Stage, data: options.Data, metric: str
+) -> None:
+  """Raises a ValueError for evaluations that could not be, or decide by the test.
+
+  Args:
+    where: the path of the stage in the config.
+    stage, data: of the config.
+    metric: of the report.
+  """
+  rules = stage.validation
+  choices.one_of(f'{where}.keep', rules.keep, KEEP)
+  if not rules.every:
+    return
+  if data.validation == '':
+    raise ValueError(
+      f'{where}.eval_every is {rules.every}, and config.data.validation is empty.'
+      " Set that to a split ('validation'), or to the share of the training examples"
+      ' that is held back for it (0.1).'
+    )
+  choices.one_of(f'{where}.metric', rules.metric or metric, names(data))
+  split = data.validation if isinstance(data.validation, str) else ''
+  if rules.decides and (both := _both(split, data.test)):
+    raise ValueError(
+      f'{where} decides by evaluations on {both!r}, which is config.data.test as'
+      ' well: what is chosen by a split is no longer judged by it. Set'
+      ' config.data.validation to another split, or to a share of the training'
+      ' examples (0.1).'
+    )
+  if rules.decides and rules.every > stage.steps:
+    raise ValueError(
+      f'{where}.eval_every is {rules.every}, and the stage has {stage.steps} steps: it'
+      ' would be evaluated at its end alone, and there is nothing to choose from.'
+    )
