@@ -100,7 +100,10 @@ setuptools.setup(
     'jaxopt_compress.configs',
   ],
   package_dir={'jaxopt_compress.configs': 'configs'},
-  package_data={'jaxopt_compress.kernels.cpu': ['source/*']},
+  package_data={
+    'jaxopt_compress.kernels.cpu': ['source/*'],
+    'jaxopt_compress.report': ['page.css', 'page.js'],
+  },
   entry_points={
     'console_scripts': [
       'jaxopt-compress = jaxopt_compress.command.console:main'
@@ -124,7 +127,6 @@ setuptools.setup(
       examples := [
         'flatbuffers>=24.3',
         'grain>=0.2.10',
-        'matplotlib>=3.8',
         'safetensors>=0.5',
         'scikit-learn>=1.4',
         'tqdm>=4.66',
@@ -136,6 +138,7 @@ setuptools.setup(
       + [
         'furo>=2024.8',
         'ipykernel>=6.29',
+        'matplotlib>=3.8',
         'myst-nb>=1.2',
         'sphinx>=8.1',
         'sphinx-copybutton>=0.5',

@@ -9,6 +9,7 @@ report.write(workdir, report.Report('Digits', [stage], {'int8': rows}))
 from jaxopt_compress.report import calibration
 from jaxopt_compress.report import channels
 from jaxopt_compress.report import curves
+from jaxopt_compress.report import pays
 from jaxopt_compress.report import plots
 from jaxopt_compress.report import records
 from jaxopt_compress.report import table
@@ -23,6 +24,7 @@ from jaxopt_compress.report.page import Report
 from jaxopt_compress.report.page import text
 from jaxopt_compress.report.page import write
 from jaxopt_compress.report.provenance import environment
+from jaxopt_compress.report.provenance import opens
 from jaxopt_compress.report.records import Answers
 from jaxopt_compress.report.records import disk_bytes
 from jaxopt_compress.report.records import GroupRecord
@@ -48,6 +50,8 @@ __all__ = [
   'error_db',
   'markdown',
   'measure',
+  'opens',
+  'pays',
   'plots',
   'read',
   'records',

@@ -1,4 +1,7 @@
-"""The page: report.md for readers, report.json for programs, and the plots.
+"""What a run leaves to be read: report.html, report.md, report.json and the plots.
+
+The page, `html`, is for people; report.md and `text` are for terminals and for where
+pages are not shown; report.json is for programs.
 
 Each file is replaced as a whole, so that a reader sees the old report or the new one,
 even while it is rewritten or after a crash.
@@ -13,9 +16,12 @@ from typing import Any
 
 from jaxopt_compress.disk import files
 from jaxopt_compress.report import findings
+from jaxopt_compress.report import html
+from jaxopt_compress.report import pays
 from jaxopt_compress.report import plots as plots_lib
 from jaxopt_compress.report import provenance
 from jaxopt_compress.report import records
+from jaxopt_compress.report import svg
 from jaxopt_compress.report import table
 
 
@@ -26,6 +32,7 @@ class Report:
   Attributes:
     title: the first line.
     stages: rows of the first table; the first is what sizes are compared to.
+    reference: the stage that others are judged by; '': the first.
     answers: rows of the table of answers.
     coverage: `{stage name: rows of its coverage table}`.
     channels: `{stage name: rows of its table of channels}`, where some went.
@@ -50,6 +57,7 @@ class Report:
   notes: Sequence[str] = ()
   answers: Sequence[records.Answers] = ()
   environment: Mapping[str, Any] | None = None
+  reference: str = ''
 
 
 def write(
@@ -59,28 +67,36 @@ def write(
   histograms: Mapping[str, tuple[Any, Any]] | None = None,
   plots: bool = True,
 ) -> str:
-  """Writes report.md, report.json and plots/*.png under `directory`.
+  """Writes report.html, report.md, report.json and plots/*.svg under `directory`.
 
   Args:
     directory: created if it is missing.
     report: what to show.
     histograms: `{title: (before, after)}`, arrays of weights.
-    plots: whether to draw; needs matplotlib.
+    plots: whether to draw.
 
   Returns:
-    The path of report.md.
+    The path of report.html.
   """
   os.makedirs(directory, exist_ok=True)
   report = _placed(report)
-  drawn = _draw(directory, report, histograms or {}) if plots else {}
+  figures = _draw(report, histograms or {}) if plots else []
+  files_of = {f'plots/{f.name}.svg': f for f in figures}
+  drawn = {f.title: path for path, f in files_of.items()}
   # Everything is computed before anything is replaced: a failure keeps the old report.
   content = records.to_json(report)
   content |= {'remarks': _remarks(report), 'plots': drawn}
-  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
-  page = os.path.join(directory, 'report.md')
-  files.replace(page, markdown(report, drawn))
-  files.replace(os.path.join(directory, 'report.json'), text)
-  return page
+  made = {path: svg.standalone(f.panels) for path, f in files_of.items()}
+  made['report.html'] = html.page(
+    report, figures=figures, remarks=_remarks(report), against=_against(report)
+  )
+  made['report.md'] = markdown(report, drawn)
+  made['report.json'] = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  for name, said in made.items():
+    path = os.path.join(directory, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.replace(path, said)
+  return os.path.join(directory, 'report.html')
 
 
 def read(directory: str | os.PathLike) -> Report:
@@ -118,13 +134,14 @@ def _from_json(content):
     facts=content['facts'],
     notes=content['notes'],
     environment=content['environment'],
+    reference=content['reference'],
   )
 
 
 def text(report: Report) -> str:
   """What the terminal shows at the end: the tables and the remarks."""
   report = _placed(report)
-  parts = [report.title, table.stages(report.stages)]
+  parts = [report.title, *_best(report), table.stages(report.stages)]
   if report.answers:
     parts += [table.answers(report.answers), *_against(report)]
   for name, groups in report.channels.items():
@@ -137,6 +154,11 @@ def text(report: Report) -> str:
   if remarks:
     parts.append('\n'.join(f'- {r}' for r in remarks))
   return '\n\n'.join(parts) + '\n'
+
+
+def _best(report):
+  """The verdict, if there is one."""
+  return [said] if (said := pays.best(report.stages, report.reference)) else []
 
 
 def _against(report):
@@ -156,6 +178,11 @@ def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:
   command = (report.environment or {}).get('command')
   if command:
     parts.append(f'    {command}')
+  parts += [f'**{said}**' for said in _best(report)]
+  unpaid = pays.unpaid(report.stages, report.coverage, report.reference)
+  if unpaid:
+    lines = (f'- {name}: {"; ".join(said)}.' for name, said in unpaid.items())
+    parts += ['## What did not pay', '\n'.join(lines)]
   parts += ['## Stages', table.stages(report.stages, 'markdown')]
   if report.answers:
     parts += ['## Answers', table.answers(report.answers, 'markdown')]
@@ -191,45 +218,39 @@ def _remarks(report: Report) -> list[str]:
   return [*report.notes, *own, *computed]
 
 
-def _draw(directory, report, histograms) -> dict[str, str]:
-  """Draws what there is to draw: `{title: relative path}`."""
+def _draw(report, histograms) -> list[html.Figure]:
+  """Draws what there is to draw."""
   metrics = dict.fromkeys(
     s.metric for s in report.stages if s.value is not None
   )
-  wanted = {
-    'plots/metric.png': (
+  figures = [
+    html.Figure(
+      'metric',
       f'{" and ".join(metrics).capitalize()} against bytes',
-      plots_lib.metric_against_bytes,
-      report.stages,
+      plots_lib.metric_against_bytes(
+        report.stages, report.reference or report.stages[0].name
+      )
+      if report.stages
+      else [],
     ),
-    'plots/calibration.png': (
+    html.Figure(
+      'calibration',
       'Accuracy against confidence',
-      plots_lib.reliability,
-      report.answers,
+      plots_lib.reliability(report.answers),
     ),
-    'plots/layers.png': (
-      'Zeros and error by layer',
-      plots_lib.layers,
-      report.coverage,
+    html.Figure(
+      'layers', 'Zeros and error by layer', plots_lib.layers(report.coverage)
     ),
-    'plots/channels.png': (
-      'Channels that stay',
-      plots_lib.channels,
-      report.channels,
+    html.Figure(
+      'channels', 'Channels that stay', plots_lib.channels(report.channels)
     ),
-    'plots/losses.png': (
-      'Held-out loss over the cost of training',
-      plots_lib.losses,
-      report.curves,
+    html.Figure(
+      'losses',
+      'Loss over the cost of training',
+      plots_lib.losses(report.curves),
     ),
-    'plots/weights.png': (
-      'Weights before and after',
-      plots_lib.histograms,
-      histograms,
+    html.Figure(
+      'weights', 'Weights before and after', plots_lib.histograms(histograms)
     ),
-  }
-  return {
-    title: path
-    for path, (title, draw, what) in wanted.items()
-    if draw(what, os.path.join(directory, path))
-  }
+  ]
+  return [f for f in figures if f.panels]

@@ -1,150 +1,140 @@
-"""The pictures of a report: functions of records that write PNG files."""
+"""The pictures of a report: functions of records that return panels of SVG.
+
+No panels: there was nothing to draw.
+"""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import io
 import math
-import os
 from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.disk import files
+from jaxopt_compress.report import labels
+from jaxopt_compress.report import pays
 from jaxopt_compress.report import records
+from jaxopt_compress.report import svg
 from jaxopt_compress.report import table
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = (
-    '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000',
-)  # fmt: skip
-_MARKERS = 'osD^vPX'
-_GREY = '#B8B8B8'
+_FAINT, _BLUE, _GREY = 'var(--soft)', 'var(--series-0)', 'var(--line)'
 
 
 def metric_against_bytes(
-  stages: Sequence[records.StageRecord], path: str | os.PathLike
-) -> bool:
-  """Draws the metric over bytes in memory, one point for each stage.
+  stages: Sequence[records.StageRecord], reference: str = ''
+) -> list[svg.Panel]:
+  """The metric over bytes in memory, one point for each stage, a panel a metric.
 
-  Stages that lack one of the two are left out. Each metric gets a panel of its own.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
+  Stages that lack one of the two are left out. A dashed line is as far from the
+  reference as what still counts as good; see `pays.WITHIN`.
   """
   points = [r for r in stages if _finite(r.value) and r.bytes_memory]
-  if not points:
-    return False
-  metrics = list(dict.fromkeys(r.metric for r in points))
-  figure, axes = _figure(1, len(metrics), width=8.0 * len(metrics), height=4.2)
-  for axis, metric in zip(axes[0], metrics, strict=True):
-    _scatter(axis, [r for r in points if r.metric == metric])
-  _save(figure, path)
-  return True
+  panels = []
+  for metric in dict.fromkeys(r.metric for r in points):
+    of_metric = [r for r in points if r.metric == metric]
+    asked = next((r for r in of_metric if r.name == reference), None)
+    panels.append(_scatter(of_metric, asked))
+  return panels
 
 
-def _scatter(axis, points):
-  for i, r in enumerate(points):
-    axis.scatter(
-      r.bytes_memory,
-      r.value,
-      s=60,
-      color=_COLOURS[i % len(_COLOURS)],
-      marker=_MARKERS[i % len(_MARKERS)],
-      label=f'{r.name}  ({table.quantity(r.bytes_memory, "B")},'
-      f' {table.number(r.value, r.spec)})',
-      zorder=3,
-    )
-  axis.set_xscale('log')
-  # Within two decades, marks at 1, 2 and 5 fit; over more, powers of ten.
-  wide = max(r.bytes_memory for r in points) > 100 * min(
-    r.bytes_memory for r in points
-  )
-  axis.xaxis.get_major_locator().set_params(subs=(1,) if wide else (1, 2, 5))
-  axis.xaxis.set_major_formatter(lambda x, _: table.quantity(x, 'B'))
-  axis.xaxis.set_minor_formatter(lambda x, _: '')
-  better = 'higher' if points[0].higher_is_better else 'lower'
-  axis.set_xlabel('bytes in memory, log scale (left is smaller)')
-  axis.set_ylabel(f'{points[0].metric} ({better} is better)')
-  axis.yaxis.set_major_formatter(lambda y, _: format(y, points[0].spec))
-  _pad(axis, [r.bytes_memory for r in points], [r.value for r in points])
-  axis.grid(alpha=0.3)
-  # Points crowd where compression works: labels beside them would overlap.
-  axis.legend(
-    loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
-  )
-
-
-def _pad(axis, x, y):
+def _scatter(points, reference):
+  sizes = [r.bytes_memory for r in points]
+  bar = pays.bar(reference) if reference else None
+  values = [r.value for r in points] + ([bar] if bar is not None else [])
+  room = 0.12 * (max(values) - min(values)) or 0.02 * abs(max(values)) or 0.1
   # The x axis is logarithmic, so its margin is a factor.
-  axis.set_xlim(min(x) / 1.6, max(x) * 1.6)
-  room = 0.15 * (max(y) - min(y)) or 0.02 * abs(max(y)) or 0.1
-  axis.set_ylim(min(y) - room, max(y) + room)
+  x = svg.Scale(min(sizes) / 1.6, max(sizes) * 1.9, 84, 700, log=True)
+  y = svg.Scale(min(values) - room, max(values) + room, 330, 34)
+  first = points[0]
+  better = 'higher' if first.higher_is_better else 'lower'
+  drawn = [
+    svg.frame(
+      x,
+      y,
+      x_says='bytes in memory, log scale (left is smaller)',
+      y_says=f'{first.metric} ({better} is better)',
+      x_format=lambda v: table.quantity(v, 'B'),
+      y_format=lambda v: table.number(v, first.spec),
+    )
+  ]
+  if bar is not None:
+    dashes = dict(stroke=_FAINT, stroke_dasharray='5 4')
+    drawn.append(svg.line(x.start, y(bar), x.end, y(bar), **dashes))
+    said = f'within {pays.WITHIN:.0%} of {reference.name}'
+    drawn.append(
+      svg.text(x.end, y(bar) - 5, said, text_anchor='end', fill=_FAINT)
+    )
+  at = [(x(r.bytes_memory), y(r.value)) for r in points]
+  drawn += [
+    svg.mark(i, *at[i], tip=_told(r, points[0])) for i, r in enumerate(points)
+  ]
+  drawn.append(labels.beside(at, [r.name for r in points], width=720))
+  return svg.Panel(
+    720, 380, ''.join(drawn), f'{first.metric} of each stage over its bytes'
+  )
+
+
+def _told(r, first):
+  said = f'{r.name}: {r.metric} {table.number(r.value, r.spec)}'
+  said += f', {table.quantity(r.bytes_memory, "B")}'
+  if r is not first:
+    said += f', {first.bytes_memory / r.bytes_memory:.3g}x smaller'
+  return said
 
 
 def reliability(
-  answers: Sequence[records.Answers], path: str | os.PathLike, most: int = 12
-) -> bool:
-  """Draws the accuracy of answers over their confidence, one panel a stage.
+  answers: Sequence[records.Answers], most: int = 12
+) -> list[svg.Panel]:
+  """The accuracy of answers over their confidence, one panel a stage.
 
   A bar is as high as the answers of its bin are right; on the diagonal they are as
   often right as they say. Darker bars have more answers. Guo et al. 2017,
   https://arxiv.org/abs/1706.04599, figure 1. Of more stages the first `most`.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
   """
   shown = {r.name: r for r in answers if r.bins}
-  shown = list(shown.values())[:most]
-  if not shown:
-    return False
-  columns = min(4, len(shown))
-  rows = -(-len(shown) // columns)
-  figure, axes = _figure(rows, columns, width=3 * columns, height=3.2 * rows)
-  for axis, record in zip(axes.flat, shown, strict=False):
-    _bars(axis, record)
-  for axis in list(axes.flat)[len(shown) :]:
-    axis.set_axis_off()
-  _save(figure, path)
-  return True
+  return [_bars(r) for r in list(shown.values())[:most]]
 
 
-def _bars(axis, record):
-  count, confidence, right = np.asarray(record.bins).T
-  there = count > 0
-  edges = np.linspace(0, 1, len(count) + 1)
-  height = np.where(there, right / np.where(there, count, 1), 0)
-  # Most answers are in the last bin: the square root lets others be seen.
-  shade = 0.2 + 0.8 * np.sqrt(count / max(count.max(), 1))
-  for left, top, alpha in zip(edges[:-1], height, shade, strict=True):
-    axis.bar(
-      left, top, 1 / len(count), align='edge', color=_COLOURS[0], alpha=alpha
+def _bars(record):
+  x, y = svg.Scale(0, 1, 46, 220), svg.Scale(0, 1, 190, 40)
+  drawn = [
+    svg.frame(
+      x,
+      y,
+      x_says='confidence',
+      y_says=f'{record.name}: error {table.number(record.calibration, ".2%")}',
+      x_format='{:.2g}'.format,
+      y_format='{:.2g}'.format,
+      ticks=4,
+    ),
+    svg.line(x(0), y(0), x(1), y(1), stroke=_FAINT),
+  ]
+  largest = max([count for count, _, _ in record.bins if count > 0], default=1)
+  for i, (count, confidence, right) in enumerate(record.bins):
+    if not count > 0:
+      continue
+    left, end = i / len(record.bins), (i + 1) / len(record.bins)
+    height, mean = right / count, confidence / count
+    tip = f'{count:g} answers: {height:.1%} right, {mean:.1%} confident'
+    # Most answers are in the last bin: the square root lets others be seen.
+    shade = 0.25 + 0.75 * math.sqrt(count / largest)
+    size = x(end) - x(left) - 1, y(0) - y(height)
+    box = dict(fill=_BLUE, tip=tip, fill_opacity=shade)
+    drawn.append(svg.rect(x(left), y(height), *size, **box))
+    dot = dict(r=3, fill='var(--series-1)')
+    drawn.append(
+      svg.tag('circle', svg.tip_of(tip), cx=x(mean), cy=y(height), **dot)
     )
-  mean = confidence[there] / count[there]
-  axis.scatter(mean, height[there], color=_COLOURS[1], s=10, zorder=3)
-  axis.plot([0, 1], [0, 1], color=_GREY, linewidth=1, zorder=2)
-  axis.set_xlim(0, 1)
-  axis.set_ylim(0, 1)
-  axis.set_title(
-    f'{record.name}: error {table.number(record.calibration, ".2%")}',
-    fontsize=9,
-  )
-  axis.set_xlabel('confidence', fontsize=8)
-  axis.set_ylabel('accuracy', fontsize=8)
-  axis.tick_params(labelsize=7)
+  said = f'accuracy over confidence of {record.name}'
+  return svg.Panel(236, 236, ''.join(drawn), said)
 
 
 def layers(
-  coverage: Mapping[str, Sequence[records.LeafRecord]],
-  path: str | os.PathLike,
-  most: int = 40,
-) -> bool:
-  """Draws sparsity and error of every leaf, one colour a stage.
+  coverage: Mapping[str, Sequence[records.LeafRecord]], most: int = 40
+) -> list[svg.Panel]:
+  """Sparsity and error of every leaf, one colour a stage.
 
   Leaves that no stage changed are left out; of the others the `most` largest are
   shown.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
   """
   touched = {
     r.path: math.prod(r.shape)
@@ -162,225 +152,215 @@ def layers(
     for name, rows in coverage.items()
   }
   drawn = {name: rows for name, rows in drawn.items() if rows}
-  if not paths:
-    return False
-  figure, axes = _figure(
-    1, 2, width=11.0, height=1.8 + 0.24 * len(paths), sharey=True
-  )
-  sparsity, error = axes[0]
-  for i, (name, rows) in enumerate(drawn.items()):
-    # Stages are spread within half a row, so that none hides another.
-    shift = 0.5 * ((i + 0.5) / len(drawn) - 0.5)
-    at = [paths.index(p) + shift for p in rows]
-    style = dict(
-      color=_COLOURS[i % len(_COLOURS)],
-      marker=_MARKERS[i % len(_MARKERS)],
-      s=30,
-      zorder=3,
-    )
-    zeros = [_or_nan(r.sparsity) for r in rows.values()]
-    sparsity.scatter(zeros, at, label=name, **style)
-    error.scatter([_or_nan(r.error_db) for r in rows.values()], at, **style)
-  _label_layers(sparsity, error, paths, dropped=len(touched) - len(paths))
-  figure.legend(
-    loc='outside upper center', ncols=min(len(drawn), 5), frameon=False
-  )
-  _save(figure, path)
-  return True
+  return [_by_leaf(drawn, paths, len(touched) - len(paths))] if paths else []
 
 
-def _label_layers(sparsity, error, paths, dropped):
-  sparsity.set_yticks(range(len(paths)), paths, fontsize=8)
-  # The first leaf is at the top, as in the tables.
-  sparsity.set_ylim(len(paths) - 0.4, -0.6)
-  sparsity.set_xlim(-0.03, 1.03)
-  sparsity.xaxis.set_major_formatter(lambda x, _: f'{x:.0%}')
+def _by_leaf(stages, paths, dropped):
+  names, width = list(stages), 760.0
+  left = min(8 + max(map(svg.wide, paths)), 330)
+  top = 30 + svg.legend_height(names, width)
+  row = max(20.0, 11.0 * len(stages))
+  bottom = top + row * len(paths)
+  half = (width - left - 100) / 2
+  errors = [
+    r.error_db
+    for rows in stages.values()
+    for r in rows.values()
+    if _finite(r.error_db)
+  ]
+  zeros = svg.Scale(0, 1, left + 10, left + 10 + half)
+  error = svg.Scale(
+    min([0.0, *errors]), max([1.0, *errors]) * 1.05, width - 20 - half, width - 20
+  )  # fmt: skip
+  drawn = [svg.legend(8, 16, names, width)]
+  for i, path in enumerate(paths):
+    if i % 2 == 0:
+      drawn.append(
+        svg.rect(0, top + i * row, width, row, 'var(--raised)', rx=3)
+      )
+    fits = int(left / svg.wide('m')) - 1
+    # The end of a long name says more than its beginning.
+    said = path if len(path) <= fits else '…' + path[1 - fits :]
+    drawn.append(svg.text(6, top + (i + 0.5) * row + 4, said, tip=path))
   more = f' ({dropped} smaller leaves not shown)' if dropped else ''
-  sparsity.set_xlabel(f'zeros{more}')
-  error.set_xlabel('signal to noise in dB (right is better, none is exact)')
-  for axis in (sparsity, error):
-    axis.grid(axis='x', alpha=0.3)
-    for i in range(0, len(paths), 2):
-      axis.axhspan(i - 0.5, i + 0.5, color='black', alpha=0.035, linewidth=0)
+  for scale, says, form in (
+    (zeros, f'zeros{more}', '{:.0%}'.format),
+    (error, 'signal to noise in dB (right is better)', '{:g}'.format),
+  ):
+    for value in scale.ticks(4):
+      at = scale(value)
+      drawn += [
+        svg.line(at, top, at, bottom),
+        svg.text(
+          at, bottom + 16, form(value), text_anchor='middle', fill=_FAINT
+        ),
+      ]
+    drawn.append(svg.text(scale.start, bottom + 36, says, fill=_FAINT))
+  drawn += _leaf_marks(stages, paths, zeros, error, top, row)
+  said = 'zeros and error of each leaf, by stage'
+  return svg.Panel(width, bottom + 46, ''.join(drawn), said)
+
+
+def _leaf_marks(stages, paths, zeros, error, top, row):
+  for i, (name, rows) in enumerate(stages.items()):
+    # Stages are spread within half a row, so that none hides another.
+    shift = 0.5 + 0.6 * ((i + 0.5) / len(stages) - 0.5)
+    for path, r in rows.items():
+      y = top + row * (paths.index(path) + shift)
+      if _finite(r.sparsity):
+        tip = f'{name}, {path}: {r.sparsity:.1%} zeros'
+        yield svg.mark(i, zeros(r.sparsity), y, tip)
+      if _finite(r.error_db):
+        tip = f'{name}, {path}: {r.error_db:.1f} dB, {r.format}'
+        yield svg.mark(i, error(r.error_db), y, tip)
 
 
 def channels(
-  groups: Mapping[str, Sequence[records.GroupRecord]],
-  path: str | os.PathLike,
-  most: int = 40,
-) -> bool:
-  """Draws the channels of each stage where some went: a bar for each group.
+  groups: Mapping[str, Sequence[records.GroupRecord]], most: int = 40
+) -> list[svg.Panel]:
+  """The channels of each stage where some went: a bar for each group.
 
   A bar is as long as its group was; what stays is dark. Of each stage the `most`
   largest groups are shown.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
   """
-  drawn = {name: _largest(rows, most) for name, rows in groups.items() if rows}
-  if not drawn:
-    return False
-  heights = [0.9 + 0.28 * len(rows) for rows in drawn.values()]
-  figure, axes = _figure(
-    len(drawn), 1, width=9.0, height=sum(heights), height_ratios=heights
-  )
-  for axis, (name, rows) in zip(axes[:, 0], drawn.items(), strict=True):
-    for i, r in enumerate(rows):
-      # Grey where a channel went, blue where it stays, between where of some.
-      axis.imshow(
-        np.asarray(r.kept)[None],
-        extent=(0, r.before, i + 0.36, i - 0.36),
-        cmap=_shades(),
-        vmin=0,
-        vmax=1,
-        aspect='auto',
-        interpolation='nearest',
-      )
-      axis.text(
-        r.before, i, f'  {r.before:,} → {r.after:,}', va='center', fontsize=8
-      )
-    axis.set_xlim(0, 1.18 * max(r.before for r in rows))
-    axis.set_xticks([])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=8)
-    dropped = len(groups[name]) - len(rows)
-    more = f' ({dropped} smaller groups not shown)' if dropped else ''
-    axis.set_title(f'{name}: channels that stay{more}', fontsize=9)
-    axis.spines[['top', 'right', 'bottom']].set_visible(False)
-  _save(figure, path)
-  return True
+  return [_strips(name, rows, most) for name, rows in groups.items() if rows]
 
 
-def _largest(rows, most):
-  names = {r.name for r in sorted(rows, key=lambda r: -r.before)[:most]}
-  return [r for r in rows if r.name in names]
+def _strips(name, rows, most):
+  largest = {id(r) for r in sorted(rows, key=lambda r: -r.before)[:most]}
+  shown = [r for r in rows if id(r) in largest]
+  dropped = len(rows) - len(shown)
+  more = f' ({dropped} smaller groups not shown)' if dropped else ''
+  width, row, top = 760.0, 24.0, 34.0
+  left = min(16 + max(svg.wide(r.name) for r in shown), 330)
+  x = svg.Scale(0, max(r.before for r in shown), left, width - 110)
+  drawn = [svg.text(6, 18, f'{name}: channels that stay{more}', fill=_FAINT)]
+  for i, r in enumerate(shown):
+    y = top + i * row
+    drawn.append(svg.text(6, y + 14, r.name))
+    # As wide as two pixels at least, so that there are not more of them than can be seen.
+    room = max(1, int(x(r.before) - left) // 2)
+    parts = np.array_split(r.kept, min(len(r.kept), room))
+    edges = np.cumsum([0, *map(len, parts)])
+    drawn.append(svg.rect(left, y + 3, x(r.before) - left, 16, _GREY))
+    for start, end, share in _runs(edges, [float(np.mean(p)) for p in parts]):
+      if share:
+        box = x(start), y + 3, x(end) - x(start), 16
+        tip = f'{r.name} {start} to {end - 1}: {share:.0%} stay'
+        drawn.append(svg.rect(*box, _BLUE, tip=tip, fill_opacity=share))
+    said = f'{r.before:,} → {r.after:,}'
+    drawn.append(svg.text(x(r.before) + 8, y + 15, said))
+  said = f'channels of {name} that stay, by group'
+  return svg.Panel(width, top + row * len(shown) + 8, ''.join(drawn), said)
 
 
-def _shades():
-  from matplotlib import colors
-
-  return colors.LinearSegmentedColormap.from_list('kept', [_GREY, _COLOURS[0]])
+def _runs(edges, shares):
+  """(start, end, share) of neighbours with one share, as one."""
+  begin = 0
+  for i in range(1, len(shares) + 1):
+    if i == len(shares) or shares[i] != shares[begin]:
+      yield int(edges[begin]), int(edges[i]), shares[begin]
+      begin = i
 
 
 def histograms(
-  weights: Mapping[str, tuple[Any, Any]],
-  path: str | os.PathLike,
-  most: int = 12,
-  bins: int = 81,
-) -> bool:
-  """Draws the values of leaves before and after compression.
+  weights: Mapping[str, tuple[Any, Any]], most: int = 12, bins: int = 81
+) -> list[svg.Panel]:
+  """The values of leaves before and after compression.
 
   Args:
     weights: `{title: (before, after)}`, arrays of any shape; the `most` largest
       are shown.
-    path: of the PNG file.
     most: panels at most.
     bins: an odd number, so that zero has a bin of its own.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
   """
   shown = sorted(weights, key=lambda k: -np.size(weights[k][0]))[:most]
-  shown = [k for k in weights if k in shown]
-  if not shown:
-    return False
-  columns = min(3, len(shown))
-  rows = -(-len(shown) // columns)
-  figure, axes = _figure(rows, columns, width=4 * columns, height=2.5 * rows)
-  for axis, key in zip(axes.flat, shown, strict=False):
-    _histogram(axis, key, *weights[key], bins)
-  for axis in list(axes.flat)[len(shown) :]:
-    axis.set_axis_off()
-  handles, labels = axes.flat[0].get_legend_handles_labels()
-  figure.legend(
-    handles, labels, loc='outside upper center', ncols=2, frameon=False
-  )
-  _save(figure, path)
-  return True
+  return [_histogram(k, *weights[k], bins) for k in weights if k in shown]
 
 
-def _histogram(axis, title, before, after, bins):
+def _histogram(title, before, after, bins):
   before, after = (
     np.ravel(np.asarray(w).astype(np.float64)) for w in (before, after)
   )
   before, after = (w[np.isfinite(w)] for w in (before, after))
   # Symmetric edges and an odd number of bins give zero a bin of its own.
   top = max((np.abs(w).max() for w in (before, after) if w.size), default=1.0)
-  top = top or 1.0
-  edges = np.linspace(-top, top, bins + 1)
-  axis.hist(before, edges, color=_GREY, label='before')
-  counts, _ = np.histogram(after, edges)
-  axis.stairs(counts, edges, color=_COLOURS[0], label='after', linewidth=1.1)
+  edges = np.linspace(-(top or 1.0), top or 1.0, bins + 1)
+  counts = [np.histogram(w, edges)[0] for w in (before, after)]
+  most = max(2.0, *(float(c.max(initial=0)) for c in counts))
+  x = svg.Scale(edges[0], edges[-1], 50, 340)
   # A mask puts thousands of zeros into one bin; the others must stay visible.
-  axis.set_yscale('log')
-  axis.set_ylim(bottom=0.5)
-  axis.set_title(title, fontsize=9)
-  axis.tick_params(labelsize=7)
-  axis.set_ylabel('weights, log scale', fontsize=7)
+  y = svg.Scale(0.5, most * 1.5, 190, 50, log=True)
+  drawn = [
+    svg.frame(
+      x,
+      y,
+      x_says='weight: before (grey) and after (line)',
+      y_says='how many weights, log scale',
+      x_format='{:.3g}'.format,
+      y_format=lambda v: table.quantity(v),
+      ticks=4,
+    ),
+    svg.text(6, 16, title, font_weight='bold'),
+  ]
+  steps = []
+  for i, (n, m) in enumerate(zip(*counts, strict=True)):
+    left, right = x(edges[i]), x(edges[i + 1])
+    tip = f'{edges[i]:.3g} to {edges[i + 1]:.3g}: {n:,} before, {m:,} after'
+    height = y.start - y(max(n, 0.5))
+    drawn.append(
+      svg.rect(left, y.start - height, right - left, height, 'var(--bars)', tip)
+    )
+    steps += [(left, y(max(m, 0.5))), (right, y(max(m, 0.5)))]
+  drawn.append(svg.lines(steps, _BLUE, stroke_width=1.4, pointer_events='none'))
+  return svg.Panel(356, 236, ''.join(drawn), f'{title}: weights')
 
 
 def losses(
-  curves: Mapping[str, Sequence[tuple[float, float]]], path: str | os.PathLike
-) -> bool:
-  """Draws held-out losses over the operations that they took, a line for each stage.
+  curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> list[svg.Panel]:
+  """Losses over the operations that they took, a line for each stage.
 
   Args:
     curves: `{stage: [(operations, loss)]}`.
-    path: of the PNG file.
-
-  Returns:
-    Whether there was anything to draw; if not, no file is written.
   """
-  drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
+  finite = {
+    name: [p for p in curve if all(map(_finite, p))]
+    for name, curve in curves.items()
+  }
+  drawn = {name: curve for name, curve in finite.items() if len(curve) > 1}
   if not drawn:
-    return False
-  figure, axes = _figure(1, 1, width=8.0, height=4.2)
-  axis = axes[0, 0]
+    return []
+  costs, values = zip(*(p for c in drawn.values() for p in c), strict=True)
+  # Only what is above 0 has a logarithm.
+  log = min(values) > 0
+  low, high = min(values), max(values)
+  room = 0.05 * (high - low) or 0.05 * abs(high) or 0.1
+  names = list(drawn)
+  top = 44 + svg.legend_height(names, 616)
+  x = svg.Scale(0, max(costs) * 1.02, 84, 700)
+  ends = (low / 1.05, high * 1.05) if log else (low - room, high + room)
+  y = svg.Scale(*ends, top + 280, top, log=log)
+  marks = [
+    svg.legend(84, 14, names, 616),
+    svg.frame(
+      x,
+      y,
+      x_says='operations of training, those of stages before it included',
+      y_says=f'loss{", log scale" * log} (lower is better)',
+      x_format=lambda v: table.quantity(v),
+      y_format='{:.3g}'.format,
+    ),
+  ]
   for i, (name, curve) in enumerate(drawn.items()):
-    axis.plot(
-      *zip(*curve, strict=True),
-      color=_COLOURS[i % len(_COLOURS)],
-      marker=_MARKERS[i % len(_MARKERS)],
-      markersize=3,
-      label=name,
-    )
-  axis.set_xlabel('operations of training, those of stages before it included')
-  axis.xaxis.set_major_formatter(lambda x, _: table.quantity(x, ''))
-  axis.set_ylabel('held-out loss, log scale')
-  axis.set_yscale('log')
-  axis.yaxis.set_major_formatter(lambda y, _: f'{y:.3g}')
-  axis.yaxis.set_minor_formatter(lambda y, _: f'{y:.3g}')
-  axis.grid(alpha=0.3, which='both')
-  axis.legend(frameon=False)
-  _save(figure, path)
-  return True
-
-
-def _figure(rows, columns, width, height, **kwargs):
-  try:
-    from matplotlib import figure
-  except ImportError as e:
-    raise ImportError(
-      'Plots need matplotlib. Install it with'
-      " `pip install 'jaxopt_compress[examples]'`, or write the report with"
-      ' plots=False.'
-    ) from e
-  # Figure, not pyplot: it draws with Agg, without a display or global state.
-  fig = figure.Figure((width, height), layout='constrained')
-  return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-def _save(figure, path):
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  # Drawing takes long; writing what was drawn does not.
-  drawn = io.BytesIO()
-  figure.savefig(drawn, dpi=120, format='png')
-  files.replace(path, drawn.getvalue())
+    at = [(x(cost), y(value)) for cost, value in curve]
+    marks.append(svg.lines(at, svg.colour(i), stroke_width=1.6))
+    for (cost, value), place in zip(curve, at, strict=True):
+      tip = f'{name}: {value:.4g} after {table.quantity(cost)} operations'
+      marks.append(svg.mark(i, *place, tip))
+  said = 'loss of each stage over the operations of its training'
+  return [svg.Panel(720, top + 328, ''.join(marks), said)]
 
 
 def _finite(x) -> bool:
   return x is not None and math.isfinite(x)
-
-
-def _or_nan(x) -> float:
-  return x if _finite(x) else math.nan

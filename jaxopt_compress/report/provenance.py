@@ -1,8 +1,11 @@
 """Where the figures of a report come from."""
 
 import os
+import pathlib
 import platform
 import shlex
+import shutil
+import socket
 import sys
 
 import jax
@@ -26,7 +29,23 @@ def environment() -> dict[str, str | int]:
   }
 
 
+def opens(path: str | os.PathLike, environ=os.environ) -> str:
+  """The line that opens a page: what a terminal follows, or what brings it here.
+
+  >>> opens('/tmp/a b/report.html', {})
+  'Report: file:///tmp/a%20b/report.html'
+  """
+  path = pathlib.Path(path).absolute()
+  if not environ.get('SSH_CONNECTION'):
+    return f'Report: {path.as_uri()}'
+  there = shlex.quote(f'{socket.gethostname()}:{path}')
+  return f'Report: {path} (one file: `scp {there} .` brings it to you)'
+
+
 def _command() -> str:
   """As typed: `python -m launch.main ...`, not the path that it resolves to."""
   first, *rest = sys.orig_argv or sys.argv or ['']
+  # A console script is called by its name; the system puts Python before it.
+  if rest and rest[0] == shutil.which(os.path.basename(rest[0])):
+    first, *rest = rest
   return shlex.join([os.path.basename(first), *rest])

@@ -1,4 +1,4 @@
-"""Tables of records, for the terminal and for markdown.
+"""Tables of records, for the terminal, for markdown and for a page.
 
 '-' was not measured; 'nan' was measured and is not a number.
 """
@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
 import re
 from typing import Any
@@ -13,7 +14,20 @@ from typing import Any
 from jaxopt_compress.report import channels as channels_lib
 from jaxopt_compress.report import records
 
-Columns = Sequence[tuple[str, Callable[[Any], str]]]
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A column of a table of records.
+
+  Attributes:
+    name: its header.
+    show: the text of the cell of a record.
+    sort: by what a page sorts it, a number or None; by its text without it.
+  """
+
+  name: str
+  show: Callable[[Any], str]
+  sort: Callable[[Any], float | int | None] | None = None
 
 
 def render(
@@ -59,7 +73,12 @@ def render(
 
 
 def stages(rows: Sequence[records.StageRecord], style: str = 'text') -> str:
-  """The first table: one row a stage.
+  """The first table: one row a stage."""
+  return _table(of_stages(rows), rows, style)
+
+
+def of_stages(rows: Sequence[records.StageRecord]) -> list[Column]:
+  """The columns of the first table.
 
   'smaller' is the memory of the first stage over that of this one. '(0.5x)' after a
   latency is the speed relative to the float program.
@@ -70,78 +89,95 @@ def stages(rows: Sequence[records.StageRecord], style: str = 'text') -> str:
   # One metric heads its column; several are named in each cell.
   shared = metrics.pop() if len(metrics) == 1 else None
   columns = [
-    ('stage', lambda r: r.name),
-    (shared or 'metric', lambda r: _metric(r, named=shared is None)),
-    ('agreement', lambda r: number(r.agreement, '.2%')),
-    ('KL', lambda r: number(r.kl, '.4f')),
-    ('parameters', lambda r: number(r.parameters, ',')),
-    ('memory', lambda r: quantity(r.bytes_memory, 'B')),
-    ('smaller', lambda r: _smaller(first, r.bytes_memory)),
-    ('disk', lambda r: quantity(r.bytes_disk, 'B')),
-    ('zeros', lambda r: number(r.sparsity, '.1%')),
-    ('FLOPs', lambda r: quantity(r.flops)),
+    Column('stage', lambda r: r.name),
+    Column(
+      shared or 'metric',
+      lambda r: _metric(r, named=shared is None),
+      lambda r: r.value,
+    ),
+    _number('agreement', 'agreement', '.2%'),
+    _number('KL', 'kl', '.4f'),
+    _number('parameters', 'parameters', ','),
+    _quantity('memory', 'bytes_memory', 'B'),
+    Column(
+      'smaller',
+      lambda r: _smaller(first, r.bytes_memory),
+      lambda r: first / r.bytes_memory if first and r.bytes_memory else None,
+    ),
+    _quantity('disk', 'bytes_disk', 'B'),
+    _number('zeros', 'sparsity', '.1%'),
+    _quantity('FLOPs', 'flops'),
   ]
   for b in batches:
-    columns.append((f'ms, batch {b}', lambda r, b=b: _timing(r.latency.get(b))))
-  return _table(columns, rows, style)
+    columns.append(
+      Column(
+        f'ms, batch {b}',
+        lambda r, b=b: _timing(r.latency.get(b)),
+        lambda r, b=b: r.latency[b].median_ms if b in r.latency else None,
+      )
+    )
+  return columns
 
 
 def answers(rows: Sequence[records.Answers], style: str = 'text') -> str:
   """The table of answers: what each stage says, beside what its teacher says."""
+  return _table(of_answers(rows), rows, style)
+
+
+def of_answers(rows: Sequence[records.Answers]) -> list[Column]:
+  """The columns of the table of answers."""
   ks = sorted({k for r in rows for k in r.agreement})
   columns = [
-    ('stage', lambda r: r.name),
-    ('cross entropy', lambda r: number(r.loss, '.4f')),
-    ('calibration error', lambda r: number(r.calibration, '.2%')),
+    Column('stage', lambda r: r.name),
+    _number('cross entropy', 'loss', '.4f'),
+    _number('calibration error', 'calibration', '.2%'),
   ]
   # Only what was measured has a column.
   if any(r.against for r in rows):
     columns += [
-      ('against', lambda r: r.against or '-'),
-      ('its cross entropy', lambda r: number(r.against_loss, '.4f')),
+      Column('against', lambda r: r.against or '-'),
+      _number('its cross entropy', 'against_loss', '.4f'),
     ]
   for k in ks:
     columns.append(
-      (
+      Column(
         f'agreement@{k}',
         lambda r, k=k: number(r.agreement.get(k), '.2%'),
+        lambda r, k=k: r.agreement.get(k),
       )
     )
   if any(r.kl is not None for r in rows):
-    columns.append(('KL at T=1', lambda r: number(r.kl, '.4f')))
-  return _table(columns, rows, style)
+    columns.append(_number('KL at T=1', 'kl', '.4f'))
+  return columns
 
 
 def coverage(rows: Sequence[records.LeafRecord], style: str = 'text') -> str:
   """The coverage table: one row a leaf."""
-  columns = [
-    ('leaf', lambda r: r.path),
-    ('shape', lambda r: 'x'.join(map(str, r.shape)) or 'scalar'),
-    ('format', lambda r: r.format),
-    ('bits/weight', lambda r: number(r.bits_per_weight, '.3g')),
-    ('bytes', lambda r: number(r.bytes, ',')),
-    ('zeros', lambda r: number(r.sparsity, '.1%')),
-    ('error dB', lambda r: _decibels(r.error_db)),
-    ('runs', _runs),
-    ('meets', lambda r: ', '.join(r.operations) or '-'),
-  ]
-  return _table(columns, rows, style)
+  return _table(LEAVES, rows, style)
 
 
 def channels(rows: Sequence[records.GroupRecord], style: str = 'text') -> str:
   """The table of channels: one row a group, and a strip of those that stay."""
+  return _table(of_channels(rows), rows, style)
+
+
+def of_channels(rows: Sequence[records.GroupRecord]) -> list[Column]:
+  """The columns of the table of channels."""
   columns = [
-    ('group', lambda r: r.name),
-    ('leaves', lambda r: number(r.leaves, ',')),
-    ('before', lambda r: number(r.before, ',')),
-    ('after', lambda r: number(r.after, ',')),
-    ('stay', lambda r: channels_lib.strip(r.kept)),
-    ('exact', _exact),
+    Column('group', lambda r: r.name),
+    _number('leaves', 'leaves', ','),
+    _number('before', 'before', ','),
+    _number('after', 'after', ','),
+    Column(
+      'stay',
+      lambda r: channels_lib.strip(r.kept),
+      lambda r: r.after / r.before if r.before else None,
+    ),
+    Column('exact', _exact),
   ]
   if any(r.asked not in (None, r.after) for r in rows):
-    asked = ('asked', lambda r: number(r.asked, ','))
-    columns.insert(4, asked)
-  return _table(columns, rows, style)
+    columns.insert(4, _number('asked', 'asked', ','))
+  return columns
 
 
 def facts(values: Mapping[str, Any], style: str = 'text') -> str:
@@ -180,10 +216,27 @@ def quantity(x: float | int | None, unit: str = '') -> str:
   return f'{digits} {prefix}{unit}'.strip()
 
 
-def _table(columns: Columns, rows, style) -> str:
-  headers = [name for name, _ in columns]
-  cells = [[str(cell(r)) for _, cell in columns] for r in rows]
-  return render(headers, cells, style)
+def _table(columns: Sequence[Column], rows, style) -> str:
+  headers = [c.name for c in columns]
+  return render(headers, [[c.show(r) for c in columns] for r in rows], style)
+
+
+def _number(name, field, spec) -> Column:
+  """A field of a record as a number."""
+  return Column(
+    name,
+    lambda r: number(getattr(r, field), spec),
+    lambda r: getattr(r, field),
+  )
+
+
+def _quantity(name, field, unit='') -> Column:
+  """A field of a record with a power of a thousand."""
+  return Column(
+    name,
+    lambda r: quantity(getattr(r, field), unit),
+    lambda r: getattr(r, field),
+  )
 
 
 def _exact(r) -> str:
@@ -228,3 +281,21 @@ def _is_number(cell) -> bool:
     re.fullmatch(r'-?[\d.,]+(e[+-]?\d+)?( ?[%a-zA-Z]{0,2})( \(.*x\))?', cell)
     is not None
   )
+
+
+# The columns of the coverage table.
+LEAVES = (
+  Column('leaf', lambda r: r.path),
+  Column(
+    'shape',
+    lambda r: 'x'.join(map(str, r.shape)) or 'scalar',
+    lambda r: math.prod(r.shape),
+  ),
+  Column('format', lambda r: r.format),
+  _number('bits/weight', 'bits_per_weight', '.3g'),
+  _number('bytes', 'bytes', ','),
+  _number('zeros', 'sparsity', '.1%'),
+  Column('error dB', lambda r: _decibels(r.error_db), lambda r: r.error_db),
+  Column('runs', _runs),
+  Column('meets', lambda r: ', '.join(r.operations) or '-'),
+)

@@ -10,7 +10,7 @@ job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
 job.work/caches/<digest>/        answers of teachers, see `cached`
 job.work/export/<stage>/         exported programs
 job.work/latency.json            what operations take here, for limits of latency
-job.work/report.md, .json, plots/
+job.work/report.html, .md, .json, plots/
 """
 
 import dataclasses

@@ -142,6 +142,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
         in_order = list(built.values())
         measured = measure.measure(job, in_order, local)
         log(report.text(record.record(job, in_order, local, measured)))
+        log(report.opens(work / 'report.html'))
         if measured.failed:
           raise measured.failed
         # Not before: a config that does not fit what is here must not replace it.

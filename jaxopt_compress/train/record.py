@@ -60,6 +60,7 @@ def record(
       if b.plan is not None
     },
     curves=curves,
+    reference=job.plan.report.reference or built[0].stage.name,
     facts={
       **job.data.facts,
       **curves_lib.sooner(built, curves),

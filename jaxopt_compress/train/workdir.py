@@ -24,7 +24,8 @@ from jaxopt_compress.disk import files
 from jaxopt_compress.train import processes
 
 _FOLDERS = ('checkpoints', 'stages', 'caches', 'export', 'plots')
-_FILES = ('lock', 'config.json', 'metrics.jsonl', 'report.md', 'report.json')
+_REPORTS = ('report.html', 'report.md', 'report.json')
+_FILES = ('lock', 'config.json', 'metrics.jsonl', *_REPORTS)
 
 
 def absolute(directory: str | os.PathLike) -> pathlib.Path:

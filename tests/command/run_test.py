@@ -15,7 +15,9 @@ ONE_STAGE = (
   '--config.stage.float.steps=2',
   '--config.report.plots=False',
 )
-PROCESS = dict(cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+PROCESS = dict(
+  cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'SSH_CONNECTION': ''}
+)
 
 
 # Most of a short command's time goes into imports. They are done once here, and each
@@ -100,7 +102,10 @@ class LaunchTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn('[float] step 2/2', done.stdout)
     self.assertIn('parameters', done.stdout)
-    self.assertTrue((self.workdir / 'report.md').exists())
+    for kind in ('html', 'md', 'json'):
+      self.assertTrue((self.workdir / f'report.{kind}').exists())
+    opened = (self.workdir / 'report.html').as_uri()
+    self.assertEqual(done.stdout.splitlines()[-1], f'Report: {opened}')
 
   def test_ctrl_c_before_there_is_anything_to_save(self):
     config = self.workdir.with_name('interrupted.py')

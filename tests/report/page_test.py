@@ -1,10 +1,9 @@
 """The page as a whole: written at once, read back."""
 
+import dataclasses
 import json
 import os
-import sys
 import tempfile
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -26,24 +25,26 @@ class PageTest(parameterized.TestCase):
     report, histograms = report_example.example()
     folder = temporary(self)
     path = page.write(folder, report, histograms=histograms)
-    with open(path, encoding='utf-8') as f:
+    self.assertEqual(path, f'{folder}/report.html')
+    with open(f'{folder}/report.md', encoding='utf-8') as f:
       text = f.read()
     for expected in (
       '# A title',
       '| halved |',
       '- float: trained',
       '- halved: accuracy is nan.',
+      '- halved: its accuracy is nan; 1 of its 1 compressed leaves are made',
       '| gzip -9 |',
       '| █··█ |',
       '| jax ',
     ):
       self.assertIn(expected, text)
     for name in ('metric', 'layers', 'channels', 'calibration', 'weights'):
-      self.assertIn(f'(plots/{name}.png)', text)
-      self.assertTrue(os.path.exists(f'{folder}/plots/{name}.png'))
+      self.assertIn(f'(plots/{name}.svg)', text)
+      self.assertTrue(os.path.exists(f'{folder}/plots/{name}.svg'))
     # Nothing but the report is left behind.
     self.assertCountEqual(
-      os.listdir(folder), ['plots', 'report.json', 'report.md']
+      os.listdir(folder), ['plots', 'report.html', 'report.json', 'report.md']
     )
     self.assertLen(os.listdir(f'{folder}/plots'), 5)
     back = page.read(folder)
@@ -80,6 +81,8 @@ class PageTest(parameterized.TestCase):
     self.assertEqual(page.read(folder).title, 'old')
     with open(f'{folder}/report.md', encoding='utf-8') as f:
       self.assertStartsWith(f.read(), '# old')
+    with open(f'{folder}/report.html', encoding='utf-8') as f:
+      self.assertIn('<title>old</title>', f.read())
 
   def test_empty_report(self):
     folder = temporary(self)
@@ -91,11 +94,20 @@ class PageTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'Run the experiment'):
       page.read(temporary(self))
 
-  def test_missing_matplotlib_names_the_extra(self):
+  def test_the_verdict_is_everywhere(self):
+    stages = [
+      records.StageRecord('big', 0.9, bytes_memory=4000),
+      records.StageRecord('little', 0.899, bytes_memory=1000),
+    ]
+    report = page.Report('a title', stages)
+    said = 'little is the smallest stage within 1% of big: 4x smaller'
+    for told in (page.text(report), page.markdown(report)):
+      self.assertIn(said, told)
+    report = dataclasses.replace(report, reference='little')
     folder = temporary(self)
-    with mock.patch.dict(sys.modules, {'matplotlib': None}):
-      with self.assertRaisesRegex(ImportError, r'jaxopt_compress\[examples\]'):
-        page.write(folder, report_example.example()[0])
+    page.write(folder, report, plots=False)
+    self.assertEqual(page.read(folder).reference, 'little')
+    self.assertIn('No stage is smaller than little', page.text(report))
 
   def test_an_empty_report_is_a_report(self):
     self.assertIn('Nothing', page.text(page.Report('Nothing')))

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest
@@ -24,6 +25,28 @@ class ProvenanceTest(absltest.TestCase):
       command = provenance.environment()['command']
     self.assertEqual(command, "python -m launch.main '--config=a b.py'")
     self.assertEqual(shlex.split(command)[1:], argv[1:])
+
+  def test_a_console_script_is_called_by_its_name(self):
+    with tempfile.TemporaryDirectory() as folder:
+      script = f'{folder}/jaxopt-compress'
+      argv = ['/opt/venv/bin/python', script, '--config=digits']
+      with open(script, 'w') as f:
+        os.fchmod(f.fileno(), 0o755)
+      with (
+        mock.patch.object(sys, 'orig_argv', argv),
+        mock.patch.dict(os.environ, PATH=folder),
+      ):
+        found = provenance.environment()['command']
+      self.assertEqual(found, 'jaxopt-compress --config=digits')
+      # Elsewhere on the machine its path is needed.
+      with mock.patch.object(sys, 'orig_argv', argv):
+        found = provenance.environment()['command']
+      self.assertEqual(found, f'python {script} --config=digits')
+
+  def test_how_a_page_is_opened(self):
+    said = provenance.opens('/a b/r.html', {'SSH_CONNECTION': '1 2 3 4'})
+    self.assertStartsWith(said, 'Report: /a b/r.html (one file: `scp ')
+    self.assertIn(":/a b/r.html' .`", said)
 
 
 if __name__ == '__main__':

@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 QUANTIZE = ((r'.*/kernel', 'W8A8'), (r'.*', None))
+REPORTS = ('report.html', 'report.json', 'report.md')
 
 
 def tiny(**stage_changes):
@@ -122,7 +123,7 @@ class LoopTest(parameterized.TestCase):
   def test_what_a_run_leaves_behind(self):
     self._unbroken()
     found = sorted(p.name for p in self.shared.iterdir())
-    for name in ('config.json', 'metrics.jsonl', 'report.json', 'report.md'):
+    for name in ('config.json', 'metrics.jsonl', *REPORTS):
       self.assertIn(name, found)
     page = report.read(self.shared)
     self.assertEqual(
