@@ -52,7 +52,6 @@ from jaxopt_compress.modules import lift
 from jaxopt_compress.modules import materialize
 from jaxopt_compress.pruning import methods
 from jaxopt_compress.pruning.prune import prune
-from jaxopt_compress.pruning.prune import prune_now
 from jaxopt_compress.pruning.spec import Sparsity
 from jaxopt_compress.pruning.storage.sparsify import sparsify
 from jaxopt_compress.pruning.structured.budget import Budget
@@ -113,7 +112,6 @@ __all__ = [
   'pack',
   'parallel',
   'prune',
-  'prune_now',
   'pruning',
   'quantization',
   'quantize',
@@ -180,6 +178,7 @@ _MOVED = {
   'moments': 'statistics.moments',
   'named_leaves': 'rules.named_leaves',
   'output_error': 'calibration.output_error',
+  'prune_now': 'prune',
   'quantize_activations': 'quantization.quantize_activations',
   'quantize_cache': 'quantization.quantize_cache',
   'readers': 'pruning.readers',

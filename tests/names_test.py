@@ -12,7 +12,7 @@ import jaxopt_compress as jc
 # What everybody writes. The rest is one level down.
 VERBS = """
   lift materialize explain uses rules_for observe features quantize fake_quantize calibrate
-  prune prune_now sparsify structure importance select shrink grow widen
+  prune sparsify structure importance select shrink grow widen
   chain freeze cast nbytes pack unpack
 """.split()
 NOUNS = """

@@ -1,7 +1,8 @@
 """Pruning: weights become zeros, by masks that change while training.
 
-rules = [(r'.*/kernel', pruning.Sparsity(0.8, end=1000, every=10)), (r'.*', None)]
-comp = pruning.prune.prune(rules, uses=jc.uses(apply)(params, x))
+uses = jc.uses(apply)(params, x)
+pruned = jc.prune(params, [(r'.*/kernel', '2:4'), (r'.*', None)], uses)
+comp = jc.methods.gradual([(r'.*/kernel', '0.8 end=1000'), (r'.*', None)], uses)
 """
 
 from jax import lax
@@ -12,6 +13,7 @@ from jaxopt_compress.pruning import allocate
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import exchange
 from jaxopt_compress.pruning import masked_array
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning import measure
 from jaxopt_compress.pruning import methods
@@ -24,12 +26,12 @@ from jaxopt_compress.pruning import select
 from jaxopt_compress.pruning import storage
 from jaxopt_compress.pruning import structured
 from jaxopt_compress.pruning import units
+from jaxopt_compress.pruning import words
 from jaxopt_compress.pruning.masked_array import Masked
 from jaxopt_compress.pruning.measure import sparsity
 from jaxopt_compress.pruning.optimizer import masked
 from jaxopt_compress.pruning.optimizer import sparse
-from jaxopt_compress.pruning.prune import prune_now
-from jaxopt_compress.pruning.prune import Sparsity
+from jaxopt_compress.pruning.spec import Sparsity
 from jaxopt_compress.pruning.storage import bitmask
 from jaxopt_compress.pruning.storage import n_m_array
 from jaxopt_compress.pruning.storage import sparse_codes
@@ -88,6 +90,7 @@ __all__ = [
   'latency',
   'masked',
   'masked_array',
+  'masking',
   'masks',
   'measure',
   'members',
@@ -96,7 +99,6 @@ __all__ = [
   'normals',
   'optimizer',
   'prune',
-  'prune_now',
   'quotas',
   'ranking',
   'readers',
@@ -115,4 +117,5 @@ __all__ = [
   'units',
   'vocabulary',
   'votes',
+  'words',
 ]

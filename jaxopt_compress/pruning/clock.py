@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import state as state_lib
 
 Leaves = dict[str, jax.Array]
@@ -39,9 +39,9 @@ class Now(NamedTuple):
 
 
 def clocked(
-  rules: prune.Rules,
-  change: Callable[[prune.Sparsity, Leaves, Now], Leaves],
-  first: Callable[[prune.Sparsity, Leaves], Leaves],
+  rules: masking.Rules,
+  change: Callable[[masking.Sparsity, Leaves, Now], Leaves],
+  first: Callable[[masking.Sparsity, Leaves], Leaves],
   *,
   learns: bool = False,
   needs_grads: bool = False,
@@ -51,7 +51,7 @@ def clocked(
   """A method from how it changes masks.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`.
+    rules: ordered `(regex, value)`, as for `jc.prune`.
     change: `(spec, {path: leaf}, Now) -> {path: mask}`; may be traced.
     first: `(spec, {path: leaf}) -> {path: mask}`, before the first step.
     learns: whether there is a learned score of each weight, zero at first.
@@ -68,7 +68,7 @@ def clocked(
 
   def init(params):
     step, masks, learned = jnp.zeros((), jnp.int32), {}, {}
-    for spec, leaves in prune.by_rule(rules, params):
+    for spec, leaves in masking.by_rule(rules, params):
       masks |= first(spec, leaves)
       if learns:
         learned |= {
@@ -80,11 +80,11 @@ def clocked(
 
   def apply(params, state):
     learned = {path: s.value for path, s in state.scores.items()}
-    return prune.apply_masks(params, state.masks, state.gradient, learned)
+    return masking.apply_masks(params, state.masks, state.gradient, learned)
 
   def update(state, params, info):
     step = jnp.asarray(info.step, jnp.int32)
-    prune.check_masks(params, state.masks)
+    masking.check_masks(params, state.masks)
     if needs_grads and info.grads is None:
       raise ValueError(
         'This method grows weights by their gradients: compression.update(state,'
@@ -93,7 +93,7 @@ def clocked(
     grads = dict(rules_lib.named_leaves(info.grads)) if needs_grads else {}
     learned = {path: s.value for path, s in state.scores.items()}
     masks = {}
-    for spec, leaves in prune.by_rule(rules, params):
+    for spec, leaves in masking.by_rule(rules, params):
       old, g, s = (
         {path: tree[path] for path in leaves if path in tree}
         for tree in (state.masks, grads, learned)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.pruning import counts
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import select
+from jaxopt_compress.pruning import words
 
 
 def exchange(
@@ -54,7 +55,7 @@ def exchange(
 
 
 def exchanged(
-  spec: prune.Sparsity,
+  spec: masking.Sparsity,
   leaves: dict[str, jax.Array],
   masks: dict[str, jax.Array],
   grow: Callable[[str, jax.Array], jax.Array],
@@ -72,7 +73,7 @@ def exchanged(
   """
   out = {}
   for path, w in leaves.items():
-    stacked = prune.axes_of(path, w, spec, uses).stacked
+    stacked = masking.axes_of(path, w, spec, uses).stacked
     layer = tuple(a for a in range(-w.ndim, 0) if a not in stacked)
     out[path] = exchange(masks[path], w, grow(path, w), fraction, layer)
   return out
@@ -80,14 +81,14 @@ def exchanged(
 
 def first(
   uses: dict | None, seed: int | None
-) -> Callable[[prune.Sparsity, dict[str, jax.Array]], dict[str, jax.Array]]:
+) -> Callable[[masking.Sparsity, dict[str, jax.Array]], dict[str, jax.Array]]:
   """`(spec, leaves) -> masks` at the target: random, or without a seed by score."""
 
   def masks(spec, leaves):
     scores = None
     if seed is not None:
       scores = {path: uniform(seed, path, x) for path, x in leaves.items()}
-    return prune.compute(spec, leaves, uses, scores=scores)
+    return masking.compute(spec, leaves, uses, scores=scores)
 
   return masks
 
@@ -102,7 +103,7 @@ def uniform(
 
 
 def cosine(
-  spec: prune.Sparsity, drop: float, step: jax.Array | int
+  spec: masking.Sparsity, drop: float, step: jax.Array | int
 ) -> jax.Array:
   """The fraction that is exchanged: from `drop` at `begin` to 0 at `end`.
 
@@ -110,7 +111,7 @@ def cosine(
 
   Evci et al. 2020, https://arxiv.org/abs/1911.11134, section 3(2).
 
-  >>> spec = prune.Sparsity(0.9, end=100, every=10)
+  >>> spec = masking.Sparsity(0.9, end=100, every=10)
   >>> [round(float(cosine(spec, 0.3, t)), 3) for t in (0, 50, 100)]
   [0.3, 0.15, 0.0]
   """
@@ -118,15 +119,15 @@ def cosine(
   return drop / 2 * (1.0 + jnp.cos(math.pi * t))
 
 
-def check(rules: prune.Rules, drop: float) -> None:
+def check(rules: masking.Rules, drop: float) -> None:
   """Raises a ValueError where rules or the fraction cannot be exchanged by."""
   if not 0 <= drop <= 1:
     raise ValueError(
       f'drop={drop}; the fraction of active weights that is exchanged, in [0, 1],'
       ' is expected.'
     )
-  for pattern, spec in rules:
-    if isinstance(spec, prune.Sparsity) and spec.kind != 'unstructured':
+  for pattern, spec in words.rules(rules):
+    if spec is not None and spec.kind != 'unstructured':
       raise ValueError(
         f'The rule {pattern!r} has kind={spec.kind!r}, and single weights are'
         " exchanged. Use kind='unstructured', or a method that keeps the form of its"

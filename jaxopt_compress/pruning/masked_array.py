@@ -67,7 +67,7 @@ class Masked(array.CompressedArray):
     if array.is_compressed(value):
       raise ValueError(
         f'A mask over {value.describe()} would be stored as floats. Prune first,'
-        ' then quantise: jc.chain(jc.prune(...), jc.fake_quantize(...)).'
+        ' then quantise: jc.chain(jc.methods.gradual(...), jc.fake_quantize(...)).'
       )
     return _where(self.mask, value)
 

@@ -20,7 +20,7 @@ from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import advance
 from jaxopt_compress.pruning import masked_array as leaf
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import state as state_lib
 
 
@@ -71,7 +71,8 @@ def sparse(
       weights grow.
 
   >>> import optax
-  >>> tx = sparse(optax.sgd(1.0), prune.prune([(r'w', prune.Sparsity(0.5))]))
+  >>> from jaxopt_compress.pruning import methods
+  >>> tx = sparse(optax.sgd(1.0), methods.gradual([(r'w', 0.5)]))
   >>> params = {'w': jnp.array([3., 1.])}
   >>> updates, opt_state = tx.update(params, tx.init(params), params)
   >>> updates['w'].tolist(), masked(params, opt_state)['w'].tolist()
@@ -144,7 +145,7 @@ def masked(params: Any, opt_state: Any) -> Any:
     # Scores learn from what masked weights would change, which `update` is not told
     # by a gradient that is zero there.
     gradient = 'dense' if state.scores else state.gradient
-    params = prune.apply_masks(params, state.masks, gradient)
+    params = masking.apply_masks(params, state.masks, gradient)
   return array.materialize(params)
 
 

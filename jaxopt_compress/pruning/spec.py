@@ -14,7 +14,6 @@ from collections.abc import Callable
 import dataclasses
 import inspect
 import re
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -130,17 +129,39 @@ class Sparsity:
     ]
     return f'Sparsity({", ".join(said)})'
 
+  def describe(self) -> str:
+    """The words that say the same (`words`); functions by their names.
+
+    >>> Sparsity(0.5, kind='neurons', score='wanda', end=9).describe()
+    'neurons 0.5 wanda end=9'
+    """
+    form = [] if self.kind == 'unstructured' else [_said(self.kind)]
+    if self.kind == 'n_m':
+      form = [f'{self.n}:{self.m}']
+    elif self.block:
+      form += ['x'.join(map(str, self.block))]
+    if self.kind != 'n_m':
+      form += [repr(self.target)]
+    own_scope = getattr(self.function('score'), 'scope', 'leaf')
+    for name, default in (_DEFAULTS | {'scope': own_scope}).items():
+      value = getattr(self, name)
+      if value == default or name in ('target', 'kind', 'n', 'm', 'block'):
+        continue
+      named = name in _FORMS or name == 'scope'
+      form.append(_said(value) if named else f'{name}={value}')
+    return ' '.join(form)
+
   def function(self, what: str) -> Callable:
     """What a name stands for: `what` is 'score', 'kind', 'allocation' or 'schedule'.
 
     >>> Sparsity(0.5).function('score').__name__
     'magnitude'
     """
-    named, (module, form) = getattr(self, what), _FORMS[what]
+    named = getattr(self, what)
     if callable(named):
       return named
-    choices.one_of(what, named, _names(module, form), '=')
-    return getattr(module, named)
+    choices.one_of(what, named, names(what), '=')
+    return getattr(_FORMS[what][0], named)
 
   def call(self, what: str, *args: Any, **others: Any) -> Any:
     """Calls that function with the fields that it takes."""
@@ -184,8 +205,14 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Sparsity)}
 _OPTIONS = set(_DEFAULTS) - _ALWAYS
 
 
-def _names(module: ModuleType, form: tuple[str, ...]) -> list[str]:
-  """The functions of a module that begin as those of a kind do."""
+def names(what: str) -> list[str]:
+  """The words for 'score', 'kind', 'allocation' or 'schedule'.
+
+  >>> names('allocation')
+  ['uniform', 'erk', 'er', 'owl', 'lamp']
+  """
+  # The functions of a module that begin as those of a kind do.
+  module, form = _FORMS[what]
   found = []
   for name, f in vars(module).items():
     if name[0] == '_' or getattr(f, '__module__', '') != module.__name__:
@@ -193,6 +220,10 @@ def _names(module: ModuleType, form: tuple[str, ...]) -> list[str]:
     if inspect.isfunction(f) and tuple(_parameters(f))[: len(form)] == form:
       found.append(name)
   return found
+
+
+def _said(named) -> str:
+  return getattr(named, '__name__', str(named))
 
 
 def _parameters(f):
@@ -210,9 +241,8 @@ def _check_fields(s):
     value = getattr(s, name)
     if name not in _OPTIONS - taken or value == default:
       continue
-    for what, (module, form) in _FORMS.items():
-      names = _names(module, form)
-      of = [n for n in names if name in _takes(getattr(module, n))]
+    for what, (module, _) in _FORMS.items():
+      of = [n for n in names(what) if name in _takes(getattr(module, n))]
       if of:
         raise ValueError(
           f'{name}={value} is for {what}={" or ".join(map(repr, of))}, but'

@@ -66,4 +66,4 @@ def pruned(
 ) -> Any:
   """The parameters under the masks of a stage that trains nothing."""
   rules = words.prune_rules(stage.prune, stage.steps)
-  return pruning.prune.prune_now(params, rules, uses, **(given or {}))
+  return pruning.prune.prune(params, rules, uses, **(given or {}))

@@ -67,7 +67,7 @@ def _met(built, tree, inputs):
     return built.model.apply(params, variables, x)[0]
 
   rules = words.prune_rules(built.stage.prune, 0)
-  pruned = pruning.prune.by_rule(rules, tree['params'])
+  pruned = pruning.masking.by_rule(rules, tree['params'])
   paths = [path for _, leaves in pruned for path in leaves]
   wanted = {re.escape(path): statistics.sum_squares() for path in paths}
   observed = jax.jit(observe_lib.observe(output, wanted))

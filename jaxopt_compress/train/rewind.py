@@ -42,7 +42,7 @@ def rewound(built: stages.Built, params: Any, source: Any) -> Any:
     params,
   )
   masked = array.materialize(
-    pruning.prune.prune_now(zeroed, rules, built.model.uses)
+    pruning.prune.prune(zeroed, rules, built.model.uses)
   )
   for path, x in rules_lib.named_leaves(masked):
     if specs[path] is not None and ((x != 0) != (source[path] != 0)).any():

@@ -34,23 +34,24 @@ def lora_rules(adapters: options.Adapters) -> list[tuple[str, Any]]:
 
 
 def prune_rules(prune: options.Prune, steps: int) -> list[tuple[str, Any]]:
-  """Rules for `pruning.prune`, in a stage of that many steps."""
+  """Rules for `jc.methods.gradual`, in a stage of that many steps."""
   begin, end = (round(fraction * steps) for fraction in prune.span)
+
+  of_stage = dict(
+    score=prune.score,
+    scope=prune.scope or None,
+    k=prune.k,
+    begin=begin,
+    end=end,
+    every=prune.every,
+    schedule=prune.schedule,
+    allocation=prune.allocation,
+  )
 
   def sparsity(value):
     if value is None:
       return None
-    return pruning.prune.Sparsity(
-      **sparsity_words(value),
-      score=prune.score,
-      scope=prune.scope or None,
-      k=prune.k,
-      begin=begin,
-      end=end,
-      every=prune.every,
-      schedule=prune.schedule,
-      allocation=prune.allocation,
-    )
+    return pruning.Sparsity(**of_stage | pruning.words.fields(value))
 
   return [(pattern, sparsity(value)) for pattern, value in _pairs(prune.rules)]
 
@@ -98,38 +99,6 @@ def takes(prune: options.Prune) -> list[str]:
   choices.one_of('prune_method', prune.method, pruning.methods.__all__, '=')
   signature = inspect.signature(getattr(pruning.methods, prune.method))
   return [name for name in METHOD_NUMBERS if name in signature.parameters]
-
-
-def sparsity_words(value: float | str) -> dict[str, Any]:
-  """What a word of a config means.
-
-  >>> sparsity_words(0.8)
-  {'kind': 'unstructured', 'target': 0.8}
-  >>> sparsity_words('2:4')
-  {'kind': 'n_m', 'n': 2, 'm': 4, 'target': 0.5}
-  >>> sparsity_words('neurons 0.5')
-  {'kind': 'neurons', 'target': 0.5}
-  >>> sparsity_words('block 4x16 0.5')
-  {'kind': 'block', 'block': (4, 16), 'target': 0.5}
-  """
-  try:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-      return dict(kind='unstructured', target=float(value))
-    if ':' in value:
-      n, m = map(int, value.split(':'))
-      return dict(kind='n_m', n=n, m=m, target=1 - n / m)
-    kind, *block, target = value.split()
-    if kind == 'block' and len(block) == 1:
-      height, width = map(int, block[0].split('x'))
-      return dict(kind=kind, block=(height, width), target=float(target))
-    if kind in ('unstructured', 'neurons', 'heads') and not block:
-      return dict(kind=kind, target=float(target))
-  except (AttributeError, TypeError, ValueError, ZeroDivisionError):
-    pass
-  raise ValueError(
-    f"{value!r} is no sparsity. Write a fraction (0.8), 'n:m' ('2:4'),"
-    " 'neurons 0.5', 'heads 0.5' or 'block 4x4 0.5', or None to leave leaves alone."
-  )
 
 
 def _pairs(rules):

@@ -87,7 +87,7 @@ def _steps(name):
     return step
 
   found = {}
-  masks = jc.prune(rules, jc.uses(apply)(model.params, x))
+  masks = jc.methods.gradual(rules, jc.uses(apply)(model.params, x))
   # Step 1 follows an update of the masks, step EVERY brings the next.
   for who, comp, at in (
     ('plain', jc.chain(), 1),

@@ -325,7 +325,7 @@ class AxesTest(parameterized.TestCase):
     lambda p, uses: jc.pack(
       jc.quantize(p, [('w', 'int8')]), uses, target='cpu'
     ),
-    lambda p, uses: jc.prune_now(p, [('w', jc.Sparsity(0.5))], uses),
+    lambda p, uses: jc.prune(p, [('w', jc.Sparsity(0.5))], uses),
     lambda p, uses: jc.adapters.add_lora(
       p, [('w', 1)], uses, key=jax.random.key(0)
     ),

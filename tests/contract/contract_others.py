@@ -51,9 +51,11 @@ OTHERS = {
   'pruning.exchange.exchanged',
   'pruning.exchange.first',
   'pruning.state.named_states',
-  'pruning.prune.by_rule',  # says which rule takes which leaf
-  'pruning.prune.axes_of',  # of one leaf
-  'pruning.prune.check_masks',  # asks about shapes
+  'pruning.words.fields',
+  'pruning.words.rules',
+  'pruning.masking.by_rule',  # says which rule takes which leaf
+  'pruning.masking.axes_of',  # of one leaf
+  'pruning.masking.check_masks',  # asks about shapes
   'pruning.scoring.by_path',  # gives things names
   'pruning.scoring.settle',  # of one leaf
   'pruning.select.largest',

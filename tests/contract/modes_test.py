@@ -103,7 +103,9 @@ def _zeros():
 
 
 def _pruned(**how):
-  return _trained(jc.prune(_rules(jc.Sparsity(**how), 'layers|out'), USES))
+  return _trained(
+    jc.methods.gradual(_rules(jc.Sparsity(**how), 'layers|out'), USES)
+  )
 
 
 VERBS = {

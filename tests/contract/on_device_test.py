@@ -111,14 +111,14 @@ TRANSFORMS = {
   'with_lora': lambda: ADAPTED,
   'merge_lora': lambda: jc.adapters.merge_lora(on_host(ADAPTED))[0],
   'by_path': lambda: applied(
-    jc.rules.by_path([('w', jc.prune(HALF[:1], USES)), ('.*', None)])
+    jc.rules.by_path([('w', jc.methods.gradual(HALF[:1], USES)), ('.*', None)])
   ),
   'calibrate': lambda: jc.calibrate(
     apply, PARAMS, [('w', jc.FP8), ('.*', None)], [X], USES
   ),
   'cast': lambda: jc.cast(QUANTISED, jnp.bfloat16),
   'chain': lambda: applied(
-    jc.chain(jc.prune(HALF, USES), jc.fake_quantize(RULES, USES))
+    jc.chain(jc.methods.gradual(HALF, USES), jc.fake_quantize(RULES, USES))
   ),
   'compensate': compensated,
   'correct_bias': corrected,
@@ -127,23 +127,23 @@ TRANSFORMS = {
   'fold_norms': gained,
   'fisher': lambda: jc.pruning.fisher(mean_output, PARAMS, [X], per='example'),
   'fold_sizes': folded,
-  'freeze': lambda: jc.freeze(on_host(applied(jc.prune(HALF, USES)))),
+  'freeze': lambda: jc.freeze(on_host(applied(jc.methods.gradual(HALF, USES)))),
   'grow': lambda: jc.grow(
     jc.widen(jc.structure(apply)(PARAMS, X), factor=2), PARAMS
   ),
   'hoist': lambda: jc.hoist(masked)(PARAMS, X)[1],
   'gradients': lambda: jc.pruning.gradients(mean_output, PARAMS, [X]),
-  'prune_now': lambda: jc.prune_now(PARAMS, HALF, USES),
   'map_named': lambda: jc.rules.map_named(lambda path, x: x, PARAMS),
   'masked': lambda: jc.pruning.masked(
-    PARAMS, jc.prune(HALF, USES).init(PARAMS)
+    PARAMS, jc.methods.gradual(HALF, USES).init(PARAMS)
   ),
   'materialize': lambda: jc.materialize(QUANTISED),
   'merge_learned': lambda: jc.core.merge_learned(
     {'a': X}, {'a': jc.core.Learned(None), 'b': X}
   ),
   'pack': lambda: jc.pack(QUANTISED, USES, target='cpu'),
-  'prune': lambda: applied(jc.prune(HALF, USES)),
+  'prune': lambda: jc.prune(PARAMS, HALF, USES),
+  'gradual': lambda: applied(jc.methods.gradual(HALF, USES)),
   'quantize': lambda: jc.quantize(PARAMS, RULES, USES),
   'quantize_cache': lambda: jc.quantization.quantize_cache(
     {'k': X, 'length': np.int32(1)}, [('k', 'int8'), ('.*', None)]

@@ -28,8 +28,8 @@ from jaxopt_compress.distillation.growth import layers_above
 from jaxopt_compress.distillation.growth import warm_start
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import measure
-from jaxopt_compress.pruning import prune
 from jaxopt_compress.pruning import scoring
 from jaxopt_compress.pruning.structured import depth
 from jaxopt_compress.pruning.structured import experts
@@ -78,7 +78,7 @@ STATE = state_lib.create(DENSE, {}, KEY, SGD)
 ADAPTERS = jax.tree.map(
   lambda x: x + 0.1, jc.adapters.add_lora(DENSE, rules(1), USES, key=KEY)
 )
-PRUNE = jc.prune(rules(jc.Sparsity(0.5, end=9)), USES)
+PRUNE = jc.methods.gradual(rules(jc.Sparsity(0.5, end=9)), USES)
 FAKE = jc.fake_quantize(rules('int8'), USES)
 
 
@@ -270,7 +270,7 @@ COUNTS = {
     mesh=MESH,
   )(t, np.asarray(X)),
   'pruning.measure.sparsity': measure.sparsity,
-  'pruning.prune.prune': lambda t: PRUNE.init(t).masks,
+  'pruning.methods.gradual.gradual': lambda t: PRUNE.init(t).masks,
   **{
     f'pruning.methods.{name}.{name}': functools.partial(first_masks, name)
     for name in jc.methods.__all__
@@ -314,7 +314,7 @@ COUNTS = {
   'pruning.scoring.scores': lambda t: scoring.scores(
     jc.Sparsity(0.5), {'w': t['a']['kernel']}, {'w': None}, {}
   ),
-  'pruning.prune.compute': lambda t: prune.compute(
+  'pruning.masking.compute': lambda t: masking.compute(
     jc.Sparsity(0.5), {'w': t['a']['kernel']}
   ),
 }
@@ -377,10 +377,10 @@ REFUSES = {
   'parallel.step.data_parallel: pmap': lambda t: step_lib.data_parallel(
     lambda s, batch, replicas: (s, {}), 'pmap', MESH
   )(X, t),
-  'pruning.prune.apply_masks': lambda t: prune.apply_masks(
+  'pruning.masking.apply_masks': lambda t: masking.apply_masks(
     t, PRUNE.init(DENSE).masks
   ),
-  'pruning.prune.prune_now': lambda t: jc.prune_now(t, rules(jc.Sparsity(0.5))),
+  'pruning.prune.prune': lambda t: jc.prune(t, rules(jc.Sparsity(0.5))),
   'pruning.optimizer.masked': lambda t: jc.pruning.masked(t, PRUNE.init(DENSE)),
   'pruning.optimizer.sparse': lambda t: jc.pruning.sparse(SGD, PRUNE).init(t),
   'train.step.state.create': lambda t: state_lib.create(t, {}, KEY, SGD),

@@ -35,7 +35,7 @@ def quantized(scheme):
 
 def pruned(fraction):
   rules = [(r'.*/kernel', jc.Sparsity(fraction)), (r'.*', None)]
-  return jc.prune_now(params(), rules)
+  return jc.prune(params(), rules)
 
 
 def environment():

@@ -22,7 +22,7 @@ def _quantized(words, w=W):
 
 
 def _sparse(spec, words=None):
-  tree = jc.prune_now({'w': W}, [('w', spec)], USES)
+  tree = jc.prune({'w': W}, [('w', spec)], USES)
   tree = jc.quantize(tree, [('w', words)], USES) if words else tree
   return jc.sparsify(tree)[0]['w']
 

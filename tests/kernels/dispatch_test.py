@@ -300,7 +300,7 @@ class EpilogueTest(parameterized.TestCase):
   def test_what_is_added_is_a_leaf_too(self):
     _, p = _packed(_dense, _tree(W), X, 'W8A8')
     f = lambda p, x: jax.nn.relu(x @ p['w'] + p['b'])
-    comp = jc.prune([('b', jc.Sparsity(0.5, end=1))])
+    comp = jc.methods.gradual([('b', jc.Sparsity(0.5, end=1))])
     b = {'b': p['b']}
     masked = comp.apply(b, comp.update(comp.init(b), b, jc.Info(5)))
     self.assertIn('mask', masked['b'].describe())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.pruning import exchange
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 
@@ -51,7 +51,7 @@ class ExchangeTest(parameterized.TestCase):
   def test_each_layer_keeps_its_number(self):
     w = jax.random.normal(KEYS[0], (3, 4, 5))
     mask = jnp.stack([jnp.arange(20).reshape(4, 5) < n for n in (4, 9, 20)])
-    spec = prune.Sparsity(0.5)
+    spec = masking.Sparsity(0.5)
     got = exchange.exchanged(
       spec, {'w': w}, {'w': mask}, lambda p, x: jnp.abs(jnp.cos(x)), 0.5
     )['w']
@@ -71,7 +71,7 @@ class ExchangeTest(parameterized.TestCase):
     self.assertIn(again.tobytes(), seen)
 
   def test_mistakes(self):
-    rules = [('w', prune.Sparsity(kind='n_m', n=2, m=4))]
+    rules = [('w', masking.Sparsity(kind='n_m', n=2, m=4))]
     with self.assertRaisesRegex(ValueError, "'w' has kind='n_m'.*sr_ste"):
       exchange.check(rules, 0.3)
     with self.assertRaisesRegex(ValueError, 'drop=30'):

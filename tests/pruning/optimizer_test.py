@@ -10,7 +10,7 @@ import optimizers_of_optax as of_optax
 import pytest
 
 import jaxopt_compress as jc
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import state as state_lib
 
 KEYS = jax.random.split(jax.random.key(0), 8)
@@ -31,7 +31,7 @@ def alternating(rest):
 
   return jc.Compression(
     init=lambda params: state(jnp.int32(0)),
-    apply=lambda params, state: prune.apply_masks(params, state.masks),
+    apply=lambda params, state: masking.apply_masks(params, state.masks),
     update=lambda old, params, info: state(info.step),
   )
 

@@ -98,7 +98,7 @@ class ScoringTest(parameterized.TestCase):
   def test_wanda_is_the_papers(self, spec, m):
     rules = [('conv' if m == 4 else 'none', None), ('.*', spec)]
     rules = rules if m == 4 else rules[1:]
-    pruned = jc.prune_now(PARAMS, rules, USES, input_squares=STATS)
+    pruned = jc.prune(PARAMS, rules, USES, input_squares=STATS)
     for path in SHAPES:
       if path == 'conv' and m:
         continue  # two input channels: groups of 2 run along them alone
@@ -118,7 +118,7 @@ class ScoringTest(parameterized.TestCase):
     )
     for score, (name, other, f) in cases.items():
       rules = [('in', Sparsity(0.75, score=score)), ('.*', None)]
-      got = jc.prune_now(PARAMS, rules, USES, **{name: other})['in'].mask
+      got = jc.prune(PARAMS, rules, USES, **{name: other})['in'].mask
       scores = np.asarray(f(PARAMS['in'], other['in']))
       np.testing.assert_array_equal(got, scores > np.quantile(scores, 0.75))
 
@@ -126,7 +126,7 @@ class ScoringTest(parameterized.TestCase):
     params = {'a': jnp.ones((8, 8)), 'b': jnp.ones((8, 8))}
     rules = [('.*', Sparsity(0.5, score='random'))]
     one, again, other = (
-      jc.prune_now(params, rules, key=jax.random.key(i)) for i in (0, 0, 1)
+      jc.prune(params, rules, key=jax.random.key(i)) for i in (0, 0, 1)
     )
     np.testing.assert_array_equal(one['a'].mask, again['a'].mask)
     self.assertFalse((one['a'].mask == one['b'].mask).all())
@@ -136,7 +136,7 @@ class ScoringTest(parameterized.TestCase):
   def test_while_training_scores_are_told(self):
     params = {'w': jnp.array([[1.0, 2.0], [3.0, 4.0]])}
     spec = Sparsity(0.5, score='movement', memory=1.0, begin=1, end=2)
-    comp = jc.prune([('w', spec)])
+    comp = jc.methods.gradual([('w', spec)])
     state = comp.init(params)
     self.assertTrue(state.masks['w'].all())
     update = jax.jit(comp.update)
@@ -149,7 +149,7 @@ class ScoringTest(parameterized.TestCase):
 
   def test_wanda_while_training(self):
     spec = Sparsity(0.5, score='wanda', begin=1, end=1)
-    comp = jc.prune([('in', spec), ('.*', None)], USES)
+    comp = jc.methods.gradual([('in', spec), ('.*', None)], USES)
     state = comp.init(PARAMS)
     wanted = comp.observes(PARAMS)
     self.assertEqual(list(wanted), ['in'])
@@ -170,20 +170,20 @@ class ScoringTest(parameterized.TestCase):
   def test_errors(self, others, score, message):
     rules = [('w', Sparsity(0.5, score=score))]
     with self.assertRaisesRegex(ValueError, message):
-      jc.prune_now({'w': jnp.ones((2, 2))}, rules, **others)
+      jc.prune({'w': jnp.ones((2, 2))}, rules, **others)
 
   def test_a_score_of_another_shape_is_refused(self):
     spec = Sparsity(0.5, score=lambda x: x.sum(0))
     with self.assertRaisesRegex(ValueError, r'^w: the score.*shape \(2,\)'):
-      jc.prune_now({'w': jnp.ones((2, 2))}, [('w', spec)])
+      jc.prune({'w': jnp.ones((2, 2))}, [('w', spec)])
 
   def test_what_an_update_lacks_is_named(self):
-    comp = jc.prune([('w', Sparsity(0.5, score='taylor', end=3))])
+    comp = jc.methods.gradual([('w', Sparsity(0.5, score='taylor', end=3))])
     params = {'w': jnp.array([1.0, 2.0])}
     state = comp.init(params)  # nothing is masked yet: no gradient is needed
     with self.assertRaisesRegex(ValueError, "'gradient', of which an update"):
       comp.update(state, params, jc.Info(1))
-    comp = jc.prune([('w', Sparsity(0.5, score='taylor'))])
+    comp = jc.methods.gradual([('w', Sparsity(0.5, score='taylor'))])
     with self.assertRaisesRegex(ValueError, "takes 'gradient'"):
       comp.init(params)
 
@@ -193,7 +193,7 @@ class ScoringTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'in: a statistic of shape \(3, 8\)'
     ):
-      jc.prune_now(PARAMS, rules, USES, input_squares=stats)
+      jc.prune(PARAMS, rules, USES, input_squares=stats)
 
   def test_zero_scores_are_below_all_others(self):
     for score, name, tiny in (
@@ -205,7 +205,7 @@ class ScoringTest(parameterized.TestCase):
       given = {'w': jnp.repeat(jnp.float32([0, tiny]), 4), 'v': jnp.zeros(2)}
       params = {'w': jnp.ones(8), 'v': jnp.array([100.0, 50.0])}
       rules = [('.*', Sparsity(0.5, score=score, scope='global'))]
-      kept = jc.prune_now(params, rules, **{name: given})
+      kept = jc.prune(params, rules, **{name: given})
       self.assertEqual(kept['w'].mask.tolist(), [False] * 4 + [True] * 4)
 
   def test_zero_scores_are_ranked_by_magnitude(self):

@@ -47,7 +47,7 @@ class ZerosTest(parameterized.TestCase):
 
   def test_under_masks_while_training(self):
     params = {'kernel': W}
-    prune = jc.prune(RULES)
+    prune = jc.methods.gradual(RULES)
     for scheme, lost in (('int8 asym', False), ('int2 asym', True)):
       comp = jc.chain(prune, jc.fake_quantize([('kernel', scheme)]))
       run = lambda p, comp=comp: comp.apply(p, comp.init(p))

@@ -44,22 +44,12 @@ class WordsTest(parameterized.TestCase):
     prune = options.Prune(rules=(('a', 0.5),), score='wanda')
     self.assertEqual(words.prune_rules(prune, 10)[0][1].scope, 'row')
 
-  @parameterized.parameters('block 0.5', 'block 4 0.5', 'block 4x4x4 0.5')
-  def test_what_is_no_block(self, value):
-    with pytest.raises(ValueError, match="'block 4x4 0.5', or None"):
-      words.sparsity_words(value)
-
-  @parameterized.parameters('half', '2to4', '2:0', 'neurons', 'rows 0.5', True)
-  def test_what_is_no_sparsity(self, value):
-    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
-      words.sparsity_words(value)
-
-  @parameterized.parameters(
-    '2:4 0.7', '2:4 2:4', '2:4:8', 'neurons 2:4', 'neurons 0.5 0.7', '0.5 0.7'
-  )
-  def test_words_that_contradict(self, value):
-    with pytest.raises(ValueError, match='is no sparsity. Write a fraction'):
-      words.sparsity_words(value)
+  def test_words_of_a_rule_before_those_of_the_stage(self):
+    rules = (('a', '0.5 magnitude every=3'), ('b', 0.5))
+    prune = options.Prune(rules=rules, score='wanda', every=7)
+    (_, a), (_, b) = words.prune_rules(prune, 10)
+    self.assertEqual((a.score, a.every, a.scope), ('magnitude', 3, 'leaf'))
+    self.assertEqual((b.score, b.every, b.scope), ('wanda', 7, 'row'))
 
   @parameterized.parameters((('a',),), (('a', 1, 2),), ('ab',))
   def test_what_is_no_rule(self, rule):

@@ -9,6 +9,7 @@ go on learning    straight_through, sr_ste
 """
 
 from jaxopt_compress.pruning.methods.ac_dc import ac_dc
+from jaxopt_compress.pruning.methods.gradual import gradual
 from jaxopt_compress.pruning.methods.movement import movement
 from jaxopt_compress.pruning.methods.rigl import rigl
 from jaxopt_compress.pruning.methods.soft_movement import soft_movement
@@ -18,7 +19,6 @@ from jaxopt_compress.pruning.methods.sparse_evolutionary import (
 from jaxopt_compress.pruning.methods.sr_ste import sr_ste
 from jaxopt_compress.pruning.methods.static import static
 from jaxopt_compress.pruning.methods.straight_through import straight_through
-from jaxopt_compress.pruning.prune import prune as gradual
 
 __all__ = [
   'ac_dc',

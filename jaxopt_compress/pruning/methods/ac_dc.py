@@ -12,23 +12,23 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def ac_dc(
-  rules: prune.Rules, uses: dict | None = None, **given: Any
+  rules: masking.Rules, uses: dict | None = None, **given: Any
 ) -> compression.Compression:
   """Masks by turns: `target` for `every` steps, nothing for `every` steps.
 
   Dense before `begin`, compressed for good from `end` on. Masked weights are zero.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`; `every` is the length of
+    rules: ordered `(regex, value)`, as for `jc.prune`; `every` is the length of
       a phase, and `schedule` has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     **given: as for `prune`.
 
-  >>> comp = ac_dc([(r'w', prune.Sparsity(0.5, begin=2, end=8, every=2))])
+  >>> comp = ac_dc([(r'w', masking.Sparsity(0.5, begin=2, end=8, every=2))])
   >>> params = {'w': jnp.arange(4.)}
   >>> state, kept = comp.init(params), []
   >>> for step in range(1, 10):
@@ -41,7 +41,7 @@ def ac_dc(
   def masks(spec, leaves, step):
     phase = (step - spec.begin) // spec.every
     compressed = (step >= spec.begin) & ((phase % 2 == 0) | (step >= spec.end))
-    found = prune.compute(spec, leaves, uses, **given)
+    found = masking.compute(spec, leaves, uses, **given)
     return {path: mask | ~compressed for path, mask in found.items()}
 
   def change(spec, leaves, now):

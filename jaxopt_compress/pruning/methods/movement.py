@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def movement(
-  rules: prune.Rules, uses: dict | None = None
+  rules: masking.Rules, uses: dict | None = None
 ) -> compression.Compression:
   """Masks by scores that are learned beside the weights.
 
@@ -26,17 +26,17 @@ def movement(
   A masked weight stays as it is; its score goes on.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`; their score has no part.
+    rules: ordered `(regex, value)`, as for `jc.prune`; their score has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
 
-  >>> comp = movement([(r'w', prune.Sparsity(0.5, end=4))])
+  >>> comp = movement([(r'w', masking.Sparsity(0.5, end=4))])
   >>> comp.init({'w': jnp.ones(4)}).scores['w'].value.tolist()
   [0.0, 0.0, 0.0, 0.0]
   """
 
   def masks(spec, leaves, scores, step):
     fraction = spec.target * spec.ramp(step)
-    return prune.compute(spec, leaves, uses, fraction, scores=scores)
+    return masking.compute(spec, leaves, uses, fraction, scores=scores)
 
   def change(spec, leaves, now):
     return masks(spec, leaves, now.scores, now.step)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import exchange
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def rigl(
-  rules: prune.Rules,
+  rules: masking.Rules,
   uses: dict | None = None,
   *,
   drop: float = 0.3,
@@ -32,12 +32,12 @@ def rigl(
   no more once `end` is reached (three quarters of the training, in the paper).
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, unstructured; `schedule` has no part.
+    rules: ordered `(regex, value)`, unstructured; `schedule` has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     drop: the fraction of the active weights that is exchanged at `begin`.
     seed: of the first masks; None: by the score of each rule.
 
-  >>> rules = [(r'w', prune.Sparsity(0.5, end=9, every=3))]
+  >>> rules = [(r'w', masking.Sparsity(0.5, end=9, every=3))]
   >>> comp, params = rigl(rules, drop=1.0), {'w': jnp.array([1., 2., 3., 4.])}
   >>> grads = {'w': jnp.array([0., 9., 9., 0.])}
   >>> state = comp.update(comp.init(params), params, compression.Info(3, grads))

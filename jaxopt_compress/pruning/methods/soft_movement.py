@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def soft_movement(
-  rules: prune.Rules,
+  rules: masking.Rules,
   uses: dict | None = None,
   *,
   threshold: float = 0.1,
@@ -31,7 +31,7 @@ def soft_movement(
   by `jc.pruning.sparse` and by the trainer.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`; masks change between `begin` and `end`,
+    rules: ordered `(regex, value)`; masks change between `begin` and `end`,
       every `every` steps, and `schedule` has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     threshold: of sigmoid(S), in (0, 1/2): scores begin at 0, above it.
@@ -41,7 +41,7 @@ def soft_movement(
   Raises:
     ValueError: numbers out of range.
 
-  >>> comp = soft_movement([(r'w', prune.Sparsity(0.5, end=4))])
+  >>> comp = soft_movement([(r'w', masking.Sparsity(0.5, end=4))])
   >>> state = comp.init({'w': jnp.ones(4)})
   >>> state.masks['w'].tolist(), state.penalty
   ([True, True, True, True], 10.0)
@@ -55,7 +55,7 @@ def soft_movement(
   least = math.log(threshold / (1 - threshold))
 
   def change(spec, leaves, now):
-    floor = prune.compute(spec, leaves, uses, scores=now.scores)
+    floor = masking.compute(spec, leaves, uses, scores=now.scores)
     return {path: floor[path] | (s > least) for path, s in now.scores.items()}
 
   def first(spec, leaves):

@@ -8,11 +8,11 @@ same fraction of positive and of negative ones), and as many are added at random
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import exchange
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def sparse_evolutionary(
-  rules: prune.Rules,
+  rules: masking.Rules,
   uses: dict | None = None,
   *,
   drop: float = 0.3,
@@ -25,13 +25,13 @@ def sparse_evolutionary(
   steps, and at `end` for the last time.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, unstructured; `schedule` has no part.
+    rules: ordered `(regex, value)`, unstructured; `schedule` has no part.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     drop: the fraction of the active weights that is exchanged.
     seed: of the first masks and of what is grown.
 
   >>> import jax.numpy as jnp
-  >>> rules = [(r'w', prune.Sparsity(0.5, end=9, every=3))]
+  >>> rules = [(r'w', masking.Sparsity(0.5, end=9, every=3))]
   >>> comp, params = sparse_evolutionary(rules), {'w': jnp.arange(8.)}
   >>> state = comp.update(comp.init(params), params, compression.Info(3))
   >>> state.masks['w'].sum().item()

@@ -10,11 +10,12 @@ from typing import Any
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
+from jaxopt_compress.pruning.methods.gradual import gradual
 
 
 def sr_ste(
-  rules: prune.Rules,
+  rules: masking.Rules,
   uses: dict | None = None,
   *,
   decay: float = 2e-4,
@@ -26,7 +27,7 @@ def sr_ste(
   `jc.pruning.sparse` and by the trainer; with Adam it is scaled as the gradient is.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`; such as
+    rules: ordered `(regex, value)`, as for `jc.prune`; such as
       `Sparsity(kind='n_m', n=2, m=4, end=steps, schedule='constant')`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     decay: in parts of the weight, lambda of the paper.
@@ -36,10 +37,10 @@ def sr_ste(
     ValueError: a negative decay.
 
   >>> import jax.numpy as jnp
-  >>> comp = sr_ste([(r'w', prune.Sparsity(kind='n_m', n=1, m=2))])
+  >>> comp = sr_ste([(r'w', masking.Sparsity(kind='n_m', n=1, m=2))])
   >>> comp.init({'w': jnp.array([[1.], [2.]])}).pull
   0.0002
   """
   if not 0 <= decay < float('inf'):
     raise ValueError(f'decay={decay}; a factor, 0 or more, is expected.')
-  return clock.learning(prune.prune(rules, uses, **given), pull=decay)
+  return clock.learning(gradual(rules, uses, **given), pull=decay)

@@ -8,11 +8,11 @@ https://arxiv.org/abs/1707.04780, and Evci et al. 2020.
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
 from jaxopt_compress.pruning import exchange
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
 
 
 def static(
-  rules: prune.Rules, uses: dict | None = None, *, seed: int | None = 0
+  rules: masking.Rules, uses: dict | None = None, *, seed: int | None = 0
 ) -> compression.Compression:
   """Masks the targets of the rules at once, for good.
 
@@ -20,12 +20,12 @@ def static(
   have no part in this.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`.
+    rules: ordered `(regex, value)`, as for `jc.prune`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     seed: of the random masks; None: by the score of each rule.
 
   >>> import jax.numpy as jnp
-  >>> comp = static([(r'w', prune.Sparsity(0.75))])
+  >>> comp = static([(r'w', masking.Sparsity(0.75))])
   >>> comp.init({'w': jnp.ones((4, 4))}).masks['w'].sum().item()
   4
   """

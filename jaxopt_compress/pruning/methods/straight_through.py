@@ -12,11 +12,12 @@ from typing import Any
 
 from jaxopt_compress.core import compression
 from jaxopt_compress.pruning import clock
-from jaxopt_compress.pruning import prune
+from jaxopt_compress.pruning import masking
+from jaxopt_compress.pruning.methods.gradual import gradual
 
 
 def straight_through(
-  rules: prune.Rules, uses: dict | None = None, **given: Any
+  rules: masking.Rules, uses: dict | None = None, **given: Any
 ) -> compression.Compression:
   """Masks as `prune` does, with the gradient that there is without masks.
 
@@ -24,16 +25,16 @@ def straight_through(
   weights; from `end` on they are fixed.
 
   Args:
-    rules: ordered `(regex, Sparsity | None)`, as for `prune`.
+    rules: ordered `(regex, value)`, as for `jc.prune`.
     uses: what `jc.uses(apply)(params, x)` returned, or None.
     **given: as for `prune`.
 
   >>> import jax, jax.numpy as jnp
-  >>> comp = straight_through([(r'w', prune.Sparsity(0.5))])
+  >>> comp = straight_through([(r'w', masking.Sparsity(0.5))])
   >>> params = {'w': jnp.array([3., 1.])}
   >>> state = comp.init(params)
   >>> y = lambda p: comp.apply(p, state)['w'].materialize()
   >>> y(params).tolist(), jax.grad(lambda p: y(p).sum())(params)['w'].tolist()
   ([3.0, 0.0], [1.0, 1.0])
   """
-  return clock.learning(prune.prune(rules, uses, **given))
+  return clock.learning(gradual(rules, uses, **given))

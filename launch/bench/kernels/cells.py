@@ -136,7 +136,7 @@ class Weights:
       params = self.dense
       if ours.sparsity:
         rule = [('.*', ours.sparsity)]
-        params = jc.freeze(jc.prune_now(params, rule, uses))
+        params = jc.freeze(jc.prune(params, rule, uses))
       q = self.leaves[name] = jc.quantize(params, [('.*', ours.scheme)], uses)
       self.packed[name] = jc.pack(q, uses, sparse=True)
     int8, int4, nf4 = map(self.weight, ('int8', 'int4 g128 W4A8', 'NF4'))

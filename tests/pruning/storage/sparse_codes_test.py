@@ -66,7 +66,7 @@ class SparseCodesTest(parameterized.TestCase):
   def test_n_m_of_codes(self):
     rules = [('kernel', jc.Sparsity(kind='n_m', n=2, m=4))]
     w = jc.freeze(
-      jc.prune_now({'kernel': jax.random.normal(KEY, (32, 16))}, rules, USES)
+      jc.prune({'kernel': jax.random.normal(KEY, (32, 16))}, rules, USES)
     )
     leaf = jc.sparsify(quantised('int8', w['kernel']))[0]['kernel']
     self.assertEqual(leaf.describe(), 'int8 channel, 2:4')

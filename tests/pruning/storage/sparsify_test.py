@@ -86,7 +86,7 @@ class SparsifyTest(parameterized.TestCase):
   def test_masks_are_frozen_first(self):
     rules = [('w', jc.Sparsity(0.5)), ('b', None)]
     params = {'w': jnp.arange(1.0, 65.0).reshape(8, 8), 'b': np.ones(8)}
-    masked = jc.prune_now(params, rules)
+    masked = jc.prune(params, rules)
     tree, _ = jc.sparsify(masked)
     self.assertIsInstance(tree['w'], jc.pruning.Bitmask)
     self.assertIsInstance(tree['b'], jax.Array)
