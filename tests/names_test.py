@@ -11,7 +11,7 @@ import jaxopt_compress as jc
 
 # What everybody writes. The rest is one level down.
 VERBS = """
-  lift materialize explain uses rules_for observe features quantize fake_quantize calibrate
+  lift materialize explain uses hoist rules_for observe features quantize fake_quantize calibrate
   prune sparsify structure importance select shrink grow widen
   chain freeze cast nbytes pack unpack
 """.split()
@@ -20,7 +20,7 @@ NOUNS = """
   Budget Plan W8A8 W8A16 W4A16 W4A8 FP8 NVFP4
 """.split()
 MODULES = """
-  adapters analysis calibration core distillation export kernels parallel pruning
+  adapters analysis calibration core distillation export kernels modules parallel pruning
   quantization rules schemes statistics methods
 """.split()
 

@@ -58,7 +58,7 @@ class VerbsTest(parameterized.TestCase):
 
   def test_pruned(self):
     rules = [('.*kernel', jc.Sparsity(kind='n_m', n=2, m=4)), ('.*', None)]
-    pruned = jc.prune_now(self.model, rules, self.uses)
+    pruned = jc.prune(self.model, rules, self.uses)
     stored, told = jc.sparsify(pruned, uses=self.uses)
     self.assertEqual(told['layers/0/kernel'].format, '2:4')
     for m in (pruned, stored, jc.freeze(pruned)):
