@@ -28,6 +28,8 @@ _KIND_OF = {
   'ragged_dot_general': 'experts',
 }
 _LEFT_OUT: Any = ...
+# A product reads what is computed from it.
+_BEFORE_HOIST = 'in no product before jc.hoist'
 
 
 class Rules(list):
@@ -114,12 +116,14 @@ class _Weight(NamedTuple):
     elements: of the array.
     layers: how many layers lie stacked in it.
     size: elements of each, and of each expert.
+    outside: what is said of it where no product reads it.
   """
 
   kinds: tuple[str, ...]
   elements: int
   layers: int
   size: int
+  outside: str = 'in no product'
 
 
 def _weight(uses: tuple[uses_lib.Use, ...]) -> _Weight:
@@ -138,7 +142,9 @@ def _weight(uses: tuple[uses_lib.Use, ...]) -> _Weight:
   ]
   total, stacked, parts = sizes
   kinds = tuple(kind for kind in _ORDER if kind in kinds)
-  return _Weight(kinds, total, stacked, total // max(1, parts))
+  made = any(use.in_product for use in uses)
+  outside = _BEFORE_HOIST if made else 'in no product'
+  return _Weight(kinds, total, stacked, total // max(1, parts), outside)
 
 
 def _taken_by(weight: _Weight, given, at_least) -> str | None:
@@ -176,6 +182,9 @@ def _check(given, weights, takes, at_least):
       found = {k: sum(k in w.kinds for w in weights.values()) for k in _ORDER}
       found = ', '.join(f'{k} for {n}' for k, n in found.items() if n)
       why = f'there would be {found}' if found else 'no leaf is in a product'
+      made = [p for p, w in weights.items() if w.outside == _BEFORE_HOIST]
+      if made and not found:
+        why += f', but jc.hoist makes leaves of what {_few(made)} give'
     raise ValueError(f'{kind}={value!r} is for no weight: {why}. Leave it out.')
 
 
@@ -222,7 +231,9 @@ def _report(rules, weights, takes, at_least) -> str:
     rows.append((repr(pattern), _said(value), says))
   rest = {}
   for path in taken['.*']:
-    reason = takes[path] or (weights[path].kinds or ('in no product',))[-1]
+    reason = (
+      takes[path] or (weights[path].kinds or (weights[path].outside,))[-1]
+    )
     rest.setdefault(reason, []).append(path)
   unused = rest.pop('in no product', [])
   named = {'small': f'fewer than {at_least} elements'}

@@ -18,7 +18,10 @@ from typing import NamedTuple
 from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import ends
 from jaxopt_compress.analysis import moved
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.analysis import walk
+from jaxopt_compress.analysis.hoist import leaves
+from jaxopt_compress.analysis.hoist import partial
 from jaxopt_compress.core import rules as rules_lib
 
 
@@ -42,6 +45,8 @@ class Use(NamedTuple):
     shape: of the leaf.
     first, last: whether a product with it reads what the program is given, and
       whether one writes what it returns (`ends`).
+    in_product: whether products read what is computed from the leaf and other
+      parameters, none the leaf itself: `jc.hoist` makes that a leaf.
   """
 
   primitive: str
@@ -54,6 +59,7 @@ class Use(NamedTuple):
   shape: tuple[int, ...] = ()
   first: bool = False
   last: bool = False
+  in_product: bool = False
 
 
 class Axes(NamedTuple):
@@ -90,16 +96,34 @@ def uses(fun: Callable) -> Callable[..., dict[str, tuple[Use, ...]]]:
     algebra.evaluate(asked, closed, inputs + [{} for _ in others])
     shapes = {path: tuple(x.shape) for path, x in arrays}
     first, last = ends.ends(closed, list(shapes))
+    computed = _in_products(closed, arrays, asked)
 
     def of_leaf(path):
-      shape = shapes.get(path, ())
-      facts = dict(first=path in first, last=path in last, shape=shape)
+      facts = dict(
+        first=path in first,
+        last=path in last,
+        shape=shapes.get(path, ()),
+        in_product=path in computed,
+      )
       return tuple(use._replace(**facts) for use in asked.of(path))
 
     paths = [path for path, _ in rules_lib.named_leaves(params)]
     return {path: of_leaf(path) for path in paths}
 
   return used
+
+
+def _in_products(closed, arrays, asked) -> set[str]:
+  """The leaves in no product of which one reads what is computed from them."""
+  others = [p for p, _ in arrays if not any(u.contracted for u in asked.of(p))]
+  # What is only added to data, as a bias is, is in no value of that kind.
+  if all(u.primitive == 'add' for p in others for u in asked.of(p)):
+    return set()
+  walked = partial.Partial()
+  walked.run(closed, [x for _, x in arrays])
+  sizes = [storage.nbytes(x) for _, x in arrays]
+  found = {arrays[i][0] for i in leaves.in_products(walked.reads, sizes)}
+  return found.intersection(others)
 
 
 def checked(uses: Any) -> Mapping[str, tuple[Use, ...]]:
@@ -148,9 +172,11 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
   if not found:
     met = sorted({f'{u.primitive} at {u.source}' for u in all_of_leaf})
     where = '; '.join(met) if met else 'no operation at all'
+    hoist = ' Or jc.hoist(apply)(params, x) makes the value that the product reads a leaf.'
     raise ValueError(
       f'{path} reaches no dot, convolution or gather, only {where}. Leave it'
       f' as it is: put (r"{path}", None) before the rule that takes it.'
+      f'{hoist if any(u.in_product for u in all_of_leaf) else ""}'
     )
   contracted = set().union(*(u.contracted for u in found))
   if min(contracted) < -ndim:

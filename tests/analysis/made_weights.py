@@ -241,7 +241,7 @@ PROGRAMS = {
   'hyper': (
     hyper,
     {'z': normal(1, 2), 'first': normal(2, 3), 'second': normal(3, 16)},
-    {'second': (1, 16)},
+    {'second': (4, 4)},  # behind the reshape
   ),
   'diagonal': (
     diagonal,

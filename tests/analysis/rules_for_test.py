@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
+import made_weights
 
 import jaxopt_compress as jc
 
@@ -141,6 +142,19 @@ class RulesForTest(parameterized.TestCase):
       lines[0], "'embed' .* int8 .* 1 weight, 400 elements: gather"
     )
     self.assertRegex(lines[2], r'layers/down.*\(dot\), 1 leaf in no product')
+
+  def test_says_where_hoisting_makes_a_weight(self):
+    fun, params, _ = made_weights.PROGRAMS['weight_norm']
+    used = jc.uses(lambda p, x: fun(p, x) @ p['w'])(
+      params | {'w': jnp.ones((3, 4))}, made_weights.X
+    )
+    found = jc.rules_for(used, dot='int8', at_least=0)
+    self.assertIn('g, v (in no product before jc.hoist)', str(found))
+    del used['w']
+    with self.assertRaisesRegex(
+      ValueError, 'jc.hoist makes .* of what g, v give'
+    ):
+      jc.rules_for(used, dot='int8')
 
   def test_names_are_escaped(self):
     params = {

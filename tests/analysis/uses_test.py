@@ -7,6 +7,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import made_weights
 
 import jaxopt_compress as jc
 from jaxopt_compress.analysis import uses as uses_lib
@@ -309,6 +310,29 @@ class AxesTest(parameterized.TestCase):
     found = jc.uses(lambda p, x: f(p['w'], x))({'w': jnp.ones(shape)}, X)
     with self.assertRaisesRegex(ValueError, says):
       uses_lib.axes('w', jnp.ones(shape), found)
+
+  @parameterized.parameters(
+    # program, leaves of which a product reads what is computed
+    ('weight_norm', {'v', 'g'}),
+    ('scanned', {'layers/v', 'layers/g'}),
+    ('branches', {'a', 'c'}),
+    ('one_plus', set()),  # no product reads a norm
+    ('both_ways', set()),  # a product reads it as it is, too
+    ('outer_product', set()),  # larger than what it is made of
+    ('moved', set()),
+  )
+  def test_what_a_product_reads_once_it_is_hoisted(self, name, want):
+    fun, params, _ = made_weights.PROGRAMS[name]
+    used = jc.uses(fun)(params, made_weights.X)
+    found = {p for p, met in used.items() if any(u.in_product for u in met)}
+    self.assertEqual(found, want)
+    for path, leaf in jc.rules.named_leaves(params):
+      if any(u.contracted for u in used[path]):
+        continue
+      with self.assertRaisesRegex(ValueError, 'no dot') as refused:
+        uses_lib.axes(path, leaf, used)
+      said = 'jc.hoist' in str(refused.exception)
+      self.assertEqual(said, path in want, path)
 
   def test_uses_of_another_tree(self):
     with self.assertRaisesRegex(ValueError, r"no entry for v.*leaves \['w'\]"):

@@ -182,9 +182,7 @@ def _split(fun, params, sizes, args, kwargs) -> _Split:
   ]
   paths = [path or 'params' for path, _ in named]
   asked = partial.Partial()
-  inputs = [asked.graph.given(i, x) for i, (_, x) in enumerate(named)]
-  inputs += [partial.DATA] * (len(arrays) - len(inputs))
-  asked.run(closed, inputs)
+  inputs = asked.run(closed, [x for _, x in named])
   chosen, made = leaves_lib.chosen(asked.reads, sizes)
   leaves = leaves_lib.named(chosen, paths, sizes)
   return _Split(closed, out_tree, inputs, asked, paths, leaves, made)

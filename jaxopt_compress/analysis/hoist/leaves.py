@@ -8,6 +8,10 @@ A value that data meet becomes a leaf, but for
       cast from bfloat16 to float32: it stays in the program, and its operands are
       asked.
 
+What is moved as a whole, by reshapes and transposes on its only way to where it is read,
+becomes a leaf behind these, unless it has the shape of its parameter before: a kernel
+that is normalised as a matrix is a kernel again.
+
 Bytes are spent once: leaves that come from one parameter take no more than it does, so
 `weights` never takes more memory than `params`. A weight that is used both as it is and
 normalised therefore stays, and is normalised by the program.
@@ -16,7 +20,7 @@ A leaf has the path of the parameter that it comes from, of the largest where th
 several. Where these are equally large, what their paths differ in is joined by '&', as in
 'cell/hf&hg&hi&ho/kernel' for four kernels in one. Of two leaves of one name the first in
 the program has it, after a parameter that is a leaf itself; the other gets the primitive
-that makes it, as in 'kernel_div'.
+that computes it, as in 'kernel_div'.
 """
 
 from collections.abc import Mapping
@@ -33,6 +37,10 @@ _MOVES = moved.UNCHANGED | set(
   ' squeeze tile transpose unstack'.split()
 )
 _MOST_NAMES = 4
+# What contracts a weight, or looks up its rows.
+PRODUCTS = frozenset(
+  'conv_general_dilated dot_general gather ragged_dot_general'.split()
+)
 
 
 def moves(x: known.Known) -> bool:
@@ -65,8 +73,28 @@ def chosen(
     leaves, made = _ends(reads, sizes, stay)
     too_much = _beyond_budget(leaves, sizes)
     if not too_much:
-      return leaves, made
+      break
     stay |= too_much
+  readers = {}
+  for y in made:
+    for x in y.operands:
+      readers.setdefault(x, []).append(y)
+  ways = [_to_product(x, readers, reads) for x in leaves]
+  return [way[-1] for way in ways], made.difference(*ways)
+
+
+def in_products(reads: partial.Reads, sizes: Sequence[int]) -> set[int]:
+  """The parameters of which products read what is computed, as a leaf.
+
+  Args:
+    reads, sizes: as for `chosen`.
+  """
+  leaves, _ = chosen(reads, sizes)
+  leaves = set(leaves)
+  read = [x for x, by in reads.items() if PRODUCTS & set(by)]
+  found = known.behind(read, leaves.__contains__)
+  computed = [x for x in found if x in leaves and x.operands]
+  return set().union(*(x.parents for x in computed))
 
 
 def _ends(reads, sizes, stay):
@@ -82,6 +110,25 @@ def _ends(reads, sizes, stay):
   found = [x for x in found if x.parents]
   leaves = [x for x in found if is_leaf(x)]
   return leaves, set(found) - set(leaves)
+
+
+def _to_product(leaf, readers, reads) -> list[known.Known]:
+  """From a leaf to the same value as a product reads it, if nothing else does."""
+  given = known.behind([leaf], lambda x: False)
+  parent = max((x for x in given if isinstance(x, known.Given)), key=nbytes)
+  way = [leaf]
+  while way[-1].shape != parent.shape and way[-1] not in reads:
+    following = readers.get(way[-1], [])
+    if len(following) != 1 or not _turns(following[0]):
+      return [leaf]
+    way += following
+  return way if PRODUCTS & set(reads.get(way[-1], ())) else [leaf]
+
+
+def _turns(x: known.Known) -> bool:
+  """Whether a value has all entries of one other, in another order or shape."""
+  whole = 'expand_dims', 'reshape', 'squeeze', 'transpose'
+  return isinstance(x, known.Result) and x.step.eqn.primitive.name in whole
 
 
 def nbytes(x: known.Known) -> int:
@@ -165,6 +212,8 @@ def _free(name: str, x: known.Known, taken: Mapping) -> str:
   """The name, or the next that is free."""
   if name not in taken:
     return name
+  while moves(x):
+    x = x.operands[0]
   name = f'{name}_{x.step.eqn.primitive.name}'
   numbered = (f'{name}_{i}' for i in range(2, len(taken) + 3))
   return next(n for n in (name, *numbered) if n not in taken)

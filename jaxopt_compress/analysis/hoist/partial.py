@@ -10,6 +10,7 @@ derivative of its own reads is left as it is, as the derivative reads it, too; s
 a `shard_map` reads.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxopt_compress.analysis import algebra
@@ -41,12 +42,21 @@ class Partial(algebra.Algebra):
     self.results: dict[tuple[int, ...], list] = {}
     self._loop = None
 
-  def run(self, closed: Any, inputs: list) -> list:
-    """Goes through a whole program."""
-    outs = algebra.evaluate(self, closed, inputs)
-    for x in outs:
+  def run(self, closed: Any, avals: Sequence[Any]) -> list:
+    """Goes through a program, of which the first inputs are parameters.
+
+    Args:
+      closed: the program.
+      avals: types of the parameters.
+
+    Returns:
+      A value for each input of the program.
+    """
+    inputs = [self.graph.given(i, x) for i, x in enumerate(avals)]
+    inputs += [DATA] * (len(closed.jaxpr.invars) - len(inputs))
+    for x in algebra.evaluate(self, closed, inputs):
       self.read(x, 'a result')
-    return outs
+    return inputs
 
   def read(self, x: Any, primitive: str) -> None:
     """Notes that a value meets data."""

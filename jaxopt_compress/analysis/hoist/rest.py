@@ -91,7 +91,8 @@ class Rest(partial.Partial):
   def enter(self, at, inside, inputs):
     if self.as_it_is(at, inside, inputs):
       return self.apply(at, inputs)
-    if self._has_leaves(at, inputs):
+    # Without jit each operation of a body runs by itself, too.
+    if self._has_leaves(at, inputs) or jax.config.jax_disable_jit:
       with jaxprs.within(at.eqn):
         arrays = _BUILD[type(inside)](self, at, inside, inputs)
     else:

@@ -21,8 +21,7 @@ own.defvjp(lambda w, x: (own(w, x), None), lambda _, dy: (W, X))
 def reads(fun):
   closed = jax.make_jaxpr(fun)(W, X)
   asked = partial.Partial()
-  given = asked.graph.given(0, closed.jaxpr.invars[0].aval)
-  asked.run(closed, [given, partial.DATA])
+  given, _ = asked.run(closed, [W])
   return {
     ('w' if x is given else x.step.eqn.primitive.name, by)
     for x, primitives in asked.reads.items()
