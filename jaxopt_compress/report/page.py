@@ -37,6 +37,7 @@ class Report:
     coverage: `{stage name: rows of its coverage table}`.
     channels: `{stage name: rows of its table of channels}`, where some went.
     curves: `{stage name: [(operations of training, validation loss)]}`.
+    validation: `{stage name: {metric: [(step, value)]}}`, while it was trained.
     facts: what else was measured, `{what: value}`.
     notes: sentences of the experiment itself, shown before the computed remarks.
     environment: see `provenance.environment`; that of this process if it is None.
@@ -52,6 +53,9 @@ class Report:
   )
   curves: Mapping[str, Sequence[tuple[float, float]]] = dataclasses.field(
     default_factory=dict
+  )
+  validation: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = (
+    dataclasses.field(default_factory=dict)
   )
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
@@ -130,6 +134,13 @@ def _from_json(content):
     curves={
       name: [tuple(point) for point in curve]
       for name, curve in content['curves'].items()
+    },
+    validation={
+      name: {
+        metric: [(int(step), float(value)) for step, value in points]
+        for metric, points in metrics.items()
+      }
+      for name, metrics in content['validation'].items()
     },
     facts=content['facts'],
     notes=content['notes'],

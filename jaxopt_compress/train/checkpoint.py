@@ -15,6 +15,7 @@ restoring never depends on how a node type pickles. The structure comes from the
 template.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 import zlib
@@ -45,12 +46,20 @@ class Checkpoints:
     directory: where they are; made if it is missing.
     config: flat dict of what the run depends on.
     keep: how many of the latest to keep, with those that they need.
+    accepts: `(saved config, config) -> whether` a checkpoint of another config will do.
   """
 
-  def __init__(self, directory, *, config: Config, keep: int = 2):
+  def __init__(
+    self,
+    directory,
+    *,
+    config: Config,
+    keep: int = 2,
+    accepts: Callable[[Config, Config], bool] | None = None,
+  ):
     self._directory = epath.Path(directory)
     self._config = _jsonable(config)
-    self._keep = keep
+    self._keep, self._accepts = keep, accepts
     self._pending = self._saved = None
     self._needs = {}
     self._directory.mkdir(parents=True, exist_ok=True)
@@ -116,7 +125,7 @@ class Checkpoints:
   def restore_step(self, step: int, template: Any) -> Any:
     """The tree of one step, as `restore` reads the newest."""
     try:
-      return _load(self._directory / str(step), template, self._config)
+      return self._load(self._directory / str(step), template)
     except CorruptCheckpoint as e:
       raise CorruptCheckpoint(
         f'{e} Remove {self._directory} to start again.'
@@ -137,7 +146,7 @@ class Checkpoints:
     for step in reversed(self.steps):
       path = self._directory / str(step)
       try:
-        return step, _load(path, template, self._config)
+        return step, self._load(path, template)
       except CorruptCheckpoint as e:
         logging.error('%s Falling back to the checkpoint before it.', e)
         broken.append(str(e))
@@ -147,6 +156,9 @@ class Checkpoints:
         f' {" ".join(broken)} Remove that directory to start again.'
       )
     return None
+
+  def _load(self, path, template):
+    return _load(path, template, self._config, self._accepts)
 
   def close(self) -> None:
     self.wait()
@@ -186,11 +198,9 @@ def restore(path, template: Any, config: Config) -> Any:
 
 def check_config(saved: Config, config: Config, where: str) -> None:
   """Raises a ValueError that names the keys in which two configs differ."""
-  config = _jsonable(config)
   differ = [
-    f'{key} was {saved.get(key, "absent")!r}, is {config.get(key, "absent")!r}'
-    for key in sorted(saved.keys() | config.keys())
-    if saved.get(key, 'absent') != config.get(key, 'absent')
+    f'{key} was {old!r}, is {new!r}'
+    for key, (old, new) in differences(saved, config).items()
   ]
   if differ:
     raise ValueError(
@@ -199,9 +209,20 @@ def check_config(saved: Config, config: Config, where: str) -> None:
     )
 
 
-def _load(path, template, config):
+def differences(saved: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+  """{key: (value in one, in the other)} where they differ; 'absent' of none."""
+  config = _jsonable(config)
+  both = {
+    key: (saved.get(key, 'absent'), config.get(key, 'absent'))
+    for key in sorted(saved.keys() | config.keys())
+  }
+  return {key: (old, new) for key, (old, new) in both.items() if old != new}
+
+
+def _load(path, template, config, accepts=None):
   manifest = read_manifest(path)
-  check_config(manifest['config'], config, f'The checkpoint {path}')
+  if not (accepts and accepts(manifest['config'], config)):
+    check_config(manifest['config'], config, f'The checkpoint {path}')
   names = [name for name, _ in _named(template)]
   wanted = {name: _abstract(x) for name, x in _named(template)}
   _check_leaves(path, manifest['leaves'], wanted)

@@ -5,8 +5,9 @@ job.work/lock                    held while a run uses the workdir
 job.work/metrics.jsonl           one line for each logged step
 job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
-                                 weights.safetensors and result.json, sealed, and
-                                 plan.json where channels have gone
+                                 weights.safetensors and result.json, sealed,
+                                 state/, from which it goes on if it is given more
+                                 steps, and plan.json where channels have gone
 job.work/caches/<digest>/        answers of teachers, see `cached`
 job.work/export/<stage>/         exported programs
 job.work/latency.json            what operations take here, for limits of latency

@@ -6,9 +6,9 @@ and on one device ends with the same bits.
 """
 
 import dataclasses
+import functools
 import json
 import math
-import os
 import shutil
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxopt_compress.train import checkpoint
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
+from jaxopt_compress.train import extend
 from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import fits
 from jaxopt_compress.train import job as job_lib
@@ -116,6 +117,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
       for name in built:
         finished[name] = _finished(job, built[name])
         if finished[name] is None:
+          extend.prepare(job, built[name].stage)
           if built[name].plan is not None and name not in found:
             start = _started(job, built[name], finished)
             found[name] = plans.find(job, built[name], *start)
@@ -168,7 +170,11 @@ def _rehearse(job, built):
   with workdir_lib.opened(job.work, [b.stage.name for b in built]):
     metrics_lib.read(job.work / 'metrics.jsonl')
     for b in built:
-      if _finished(job, b) is None and job.checkpoints(b.stage.name).exists():
+      how, said = extend.standing(job, b.stage)
+      if said:
+        metrics_lib.log(f'[{b.stage.name}] {said}')
+      there = job.checkpoints(b.stage.name).exists() and how != extend.AGAIN
+      if _finished(job, b) is None and there:
         with _checkpoints(job, b) as saver:
           _restored(job, b, saver)
 
@@ -314,6 +320,7 @@ def _checkpoints(job, built):
     job.checkpoints(built.stage.name),
     config=job.plan.fingerprint(built.stage),
     keep=job.plan.run.keep,
+    accepts=functools.partial(extend.goes_on, built.stage.name),
   )
 
 
@@ -356,12 +363,15 @@ def _finish(job, built, state, history):
     weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result |= {'step': step, 'validation': history.to_json()}
+    result['lengths'] = extend.lengths(whole, config, name)
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
     if built.plan is not None:
       shutil.copy(job.checkpoints(name) / job_lib.PLAN, partial)
+    if built.step is not None:
+      extend.keep(job.checkpoints(name), partial / 'state')
     layout.sync(partial)
-    os.rename(partial, whole)
+    extend.put(partial, whole)
   processes.wait(f'{name} whole')
 
 
@@ -405,6 +415,9 @@ def _finished(job, built):
     return None
   try:
     result = sealed.read(directory / job_lib.RESULT)
+    name, now = built.stage.name, job.plan.fingerprint(built.stage)
+    if extend.change(result.get('config', now), now, name) in extend.TO_DO:
+      return None
     sealed.check(directory / job_lib.WEIGHTS, str(result.get('weights')))
     return checkpoint.restore(
       directory / 'tree',

@@ -14,6 +14,7 @@ import jax
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.report import records
+from jaxopt_compress.train import extend
 from jaxopt_compress.train import grow
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import metrics
@@ -45,7 +46,8 @@ def kept(job: job_lib.Job) -> dict[str, plan_lib.Plan]:
           f'{e} Remove {folder} to make stage {stage.name!r} again.'
         ) from e
       # Of another config: its checkpoints are refused where they are read.
-      if record['config'] == _config(job, stage):
+      said = record['config'], _config(job, stage)
+      if extend.goes_on(stage.name, *said):
         plan = plan_lib.Plan.from_json(json.dumps(record['plan']))
         found.setdefault(stage.name, plan)
   return found

@@ -14,6 +14,7 @@ from jaxopt_compress.analysis.layers import streams
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.train import cached
 from jaxopt_compress.train import cached_step
 from jaxopt_compress.train import curves as curves_lib
@@ -26,6 +27,7 @@ from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import plans
 from jaxopt_compress.train import shrink
 from jaxopt_compress.train import stages as stages_lib
+from jaxopt_compress.train import validation
 
 
 def record(
@@ -61,6 +63,7 @@ def record(
     },
     curves=curves,
     reference=job.plan.report.reference or built[0].stage.name,
+    validation=_validation(job, built),
     facts={
       **job.data.facts,
       **curves_lib.sooner(built, curves),
@@ -96,7 +99,7 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
     latency=measured.latency[name],
-    notes=_resized(built),
+    notes=_resized(built) + _trained(job, built),
   )
 
 
@@ -179,6 +182,36 @@ def _resized(built) -> tuple[str, ...]:
       ' not the one in which they are masked.'
     )
   return (f'{said} {folding}'.rstrip(),)
+
+
+def _trained(job, built) -> tuple[str, ...]:
+  """What its evaluations decided, and whether it went on after its end."""
+  result, stage = _result(job, built), built.stage
+  history = validation.history(stage, job.plan.data, job.plan.report.metric)
+  history = history.from_json(result['validation'])
+  said = validation.outcome(stage, history)
+  notes = (f'It {said}',) if said else ()
+  if ends := result['lengths']:
+    notes += (
+      f'It went on after {" and ".join(map(str, ends))} steps, where its schedules'
+      f' had come to their end: it is not what {stage.steps} steps in one run are.',
+    )
+  return notes
+
+
+def _result(job, built):
+  return sealed.read(job.stage(built.stage.name) / job_lib.RESULT)
+
+
+def _validation(job, built) -> dict[str, dict[str, list[tuple[int, float]]]]:
+  """{stage: {metric: [(step, value)]}} of stages that were looked at."""
+  found = {}
+  for b in built:
+    for step, numbers in _result(job, b)['validation']:
+      for name, value in numbers.items():
+        points = found.setdefault(b.stage.name, {}).setdefault(name, [])
+        points.append((step, float(value)))
+  return found
 
 
 def _leaves(job, built, final, measured) -> list[report_lib.LeafRecord]:

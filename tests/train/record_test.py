@@ -12,6 +12,7 @@ import pytest
 from jaxopt_compress import report as report_lib
 from jaxopt_compress.analysis.plan import plan as analysis_plan
 from jaxopt_compress.analysis.structure import structure
+from jaxopt_compress.disk import sealed
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
 from jaxopt_compress.train import job as job_lib
@@ -76,6 +77,11 @@ class RecordTest(absltest.TestCase):
     for name in plan.stages:
       job.stage(name.name).mkdir(parents=True)
       job.weights(name.name).write_bytes(bytes(123))
+      seen = [[1, {'accuracy': 0.5, 'loss': 'nan'}]]
+      sealed.write(
+        job.stage(name.name) / job_lib.RESULT,
+        {'validation': seen if name.steps else [], 'lengths': [3, 4]},
+      )
     answers = {
       'float': evaluate.Evaluation(2 * math.log(2), 0.5, 64),
       'int8': evaluate.Evaluation(3 * math.log(2), 0.4, 64, 0.9, 0.01),
@@ -108,6 +114,10 @@ class RecordTest(absltest.TestCase):
     )
     # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
     self.assertBetween(rows['float'].flops, 1184, 1300)
+    self.assertIn('It went on after 3 and 4 steps', rows['float'].notes[-1])
+    self.assertEqual(page.validation['float']['accuracy'], [(1, 0.5)])
+    self.assertTrue(math.isnan(page.validation['float']['loss'][0][1]))
+    self.assertEqual(list(page.validation), ['float'])
     self.assertEqual(list(page.coverage), ['int8'])
     self.assertLen(page.coverage['int8'], 4)
     self.assertEqual(
