@@ -74,14 +74,8 @@ class RecordTest(absltest.TestCase):
     params, variables = model.init(0)
     final = {'params': params, 'variables': variables, 'plain': params}
     job = job_lib.Job(plan, data, None, self.dir, None)
-    for name in plan.stages:
-      job.stage(name.name).mkdir(parents=True)
-      job.weights(name.name).write_bytes(bytes(123))
-      seen = [[1, {'accuracy': 0.5, 'loss': 'nan'}]]
-      sealed.write(
-        job.stage(name.name) / job_lib.RESULT,
-        {'validation': seen if name.steps else [], 'lengths': [3, 4]},
-      )
+    for stage in plan.stages:
+      _leave(job, stage)
     answers = {
       'float': evaluate.Evaluation(2 * math.log(2), 0.5, 64),
       'int8': evaluate.Evaluation(3 * math.log(2), 0.4, 64, 0.9, 0.01),
@@ -114,10 +108,7 @@ class RecordTest(absltest.TestCase):
     )
     # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
     self.assertBetween(rows['float'].flops, 1184, 1300)
-    self.assertIn('It went on after 3 and 4 steps', rows['float'].notes[-1])
-    self.assertEqual(page.validation['float']['accuracy'], [(1, 0.5)])
-    self.assertTrue(math.isnan(page.validation['float']['loss'][0][1]))
-    self.assertEqual(list(page.validation), ['float'])
+    self._check_training(page)
     self.assertEqual(list(page.coverage), ['int8'])
     self.assertLen(page.coverage['int8'], 4)
     self.assertEqual(
@@ -128,6 +119,23 @@ class RecordTest(absltest.TestCase):
         'kernels of int8': 'packed',
       },
     )
+
+  def _check_training(self, page):
+    self.assertIn('It went on after 3 and 4 steps', page.stages[0].notes[-1])
+    self.assertEqual(page.validation['float']['accuracy'], [(1, 0.5)])
+    self.assertTrue(math.isnan(page.validation['float']['loss'][0][1]))
+    self.assertEqual(list(page.validation), ['float'])
+
+
+def _leave(job, stage):
+  """What a finished stage leaves on disk that a report reads."""
+  job.stage(stage.name).mkdir(parents=True)
+  job.weights(stage.name).write_bytes(bytes(123))
+  seen = [[1, {'accuracy': 0.5, 'loss': 'nan'}]]
+  sealed.write(
+    job.stage(stage.name) / job_lib.RESULT,
+    {'validation': seen if stage.steps else [], 'lengths': [3, 4]},
+  )
 
 
 if __name__ == '__main__':
