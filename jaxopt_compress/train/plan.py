@@ -186,6 +186,18 @@ def _fill(where, config, key, cls):
   if key not in config:
     config[key] = {}
   _default(f'{where}.{key}', config[key], fields.defaults_of(cls))
+  for name, said in fields.keys_of(cls).items():
+    if said.also and name in config[key]:
+      _of_any_type(config[key], name)
+
+
+def _of_any_type(config, key):
+  """Has a flag take a number, words or a tuple, where a config fixes the type."""
+  from ml_collections import config_dict  # What brings a ConfigDict is there.
+
+  value = config[key]
+  del config[key]
+  config[key] = config_dict.FieldReference(value, field_type=object)
 
 
 def _default(where, config, defaults):

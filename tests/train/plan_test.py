@@ -2,8 +2,10 @@
 
 import copy
 
+from absl import flags
 from absl.testing import parameterized
 import ml_collections
+from ml_collections import config_flags
 import pytest
 
 from jaxopt_compress.train import plan
@@ -136,6 +138,30 @@ class ParseTest(parameterized.TestCase):
     config = ml_collections.ConfigDict(_with(path, 4))
     with pytest.raises(ValueError, match=f'^config.{path} is 4; a dict of opt'):
       plan.complete(config)
+
+  @parameterized.parameters(
+    ('stage.student.alpha', 'linear 0 -> 1', 'linear 0 -> 1'),
+    ('stage.student.alpha', '0.5', 0.5),
+    ('stage.student.alpha', '1', 1),
+    ('stage.student.temperature', 'cosine 8 -> 1', 'cosine 8 -> 1'),
+    ('stage.student.teacher', 'teacher', 'teacher'),
+    ('stage.student.teacher', "(('ema', 1.0),)", (('ema', 1.0),)),
+    ('data.validation', '0.1', 0.1),
+    ('data.validation', 'validation', 'validation'),
+  )
+  def test_flags_of_two_types(self, key, said, value):
+    config = plan.complete(ml_collections.ConfigDict(CONFIG))
+    values, argv = flags.FlagValues(), ['', f'--config.{key}={said}']
+    config_flags.DEFINE_config_dict(
+      'config', config, flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    found = plan.parse(values.config)
+    if key.startswith('data'):
+      self.assertEqual(found.data.validation, value)
+    else:
+      distil = found.stage('student').distil
+      self.assertEqual(getattr(distil, key.rpartition('.')[2]), value)
 
   def test_axes_of_one_replica(self):
     config = _with('models.big.axis_name', 'data')
