@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.adapters import lora
 from jaxopt_compress.analysis import moved
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 
@@ -178,6 +179,7 @@ def _ragged_dot(x, w, group_sizes, **params):
   )
 
 
+@table_rows.in_one_form
 def _gather(operand, indices, **params):
   """Rows of a table: those of the factor that has rows, times the other one."""
   if not isinstance(operand, lora.LoRA):

@@ -19,6 +19,7 @@ from jaxopt_compress.analysis import algebra
 from jaxopt_compress.analysis import ends
 from jaxopt_compress.analysis import moved
 from jaxopt_compress.analysis import storage
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.analysis.hoist import leaves
 from jaxopt_compress.analysis.hoist import partial
@@ -335,11 +336,9 @@ def _meet_gather(eqn, operand, pieces):
   if operand:
     return (), ()
   # A row is what comes whole: its axes are not those that the indices choose in.
-  started = eqn.params['dimension_numbers'].start_index_map
-  sizes = zip(eqn.params['slice_sizes'], eqn.invars[0].aval.shape, strict=True)
-  row = [
-    i for i, (n, all_of) in enumerate(sizes) if n == all_of and i not in started
-  ]
+  sizes, shape = eqn.params['slice_sizes'], eqn.invars[0].aval.shape
+  rows = table_rows.chosen(eqn.params['dimension_numbers'], sizes, shape)
+  row = [i for i, n in enumerate(shape) if sizes[i] == n and i not in rows]
   return tuple(sorted(_axes_at(pieces, row))), ()
 
 

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
 from jaxopt_compress.kernels import epilogues
@@ -207,6 +208,7 @@ def ragged_dot(lhs, rhs, group_sizes, **params):
 # ------------------------------------------------------------------------ gather
 
 
+@table_rows.in_one_form
 def gather(
   operand, indices, *, dimension_numbers, slice_sizes, fill_value, **params
 ):

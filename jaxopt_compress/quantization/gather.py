@@ -6,10 +6,12 @@ Only the codes and the scales of the rows that are asked for are read.
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.core import lift
 from jaxopt_compress.quantization import qarray
 
 
+@table_rows.in_one_form
 def gather_rows(operand, indices, *, dimension_numbers, slice_sizes, **params):
   """Rows of a table: the codes and the scales of just those rows."""
   if not isinstance(operand, qarray.QArray):

@@ -66,7 +66,7 @@ class GatherTest(parameterized.TestCase):
     dict(
       testcase_name='vmapped',
       f=lambda w, i: jax.vmap(lambda i: w[i])(i),
-      native=False,
+      native=True,
     ),
     dict(testcase_name='kept axis', f=_rows_of_one, native=True),
     dict(

@@ -12,6 +12,7 @@ router chooses among those that are left. Rules are as in `structure_rules`, whi
 from collections.abc import Callable
 import functools
 
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.analysis.structure import rules as structure_rules
 from jaxopt_compress.analysis.structure import tied
 from jaxopt_compress.core import jaxprs
@@ -193,8 +194,9 @@ def _gather(asked, at, inputs):
   """Rows of a table, by their numbers."""
   table, indices = inputs
   d, sizes = at.eqn.params['dimension_numbers'], at.eqn.params['slice_sizes']
-  rows, apart = tuple(d.start_index_map), tuple(d.operand_batching_dims)
-  single = tuple(d.collapsed_slice_dims)
+  apart, single = tuple(d.operand_batching_dims), tuple(d.collapsed_slice_dims)
+  whole = [asked.channels.size(axis) for axis in table.axes]
+  rows = table_rows.chosen(d, sizes, whole)
   _indexed(asked, at, table, indices, rows, single)
   for i, j in zip(apart, d.start_indices_batching_dims, strict=True):
     asked.channels.tie(table.axes[i], indices.axes[j])

@@ -25,6 +25,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.analysis.plan import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
@@ -266,6 +267,7 @@ def dynamic_cut(x, *starts, slice_sizes):
   return Bitmask(part(x.bits), part(x.values), x.segment)
 
 
+@table_rows.in_one_form
 def gather(x, indices, *, dimension_numbers, slice_sizes, fill_value, **params):
   """Whole segments, such as the rows of a table; only those are expanded."""
   if not isinstance(x, Bitmask):

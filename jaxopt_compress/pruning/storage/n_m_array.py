@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.analysis.plan import gathered
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
@@ -248,6 +249,7 @@ def dynamic_cut(x, *starts, slice_sizes):
   return _each(x, part, x.axis)
 
 
+@table_rows.in_one_form
 def gather(x, indices, *, dimension_numbers, slice_sizes, fill_value, **params):
   """Rows across the groups' axis; only those are expanded."""
   if not isinstance(x, NMArray):
