@@ -68,7 +68,7 @@ def save(
     The manifest.
   """
   directory = layout.target(directory)
-  params = _portable(params)
+  params, fun = _without_constants(_portable(params), fun)
   weights, rebuild = weights_lib.flatten(params)
   inputs = _specs(example_args, polymorphic)
   program = _over_weights(fun, rebuild)
@@ -106,6 +106,30 @@ def _portable(params):
   # Frozen first: a mask would be stored beside the weights that it hides.
   frozen = compression.freeze(params)
   return array.map_leaves(lambda leaf: leaf.portable(), frozen)
+
+
+def _without_constants(params, fun):
+  """The arrays of numbers by their paths, and `fun` of them.
+
+  What else is a leaf stays in the program: functions and flags, as modules of Equinox
+  hold them, and keys of random numbers, as those of Flax NNX.
+  """
+  named = [(p, x) for p, x in rules.named_leaves(params) if _is_weight(x)]
+  paths = [path for path, _ in named]
+  _, refill = array.arrays_apart(params, _is_weight, array.is_compressed)
+  if len(paths) == len(rules.named_leaves(params)):
+    return params, fun
+
+  def of_arrays(arrays, *inputs):
+    return fun(refill([arrays[path] for path in paths]), *inputs)
+
+  return dict(named), of_arrays
+
+
+def _is_weight(x) -> bool:
+  return hasattr(x, 'dtype') and not jax.dtypes.issubdtype(
+    x.dtype, jax.dtypes.extended
+  )
 
 
 def _formats(params):

@@ -48,6 +48,21 @@ class RoundTripTest(export_cases.ExportTestCase):
     x = export_cases.inputs(batch)
     np.testing.assert_array_equal(program(x), jax.jit(fun)(tree, x))
 
+  def test_what_is_no_array_is_a_constant(self):
+    """Functions and flags of Equinox's modules, keys of those of Flax NNX."""
+
+    def fun(model, x):
+      noise = jax.random.normal(model['key'], x.shape)
+      return model['act'](x @ model['w']) * model['scale'] + noise
+
+    model = dict(w=jnp.eye(3), act=jnp.tanh, key=jax.random.key(1), scale=2.0)
+    for tree in (model, jc.quantize(model, [('w', 'int8'), ('.*', None)])):
+      x = jnp.ones((2, 3))
+      stablehlo.save(self.folder, jc.lift(fun), tree, x, polymorphic=False)
+      program = stablehlo.load(self.folder)
+      self.assertEqual({name[0] for name in program.weights}, {'w'})
+      np.testing.assert_allclose(program(x), jc.lift(fun)(tree, x), rtol=1e-6)
+
   @parameterized.parameters((0.9, 0.16), (0.8, 0.26), (0.5, 0.57))
   def test_pruned_is_smaller(self, zeros, share):
     masked, fun = export_cases.pruned(zeros), jc.lift(export_cases.apply)
