@@ -150,6 +150,8 @@ setuptools.setup(
     'hub': ['datasets>=3.0', 'tensorflow-datasets>=4.9'],
     'test': docs
     + [
+      'dm-haiku>=0.0.14',
+      'equinox>=0.13',
       'hypothesis>=6.100',
       'nbclient>=0.10',
       'nbformat>=5.10',
