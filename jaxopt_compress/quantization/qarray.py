@@ -179,6 +179,7 @@ class QArray(array.CompressedArray):
     return self.qvalue
 
   def with_codes(self, codes) -> 'QArray':
+    """The same leaf with other codes, stored as these are."""
     return dataclasses.replace(self, qvalue=codes)
 
   def zero_codes(self) -> jax.Array:
@@ -317,12 +318,15 @@ class QDotArray(array.CompressedArray):
     return self.weight.can_cut(axis, size)
 
   def codes_as_stored(self):
+    """Of the weight, as `QArray.codes_as_stored`."""
     return self.weight.codes_as_stored()
 
   def with_codes(self, codes):
+    """Of the weight, as `QArray.with_codes`."""
     return dataclasses.replace(self, weight=self.weight.with_codes(codes))
 
   def zero_codes(self):
+    """Of the weight, as `QArray.zero_codes`."""
     return self.weight.zero_codes()
 
   def describe(self):

@@ -127,6 +127,7 @@ def quantize_leaf(
 
 
 def no_range(path: str, scheme: schemes_lib.Scheme) -> ValueError:
+  """The error of a scheme that needs a range which was not given."""
   return ValueError(
     f'{path} has a scheme with static activations ({scheme.describe()}), and no'
     ' range of them. Pass ranges=jc.calibrate(apply, params, rules, batches, uses),'

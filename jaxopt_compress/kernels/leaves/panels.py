@@ -84,6 +84,7 @@ class PanelArray(array.CompressedArray):
     return scale.astype(jnp.float32) * factor.reshape(*stack, *ones)
 
   def matrices(self) -> portable_lib.Matrices:
+    """What the leaf stands for, as matrices."""
     plan = self.plan
     codes = layout.from_panels(
       plan_lib.part(self, 'payload'),

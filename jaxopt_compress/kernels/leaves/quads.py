@@ -52,6 +52,7 @@ class QuadArray(array.CompressedArray):
     return dict(payload=4, scale=2, zero=2, act_scale=2, act_zero=2)
 
   def matrices(self) -> portable_lib.Matrices:
+    """What the leaf stands for, as matrices."""
     m, quads = self.plan.matrix, plan_lib.part(self, 'payload')
     # Seen with other axes the rows are still height times width.
     height = m.k // quads.shape[-3]

@@ -83,6 +83,7 @@ class StreamArray(array.CompressedArray):
     )
 
   def matrices(self) -> portable_lib.Matrices:
+    """What the leaf stands for, as matrices."""
     plan = self.plan
     x = sparse_layout.from_streams(
       plan_lib.part(self, 'payload'),

@@ -97,6 +97,7 @@ class TiledArray(array.CompressedArray):
     return _over_stack(run, plan_lib.stack(self))(x, self.weight())
 
   def matrices(self) -> portable_lib.Matrices:
+    """What the leaf stands for, as matrices."""
     plan = self.plan
     restore = functools.partial(
       _kernel(plan).restore, k=plan.matrix.k, n=plan.matrix.n, **_numbers(plan)

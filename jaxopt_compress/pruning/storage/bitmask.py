@@ -228,6 +228,7 @@ def reshape(x: Bitmask, *, new_sizes, dimensions=None, **_):
 
 
 def squeeze(x: Bitmask, *, dimensions):
+  """Axes of length 1 go, of the stack or of a segment."""
   lead = x.ndim - len(x.segment)
   if all(d < lead for d in dimensions):
     bits, values = (lax.squeeze(p, dimensions) for p in (x.bits, x.values))
@@ -293,6 +294,7 @@ def gather(x, indices, *, dimension_numbers, slice_sizes, fill_value, **params):
 
 
 def put_back(*operands, **params):
+  """Products and whatever has no rule of its own meet the dense array."""
   return lift.Dense('zeros are put back before a product')
 
 

@@ -191,6 +191,7 @@ def convert(x: NMArray, *, new_dtype, **_):
 
 
 def transpose(x: NMArray, *, permutation):
+  """The parts are transposed, and the axis of the groups goes along."""
   axis = tuple(permutation).index(x.ndim + x.axis) - x.ndim
   return _each(x, lambda p: lax.transpose(p, permutation), axis)
 
@@ -216,6 +217,7 @@ def reshape(x: NMArray, *, new_sizes, dimensions=None, **_):
 
 
 def squeeze(x: NMArray, *, dimensions):
+  """Axes of length 1 go, but not that of the groups."""
   sizes = [n for i, n in enumerate(x.shape) if i not in dimensions]
   return reshape(x, new_sizes=tuple(sizes))
 
@@ -282,6 +284,7 @@ def gather(x, indices, *, dimension_numbers, slice_sizes, fill_value, **params):
 
 
 def put_back(*operands, **params):
+  """Products and whatever has no rule of its own meet the dense array."""
   return lift.Dense('zeros are put back before a product')
 
 
