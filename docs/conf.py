@@ -17,6 +17,7 @@ os.environ['PATH'] = os.pathsep.join(
   [str(pathlib.Path(sys.executable).parent), os.environ['PATH']]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['IPYKERNEL_CELL_NAME'] = 'page.py'  # in what errors say
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     '--xla_force_host_platform_device_count=4',
@@ -36,6 +37,8 @@ extensions = [
   'sphinx_copybutton',
   'sphinxcontrib.katex',
   'blocks',
+  'docstrings',
+  'api',
 ]
 exclude_patterns = ['_build', 'extensions', 'static']
 
@@ -48,6 +51,12 @@ nb_execution_show_tb = True
 nb_output_stderr = 'remove-warn'
 nb_merge_streams = True
 nb_ipywidgets_js = {}
+
+autodoc_member_order = 'bysource'
+napoleon_use_ivar = True
+autodoc_typehints_format = 'short'
+# Only our own names have pages here; other libraries would need the network.
+nitpick_ignore_regex = [(r'py:.*', r'(?!jaxopt_compress).*')]
 
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
 myst_heading_anchors = 3

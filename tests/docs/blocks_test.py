@@ -1,26 +1,11 @@
 """Pages of the site: which blocks run, and what they must print."""
 
 import doctest
-import importlib.util
-import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import blocks
 import nbformat
-
-_ROOT = pathlib.Path(__file__).parents[2]
-
-
-def load(name):
-  """A module of the site, which is no package."""
-  path = _ROOT / 'docs/extensions' / f'{name}.py'
-  spec = importlib.util.spec_from_file_location(f'docs_{name}', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-blocks = load('blocks')
 
 _PAGE = """---
 orphan: true
