@@ -162,6 +162,7 @@ def compute(
 def masks_at(
   spec, leaves, uses, ramp, others, scores=None
 ) -> dict[str, jax.Array]:
+  """The masks of the leaves of one rule at `ramp`, of given scores or its own."""
   axes = {path: axes_of(path, x, spec, uses) for path, x in leaves.items()}
   if scores is None:
     scores = scoring.scores(spec, leaves, axes, others)
