@@ -234,15 +234,11 @@ def _table(caption, columns, rows, note='', first='') -> str:
     ]
     known = bool(first) and texts[0] == first
     body.append(_tag('tr', *cells, class_='first' if known else None))
-  # Without a note it says what the heading says, and is for those who hear it.
-  label = _tag(
-    'caption',
-    html.escape(note or caption),
-    class_=None if note else 'unseen',
-    aria_label=caption,
-  )
+  # It says what the heading says, and is for those who hear it.
+  label = _tag('caption', html.escape(caption), class_='unseen')
+  above = _tag('p', html.escape(note), class_='note') if note else ''
   return (
-    f'<div class="wide" tabindex="0"><table class="sortable">{label}'
+    f'{above}<div class="wide" tabindex="0"><table class="sortable">{label}'
     f'<thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
   )
 

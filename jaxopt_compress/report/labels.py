@@ -9,7 +9,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def beside(
-  points: Sequence[tuple[float, float]], names: Sequence[str], width: float
+  points: Sequence[tuple[float, float]],
+  names: Sequence[str],
+  width: float,
+  taken: Sequence[Box] = (),
 ) -> str:
   """Names near their points; one that is moved away is joined to its point.
 
@@ -19,8 +22,9 @@ def beside(
     points: in pixels.
     names: one for each.
     width: of the drawing; no name goes over its edge where another place is free.
+    taken: where something is written already.
   """
-  taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+  taken = [*taken, *((x - 7, y - 7, x + 7, y + 7) for x, y in points)]
   drawn = []
   for (x, y), name in zip(points, names, strict=True):
     places = list(_places(x, y, svg.wide(name)))

@@ -257,7 +257,7 @@ def _draw(report, histograms) -> list[html.Figure]:
     ),
     html.Figure(
       'losses',
-      'Loss over the cost of training',
+      'Validation loss over the cost of training',
       plots_lib.losses(report.curves),
     ),
     html.Figure(

@@ -66,6 +66,13 @@ def best(stages: Sequence[records.StageRecord], reference: str = '') -> str:
     f' {ref.metric}, {_value(ref)}.'
   )
   smaller = [r for r in others if ref.bytes_memory > _FEWER * r.bytes_memory]
+  top = min(others, key=lambda r: _worse(r, ref))
+  if not smaller and -_worse(top, ref) > WITHIN * abs(ref.value):
+    # Nothing was to become smaller: networks that grow, or rival losses.
+    return (
+      f'{top.name} has the best {ref.metric}, {_value(top)}; {ref.name} has'
+      f' {_value(ref)}.'
+    )
   if smaller:
     near = min(smaller, key=lambda r: _worse(r, ref))
     said += (
@@ -89,7 +96,7 @@ def unpaid(
     said = _not_finite(stage)
     if ref is not None and stage in rows[1:]:
       said += _lost(stage, ref) + _masked(stage, ref)
-    said += _slow(stage) + _dense(coverage.get(stage.name, ()))
+    said += _slow(stage, stages) + _dense(coverage.get(stage.name, ()))
     if said:
       found[stage.name] = said
   return found
@@ -148,13 +155,16 @@ def _masked(stage, ref):
   return [said]
 
 
-def _slow(stage):
+def _slow(stage, others):
+  """Where it is not faster; a network that has become larger need not be."""
+  sizes = {r.name: r.bytes_memory or 0 for r in others}
   timed = {
     batch: t
     for batch, t in sorted(stage.latency.items())
     if t.speed is not None
     and math.isfinite(t.speed)
     and t.against != stage.name
+    and (stage.bytes_memory or 0) <= _FEWER * sizes.get(t.against, math.inf)
   }
   said = []
   for word, tells in (('slower', 'slower than'), ('same', 'no faster than')):

@@ -56,10 +56,12 @@ def _scatter(points, reference):
       y_format=lambda v: table.number(v, first.spec),
     )
   ]
+  written = []
   if bar is not None:
     dashes = dict(stroke=_FAINT, stroke_dasharray='5 4')
     drawn.append(svg.line(x.start, y(bar), x.end, y(bar), **dashes))
     said = f'within {pays.WITHIN:.0%} of {reference.name}'
+    written = [(x.end - svg.wide(said), y(bar) - 18, x.end, y(bar))]
     drawn.append(
       svg.text(x.end, y(bar) - 5, said, text_anchor='end', fill=_FAINT)
     )
@@ -67,7 +69,8 @@ def _scatter(points, reference):
   drawn += [
     svg.mark(i, *at[i], tip=_told(r, points[0])) for i, r in enumerate(points)
   ]
-  drawn.append(labels.beside(at, [r.name for r in points], width=720))
+  names = [r.name for r in points]
+  drawn.append(labels.beside(at, names, width=720, taken=written))
   return svg.Panel(
     720, 380, ''.join(drawn), f'{first.metric} of each stage over its bytes'
   )

@@ -29,6 +29,12 @@ class LabelsTest(parameterized.TestCase):
         )
         self.assertGreaterEqual(apart, 0, (places, i))
 
+  def test_keeps_off_what_is_written(self):
+    free = labels.beside([(100, 50)], ['name'], 720)
+    self.assertIn('x="110"', free)
+    right = labels.beside([(100, 50)], ['name'], 720, [(105, 40, 150, 60)])
+    self.assertLess(float(re.search(r'x="([\d.]+)"', right)[1]), 100)
+
   def test_stays_within_the_drawing(self):
     drawn = labels.beside([(700, 50)], ['a name of a stage'], width=720)
     x = float(re.search(r'x="([\d.]+)"', drawn)[1])

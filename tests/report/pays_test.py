@@ -62,6 +62,12 @@ class PaysTest(parameterized.TestCase):
       'tiny is the smallest stage within 1% of good: 100x smaller (10 B instead of'
       ' 1 kB), accuracy 90.00% instead of 89.11%.',
     ),
+    (
+      'larger_and_better',
+      [BIG, _like('larger', value=0.95, bytes_memory=9000), _like('same')],
+      '',
+      'larger has the best accuracy, 95.00%; big has 90.00%.',
+    ),
     ('a_reference_without_a_value', [BIG, GOOD], 'lost', ''),
     ('alone', [BIG], '', ''),
     ('nothing', [], '', ''),
@@ -84,6 +90,15 @@ class PaysTest(parameterized.TestCase):
     ),
     ('zeros_left_out', _like('s', sparsity=0.8, bytes_memory=1000), []),
     ('nan', _like('nan', value=math.nan), ['its accuracy is nan']),
+    (
+      'larger',
+      _like(
+        'larger',
+        bytes_memory=9000,
+        latency={1: records.Timing(2.0, against='big', speed=0.5)},
+      ),
+      [],
+    ),
     (
       'slow',
       _like(
