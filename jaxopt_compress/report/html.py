@@ -136,12 +136,9 @@ def _tiles(found, reference) -> str:
   ]
   for batch, t in sorted(found.latency.items()):
     if t.speed is not None and math.isfinite(t.speed):
-      tiles.append(
-        (
-          f'{t.speed:.2f}x the speed',
-          f'of {t.against} at batch {batch}, {t.median_ms:.3g} ms',
-        )
-      )
+      unsure = ', within the noise' * (findings.verdict(t) == 'same')
+      said = f'of {t.against} at batch {batch}, {t.median_ms:.3g} ms{unsure}'
+      tiles.append((f'{t.speed:.2f}x the speed', said))
   items = ''.join(
     _tag('li', _tag('b', html.escape(a)), _tag('span', html.escape(b)))
     for a, b in tiles

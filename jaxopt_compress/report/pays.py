@@ -167,13 +167,15 @@ def _slow(stage, others):
     and (stage.bytes_memory or 0) <= _FEWER * sizes.get(t.against, math.inf)
   }
   said = []
-  for word, tells in (('slower', 'slower than'), ('same', 'no faster than')):
+  for word, tells in (
+    ('slower', 'it is slower than {}'),
+    ('same', 'its speed is that of {}, within the noise'),
+  ):
     at = {b: t for b, t in timed.items() if findings.verdict(t) == word}
     if at:
-      listed = ', '.join(
-        f'{t.speed:.2f}x its speed at batch {b}' for b, t in at.items()
-      )
-      said.append(f'it is {tells} {next(iter(at.values())).against}: {listed}')
+      against = next(iter(at.values())).against
+      listed = ', '.join(f'{t.speed:.2f}x at batch {b}' for b, t in at.items())
+      said.append(f'{tells.format(against)}: {listed}')
   return said
 
 
