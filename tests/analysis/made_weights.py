@@ -278,7 +278,7 @@ PROGRAMS = {
     {'a': normal(4, 1), 'b': normal(1, 4)},
     {'a': (4, 1), 'b': (1, 4)},
   ),
-  'both_ways': (both_ways, {'w': W}, {'w': (4, 4)}),
+  'both_ways': (both_ways, {'w': W}, {'w': (4, 4), 'w_sqrt': ()}),
   'shared_over_layers': (
     shared_over_layers,
     {'gains': normal(3, 1, 1), 'w': W},

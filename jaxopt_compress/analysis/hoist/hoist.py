@@ -48,8 +48,8 @@ def hoist(fun: Callable) -> Callable[..., tuple[Callable, dict]]:
       of other batches, too. Each call traces anew, so wrap it in `jax.jit`.
     weights: a nested dict of leaves. A parameter that nothing is computed from keeps
       its path and its array; another leaf has the path of the largest parameter that
-      it comes from (`leaves`). It takes no more bytes than `params`, and parameters
-      that the program does not read are left out.
+      it comes from (`leaves`). They take no more bytes than `params`, or a
+      sixteenth more, and parameters that the program does not read are left out.
 
   Raises:
     ValueError: two leaves would have one name. By `apply_on_weights`: weights that

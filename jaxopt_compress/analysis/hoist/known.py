@@ -21,9 +21,13 @@ import numpy as np
 
 
 class Loop(NamedTuple):
-  """A scan: where it is in the program (`walk.At.place`), and its turns."""
+  """A scan: how many scans are around it, and its turns.
 
-  place: tuple[int, ...]
+  What depends on no data is a function of the number of the turn, and so the same in
+  another scan of as many turns: in a backward pass, say.
+  """
+
+  depth: int
   times: int
 
 
@@ -151,8 +155,7 @@ class Graph:
 
 
 def _nested(loops: Iterable[Loop]) -> tuple[Loop, ...]:
-  # The place of an inner scan begins with those around it.
-  return tuple(sorted(dict.fromkeys(loops), key=lambda x: len(x.place)))
+  return tuple(sorted(set(loops)))  # by their depth
 
 
 def behind(

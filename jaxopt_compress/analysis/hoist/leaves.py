@@ -12,9 +12,10 @@ What is moved as a whole, by reshapes and transposes on its only way to where it
 becomes a leaf behind these, unless it has the shape of its parameter before: a kernel
 that is normalised as a matrix is a kernel again.
 
-Bytes are spent once: leaves that come from one parameter take no more than it does, so
-`weights` never takes more memory than `params`. A weight that is used both as it is and
-normalised therefore stays, and is normalised by the program.
+Bytes are spent once: leaves that come from one parameter take no more than it does, and
+a sixteenth of that for small values beside it, a norm say. So `weights` takes hardly more
+memory than `params`. A weight that is used both as it is and normalised therefore stays,
+and is divided by its norm in the program.
 
 A leaf has the path of the parameter that it comes from, of the largest where there are
 several. Where these are equally large, what their paths differ in is joined by '&', as in
@@ -37,6 +38,8 @@ _MOVES = moved.UNCHANGED | set(
   ' squeeze tile transpose unstack'.split()
 )
 _MOST_NAMES = 4
+# Of a parameter's bytes, one in so many is for values beside the parameter.
+_BESIDE = 16
 # What contracts a weight, or looks up its rows.
 PRODUCTS = frozenset(
   'conv_general_dilated dot_general gather ragged_dot_general'.split()
@@ -143,8 +146,10 @@ def _beyond_budget(leaves, sizes) -> set[known.Known]:
   for x in leaves:
     for i in x.parents:
       shared[i] += 1
-      if isinstance(x, known.Given):
-        left[i] = 0
+    if isinstance(x, known.Given):
+      left.update(dict.fromkeys(x.parents, 0))
+  for i, size in enumerate(sizes):
+    left[i] += size // _BESIDE
   refused = set()
   for x in leaves:
     if isinstance(x, known.Given):
@@ -167,6 +172,12 @@ def named(
   leaves: Sequence[known.Known], paths: Sequence[str], sizes: Sequence[int]
 ) -> dict[str, known.Known]:
   """{name: leaf}, those that are parameters first."""
+  if len(set(paths)) < len(paths):
+    twice = max(paths, key=paths.count)
+    raise ValueError(
+      f'Two parameters are named {twice!r}: keys that hold "/" meet nested ones.'
+      ' Rename one of them.'
+    )
   given = [x for x in leaves if isinstance(x, known.Given)]
   names = {paths[i]: x for x in given for i in x.parents}
   for x in leaves:

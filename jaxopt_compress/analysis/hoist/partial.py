@@ -117,7 +117,7 @@ class Partial(algebra.Algebra):
     return DATA
 
   def scanned(self, at, xs):
-    self._loop = known.Loop(at.place, walk.enter(at.eqn).times)
+    self._loop = loop(at)
 
   def layer(self, x, turn, aval):
     return self.graph.row(x, self._loop, aval) if is_known(x) else DATA
@@ -126,6 +126,13 @@ class Partial(algebra.Algebra):
     for y in ys:
       self.read(y, 'scan')
     return DATA
+
+
+def loop(at: walk.At) -> known.Loop:
+  """The loop that a scan is."""
+  around = [walk.enter(outer.eqn) for outer, _ in at.around]
+  depth = sum(isinstance(inside, walk.Scan) for inside in around)
+  return known.Loop(depth, walk.enter(at.eqn).times)
 
 
 def is_known(x: Any) -> bool:

@@ -260,7 +260,7 @@ def _scan(rest, at, scan, inputs):
   n, whole = scan.num_consts, scan.num_consts + scan.num_carry
   consts, carry, xs = inputs[:n], inputs[n:whole], inputs[whole:]
   init, filled = _carried(rest, scan.body, consts, carry)
-  loop = known.Loop(at.place, scan.times)
+  loop = partial.loop(at)
   parts = [v.aval for v in jaxprs.opened(scan.body)[0].invars[whole:]]
   # A leaf that is made in there comes as one for each turn, as rows do.
   rows = rest.rows(at, loop)

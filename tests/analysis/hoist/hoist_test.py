@@ -31,7 +31,7 @@ class HoistTest(parameterized.TestCase):
       expected, got = fun(params, X), on_weights(weights, X)
     self.assertEqual(shapes(weights), want)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    self.assertLessEqual(jc.nbytes(weights), jc.nbytes(params))
+    self.assertLessEqual(jc.nbytes(weights), jc.nbytes(params) * 17 / 16)
     # What is described without computing is what was made.
     like = jax.eval_shape(lambda p: p, params)
     described = hoist_lib.hoisted(fun)(like, X)

@@ -55,7 +55,7 @@ class KnownTest(absltest.TestCase):
     self.assertLen(set(constants), 3)  # types count
 
   def test_loops_are_in_the_order_of_their_nesting(self):
-    inner, outer = known.Loop((1, 2), 5), known.Loop((1,), 3)
+    inner, outer = known.Loop(1, 5), known.Loop(0, 3)
     slices = jax.ShapeDtypeStruct((4,), jnp.float32)
     of_inner = self.graph.row(self.w, inner, slices)
     of_outer = self.graph.row(self.b, outer, slices)
