@@ -2,5 +2,6 @@
 
 from jaxopt_compress.disk import files
 from jaxopt_compress.disk import sealed
+from jaxopt_compress.disk import tensors
 
-__all__ = ['files', 'sealed']
+__all__ = ['files', 'sealed', 'tensors']

@@ -1,20 +1,29 @@
 """Files that are replaced as a whole, or not at all."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import tempfile
+from typing import BinaryIO
 
 _PARTIAL = '.partial'
 
 
 def replace(path: str | os.PathLike, content: str | bytes) -> None:
-  """Puts `content` at `path`, in one step once all of it is on disk.
+  """Puts `content` at `path`, as `replacing` does."""
+  with replacing(path) as f:
+    f.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file to write to, put at `path` in one step once all of it is on disk.
 
   A process that dies in between may leave a file `.<name>.*.partial` beside `path`,
-  which stays as it was.
+  which stays as it was. Of a link, what it points to is replaced.
   """
-  path = pathlib.Path(path)
-  content = content.encode() if isinstance(content, str) else content
+  path = pathlib.Path(path).resolve()
   # A name of its own, so that two writers do not mix; in the same folder, as only
   # within a file system a rename is one step.
   handle, temporary = tempfile.mkstemp(
@@ -22,7 +31,7 @@ def replace(path: str | os.PathLike, content: str | bytes) -> None:
   )
   try:
     with os.fdopen(handle, 'wb') as f:
-      f.write(content)
+      yield f
       # On disk before the rename, which may get there first.
       f.flush()
       os.fsync(f.fileno())
