@@ -44,6 +44,8 @@ from jaxopt_compress.core.compression import Info
 from jaxopt_compress.core.operators import cast
 from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import widen
+from jaxopt_compress.export.trees import load
+from jaxopt_compress.export.trees import save
 from jaxopt_compress.kernels import pack
 from jaxopt_compress.kernels import PackedArray
 from jaxopt_compress.kernels import unpack
@@ -104,6 +106,7 @@ __all__ = [
   'is_compressed',
   'kernels',
   'lift',
+  'load',
   'materialize',
   'methods',
   'modules',
@@ -117,6 +120,7 @@ __all__ = [
   'quantize',
   'rules',
   'rules_for',
+  'save',
   'schemes',
   'select',
   'shrink',

@@ -43,8 +43,11 @@ _MAY['train'] = set(_MAY)
 _MAY['command'] = set(_MAY)
 
 # What a single file may import beyond its room: an adapter that is merged is rounded
-# again.
-_FILE_MAY = {'jaxopt_compress/adapters/merge.py': {'quantization'}}
+# again, and a tree is loaded onto a mesh.
+_FILE_MAY = {
+  'jaxopt_compress/adapters/merge.py': {'quantization'},
+  'jaxopt_compress/export/trees.py': {'parallel'},
+}
 
 # Outside packages that the inner rooms do without.
 _INNER = (

@@ -1,6 +1,7 @@
 """Leaving: programs and weights that run without this library."""
 
 from jaxopt_compress.export import stablehlo
+from jaxopt_compress.export import trees
 from jaxopt_compress.export import weights
 from jaxopt_compress.export.program import load
 from jaxopt_compress.export.program import Program
@@ -17,5 +18,6 @@ __all__ = [
   'save',
   'save_shrunk',
   'stablehlo',
+  'trees',
   'weights',
 ]

@@ -1,8 +1,8 @@
 """A network that has shrunk, on disk, and the model of it again.
 
-One safetensors file has the arrays, and in its header the plan that made them: of
-which network they were, and which of its channels stayed. A fresh process needs that
-and what built the network:
+A file of `jc.save` with, in its header, the plan that made the arrays: of which network
+they were, and which of its channels stayed. A fresh process needs that and what built
+the network:
 
     jc.export.save_shrunk('small.safetensors', plan, jc.shrink(plan, params))
 
@@ -10,24 +10,16 @@ and what built the network:
 """
 
 from collections.abc import Callable
-import json
 import os
 from typing import Any
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxopt_compress.analysis.plan import config_delta
 from jaxopt_compress.analysis.plan import plan as plan_lib
-from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
-from jaxopt_compress.disk import sealed
-from jaxopt_compress.export import leaves as leaves_lib
-from jaxopt_compress.export import weights as weights_lib
-
-# In the header: what it says besides that of `weights`.
-FORMAT = 'jaxopt_compress.shrunk/2'
+from jaxopt_compress.export import trees
 
 
 class Rebuilt(NamedTuple):
@@ -63,26 +55,18 @@ def save_shrunk(
         f'{name} of the plan is not among the parameters, which are'
         f' {sorted(there)[:5]}. Save all that jc.shrink(plan, params) makes.'
       )
-  params = array.map_leaves(lambda leaf: leaf.portable(), params)
-  arrays, _ = weights_lib.flatten(params)
-  leaves = {
-    name: leaves_lib.words(x)
-    for name, x in rules_lib.named_leaves(params)
-    if array.is_compressed(x)
-  }
-  metadata = {
-    'layout': FORMAT,
-    'plan': plan.to_json(),
-    'dtypes': json.dumps({name: str(x.dtype) for name, x in arrays.items()}),
-    'leaves': json.dumps(leaves),
-    'digests': json.dumps({n: _digest(x) for n, x in arrays.items()}),
-  }
-  weights_lib.save(path, arrays, sealed.seal(metadata))
+  trees.write(path, params, {'plan': plan.to_json()})
 
 
 def load_plan(path: str | os.PathLike) -> plan_lib.Plan:
   """The plan in the header of a file that `save_shrunk` wrote."""
-  return plan_lib.Plan.from_json(_header(path)['plan'])
+  header = trees.header(path)
+  if 'plan' not in header:
+    raise ValueError(
+      f'{path} has no plan in its header: write it with'
+      ' jc.export.save_shrunk(path, plan, params).'
+    )
+  return plan_lib.Plan.from_json(header['plan'])
 
 
 def rebuild(
@@ -115,34 +99,23 @@ def rebuild(
       graphdef, state, _ = jc.export.rebuild(build, config, 'small.safetensors')
       model = nnx.merge(graphdef, state)
   """
-  header = _header(path)
-  plan = plan_lib.Plan.from_json(header['plan'])
+  plan = load_plan(path)
 
   def shapes(config):
     return jax.eval_shape(lambda: build(config)[1])
 
   _, config = config_delta.config_delta(shapes, config, plan)
   model, params = build(config)
-  arrays = weights_lib.load(path, json.loads(header['dtypes']))
-  for name, digest in json.loads(header['digests']).items():
-    if _digest(arrays[name]) != digest:
-      raise sealed.Damaged(
-        f'{path} is damaged: the numbers of {name} are not those that were written.'
-      )
-  leaves = json.loads(header['leaves'])
+  leaves = dict(rules_lib.named_leaves(trees.load(path)))
 
   def loaded(name, x):
-    if name in leaves:
-      return leaves_lib.leaf(
-        leaves[name], lambda child: arrays[f'{name}.{child}']
-      )
-    if name not in arrays:
+    if name not in leaves:
       raise ValueError(
-        f'{name} of the model is not in {path}, which has {sorted(arrays)[:5]}. Build'
+        f'{name} of the model is not in {path}, which has {sorted(leaves)[:5]}. Build'
         ' the parameters that were saved, and keep others, such as keys, beside the'
         ' model: ((graphdef, rest), params).'
       )
-    return arrays[name]
+    return leaves[name]
 
   params = rules_lib.map_named(loaded, params)
   _check(
@@ -159,28 +132,3 @@ def _check(plan, params, advice):
       raise ValueError(
         f'{name} has shape {tuple(x.shape)}, and the plan makes {want}. {advice}'
       )
-
-
-def _digest(x) -> str:
-  return sealed.of_bytes(np.asarray(x).tobytes())
-
-
-def _header(path) -> dict[str, str]:
-  with weights_lib.opened(path) as file:
-    header = file.metadata() or {}
-  if 'plan' not in header:
-    raise ValueError(
-      f'{path} has no plan in its header: write it with jc.export.save_shrunk(path, plan,'
-      ' params).'
-    )
-  if header.get('layout') != FORMAT:
-    raise ValueError(
-      f'The plan in {path} is of the layout {header.get("layout")!r}, not {FORMAT!r}:'
-      ' another version wrote it. Write it again with this one.'
-    )
-  header.pop('format', None)  # of the arrays, which `weights` checks
-  if not sealed.is_intact(header):
-    raise sealed.Damaged(
-      f'{path} is damaged: its header is not what was written.'
-    )
-  return header

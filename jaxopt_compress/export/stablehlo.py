@@ -1,7 +1,7 @@
 """A directory that runs wherever jax runs: a program, its weights, a manifest.
 
     program.stablehlo      jax.export, serialised; takes (weights, *inputs)
-    weights.safetensors    packed integers, scales and floats, as stored
+    weights.safetensors    packed integers, scales and floats, as `jc.save` stores them
     manifest.json          versions, signature, leaves, sha256 of both files and of itself
 
 The weights are inputs and not constants: they are read as they are stored, and XLA on
@@ -15,7 +15,6 @@ and safetensors, and none of this library's leaf types:
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import os
 import shutil
 from typing import Any
@@ -30,6 +29,7 @@ from jaxopt_compress.core import rules
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
 from jaxopt_compress.export import program as program_lib
+from jaxopt_compress.export import trees
 from jaxopt_compress.export import weights as weights_lib
 
 load = program_lib.load
@@ -91,7 +91,7 @@ def save(
   new.mkdir(parents=True)
   try:
     (new / layout.PROGRAM).write_bytes(_serialized(exported))
-    weights_lib.save(new / layout.WEIGHTS, weights, _formats(params))
+    trees.write(new / layout.WEIGHTS, params, {}, shared=False)
     manifest = _manifest(exported, params, weights, inputs, new, facts)
     sealed.write(new / layout.MANIFEST, manifest)
     _check_written(new, weights)
@@ -130,12 +130,6 @@ def _is_weight(x) -> bool:
   return hasattr(x, 'dtype') and not jax.dtypes.issubdtype(
     x.dtype, jax.dtypes.extended
   )
-
-
-def _formats(params):
-  """What each leaf is stored as, for the header of the file of weights."""
-  leaves = weights_lib.describe(params).items()
-  return {'leaves': json.dumps({path: leaf['format'] for path, leaf in leaves})}
 
 
 def _over_weights(fun, rebuild):

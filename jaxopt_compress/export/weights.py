@@ -1,17 +1,15 @@
-"""Parameters as a flat dict of plain arrays, in memory and in a file.
+"""Parameters as a flat dict of plain arrays.
 
     {'dense': {'kernel': QArray(qvalue, scale), 'bias': b}}
     -> {'dense/kernel.qvalue': ..., 'dense/kernel.scale': ..., 'dense/bias': ...}
 
-The static fields of a leaf stay in the program, so whoever loads the file needs no
-leaf types. The file format is safetensors; its header names the layout, and other files
-are refused.
+The static fields of a leaf stay in the program, so whoever has these needs no leaf types.
+A file of `jc.save` has its arrays under the same names.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -20,20 +18,11 @@ import numpy as np
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules
-from jaxopt_compress.export import layout
+from jaxopt_compress.disk import tensors
+from jaxopt_compress.export import trees
 
 Weights = dict[str, np.ndarray]
 
-# In the header: how names and bytes are to be read.
-FORMAT = 'jaxopt_compress.weights/1'
-
-# What safetensors.numpy writes and reads back; other dtypes are stored as bytes.
-_STORED = frozenset(
-  """
-    bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16
-    float32 float64 complex64
-""".split()
-)
 _SUB_BYTE = ('int1', 'int2', 'int4', 'uint1', 'uint2', 'uint4', 'float4')
 
 
@@ -93,11 +82,7 @@ def describe(params: Any) -> dict[str, dict[str, Any]]:
 
 
 def host(x: Any, name: str) -> np.ndarray:
-  """`x` on the host, contiguous.
-
-  safetensors writes memory as it lies, so a transposed or strided array would be
-  stored wrongly, and silently so.
-  """
+  """`x` on the host, contiguous."""
   if not hasattr(x, 'dtype') or jax.dtypes.issubdtype(
     x.dtype, jax.dtypes.extended
   ):
@@ -113,61 +98,23 @@ def host(x: Any, name: str) -> np.ndarray:
   return np.asarray(x, order='C')
 
 
-def save(
-  path: str | os.PathLike,
-  weights: Weights,
-  metadata: Mapping[str, str] | None = None,
-) -> None:
-  """Writes a safetensors file: the bytes of the arrays after one header.
-
-  It is there as a whole or not at all, and one that it replaces until then.
-  """
-  stored = {name: _as_stored(x) for name, x in weights.items()}
-  # safetensors does not check this, and would write other data.
-  assert all(x.flags.c_contiguous for x in stored.values())
-  header = {'format': FORMAT, **(metadata or {})}
-  path = pathlib.Path(
-    path
-  ).resolve()  # of a link, what it points to is replaced
-  new = path.with_name(f'.{path.name}.new')
-  try:
-    _safetensors().save_file(stored, new, header)
-    layout.sync(new)
-    new.replace(path)
-  finally:
-    new.unlink(missing_ok=True)
-
-
-def opened(path: str | os.PathLike) -> Any:
-  """A safetensors file, to read its header: `with opened(path) as file`."""
-  _safetensors()
-  import safetensors
-
-  return safetensors.safe_open(path, 'numpy')
-
-
 def load(path: str | os.PathLike, dtypes: Mapping[str, str]) -> Weights:
-  """Reads back what `save` wrote; `dtypes` as they were, by name.
+  """The arrays of a file of `jc.save` by name, `dtypes` as they were.
 
   Raises:
-    ValueError: a file of another layout, or with other arrays.
+    ValueError: a damaged file, one of another version, or with other arrays.
   """
-  with opened(path) as file:
-    found = (file.metadata() or {}).get('format')
-  if found != FORMAT:
-    raise ValueError(
-      f'The header of {path} has the format {found!r}, not {FORMAT!r}: it was not'
-      ' written here, or by another version. Export again with this one.'
-    )
-  stored = _safetensors().load_file(path)
-  if set(stored) != set(dtypes):
-    raise ValueError(
-      f'{path} holds {sorted(stored)}, but the manifest lists'
-      f' {sorted(dtypes)}. Export again.'
-    )
+  with tensors.opened(path) as file:
+    trees.check(file)
+    if set(file.entries) != set(dtypes):
+      raise ValueError(
+        f'{path} holds {sorted(file.entries)}, but the manifest lists'
+        f' {sorted(dtypes)}. Export again.'
+      )
+    found = {name: file.read(name) for name in dtypes}
   return {
     name: x if str(x.dtype) == dtypes[name] else x.view(np.dtype(dtypes[name]))
-    for name, x in stored.items()
+    for name, x in found.items()
   }
 
 
@@ -183,18 +130,3 @@ def _arrays(path, leaf):
 
 def _child(keys) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator='.')
-
-
-def _as_stored(x):
-  return x if str(x.dtype) in _STORED else x.view(np.uint8)
-
-
-def _safetensors():
-  try:
-    import safetensors.numpy
-  except ImportError as e:
-    raise ImportError(
-      'Exports need safetensors. Install it with'
-      " `pip install 'jaxopt_compress[examples]'`."
-    ) from e
-  return safetensors.numpy

@@ -25,23 +25,42 @@ def device_put(tree: Any, mesh: Mesh, specs: Any) -> Any:
   """
 
   def place(x, spec):
-    if not array.is_compressed(x):
-      return jax.device_put(x, NamedSharding(mesh, spec))
-    parts = sharding.leaf_specs(
-      x, spec, mesh, sharding.local_shape(x.shape, spec, mesh)
-    )
-    if parts is None:
-      raise ValueError(
-        f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
-        f' {dict(mesh.shape)}: its parts are'
-        f' {[p.shape for p in jax.tree.leaves(x)]}. Cut an axis that all parts'
-        ' share, or replicate the leaf.'
-      )
-    return jax.tree.map(
-      lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), x, parts
-    )
+    return jax.tree.map(jax.device_put, x, shardings(x, mesh, spec))
 
   if isinstance(specs, PartitionSpec):
     of_all = specs
     specs = jax.tree.map(lambda x: of_all, tree, is_leaf=array.is_compressed)
   return jax.tree.map(place, tree, specs, is_leaf=array.is_compressed)
+
+
+def shardings(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+  """Where the parts of a leaf go, whose dense form is cut as `spec` says.
+
+  Args:
+    x: an array or a compressed leaf, maybe abstract.
+    mesh: the devices.
+    spec: of what `x` stands for.
+
+  Returns:
+    A sharding, or a leaf of them.
+
+  Raises:
+    ValueError: a compressed leaf whose parts cannot be cut that way.
+  """
+  if not array.is_compressed(x):
+    return NamedSharding(mesh, spec)
+  parts = sharding.leaf_specs(
+    x, spec, mesh, sharding.local_shape(x.shape, spec, mesh)
+  )
+  if parts is None:
+    raise ValueError(
+      f'{x.describe()} of shape {x.shape} cannot be cut as {spec} over'
+      f' {dict(mesh.shape)}: its parts are'
+      f' {[p.shape for p in jax.tree.leaves(x)]}. Cut an axis that all parts'
+      ' share, or replicate the leaf.'
+    )
+  return jax.tree.map(
+    lambda s: NamedSharding(mesh, s),
+    parts,
+    is_leaf=lambda s: isinstance(s, PartitionSpec),
+  )

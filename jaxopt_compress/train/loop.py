@@ -18,7 +18,7 @@ from jaxopt_compress import report
 from jaxopt_compress.disk import files
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.export import layout
-from jaxopt_compress.export import weights
+from jaxopt_compress.export import trees
 from jaxopt_compress.parallel import mesh as mesh_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import answers
@@ -360,7 +360,7 @@ def _finish(job, built, state, history):
   checkpoint.save(partial / 'tree', final, config)
   if jax.process_index() == 0:
     stored = final_lib.without_zeros(local, built.model.uses)
-    weights.save(partial / job_lib.WEIGHTS, weights.flatten(stored)[0])
+    trees.save(partial / job_lib.WEIGHTS, stored)
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result |= {'step': step, 'validation': history.to_json()}
     result['lengths'] = extend.lengths(whole, config, name)

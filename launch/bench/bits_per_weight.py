@@ -5,7 +5,7 @@
 Quantises a matrix [4096, 1024] every way and prints
 - the arithmetic of the format: bits of a code, and of what codes share;
 - `jc.nbytes` of the leaf, eight times, over the number of weights;
-- the bytes of its file after the header (`export.weights`), likewise.
+- the bytes of its file after the header (`jc.save`), likewise.
 Exits with an error where the three are not the same, or where the file does not
 hold what was saved. Then prints the error of each format with MX scales by each rule,
 relative and root mean square, on draws from a normal and from a Laplace distribution;
@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.export import weights as weights_lib
 from jaxopt_compress.quantization import schemes
 from jaxopt_compress.quantization import spec as spec_lib
 
@@ -83,13 +82,12 @@ def arithmetic(spec, k, n):
 def measure(w, spec, path):
   """Bytes of a leaf in memory and of its file after the header."""
   q = jc.quantize({'kernel': w}, [(r'kernel', spec)])
-  weights, rebuild = weights_lib.flatten(q)
-  weights_lib.save(path, weights)
-  dtypes = {name: str(x.dtype) for name, x in weights.items()}
-  read = rebuild(weights_lib.load(path, dtypes))
+  jc.save(path, q)
   same = jax.tree.map(
-    lambda a, b: a.dtype == b.dtype and a.tobytes() == np.asarray(b).tobytes(),
-    read,
+    lambda a, b: (
+      a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    ),
+    jc.load(path),
     q,
   )
   with open(path, 'rb') as f:

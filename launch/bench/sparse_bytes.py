@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
-from jaxopt_compress.export import weights as weights_lib
 from jaxopt_compress.pruning import masks
 from jaxopt_compress.pruning.storage import bitmask
 from jaxopt_compress.pruning.storage import n_m_array
@@ -65,16 +64,12 @@ def equation(w, itemsize, lead):
 def on_disk(leaf, folder):
   """Bytes of a leaf's file after the header, and whether it holds the leaf."""
   path = os.path.join(folder, 'weights.safetensors')
-  weights, rebuild = weights_lib.flatten({'w': leaf})
-  weights_lib.save(path, weights)
-  back = rebuild(
-    weights_lib.load(path, {n: str(x.dtype) for n, x in weights.items()})
-  )
+  jc.save(path, leaf)
   with open(path, 'rb') as f:
     header = 8 + int.from_bytes(f.read(8), 'little')
   same = jax.tree.map(
     lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(),
-    back['w'],
+    jc.load(path),
     leaf,
   )
   return os.path.getsize(path) - header, all(jax.tree.leaves(same))

@@ -194,6 +194,13 @@ LEAVES = {
 }
 
 
+def loaded(tree, **options):
+  """A tree that went through a file."""
+  with tempfile.TemporaryDirectory() as folder:
+    jc.save(f'{folder}/net', tree)
+    return jc.load(f'{folder}/net', **options)
+
+
 def rebuilt(tree):
   """A tree that went through a file, for a model that has its arrays."""
   like = jc.materialize(tree)

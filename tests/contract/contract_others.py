@@ -63,6 +63,7 @@ OTHERS = {
   'pruning.state.is_state',
   'pruning.state.states',  # of what is there
   'pruning.structured.vocabulary.trim_vocabulary',  # tokens
+  'parallel.placing.shardings',  # says where, of shapes
   'quantization.cache.quantize_cache',
   'report.latency.by_batch',
   'report.latency.measure',

@@ -8,6 +8,7 @@ import inspect
 import tempfile
 
 from absl.testing import parameterized
+import contract_leaves
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +134,7 @@ TRANSFORMS = {
   ),
   'hoist': lambda: jc.hoist(masked)(PARAMS, X)[1],
   'gradients': lambda: jc.pruning.gradients(mean_output, PARAMS, [X]),
+  'load': lambda: contract_leaves.loaded(PARAMS | QUANTISED),
   'map_named': lambda: jc.rules.map_named(lambda path, x: x, PARAMS),
   'masked': lambda: jc.pruning.masked(
     PARAMS, jc.methods.gradual(HALF, USES).init(PARAMS)
@@ -169,7 +171,7 @@ OTHERS = """
   rules_for
   absmax activations at_scopes biases check_seen config_delta data_mesh
   data_parallel device_put explain feature_names features gram hoisted importance
-  is_compressed lift load load_plan match merge_stats minmax moments
+  is_compressed lift load_plan match merge_stats minmax moments
   named_leaves nbytes observe output_error packable quantize_activations readers
   rescalings rule save save_shrunk select sort sparse sparsity split_learned
   structure sum_abs sum_squares sums total trim_vocabulary uses widen

@@ -323,6 +323,8 @@ COUNTS = {
 # Leaves go through as one, and stand for what they stood for.
 KEEPS = {
   'export.shrunk.save_shrunk': contract_leaves.rebuilt,
+  'export.trees.load': lambda t: contract_leaves.loaded(t, like=t),
+  'export.trees.save': contract_leaves.loaded,
   'analysis.plan.plan.shrink': lambda t: jc.shrink(
     jc.Plan(jc.structure(apply)(t, X), {}), t
   ),

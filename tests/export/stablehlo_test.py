@@ -15,7 +15,7 @@ import jaxopt_compress as jc
 from jaxopt_compress import export
 from jaxopt_compress.export import run
 from jaxopt_compress.export import stablehlo
-from jaxopt_compress.export import weights as weights_lib
+from jaxopt_compress.export import trees
 
 # What somebody does who has never heard of this library.
 STANDALONE = """
@@ -86,12 +86,17 @@ class RoundTripTest(export_cases.ExportTestCase):
     stablehlo.save(
       self.folder, jc.lift(export_cases.apply), tree, export_cases.inputs(3)
     )
-    with weights_lib.opened(self.folder / 'weights.safetensors') as file:
-      header = file.metadata()
-    self.assertEqual(header['format'], 'jaxopt_compress.weights/1')
-    leaves = json.loads(header['leaves'])
-    self.assertEqual(leaves['a/kernel'], 'bitmask 90%')
-    self.assertEqual(leaves['a/bias'], 'float32')
+    header = trees.header(self.folder / 'weights.safetensors')
+    self.assertEqual(header['format'], 'jaxopt_compress.tree/1')
+    found = json.loads(header['tree'])['dict']['a']['dict']
+    self.assertEqual(found['bias'], {})
+    leaf = json.loads(header['leaves'])[found['kernel']['leaf']]
+    self.assertEqual(leaf['leaf'], 'Bitmask')
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      jc.load(self.folder / 'weights.safetensors'),
+      tree,
+    )
 
   @parameterized.parameters('dense', 'sparse')
   def test_a_fresh_process_without_this_library(self, kind):

@@ -1,4 +1,4 @@
-"""The weights file: its size, its names, and arrays that lie oddly in memory."""
+"""Weights by name: the size of their file, names, arrays that lie oddly in memory."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 import jaxopt_compress as jc
-from jaxopt_compress.export import layout
+from jaxopt_compress.export import trees
 from jaxopt_compress.export import weights as weights_lib
 
 
@@ -30,7 +30,7 @@ class WeightsTest(parameterized.TestCase):
     self.path = folder.name + '/weights.safetensors'
 
   def round_trip(self, weights):
-    weights_lib.save(self.path, weights)
+    trees.save(self.path, weights)
     dtypes = {name: str(x.dtype) for name, x in weights.items()}
     return weights_lib.load(self.path, dtypes)
 
@@ -38,15 +38,14 @@ class WeightsTest(parameterized.TestCase):
     tree = jc.quantize(
       {'kernel': jnp.ones((1024, 64))}, [(r'kernel', jc.W4A16)]
     )
-    weights, _ = weights_lib.flatten(tree)
-    weights_lib.save(self.path, weights)
+    trees.save(self.path, tree)
     arithmetic = 1024 * 64 // 2 + 2 * (1024 // 128) * 64
     self.assertEqual(arithmetic, (0.5 + 2 / 128) * 1024 * 64)
     self.assertEqual(jc.nbytes(tree), arithmetic)
     self.assertEqual(
       os.path.getsize(self.path), arithmetic + header_bytes(self.path)
     )
-    self.assertLess(header_bytes(self.path), 300)
+    self.assertLess(header_bytes(self.path), 1000)
 
   def test_names_of_nested_leaves_and_back(self):
     tree = {
@@ -108,11 +107,11 @@ class WeightsTest(parameterized.TestCase):
         ask(cast)
 
   def test_another_layout(self):
-    weights_lib.save(self.path, {'x': np.zeros(3)}, {'format': 'theirs/2'})
-    with self.assertRaisesRegex(ValueError, "'theirs/2', not 'jaxopt.*again"):
+    trees.write(self.path, {'x': np.zeros(3)}, {'format': 'theirs/2'})
+    with self.assertRaisesRegex(ValueError, "'theirs/2', and 'jaxopt.*again"):
       weights_lib.load(self.path, {'x': 'float64'})
     safetensors.save_file({'x': np.zeros(3)}, self.path)
-    with self.assertRaisesRegex(ValueError, "format None, not 'jaxopt"):
+    with self.assertRaisesRegex(ValueError, "format None, and 'jaxopt"):
       weights_lib.load(self.path, {'x': 'float64'})
 
   def test_leaves_without_zeros_and_back(self):
@@ -136,15 +135,15 @@ class WeightsTest(parameterized.TestCase):
 
   def test_a_file_is_replaced_as_a_whole(self):
     self.round_trip({'x': np.zeros(3)})
-    with mock.patch.object(layout, 'sync', side_effect=OSError('disk full')):
+    with mock.patch.object(os, 'fsync', side_effect=OSError('disk full')):
       with self.assertRaisesRegex(OSError, 'disk full'):
-        weights_lib.save(self.path, {'x': np.ones(9)})
+        trees.save(self.path, {'x': np.ones(9)})
     found = weights_lib.load(self.path, {'x': 'float64'})
     np.testing.assert_array_equal(found['x'], np.zeros(3))
     self.assertLen(os.listdir(os.path.dirname(self.path)), 1)
 
   def test_another_set_of_arrays(self):
-    weights_lib.save(self.path, {'x': np.zeros(3)})
+    trees.save(self.path, {'x': np.zeros(3)})
     with self.assertRaisesRegex(ValueError, r"holds \['x'\].*\['y'\]"):
       weights_lib.load(self.path, {'y': 'float64'})
 

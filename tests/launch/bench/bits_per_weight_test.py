@@ -94,12 +94,10 @@ class PayloadsTest(parameterized.TestCase):
     )  # fmt: skip
 
   def test_weights_file(self):
-    weights, rebuild = weights_lib.flatten(self.tree)
     with tempfile.TemporaryDirectory() as folder:
       path = os.path.join(folder, 'weights')
-      weights_lib.save(path, weights)
-      dtypes = {name: str(x.dtype) for name, x in weights.items()}
-      self.assert_same(rebuild(weights_lib.load(path, dtypes)))
+      jc.save(path, self.tree)
+      self.assert_same(jc.load(path))
 
   def test_checkpoint(self):
     template = jax.eval_shape(lambda: self.tree)

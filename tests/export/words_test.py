@@ -1,4 +1,4 @@
-"""Leaves come back of their words and arrays: the types, the fields, every bit."""
+"""Leaves and trees come back of their words and arrays: types, fields, every bit."""
 
 import json
 
@@ -10,8 +10,8 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.core import array
-from jaxopt_compress.export import leaves
 from jaxopt_compress.export import weights
+from jaxopt_compress.export import words
 
 W = jax.random.normal(jax.random.key(0), (32, 16))
 USES = jc.uses(lambda p, x: x @ p['w'])({'w': W}, jnp.ones((1, 32)))
@@ -41,26 +41,28 @@ LEAVES = {
 }
 
 
-class LeavesTest(parameterized.TestCase):
+class WordsTest(parameterized.TestCase):
   @parameterized.parameters(*LEAVES)
   def test_comes_back(self, name):
     leaf = LEAVES[name]()
     self.assertTrue(array.is_compressed(leaf), name)
     arrays, _ = weights.flatten({'w': leaf})
-    said = json.loads(json.dumps(leaves.words(leaf)))
-    again = leaves.leaf(said, lambda child: arrays[f'w.{child}'])
+    said = json.loads(json.dumps(words.of_static(leaf)))
+    again = words.to_static(said, lambda child: arrays[f'w.{child}'])
     self.assertEqual(jax.tree.structure(again), jax.tree.structure(leaf))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(leaf), strict=True):
       self.assertEqual(a.dtype, b.dtype)
       np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
   def test_refused(self):
-    said = leaves.words(LEAVES['masked']())
+    said = words.of_static(LEAVES['masked']())
     with self.assertRaisesRegex(ValueError, "0 leaf types 'os.*Masked"):
-      leaves.leaf({**said, 'leaf': 'os.system'}, {}.get)
+      words.to_static({**said, 'leaf': 'os.system'}, {}.get)
     leaf = jc.pruning.Masked(W, W > 0, gradient=print)
-    with self.assertRaisesRegex(ValueError, 'gradient is a builtin.*no words'):
-      leaves.words(leaf)
+    with self.assertRaisesRegex(
+      ValueError, 'gradient is .*a builtin.*no file says'
+    ):
+      words.of_static(leaf)
 
 
 if __name__ == '__main__':
