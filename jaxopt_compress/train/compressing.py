@@ -23,12 +23,12 @@ def adapters(stage, uses, params, rng, ranges):
   The state of the compression is the frozen base, stored as the stage says.
   """
   if stage.quantize.rules:
-    rules = words.quantize_rules(stage.quantize)
+    rules = words.quantize_rules(stage.quantize, uses)
     params = quantization.quantize.quantize(params, rules, uses, ranges=ranges)
   # A key that no step has: those fold in their number.
   key = jax.random.fold_in(rng, 2**32 - 1)
   factors = lora.add_lora(
-    params, words.lora_rules(stage.adapters), uses, key=key
+    params, words.lora_rules(stage.adapters, uses), uses, key=key
   )
   compression = compression_of(stage, uses, ranges)
   return factors, compression._replace(init=lambda factors: params)
@@ -65,7 +65,7 @@ def compression_of(
   if stage.prune.rules:
     parts.append(words.prune_method(stage.prune, stage.steps, uses))
   if stage.quantize.rules:
-    rules = words.quantize_rules(stage.quantize)
+    rules = words.quantize_rules(stage.quantize, uses)
     parts.append(quantization.fake_quantize(rules, uses, ranges=ranges))
   # Nothing happens over time, but the ranges have to be in the state.
   if not stage.steps:

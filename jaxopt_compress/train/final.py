@@ -34,7 +34,7 @@ def finish(
     if stage.prune.rules:
       params = pruned(params, stage, model.uses, given)
     if stage.quantize.rules:
-      rules = words.quantize_rules(stage.quantize)
+      rules = words.quantize_rules(stage.quantize, model.uses)
       params = quantization.quantize.quantize(
         params, rules, model.uses, ranges=state.comp_state
       )
@@ -65,5 +65,5 @@ def pruned(
   given: dict[str, Any] | None,
 ) -> Any:
   """The parameters under the masks of a stage that trains nothing."""
-  rules = words.prune_rules(stage.prune, stage.steps)
+  rules = words.prune_rules(stage.prune, stage.steps, uses)
   return pruning.prune.prune(params, rules, uses, **(given or {}))

@@ -66,7 +66,7 @@ def _met(built, tree, inputs):
   def output(params, variables, x):
     return built.model.apply(params, variables, x)[0]
 
-  rules = words.prune_rules(built.stage.prune, 0)
+  rules = words.prune_rules(built.stage.prune, 0, built.model.uses)
   pruned = pruning.masking.by_rule(rules, tree['params'])
   paths = [path for _, leaves in pruned for path in leaves]
   wanted = {re.escape(path): statistics.sum_squares() for path in paths}

@@ -150,7 +150,8 @@ class Cache:
 class Prune:
   """What is masked, and when; see `train.words`."""
 
-  rules: tuple = ()  # of (regex, sparsity)
+  # Of (regex, sparsity), or the keywords of `jc.rules_for`.
+  rules: tuple | dict = fields.option((), also=dict)
   score: str = fields.option('magnitude', needs='prune')
   scope: str = fields.option('', needs='prune')  # '': what the score asks for
   k: float = fields.option(
@@ -185,7 +186,8 @@ class Quantize:
   on training data that is not augmented.
   """
 
-  rules: tuple = ()  # of (regex, scheme)
+  # Of (regex, scheme), or the keywords of `jc.rules_for`.
+  rules: tuple | dict = fields.option((), also=dict)
   calibrate: str = 'mse'  # the method
   calibrate_batches: int = fields.option(8, '[1, inf)')
 
@@ -197,7 +199,8 @@ class Adapters:
   Those are the parameters of `init`, stored as the rules of `Quantize` say.
   """
 
-  rules: tuple = ()  # of (regex, rank)
+  # Of (regex, rank), or the keywords of `jc.rules_for`.
+  rules: tuple | dict = fields.option((), also=dict)
   alpha: float = fields.option(16.0, '(0, inf)', needs='lora')
   rank_stabilized: bool = fields.option(False, needs='lora')
 

@@ -31,7 +31,7 @@ def rewound(built: stages.Built, params: Any, source: Any) -> Any:
   """
   stage = built.stage
   source = dict(rules_lib.named_leaves(array.materialize(source)))
-  rules = words.prune_rules(stage.prune, stage.steps)
+  rules = words.prune_rules(stage.prune, stage.steps, built.model.uses)
   specs = rules_lib.match(rules, params)
   zeroed = rules_lib.map_named(
     lambda path, x: (

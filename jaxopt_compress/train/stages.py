@@ -233,7 +233,7 @@ def _check_read(stage, ranges, learned):
 def _placeholders(stage, model):
   if not stage.quantize.rules:
     return {}
-  rules = words.quantize_rules(stage.quantize)
+  rules = words.quantize_rules(stage.quantize, model.uses)
   found = quantization.ranges.placeholders(model.params, rules, model.uses)
   chosen = quantization.schemes.by_leaf(rules, model.params)
   for path, scheme in chosen.items():
@@ -281,7 +281,7 @@ def calibrate(
     return built.model.apply(params, variables, x)[0]
 
   quantize = built.stage.quantize
-  rules = words.quantize_rules(quantize)
+  rules = words.quantize_rules(quantize, built.model.uses)
   if built.stage.prune.rules and not built.stage.steps:
     masked = final_lib.pruned(params, built.stage, built.model.uses, given)
     params = array.materialize(masked)
