@@ -206,6 +206,13 @@ def _on_weights(fun, params, sizes) -> Callable:
   return on_weights
 
 
+_AGAIN = (
+  'What a program computes from its parameters follows their types and sizes, and may'
+  ' follow the shapes of the other arguments: call jc.hoist(apply)(params, ...) with'
+  ' parameters and arguments like these.'
+)
+
+
 def _checked(
   leaves: Mapping[str, known.Known], weights: Any
 ) -> dict[str, jax.Array]:
@@ -222,17 +229,14 @@ def _checked(
     guess = choices.guess(missing[0], more) if missing and more else ''
     raise ValueError(
       f'The weights are not those of this program: it reads {missing or "no others"}'
-      f' besides, and does not know {more or "any others"}.{guess} What is computed'
-      ' from parameters may follow the shapes of the other arguments: call'
-      ' jc.hoist(apply)(params, ...) with arguments like these.'
+      f' besides, and does not know {more or "any others"}.{guess} {_AGAIN}'
     )
   for name, x in leaves.items():
     want, got = (x.shape, x.aval.dtype), (given[name].shape, given[name].dtype)
     if want != got:
       raise ValueError(
         f'{name} is {got[1]}{list(got[0])}, and the program makes'
-        f' {want[1]}{list(want[0])} of its parameters. To change types or sizes,'
-        ' change the parameters, and hoist again.'
+        f' {want[1]}{list(want[0])} of its parameters. {_AGAIN}'
       )
   return given
 
