@@ -39,12 +39,15 @@ extensions = [
   'blocks',
   'docstrings',
   'api',
+  'gallery',
 ]
 exclude_patterns = ['_build', 'extensions', 'static']
 
 # Every block runs; an error or a word on stderr is a warning, which is fatal.
 nb_custom_formats = {'.md': ['blocks.read', {}, False]}
 nb_execution_mode = 'force'
+# tests/colabs_test.py runs the notebooks; the site shows what they were kept with.
+nb_execution_excludepatterns = ['gallery/*']
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
