@@ -58,7 +58,9 @@ nb_ipywidgets_js = {}
 autodoc_member_order = 'bysource'
 napoleon_use_ivar = True
 autodoc_typehints_format = 'short'
-# Only our own names have pages here; other libraries would need the network.
+# A field of a class is looked for by its bare name, which others may have, too.
+suppress_warnings = ['ref.python']
+# Only our own names have pages here; links to other libraries would need a network.
 nitpick_ignore_regex = [(r'py:.*', r'(?!jaxopt_compress).*')]
 
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
