@@ -7,6 +7,7 @@ A class is a folder that has an image in one of the splits that are used togethe
 that one name is one label in all of them. What is hidden (`.ipynb_checkpoints`, `._0.png`) is nobody's data.
 """
 
+from collections.abc import Sequence
 import pathlib
 
 import numpy as np
@@ -27,16 +28,24 @@ def classes(directory: str, *splits: str) -> list[str]:
 
 
 def read(
-  directory: str, split: str = '', *beside: str
+  directory: str,
+  split: str = '',
+  *beside: str,
+  size: int | Sequence[int] = (),
+  channels: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The images of a split and the numbers of their classes.
 
-  Needs Pillow. Images keep their channels: grey, or red, green and blue.
+  Needs Pillow. Images keep their size and their channels, grey, or red, green and blue,
+  where nothing else is said.
 
   Args:
     directory: the folder of the splits, or of the classes without a split.
     split: the name of a folder in it.
     beside: further splits, whose classes are numbered with those of this one.
+    size: (height, width) to which they are brought, or one number for both: each is
+      scaled to cover that much, and its middle is cut out.
+    channels: 1 makes all of them grey, 3 gives all of them colours.
 
   Returns:
     [n, h, w] or [n, h, w, 3] float32 in [0, 1], and [n] int.
@@ -46,6 +55,11 @@ def read(
       shape or deeper in folders than their class; the message names the file.
   """
   root = pathlib.Path(directory) / split
+  size = _pair(size)
+  if channels not in (0, 1, 3):
+    raise ValueError(
+      f'channels={channels}; 1 for grey or 3 for colours is expected.'
+    )
   pictures, labels = [], []
   for label, name in enumerate(classes(directory, split, *beside)):
     if deeper := [p for p in _folders(root / name) if any(_files(p))]:
@@ -54,13 +68,13 @@ def read(
         f' {root / name}, or choose the folder of the classes.'
       )
     for file in sorted(_files(root / name)):
-      pictures.append(_picture(file))
+      pictures.append(_in_form(_picture(file), size, channels))
       labels.append(label)
       if pictures[-1].shape != pictures[0].shape:
         raise ValueError(
           f'{file} has the shape {pictures[-1].shape}, and the images before it'
           f' have {pictures[0].shape}. Bring all to one size, and all to grey or'
-          ' to colours.'
+          ' to colours: size=(64, 64) and channels=3 do both here.'
         )
   if not pictures:
     raise ValueError(
@@ -68,6 +82,42 @@ def read(
       f' ending in {", ".join(_ENDINGS)}.'
     )
   return np.stack(pictures), np.array(labels)
+
+
+def _pair(size):
+  both = (size, size) if isinstance(size, int) else tuple(size)
+  if both and (
+    len(both) != 2 or not all(type(n) is int and n > 0 for n in both)
+  ):
+    raise ValueError(
+      f'size={size!r}; (height, width) in pixels, or one number, is expected.'
+    )
+  return both
+
+
+def _in_form(picture, size, channels):
+  """[h, w] or [h, w, 3] in another size, and grey or in colours."""
+  grey = picture.ndim == 2
+  if channels == 1 and not grey:
+    # Luminance as ITU-R 601 weights it, and Pillow.
+    picture = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+  if channels == 3 and grey:
+    picture = np.stack([picture] * 3, -1)
+  if not size or picture.shape[:2] == size:
+    return picture
+  from PIL import Image
+  from PIL import ImageOps
+
+  def resized(plane):
+    # Between neighbours, so that nothing leaves [0, 1]; Pillow counts width first.
+    image = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(
+      ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    )
+
+  if picture.ndim == 2:
+    return resized(picture)
+  return np.stack([resized(plane) for plane in np.moveaxis(picture, -1, 0)], -1)
 
 
 def left_out(directory: str, split: str = '') -> list[str]:

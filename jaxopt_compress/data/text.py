@@ -49,8 +49,9 @@ def load(
 
   Args:
     split: 'train', 'validation' or 'test': about 90, 5 and 5 percent of the
-      files; or several: 'train+validation'.
-    root: a directory of text files; the standard library by default.
+      files; or several: 'train+validation'; or 'all'.
+    root: a directory of text files, or one file, which is no split but 'all'; the
+      standard library by default.
     only: a regular expression that the whole path of a file must match.
     suffixes: endings of the files to read.
     skip: names of files and directories to leave out, with wildcards if needed.
@@ -61,11 +62,14 @@ def load(
   Raises:
     ValueError: no such split or directory, no files, or a file that is not text.
   """
-  wanted = split.split('+')
+  wanted = _SPLITS if split == 'all' else split.split('+')
   if unknown := [name for name in wanted if name not in _SPLITS]:
     raise ValueError(
-      f'No split {unknown[0]!r}; there are {list(_SPLITS)}, joined by "+".'
+      f'No split {unknown[0]!r}; there are {list(_SPLITS)}, joined by "+", and'
+      " 'all'."
     )
+  if root is not None and pathlib.Path(root).is_file():
+    return _one(pathlib.Path(root), split)
   try:
     chosen = re.compile(only)
   except re.error as e:
@@ -83,9 +87,19 @@ def load(
     among = '' if only == '.*' else f' that match {only!r}'
     raise ValueError(
       f'None of the files under {root}{among} falls into {split!r}: there are'
-      ' too few to be split by file. Use read([...]) and cut the array yourself.'
+      " too few to be split by file. Take parts of all: 'all[:90%]' to train on,"
+      " 'all[90%:]' to be judged by."
     )
   return read(root / name for name in names)
+
+
+def _one(path, split):
+  if split != 'all':
+    raise ValueError(
+      f"{path} is one file, which is no {split!r}. Take parts of it: 'all[:90%]' to"
+      " train on, 'all[90%:]' to be judged by."
+    )
+  return read([path])
 
 
 def files(

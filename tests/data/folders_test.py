@@ -161,6 +161,40 @@ class FoldersTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'cat/old is a folder of images'):
       folders.read(str(self.root), 'train')
 
+  @parameterized.parameters(
+    (dict(size=4, channels=1), (4, 4)),
+    (dict(size=(4, 6), channels=3), (4, 6, 3)),
+    (dict(size=(8, 8), channels=3), (8, 8, 3)),
+  )
+  def test_one_form_for_all(self, asked, shape):
+    self.write('a/0.png')
+    self.write('a/1.jpg', _bytes(_colour('RGB').resize((5, 9)), 'jpeg'))
+    found, _ = folders.read(str(self.root), **asked)
+    self.assertEqual(found.shape, (2, *shape))
+    self.assertBetween(found.min(), 0, 1)
+    self.assertBetween(found.max(), 0, 1)
+
+  def test_form_by_hand(self):
+    # Twice as wide as high: its left and right quarter go, and pairs are averaged.
+    stripes = np.repeat(np.uint8([0, 0, 40, 80, 120, 200, 0, 0]), 2)
+    self.write('a/0.png', _bytes(Image.fromarray(np.stack([stripes] * 8))))
+    [found], _ = folders.read(str(self.root), size=8)
+    np.testing.assert_allclose(found[0] * 255, stripes[4:12], atol=1e-3)
+    colours = np.zeros((2, 2, 3), np.uint8) + np.uint8([255, 0, 51])
+    self.write('a/0.png', _bytes(Image.fromarray(colours)))
+    [found], _ = folders.read(str(self.root), channels=1)
+    np.testing.assert_allclose(found, 0.299 + 0.114 * 0.2, atol=1e-6)
+
+  def test_no_such_form(self):
+    self.write('a/0.png')
+    for asked, message in (
+      (dict(channels=2), 'channels=2; 1 for grey'),
+      (dict(size=(4, 4, 3)), r'size=.4, 4, 3.; .height, width'),
+      (dict(size=0), 'size=0'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        folders.read(str(self.root), **asked)
+
   def test_without_pillow(self):
     self.write('dog/0.png')
     true_import = builtins.__import__
