@@ -14,6 +14,10 @@ What is one thought of many options is a dict of its own:
 
     shrink: Shrink = level(Shrink)      shrink=dict(keep=0.5), --config.stage.s.shrink.keep=0.5
 
+What else a config may say to somebody who knows better which words there are:
+
+    keywords: Mapping = rest()
+
 A field also says in which range its numbers lie, and which other options must be set for
 it to have an effect:
 
@@ -29,6 +33,7 @@ from jaxopt_compress.core import choices
 
 _WRITTEN = 'written'  # where a field keeps what `record` was told
 _LEVEL = 'level'
+_REST = 'rest'
 _RANGE, _NEEDS, _ALSO = 'range', 'needs', 'also'  # and what `option` was told
 
 
@@ -79,6 +84,16 @@ def level(cls: type) -> Any:
   return dataclasses.field(default=cls(), metadata={_LEVEL: True})
 
 
+def rest() -> Any:
+  """A field of a record for all keys that are none of its others, as they are.
+
+  Who reads it checks them.
+  """
+  return dataclasses.field(
+    default_factory=dict, hash=False, metadata={_REST: True}
+  )
+
+
 def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
   """A record from what a config says.
 
@@ -92,7 +107,10 @@ def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
       another type or out of its range, or one that has no effect.
   """
   check_mapping(where, values)
-  known = keys_of(cls)
+  known, more = keys_of(cls), {}
+  if other := _rest_of(cls):
+    more = {other: {k: x for k, x in values.items() if k not in known}}
+    values = {k: x for k, x in values.items() if k in known}
   check_keys(where, values, tuple(known))
   for key, said in known.items():
     if said.default is dataclasses.MISSING and key not in values:
@@ -107,7 +125,13 @@ def read(cls: type, where: str, values: Mapping[str, Any]) -> Any:
       other, _, word = need.partition('=')
       if not (found[other] == word if word else found[other]):
         _unread(where, key, found[key], said.default, need)
-  return _made(cls, values)
+  return dataclasses.replace(_made(cls, values), **more)
+
+
+def _rest_of(cls) -> str:
+  """The field for keys that are none of the others, or ''."""
+  found = [f.name for f in dataclasses.fields(cls) if f.metadata.get(_REST)]
+  return ''.join(found)
 
 
 def _value(where, value, said):
@@ -154,6 +178,8 @@ def written(made: Any) -> dict[str, Any]:
     value = getattr(made, field.name)
     if names := field.metadata.get(_WRITTEN):
       found |= {key: getattr(value, name) for name, key in names.items()}
+    elif field.metadata.get(_REST):
+      found |= value
     elif not field.metadata.get(_LEVEL):
       found[field.name] = value
     elif value != field.default:
@@ -178,6 +204,8 @@ def keys_of(cls: type) -> dict[str, Key]:
   """All that a config may say."""
   found = {}
   for field in dataclasses.fields(cls):
+    if field.metadata.get(_REST):
+      continue
     needs = field.metadata.get(_NEEDS, ())
     within, also = (field.metadata.get(k) for k in (_RANGE, _ALSO))
     part = {field.name: Key(field.default, within or '', needs, also)}

@@ -3,6 +3,7 @@
 'kl'                                  a name of `distillation.losses`
 'jsd, beta 0.5'                       with numbers that it takes
 'jsd, beta linear 0.1 -> 0.9'         which may change with the steps
+'my_pkg.losses:mine, gamma 2'         the user's own, of the same form
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import jax
 
 from jaxopt_compress.core import choices
 from jaxopt_compress.distillation import losses
+from jaxopt_compress.train import named
 from jaxopt_compress.train import schedules
 
 # They compare logits too, and are no soft loss: one has no gradient, and the other
@@ -72,8 +74,11 @@ def read(
   {}
   """
   name, *words = (word.strip() for word in said.split(','))
-  choices.one_of(where, name, names() if known is None else known)
-  function = getattr(room, name)
+  if named.is_own(name):
+    function = named.find(where, name)
+  else:
+    choices.one_of(where, name, names() if known is None else known)
+    function = getattr(room, name)
   parameters = inspect.signature(function).parameters
   known = {
     key: p
