@@ -105,6 +105,13 @@ def _array(x, what):
       f'{what} is uint8{list(x.shape)}, and arrays are taken as they are. Return'
       " them as the network takes them: x.astype('float32') / 255."
     )
+  if x.dtype.kind in 'iu' and x.dtype.itemsize > 4:
+    info = np.iinfo(np.int32)
+    if x.size and not info.min <= x.min() <= x.max() <= info.max:
+      raise ValueError(
+        f'{what} has numbers from {x.min()} to {x.max()}, which int32 does not hold.'
+      )
+    x = x.astype(np.int32)
   if x.dtype.kind == 'f':
     x = x.astype(np.float32)
     wrong = ~np.isfinite(x)
@@ -120,10 +127,14 @@ def _array(x, what):
 def check_classes(labels: np.ndarray, what: str) -> np.ndarray:
   """Labels as int32.
 
+  Args:
+    labels: of any type.
+    what: begins the message: 'y is'.
+
   Raises:
     ValueError: they are no numbers of classes; the message says what to do.
   """
-  shown = f'{what} is {labels.dtype}{list(labels.shape)}'
+  shown = f'{what} {labels.dtype}{list(labels.shape)}'
   hint = 'whole numbers of classes [n], from 0, are expected.'
   if labels.dtype.kind == 'f':
     more = " For numbers as answers set task='regression'."
@@ -136,12 +147,7 @@ def check_classes(labels: np.ndarray, what: str) -> np.ndarray:
     raise ValueError(f'{shown}; {hint}')
   if labels.min() < 0:
     raise ValueError(
-      f'{what} has {labels.min()} in {int((labels < 0).sum())} of {labels.size}'
+      f'{shown} with {labels.min()} in {int((labels < 0).sum())} of {labels.size}'
       f' places; {hint}'
     )
   return labels.astype(np.int32)
-
-
-def numbered_from_one(labels: np.ndarray) -> bool:
-  """Whether 0 is no label, as where classes are counted from 1."""
-  return bool(labels.min() == 1)

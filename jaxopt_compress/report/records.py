@@ -45,6 +45,8 @@ class StageRecord:
     value: the metric on held-out data; `metric` names it, `spec` formats it.
     agreement: fraction of held-out examples on which it answers as the teacher does.
     kl: mean KL(teacher || this) in nats.
+    difference: of answers that are no classes, root of the mean squared difference to
+      the teacher's.
     parameters: how many values the tree stands for.
     bytes_memory: bytes that its arrays occupy (`core.nbytes`).
     bytes_disk: bytes of the file or directory it was saved to.
@@ -68,6 +70,7 @@ class StageRecord:
   flops: int | None = None
   latency: Mapping[int, Timing] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
+  difference: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +79,16 @@ class Answers:
 
   Attributes:
     name: of the stage.
-    loss: its cross entropy in nats.
+    loss: the mean of what it was trained to lower; cross entropy in nats.
     calibration: its calibration error; see `report.calibration`.
     bins: (answers, sum of confidences, right answers) of each bin of confidence.
     against: the stage that it is compared with: its teacher, or the reference.
     against_loss: the cross entropy of that one.
     agreement: `{k: how often that one's first choice is among its first k}`.
     kl: mean KL(that one || this) at temperature 1, in nats.
+    difference: of answers that are no classes, root of the mean squared difference.
+    loss_name: what the loss is called.
+    numbers: all that it was judged by, by name.
   """
 
   name: str
@@ -93,6 +99,9 @@ class Answers:
   against_loss: float | None = None
   agreement: Mapping[int, float] = dataclasses.field(default_factory=dict)
   kl: float | None = None
+  difference: float | None = None
+  loss_name: str = 'cross entropy'
+  numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +246,9 @@ def answers_from_json(x: Mapping[str, Any]) -> Answers:
   """The inverse of `to_json` of an Answers."""
   agreement = {int(k): float(value) for k, value in x['agreement'].items()}
   bins = tuple(tuple(map(float, b)) for b in x['bins'])
-  return Answers(**_floats(x) | dict(agreement=agreement, bins=bins))
+  numbers = {k: float(value) for k, value in x['numbers'].items()}
+  read = dict(agreement=agreement, bins=bins, numbers=numbers)
+  return Answers(**_floats(x) | read)
 
 
 def leaf_from_json(x: Mapping[str, Any]) -> LeafRecord:
@@ -259,6 +270,7 @@ def _floats(x):
   words = ('inf', '-inf', 'nan')
   # A stage may be called 'nan': fields of text keep their words.
   text = ('name', 'path', 'metric', 'format', 'spec', 'reason', 'against')
+  text += ('loss_name',)
   return {
     k: float(v) if v in words and k not in text else v
     for k, v in ((k, _hashable(v)) for k, v in x.items())

@@ -95,8 +95,7 @@ def of_stages(rows: Sequence[records.StageRecord]) -> list[Column]:
       lambda r: _metric(r, named=shared is None),
       lambda r: r.value,
     ),
-    _number('agreement', 'agreement', '.2%'),
-    _number('KL', 'kl', '.4f'),
+    *_against(rows),
     _number('parameters', 'parameters', ','),
     _quantity('memory', 'bytes_memory', 'B'),
     Column(
@@ -119,6 +118,13 @@ def of_stages(rows: Sequence[records.StageRecord]) -> list[Column]:
   return columns
 
 
+def _against(rows) -> list[Column]:
+  """How close answers are to the reference's: of classes, or of other numbers."""
+  if any(r.difference is not None for r in rows):
+    return [_number('difference', 'difference', '.4g')]
+  return [_number('agreement', 'agreement', '.2%'), _number('KL', 'kl', '.4f')]
+
+
 def answers(rows: Sequence[records.Answers], style: str = 'text') -> str:
   """The table of answers: what each stage says, beside what its teacher says."""
   return _table(of_answers(rows), rows, style)
@@ -127,16 +133,26 @@ def answers(rows: Sequence[records.Answers], style: str = 'text') -> str:
 def of_answers(rows: Sequence[records.Answers]) -> list[Column]:
   """The columns of the table of answers."""
   ks = sorted({k for r in rows for k in r.agreement})
+  loss = rows[0].loss_name if rows else 'loss'
   columns = [
     Column('stage', lambda r: r.name),
-    _number('cross entropy', 'loss', '.4f'),
-    _number('calibration error', 'calibration', '.2%'),
+    _number(loss, 'loss', '.4f'),
   ]
+  for name in dict.fromkeys(n for r in rows for n in r.numbers):
+    columns.append(
+      Column(
+        name,
+        lambda r, n=name: number(r.numbers.get(n), '.4g'),
+        lambda r, n=name: r.numbers.get(n),
+      )
+    )
   # Only what was measured has a column.
+  if loss == 'cross entropy':
+    columns.append(_number('calibration error', 'calibration', '.2%'))
   if any(r.against for r in rows):
     columns += [
       Column('against', lambda r: r.against or '-'),
-      _number('its cross entropy', 'against_loss', '.4f'),
+      _number(f'its {loss}', 'against_loss', '.4f'),
     ]
   for k in ks:
     columns.append(
@@ -146,6 +162,8 @@ def of_answers(rows: Sequence[records.Answers]) -> list[Column]:
         lambda r, k=k: r.agreement.get(k),
       )
     )
+  if any(r.difference is not None for r in rows):
+    columns.append(_number('difference', 'difference', '.4g'))
   if any(r.kl is not None for r in rows):
     columns.append(_number('KL at T=1', 'kl', '.4f'))
   return columns

@@ -1,8 +1,8 @@
 """The loss of a stage: its labels, its teachers, and how much each counts.
 
-    L = alpha * sum_i w_i soft(student, teacher_i) + (1 - alpha) * cross entropy
+    L = alpha * sum_i w_i soft(student, teacher_i) + (1 - alpha) * hard(student, labels)
 
-Without a teacher it is the cross entropy. Each part is a mean of its own, as not every
+`hard` is the loss of the task; without a teacher it is all. Each part is a mean of its own, as not every
 example has a label, and is told while the stage is trained. alpha, the temperature and
 the numbers of the soft loss may change with the steps.
 """
@@ -28,6 +28,8 @@ from jaxopt_compress.train import options
 from jaxopt_compress.train import schedules
 from jaxopt_compress.train import soft_loss
 from jaxopt_compress.train.step import loss as loss_lib
+from jaxopt_compress.train.tasks import classification
+from jaxopt_compress.train.tasks import task as task_lib
 
 DTYPES = ('', 'float32', 'bfloat16', 'float16')
 
@@ -36,8 +38,9 @@ def loss_of(
   stage: options.Stage,
   data: options.Data,
   asked: features.Asked = features.Asked(),
+  task: task_lib.Task = classification.classification,
 ) -> loss_lib.Loss:
-  """Cross entropy, or distillation where there is a teacher.
+  """The loss of the task, or distillation where there is a teacher.
 
   Its parts are 'hard' and 'soft', or 'soft_<teacher>' of each of several, and losses
   of features by their names.
@@ -50,26 +53,28 @@ def loss_of(
     y, _ = seen.outputs
     labels = seen.batch[data.target]
     mask = of_targets(seen.batch.get('mask'), labels.shape)
+    # Answers that are no classes count for one of each example.
+    shape = labels.shape if task.classes else labels.shape[:1]
     if seen.share is not None and mask is not None:
       mask = mask * jnp.roll(mask, 1, axis=0)
 
     def hard(y):
-      return _of_labels(y, labels, mask, seen.share, stage, data)
+      return _of_labels(y, labels, mask, seen.share, stage, data, task)
 
     if not names:
       return {'hard': loss_lib.Part(*hard(y))}
     alpha = schedules.at(distil.alpha, stage.steps)(seen.step)
     # Where labels are not read, missing or mixed, the teacher's first choice is one.
     told = distil.alpha != 1 and not data.unlabelled and seen.share is None
-    soft, temperature = _soft(stage, seen, labels if told else None, mask)
+    soft, temperature = _soft(stage, seen, labels if told else None, mask, task)
     if stage.cache.asked:
       soft = answers.compared(soft, seen.batch, temperature, mask)
       return part('hard', 1 - alpha, hard, y) | part('soft', alpha, soft, y)
     said = [teacher_y for teacher_y, _ in seen.teachers]
     parts = part('hard', 1 - alpha, hard, y)
     # Features are of all tokens, where labels are asked for of some.
-    there = of_targets(seen.batch.get('input_mask', mask), labels.shape)
-    for term in features.terms(asked, seen, labels.shape, there, stage.steps):
+    there = of_targets(seen.batch.get('input_mask', mask), shape)
+    for term in features.terms(asked, seen, shape, there, stage.steps):
       parts |= part(*term)
     if distil.ensemble:
       teacher_y = teachers_lib.ensemble(
@@ -107,16 +112,16 @@ def of_targets(mask, shape):
   return jnp.broadcast_to(mask, shape)
 
 
-def _of_labels(y, labels, mask, share, stage, data):
-  """(sum, count) of the cross entropy; of mixed inputs, with both labels."""
+def _of_labels(y, labels, mask, share, stage, data, task):
+  """(sum, count) of the loss of the task; of mixed inputs, with both labels."""
 
   def entropy(labels):
     known = mask
     if data.unlabelled:
       known = labels >= 0 if mask is None else (labels >= 0) * mask
-    return losses.cross_entropy(
-      y, labels, known, label_smoothing=stage.label_smoothing
-    )
+    if stage.label_smoothing:
+      return task.loss(y, labels, known, label_smoothing=stage.label_smoothing)
+    return task.loss(y, labels, known)
 
   if share is None:
     return entropy(labels)
@@ -124,7 +129,7 @@ def _of_labels(y, labels, mask, share, stage, data):
   return tuple(share * a + (1 - share) * b for a, b in zip(*both, strict=True))
 
 
-def _soft(stage, seen, labels, mask):
+def _soft(stage, seen, labels, mask, task):
   """(`(y, teacher_y) -> (sum, count)` at a step, its temperature)."""
   distil = stage.distil
   soft = soft_loss.read('loss', distil.loss)
@@ -137,6 +142,11 @@ def _soft(stage, seen, labels, mask):
   more = (labels,) if soft.takes('labels') else ()
 
   def function(y, teacher_y):
+    if not task.classes:
+      # As the loss of labels sees them; one answer an example has an axis of its own.
+      y, teacher_y = (
+        task.scaled(x).reshape(len(x), -1) for x in (y, teacher_y)
+      )
     if distil.standardize:
       y, teacher_y = (losses.standardized(x, mask) for x in (y, teacher_y))
     return soft.function(y, teacher_y, *more, **given)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,6 +14,10 @@ from jaxopt_compress.core import choices
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
 from jaxopt_compress.train import plan as plan_lib
+from jaxopt_compress.train import sources
+from jaxopt_compress.train.tasks import classification
+from jaxopt_compress.train.tasks import regression
+from jaxopt_compress.train.tasks import task as task_lib
 
 Batch = Mapping[str, np.ndarray]
 
@@ -34,6 +37,7 @@ class Examples:
     description: of the sizes, for the reader.
     content: `stage -> tree of arrays`, what its batches are made of.
     facts: what is known of the held-out examples without a model.
+    scale: of targets to train on that are no classes.
   """
 
   batches: Callable[[options.Stage], data_lib.Batches]
@@ -44,23 +48,27 @@ class Examples:
   content: Callable[[options.Stage], Any]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   validation: Sequence[Batch] = ()
+  scale: regression.Scale | None = None
 
 
-def load(data: options.Data, seed: int) -> Examples:
+def load(
+  data: options.Data,
+  seed: int,
+  task: task_lib.Task = classification.classification,
+) -> Examples:
   """Reads the splits of a data set.
 
   Args:
-    data: `name` is a module of jaxopt_compress.data with `load(split)`. Where that
-      gives a text (it has `windows`), examples are windows of `window` bytes;
-      elsewhere it gives named arrays.
+    data: see `sources`. Where a module of jaxopt_compress.data gives a text (it has
+      `windows`), examples are windows of `window` bytes; elsewhere there are named
+      arrays.
     seed: of the order in which examples come.
+    task: what is asked for.
   """
-  # The namespace is the registry.
-  modules = {n: m for n, m in vars(data_lib).items() if hasattr(m, 'load')}
-  choices.one_of('config.data.name', data.name, modules)
-  module = modules[data.name]
-  read = _text if hasattr(module, 'windows') else _arrays
-  return read(module, data, seed)
+  module = sources.module_of(data)
+  if hasattr(module, 'windows'):
+    return _text(module, data, seed)
+  return _arrays(sources.of_arrays(data), data, seed, task)
 
 
 def classes_of(
@@ -86,7 +94,8 @@ def check_answers(
     answers: of the model to `examples.example`; [b, ..., classes] is expected.
     target: the name of the labels.
   """
-  labels, where = examples.test[0][target].shape, f'config.models.{stage.model}'
+  found, where = examples.test[0][target], f'config.models.{stage.model}'
+  labels = found.shape
   if answers.shape[:-1] != labels:
     raise ValueError(
       f'{where} answers {list(answers.shape)} where labels are {list(labels)};'
@@ -97,27 +106,36 @@ def check_answers(
     raise ValueError(
       f'{where} tells {answers.shape[-1]} classes, and there is a label'
       f' {classes - 1}. Give it {classes} classes, or check the labels.'
+      + (' Are they counted from 1? Subtract 1.' if found.min() else '')
     )
 
 
-def _arrays(module, data, seed) -> Examples:
+def _arrays(source, data, seed, task) -> Examples:
   fields.check_unread('config.data', data, ('window', 'files'), 'a text')
-  train, test, validation = _of_each(module.load, module, data)
-  _check_names(data, train)
-  _check_labels(data, train[data.target])
+  train, test, validation = (
+    x and _with_targets(data, x, task) for x in _of_each(source.load, data)
+  )
   train, validation, more = _held_back(train, validation, data, seed)
   train = _harder(train, data, seed)
   _check_alike(train[data.input], test[data.input])
-  said = more + _said_of_classes(module, data, train, test)
+  said = more + _said_of_classes(source, data, train, test)
   if data.unlabelled:
     known = int((train[data.target] >= 0).sum())
     said += f'; {known:,} of those to train on have a label'
   if data.label_noise:
     said += f'; {data.label_noise:.0%} of the labels to train on are wrong'
-  classes = 1 + max(int(x[data.target].max()) for x in (train, test))
   if validation:
     _check_alike(train[data.input], validation[data.input])
-    classes = max(classes, 1 + int(validation[data.target].max()))
+  classes, scale = 0, None
+  if task.classes:
+    every = [x[data.target] for x in (train, test, validation) if x]
+    classes = 1 + max(int(x.max()) for x in every)
+    if min(int(x.min()) for x in every) == 1:
+      said += (
+        '; no label is 0: where classes are counted from 1, one is never met'
+      )
+  else:
+    scale = regression.scale_of(train[data.target])
   if data.limit:
     test, validation = (
       {name: x[: data.limit] for name, x in arrays.items()}
@@ -134,7 +152,7 @@ def _arrays(module, data, seed) -> Examples:
       train if stage.distil.teacher else labelled,
       batch_size=stage.batch_size,
       seed=plan_lib.stage_seed(seed, stage.name),
-      transform=module.augment if stage.augment else None,
+      transform=_moved(source, data, stage),
     )
 
   held_out = data_lib.eval_batches(test, data.eval_batch_size)
@@ -147,10 +165,21 @@ def _arrays(module, data, seed) -> Examples:
     content=lambda stage: train if stage.distil.teacher else labelled,
     validation=validation
     and data_lib.eval_batches(validation, data.eval_batch_size),
+    scale=scale,
   )
 
 
-def _of_each(read, module, data):
+def _moved(source, data, stage):
+  """What changes the batches of a stage."""
+  if stage.augment and source.augment is None:
+    raise ValueError(
+      f'config.stage.{stage.name}.augment: no function augment(batch, rng) lies beside'
+      f' that of {data.name!r}. Write one, which returns the batch changed.'
+    )
+  return source.augment if stage.augment else None
+
+
+def _of_each(read, data):
   """What a function says of train, test and validation; {} of one that is no split.
 
   Names of classes are told beside those of the others.
@@ -160,7 +189,7 @@ def _of_each(read, module, data):
   found = {}
   for split in dict.fromkeys(there):
     others = [s for s in there if s != split]
-    found[split] = read(split, *(others if hasattr(module, 'classes') else ()))
+    found[split] = read(split, *others)
   return [found.get(s, {}) for s in splits]
 
 
@@ -199,17 +228,27 @@ def _check_names(data, there):
     choices.one_of(f'config.data.{key}', getattr(data, key), there)
 
 
-def _check_labels(data, labels):
-  if labels.dtype.kind not in 'iu':
+def _with_targets(data, arrays, task):
+  """Arrays whose targets are those of the task."""
+  _check_names(data, arrays)
+  targets = arrays[data.target]
+  what = f'config.data.target is {data.target!r}, which are'
+  if task.classes:
+    targets = data_lib.own.check_classes(targets, what)
+  elif targets.dtype.kind not in 'biuf':
+    raise ValueError(f'{what} {targets.dtype}; numbers are expected.')
+  elif not np.isfinite(targets).all():
     raise ValueError(
-      f'config.data.target is {data.target!r}, which are {labels.dtype}'
-      f'{list(labels.shape)}; whole numbers of classes are expected.'
+      f'{what} in places NaN or infinity. Leave those examples out.'
     )
+  else:
+    targets = targets.astype(np.float32)
   if data.input == data.target:
     raise ValueError(
       f'config.data.input and config.data.target are both {data.input!r}: the answer'
       ' would be known. Choose two.'
     )
+  return dict(arrays) | {data.target: targets}
 
 
 def _check_alike(train, test):
@@ -220,11 +259,11 @@ def _check_alike(train, test):
     )
 
 
-def _said_of_classes(module, data, train, test):
+def _said_of_classes(source, data, train, test):
   """The names of the classes, where they have no examples, and what is not read."""
-  if not hasattr(module, 'classes'):
+  if source.classes is None:
     return ''
-  names, others, _ = _of_each(module.classes, module, data)
+  names, others, _ = _of_each(source.classes, data)
   if names and others and names != others:
     raise ValueError(
       f'config.data.train has the classes {names}, config.data.test {others}: one'
@@ -236,7 +275,7 @@ def _said_of_classes(module, data, train, test):
     there = set(arrays[data.target].tolist())
     if none := [x for i, x in enumerate(names) if i not in there]:
       said += f'; nothing to {split} of {_listed(none)}'
-  if more := {x for s in (data.train, data.test) for x in module.left_out(s)}:
+  if more := {x for s in (data.train, data.test) for x in source.left_out(s)}:
     said += f'; not read, as no images of a class: {_listed(sorted(more))}'
   return said
 
@@ -272,11 +311,7 @@ def _text(module, data, seed) -> Examples:
   unread = 'labels', 'label_noise', 'unlabelled'
   fields.check_unread('config.data', data, unread, 'one label an example')
 
-  # Stages of the same files share one copy.
-  @functools.cache
-  def read(split, files):
-    return module.load(split, only=files or data.files or '.*')
-
+  read = sources.texts(module, data)
   train, test = read(data.train, ''), read(data.test, '')
   whole, validation = test, _validation_text(read, data)
   if data.limit:

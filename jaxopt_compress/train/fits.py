@@ -10,6 +10,7 @@ from jaxopt_compress.train import examples as examples_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import stages as stages_lib
 from jaxopt_compress.train import words
+from jaxopt_compress.train.tasks import check as check_lib
 
 
 def check(
@@ -29,7 +30,14 @@ def check(
   by_name = {b.stage.name: b for b in built}
   for b in built:
     stage = b.stage
-    examples_lib.check_answers(examples, stage, b.model.answers, data.target)
+    if b.model.task.classes:
+      examples_lib.check_answers(examples, stage, b.model.answers, data.target)
+    check_lib.check_answers(
+      b.model.task,
+      b.model.answers,
+      _abstract(examples.test[0][data.target]),
+      f'config.models.{stage.model}',
+    )
     if stage.steps or b.ranges or words.on_data(stage):
       examples.batches(stage)
     if stage.steps and stage.batch_size % devices:
@@ -52,3 +60,7 @@ def check(
           f' {list(teacher.answers.shape)}, and the student'
           f' {list(b.model.answers.shape)}. Give both models the same classes.'
         )
+
+
+def _abstract(x):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -82,14 +82,23 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
   )
 
   # -- Data ---------------------------------------------------------------------
-  data = examples.load(plan.data, plan.seed)
+  data = examples.load(plan.data, plan.seed, plan.task)
   processes.agree({'the data': data.description})
   log(f'Data: {plan.data.name}, {data.description}.')
 
   # -- Models and stages, all checked before the first is trained ----------------
+  if data.scale is not None:
+    plan = plan_lib.scaled(plan, data.scale)
+    log(
+      f'Targets: {data.scale.describe()}{data.scale.advice(plan.asked.standardize)}.'
+    )
   models = {
     name: model_lib.build(
-      name, kwargs, data.example, examples.classes_of(data, plan.stages, name)
+      name,
+      kwargs,
+      data.example,
+      plan.task,
+      examples.classes_of(data, plan.stages, name),
     )
     for name, kwargs in plan.models.items()
   }
@@ -227,7 +236,7 @@ def _train(job, built, state, finished, watch):
     (the state whose parameters it leaves, its evaluations).
   """
   stage, options, metrics = built.stage, job.plan.run, job.metrics
-  history = validation.history(stage, job.plan.data, job.plan.report.metric)
+  history = validation.history(stage, job.plan.task, job.plan.report.metric)
   if built.step is None:
     return state, history
   step_fn = step_lib.data_parallel(built.step, options.mode, job.mesh)
@@ -349,9 +358,7 @@ def _finish(job, built, state, history):
   step = int(mesh_lib.local(state.step))
   job.metrics.begin(f'{name}/test', step - 1)
   found, quality = _tested(job, built, local, step)
-  metrics_lib.log(
-    f'[{name}] held out: accuracy {found.accuracy:.2%}, loss {found.loss:.4f}.'
-  )
+  metrics_lib.log(f'[{name}] held out: {built.model.task.told(found.metrics)}.')
   partial, whole = job.stage(f'{name}.partial'), job.stage(name)
   if jax.process_index() == 0:
     shutil.rmtree(partial, ignore_errors=True)
@@ -387,13 +394,14 @@ def _judged(job, built, final, examples):
     examples,
     inputs=job.plan.data.input,
     targets=job.plan.data.target,
+    task=built.model.task,
   )
 
 
 def _tested(job, built, final, step):
   """(evaluation on held-out examples, what is kept of it), written down."""
   found = _judged(job, built, final, job.data.test)
-  quality = {'loss': found.loss, 'accuracy': found.accuracy}
+  quality = {'loss': found.loss} | found.metrics
   job.metrics.write(f'{built.stage.name}/test', step, quality)
   return found, quality
 
@@ -401,9 +409,8 @@ def _tested(job, built, final, step):
 def _validated(job, built, final, step):
   """The numbers of the validation split, written down; in all processes the same."""
   found = _judged(job, built, final, job.data.validation)
-  numbers = validation.numbers(found, job.plan.data)
   # Process 0 decides: of machines that round differently one could stop alone.
-  numbers = json.loads(processes.gather(json.dumps(numbers))[0])
+  numbers = json.loads(processes.gather(json.dumps(dict(found.metrics)))[0])
   job.metrics.write(f'{built.stage.name}/validation', step, numbers)
   return numbers
 

@@ -94,6 +94,7 @@ def _answers(job, built, finished):
           found[other].logits,
           job.data.test,
           targets=targets,
+          classes=by_name[name].model.task.classes,
         )
 
   for name in [first, *(n for n in by_name if n != first)]:
@@ -105,6 +106,7 @@ def _answers(job, built, finished):
       inputs=job.plan.data.input,
       targets=targets,
       reference=found[first].logits if found else None,
+      task=by_name[name].model.task,
     )
     if name != first:  # its teachers may come later
       compare(name)
@@ -180,6 +182,7 @@ def _exports(job, built, finished, answers):
       job.data.test[0],
       job.plan.data.input,
       {name: answers[name].logits[0] for name in names},
+      classes=job.plan.task.classes,
     )
   except RuntimeError as e:  # the report is written first, and says so
     return {'stages': f'FAILED. {e}'}, e

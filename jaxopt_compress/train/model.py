@@ -13,6 +13,8 @@ from jaxopt_compress.models import own
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import metrics
 from jaxopt_compress.train import named
+from jaxopt_compress.train.tasks import classification
+from jaxopt_compress.train.tasks import task as task_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Model:
     inputs: abstract, that it was built for.
     answers: abstract, to these.
     uses: what `jc.uses` says of the parameters.
+    task: what it is asked for.
     shapes: `keywords -> (params, variables)`, abstract, of a model with these.
   """
 
@@ -43,11 +46,16 @@ class Model:
   inputs: jax.ShapeDtypeStruct
   answers: jax.ShapeDtypeStruct
   uses: dict[str, Any]
+  task: task_lib.Task
   shapes: Callable[[dict[str, Any]], tuple[Any, Any]]
 
 
 def build(
-  name: str, kwargs: dict[str, Any], x: Any, classes: int | None = None
+  name: str,
+  kwargs: dict[str, Any],
+  x: Any,
+  task: task_lib.Task = classification.classification,
+  classes: int | None = None,
 ) -> Model:
   """The model that a config describes, taken apart.
 
@@ -56,6 +64,7 @@ def build(
     kwargs: `name` is a module of `models`, and the rest are keywords of
       `models.build`; or it is the user's own, 'my_pkg.nets:MyNet', see `models.own`.
     x: an abstract batch of inputs.
+    task: what it is asked for.
     classes: how many there are, for a network of the user's that has to be told.
 
   Raises:
@@ -69,7 +78,7 @@ def build(
       metrics.log(f'{where}: {_listed(more)}, as the data has.')
     said |= more
   try:
-    return _built(name, x, make, **said)
+    return _built(name, x, make, task, **said)
   except Exception as e:  # Whatever a model raises comes from what it was told.
     kind = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
     shape = f'{x.dtype}{list(x.shape)}'
@@ -82,9 +91,10 @@ def _listed(keywords):
   return ', '.join(f'{key}={value!r}' for key, value in keywords.items())
 
 
-def _built(called, x, make, *, name, **kwargs):
+def _built(called, x, make, task, *, name, **kwargs):
   known = own.signature.defaults(make) if make else models.defaults(name)
   init, apply = _parts(x, make, name=name, **kwargs)
+  apply = task.wrap(apply) if task.wrap else apply
 
   def shapes(keywords):
     init, _ = _parts(x, make, **keywords)
@@ -100,6 +110,7 @@ def _built(called, x, make, *, name, **kwargs):
     init=jitted,
     forward=evaluate.forward(apply),
     inputs=x,
+    task=task,
     shapes=shapes,
     **_known(apply, params, variables, x),
   )

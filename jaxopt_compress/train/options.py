@@ -4,7 +4,9 @@
 together.
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from jaxopt_compress.train import fields
 
@@ -15,7 +17,8 @@ EMA = 'ema'  # the teacher that is the moving average of its student
 class Data:
   """Examples to train on, and held-out examples to be judged by."""
 
-  name: str  # a module of jaxopt_compress.data
+  # A module of jaxopt_compress.data, or the user's function: 'my_pkg.data:load'.
+  name: str
   train: str = 'train'
   test: str = 'test'
   # What stages are judged by while they are trained: a split, or the share of the
@@ -35,6 +38,22 @@ class Data:
   # Evaluate on that many held-out examples; of a text, bytes in excerpts from all
   # over it. 0: on all.
   limit: int = fields.option(0, '[0, inf)')
+  # What else is said are keywords of its function `load`; see `train.sources`.
+  keywords: Mapping[str, Any] = fields.rest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """What networks are asked for; see `train.tasks.read`."""
+
+  # '': what the data is for. 'classification', 'regression', or the user's own,
+  # 'my_pkg.tasks:my_task'.
+  name: str = ''
+  # Of labels; '': that of the task. Of regression 'mse', 'mae' or 'huber, delta 0.5', or
+  # the user's own, 'my_pkg.losses:focal, gamma 2.0'.
+  loss: str = ''
+  # Whether targets of regression have mean 0 and deviation 1 for the network.
+  standardize: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +105,8 @@ class Distil:
   # The stage that it is distilled from; '': labels alone; 'ema': the moving average
   # of the student itself. Of several, pairs of each and its share.
   teacher: str = fields.option('', also=tuple)
-  loss: str = fields.option('kl', needs='teacher')  # see `train.soft_loss`
+  # See `train.soft_loss`; '': that of the task, 'kl' or 'mse'.
+  loss: str = fields.option('', needs='teacher')
   alpha: float = fields.option(0.9, '[0, 1]', needs='teacher', also=str)
   temperature: float = fields.option(4.0, '(0, inf)', needs='teacher', also=str)
   # Mean 0 and variance 1 over the classes, of the logits on both sides.
@@ -337,7 +357,8 @@ class Report:
 
   # Fidelity and speed are relative to this stage; '': to the first.
   reference: str = ''
-  metric: str = 'accuracy'  # or 'bits per byte', 'bits per masked byte'
+  # A number of the task, or the user's own, 'my_pkg.metrics:f1'; '': the first.
+  metric: str = ''
   export: tuple[str, ...] = ()  # stages that are exported and checked
   # At which latency is measured, and the seconds spent at each.
   batches: tuple[int, ...] = fields.option((1, 256), '[1, inf)')

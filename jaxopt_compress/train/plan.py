@@ -4,6 +4,7 @@ A config (`configs/*.py`) is a ConfigDict of ints, floats, strings and tuples:
 
     seed                  of everything random
     data                  options.Data: which examples
+    task                  options.Task: what is asked for; a text is its name
     models.<name>         keywords of `models.build`
     stages                the names of the stages, in the order they run
     stage.<name>          options.Stage: what is trained, and how it is compressed
@@ -32,11 +33,11 @@ from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
 from jaxopt_compress.train import shrink
+from jaxopt_compress.train import sources
+from jaxopt_compress.train import tasks
 from jaxopt_compress.train import validation
 
 _SEEDS = '[0, 2147483648)'  # `stage_seed` tells no more apart
-BITS = ('bits per byte', 'bits per masked byte')  # Losses, not in nats.
-METRICS = ('accuracy', *BITS)
 _OF_VALIDATION = ('eval_every', 'keep', 'metric', 'patience', 'min_delta')
 
 
@@ -46,6 +47,8 @@ class Plan:
 
   seed: int
   data: options.Data
+  asked: options.Task
+  task: tasks.Task
   models: Mapping[str, Mapping[str, Any]]
   stages: Sequence[options.Stage]
   report: options.Report
@@ -66,6 +69,8 @@ class Plan:
     decides = any(s.validation.decides for s in needed)
     if isinstance(self.data.validation, str) and not decides:
       del parts['data']['validation']
+    if self.asked != options.Task():
+      parts['task'] = fields.written(self.asked)
     parts['models'] = {s.model: dict(self.models[s.model]) for s in needed}
     parts['stage'] = {s.name: self._written(s) for s in needed}
     return dict(flat(parts))
@@ -98,7 +103,7 @@ def parse(config: Mapping[str, Any]) -> Plan:
   """
   config = _plain(config)
   fields.check_mapping('config', config)
-  known = ('seed', 'data', 'models', 'stages', 'stage', 'report', 'run')
+  known = ('seed', 'data', 'task', 'models', 'stages', 'stage', 'report', 'run')
   fields.check_keys('config', config, known)
   for key in ('data', 'models', 'stages', 'stage'):
     if not config.get(key):
@@ -113,18 +118,52 @@ def parse(config: Mapping[str, Any]) -> Plan:
   fields.check_keys(
     'config.stage', dict.fromkeys(names), tuple(config['stage'])
   )
+  data = fields.read(options.Data, 'config.data', config['data'])
+  sources.module_of(data)
+  asked = fields.read(
+    options.Task, 'config.task', _task(config.get('task', {}))
+  )
+  report = fields.read(
+    options.Report, 'config.report', config.get('report', {})
+  )
+  stages = [_stage(n, config['stage'][n]) for n in names]
+  numbers = report.metric, *(s.validation.metric for s in stages)
+  task = tasks.read.read(asked, data.name, numbers)
   plan = Plan(
     seed=fields.number('config.seed', config.get('seed', 0), 0, _SEEDS),
-    data=fields.read(options.Data, 'config.data', config['data']),
+    data=data,
+    asked=asked,
+    task=task,
     models=config['models'],
-    stages=tuple(_stage(n, config['stage'][n]) for n in names),
-    report=fields.read(
-      options.Report, 'config.report', config.get('report', {})
+    stages=tuple(_towards_teachers(s, task) for s in stages),
+    report=dataclasses.replace(
+      report, metric=report.metric or next(iter(task.metrics))
     ),
     run=fields.read(options.Run, 'config.run', config.get('run', {})),
   )
   _check_references(plan)
   return plan
+
+
+def scaled(plan: Plan, scale: tasks.regression.Scale) -> Plan:
+  """The plan whose task knows the targets to train on."""
+  numbers = plan.report.metric, *(s.validation.metric for s in plan.stages)
+  task = tasks.read.read(plan.asked, plan.data.name, numbers, scale)
+  return dataclasses.replace(plan, task=task)
+
+
+def _task(said):
+  """A text is the name of a task."""
+  return {'name': said} if isinstance(said, str) else said
+
+
+def _towards_teachers(stage, task):
+  """The stage with the loss of the task, where it has a teacher and says none."""
+  distil = stage.distil
+  if distil.loss or not distil.teacher:
+    return stage
+  distil = dataclasses.replace(distil, loss=task.soft)
+  return dataclasses.replace(stage, distil=distil)
 
 
 def _check_names(names):
@@ -172,6 +211,10 @@ def complete(config: Any) -> Any:
     ValueError: a value stands where there are options of its own.
   """
   _fill('config', config, 'data', options.Data)
+  if isinstance(said := config.get('task', {}), str):
+    del config['task']
+    config['task'] = _task(said)
+  _fill('config', config, 'task', options.Task)
   _fill('config', config, 'report', options.Report)
   _fill('config', config, 'run', options.Run)
   stages = config.get('stage', {})
@@ -211,6 +254,7 @@ def _default(where, config, defaults):
 
 def _check_references(plan):
   earlier = []
+  sources.check_apart(plan.data)
   validation.check_split(plan.data)
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
@@ -218,7 +262,8 @@ def _check_references(plan):
     distil.check(where, stage)
     on_policy.check(where, stage, plan.data)
     answers.check(where, stage)
-    validation.check(where, stage, plan.data, plan.report.metric)
+    validation.check(where, stage, plan.data, plan.task, plan.report.metric)
+    tasks.check.check(where, stage, plan.data, plan.task)
     for key, name in stage.sources:
       if name not in earlier:
         raise ValueError(
@@ -250,8 +295,6 @@ def _check_references(plan):
     earlier.append(stage.name)
   for name in plan.report.export:
     choices.one_of('config.report.export', name, tuple(earlier))
-  choices.one_of('config.report.metric', plan.report.metric, METRICS)
-  _check_metric(plan.report.metric, plan.data.name)
   if not plan.report.batches:
     raise ValueError(
       'config.report.batches is (); at least one batch size is expected.'
@@ -266,15 +309,6 @@ def _check_references(plan):
   if plan.report.reference:
     choices.one_of(
       'config.report.reference', plan.report.reference, tuple(earlier)
-    )
-
-
-def _check_metric(metric, data):
-  """Bits of bytes that both sides are known of are not those of the next byte."""
-  fits = BITS[data == 'masked_text']
-  if metric in BITS and metric != fits:
-    raise ValueError(
-      f'config.report.metric is {metric!r}; of the data {data!r} it is {fits!r}.'
     )
 
 

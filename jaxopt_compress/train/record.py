@@ -23,11 +23,11 @@ from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import measure
 from jaxopt_compress.train import metrics as metrics_lib
-from jaxopt_compress.train import plan as plan_lib
 from jaxopt_compress.train import plans
 from jaxopt_compress.train import shrink
 from jaxopt_compress.train import stages as stages_lib
 from jaxopt_compress.train import validation
+from jaxopt_compress.train.tasks import task as task_lib
 
 
 def record(
@@ -54,7 +54,7 @@ def record(
   report = report_lib.Report(
     title=f'{job.plan.data.name}: {names}',
     stages=[_row(job, b, finished[b.stage.name], measured) for b in built],
-    answers=_said(built, measured),
+    answers=_said(built, measured, job.plan.report.metric),
     coverage=coverage,
     channels={
       b.stage.name: report_lib.channels.groups(b.plan)
@@ -66,6 +66,7 @@ def record(
     validation=_validation(job, built),
     facts={
       **job.data.facts,
+      **_targets(job),
       **curves_lib.sooner(built, curves),
       **_losses(job, built),
       **_costs(job, built),
@@ -92,9 +93,10 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
   return report_lib.stage(
     name,
     final['params'],
-    **_quality(job.plan.report.metric, found),
+    **_quality(job.plan.report.metric, found, built.model.task),
     agreement=found.agreement,
     kl=found.kl,
+    difference=found.difference,
     bytes_memory=storage.nbytes(final_lib.stored(final)),
     bytes_disk=report_lib.disk_bytes(job.weights(name)),
     flops=flops_lib.flops(lift.lift(_inference(built.model.apply)))(*args),
@@ -103,13 +105,29 @@ def _row(job, built, final, measured) -> report_lib.StageRecord:
   )
 
 
-def _said(built, measured) -> list[report_lib.Answers]:
+def _targets(job) -> dict[str, str]:
+  """Of answers that are numbers, in which units."""
+  scale = job.data.scale
+  if scale is None:
+    return {}
+  more = scale.advice(True) if job.plan.asked.standardize else ''
+  return {'targets to train on': scale.describe() + more}
+
+
+def _said(built, measured, metric) -> list[report_lib.Answers]:
   """The table of answers: of each stage, a row for each that it is compared with."""
   rows = []
-  for name in (b.stage.name for b in built):
+  for b in built:
+    name, loss_name = b.stage.name, b.model.task.loss_name
     found = measured.answers[name]
     sums = found.reliability
-    own = dict(loss=found.loss)
+    # What the first table tells, and the loss, have columns of their own.
+    more = {
+      n.rpartition(':')[2]: x
+      for n, x in found.metrics.items()
+      if n not in (metric, 'loss')
+    }
+    own = dict(loss=found.loss, loss_name=loss_name, numbers=more)
     if sums is not None:
       own['calibration'] = report_lib.calibration.error(sums)
       own['bins'] = tuple(map(tuple, sums.T.tolist()))
@@ -122,6 +140,7 @@ def _said(built, measured) -> list[report_lib.Answers]:
         against_loss=measured.answers[other].loss,
         agreement=fidelity.agreement,
         kl=fidelity.kl,
+        difference=fidelity.difference,
       )
       for other, fidelity in close.items()
     ] or [report_lib.Answers(name, **own)]
@@ -228,16 +247,16 @@ def _inference(apply):
   return lambda params, variables, x: apply(params, variables, x)[0]
 
 
-def _quality(metric: str, found: evaluate.Evaluation) -> dict[str, Any]:
-  if metric in plan_lib.BITS:
-    # A target is a byte, and the loss is in nats.
-    return dict(
-      value=found.loss / np.log(2),
-      metric=metric,
-      higher_is_better=False,
-      spec='.4f',
-    )
-  return dict(value=found.accuracy, metric='accuracy')
+def _quality(
+  metric: str, found: evaluate.Evaluation, task: task_lib.Task
+) -> dict[str, Any]:
+  said = task.metrics[metric]
+  return dict(
+    value=found.metrics[metric],
+    metric=metric.rpartition(':')[2],
+    higher_is_better=said.higher_is_better,
+    spec=said.spec,
+  )
 
 
 def _costs(job, built) -> dict[str, str]:

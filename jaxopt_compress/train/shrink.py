@@ -365,11 +365,11 @@ def _importance(shrink, found, model, tree, batches, seed):
 
 
 def loss_of(model: model_lib.Model) -> Callable[..., jax.Array]:
-  """`loss(tree, x, labels)`: the cross entropy, `tree` as `tree_of` makes it."""
+  """`loss(tree, x, labels)`: the loss of the task, `tree` as `tree_of` makes it."""
 
   def loss(tree, x, labels):
     y = output_of(model)(tree, x)
-    return losses.mean(*losses.cross_entropy(y, labels))
+    return losses.mean(*model.task.loss(y, labels, None))
 
   return loss
 

@@ -73,7 +73,8 @@ def read(
   >>> read('loss', 'kl').numbers
   {}
   """
-  name, *words = (word.strip() for word in said.split(','))
+  # '' is that of classes.
+  name, *words = (word.strip() for word in (said or 'kl').split(','))
   if named.is_own(name):
     function = named.find(where, name)
   else:

@@ -144,7 +144,9 @@ def build(
     raise ValueError(f'Stage {stage.name!r}: {e}') from e
   step = train_step_lib.train_step(
     features.of_student(asked, stage, model),
-    penalty.added(distil.loss_of(stage, data, asked), stage.penalty),
+    penalty.added(
+      distil.loss_of(stage, data, asked, source.task), stage.penalty
+    ),
     optimizer,
     inputs=data.input,
     compression=compression,

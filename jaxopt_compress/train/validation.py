@@ -16,18 +16,13 @@ import dataclasses
 import math
 from typing import Any
 
-import numpy as np
-
 from jaxopt_compress.core import choices
-from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import optimizer
 from jaxopt_compress.train import options
+from jaxopt_compress.train.tasks import task as task_lib
 
 KEEP = ('last', 'best')
-# Losses of texts, not in nats, by the data.
-BITS = {'text': 'bits per byte', 'masked_text': 'bits per masked byte'}
-UP = ('accuracy', 'top 5')  # Of other numbers less is better.
 Numbers = Mapping[str, float]
 
 
@@ -182,30 +177,11 @@ def outcome(stage: options.Stage, history: History) -> str:
   return '; '.join(said) + '.' if said else ''
 
 
-def names(data: options.Data) -> tuple[str, ...]:
-  """Of the numbers that are known of examples of this data."""
-  if data.name not in BITS:
-    return ('accuracy', 'top 5', 'loss')
-  return (BITS[data.name], 'accuracy', 'top 5', 'loss', 'perplexity')
-
-
-def numbers(found: evaluate.Evaluation, data: options.Data) -> dict[str, float]:
-  """Those of an evaluation, by name; 'top 5' of more than five classes."""
-  # A target of a text is a byte, and the loss is in nats.
-  known = {
-    'accuracy': found.accuracy,
-    'top 5': found.top_5,
-    'loss': found.loss,
-    'perplexity': float(np.exp(found.loss)),
-    BITS.get(data.name): found.loss / math.log(2),
-  }
-  return {n: known[n] for n in names(data) if known[n] is not None}
-
-
-def history(stage: options.Stage, data: options.Data, metric: str) -> History:
+def history(stage: options.Stage, task: task_lib.Task, metric: str) -> History:
   """That of a stage which has seen nothing yet; `metric` is that of the report."""
   metric = stage.validation.metric or metric
-  return History(stage.validation, metric, metric in UP, since(stage))
+  up = task.metrics[metric].higher_is_better
+  return History(stage.validation, metric, up, since(stage))
 
 
 def check_split(data: options.Data) -> None:
@@ -228,13 +204,17 @@ def _both(split, other):
 
 
 def check(
-  where: str, stage: options.Stage, data: options.Data, metric: str
+  where: str,
+  stage: options.Stage,
+  data: options.Data,
+  task: task_lib.Task,
+  metric: str,
 ) -> None:
   """Raises a ValueError for evaluations that could not be, or decide by the test.
 
   Args:
     where: the path of the stage in the config.
-    stage, data: of the config.
+    stage, data, task: of the config.
     metric: of the report.
   """
   rules = stage.validation
@@ -247,7 +227,7 @@ def check(
       " Set that to a split ('validation'), or to the share of the training examples"
       ' that is held back for it (0.1).'
     )
-  choices.one_of(f'{where}.metric', rules.metric or metric, names(data))
+  choices.one_of(f'{where}.metric', rules.metric or metric, task.metrics)
   split = data.validation if isinstance(data.validation, str) else ''
   if rules.decides and (both := _both(split, data.test)):
     raise ValueError(

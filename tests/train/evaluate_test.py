@@ -41,13 +41,13 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual(got.count, labels.size)
     self.assertAlmostEqual(got.loss, -picked.mean(), places=5)
     self.assertAlmostEqual(
-      got.accuracy, (log_p.argmax(-1) == labels).mean(), places=6
+      got.metrics['accuracy'], (log_p.argmax(-1) == labels).mean(), places=6
     )
     self.assertAlmostEqual(
       got.agreement, (log_p.argmax(-1) == log_q.argmax(-1)).mean(), places=6
     )
     self.assertAlmostEqual(got.kl, kl.mean(), places=5)
-    self.assertIsNone(got.top_5)  # of five classes all are
+    self.assertNotIn('top 5', got.metrics)  # of five classes all are
     self.assertIsNone(teacher.agreement)
     self.assertIsNone(teacher.kl)
     close = evaluate.fidelity(
@@ -75,7 +75,7 @@ class EvaluateTest(parameterized.TestCase):
         [{'inputs': inputs, 'label': labels, 'mask': np.ones(8, bool)}],
         inputs='inputs',
         targets='label',
-      ).accuracy
+      ).metrics['accuracy']
       for inputs in ((x, shift), {'shift': shift, 'x': x})
     ]
     want = ((x + shift).argmax(-1) == labels).mean()
@@ -114,4 +114,4 @@ class EvaluateTest(parameterized.TestCase):
     )
     order = np.argsort(-y, axis=-1, kind='stable')[:, :5]
     among = (order == labels[:, None]).any(-1) & ~np.isnan(y).any(-1)
-    self.assertAlmostEqual(found.top_5, among[:38].mean(), places=6)
+    self.assertAlmostEqual(found.metrics['top 5'], among[:38].mean(), places=6)

@@ -61,7 +61,7 @@ class ParseTest(parameterized.TestCase):
       'bits of another objective',
       'report.metric',
       'bits per masked byte',
-      "of the data 'digits' it is 'bits per byte'",
+      "choose one of ('accuracy', 'top 5', 'loss')",
     ),
     ('top', 'sede', 1, "config has no 'sede'. Did you mean 'seed'"),
     (

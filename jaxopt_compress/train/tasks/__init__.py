@@ -10,7 +10,20 @@ A user's own is a `Task`, which a config names as 'my_pkg.tasks:my_task'. A loss
 batches and devices add up, so that padding and splitting change nothing.
 """
 
+from jaxopt_compress.train.tasks import check
+from jaxopt_compress.train.tasks import classification
+from jaxopt_compress.train.tasks import errors
+from jaxopt_compress.train.tasks import read
+from jaxopt_compress.train.tasks import regression
 from jaxopt_compress.train.tasks.task import Metric
 from jaxopt_compress.train.tasks.task import Task
 
-__all__ = ['Metric', 'Task']
+__all__ = [
+  'Metric',
+  'Task',
+  'check',
+  'classification',
+  'errors',
+  'read',
+  'regression',
+]

@@ -3,10 +3,9 @@
 loss        mean of -log p(label)                    nats
 accuracy    fraction with argmax = label
 top 5       fraction with the label among the five largest
+perplexity  exp(loss)
 bits per    loss / log 2; of a text, whose labels are bytes
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +46,16 @@ def among(
   return positions.total(found.astype(jnp.float32), mask)
 
 
+def _perplexity(total, count):
+  return float(np.exp(total / count))
+
+
 def _bits(total, count):
   return float(total / count / np.log(2))
 
 
 ACCURACY = task.Metric(right, spec='.2%')
+TOP_5 = task.Metric(among, spec='.2%', beyond=5)
 
 
 def _of_text(name):
@@ -59,7 +63,12 @@ def _of_text(name):
   return task.Task(
     loss=losses.cross_entropy,
     loss_name='cross entropy',
-    metrics={name: bits, 'accuracy': ACCURACY},
+    metrics={
+      name: bits,
+      'accuracy': ACCURACY,
+      'top 5': TOP_5,
+      'perplexity': task.Metric(losses.cross_entropy, False, _perplexity),
+    },
     classes=True,
     soft='kl',
   )
@@ -68,10 +77,7 @@ def _of_text(name):
 classification = task.Task(
   loss=losses.cross_entropy,
   loss_name='cross entropy',
-  metrics={
-    'accuracy': ACCURACY,
-    'top 5': task.Metric(functools.partial(among, k=5), spec='.2%'),
-  },
+  metrics={'accuracy': ACCURACY, 'top 5': TOP_5},
   classes=True,
   soft='kl',
 )

@@ -12,9 +12,9 @@ A network whose targets are standardised computes z, and its answers are
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,6 +33,21 @@ class Scale:
     mean, std = (_short(x) for x in (self.mean, self.std))
     return f'mean {mean}, standard deviation {std}'
 
+  def advice(self, standardize: bool) -> str:
+    """What that means for a network that is trained on such targets, or is not."""
+    if standardize:
+      return (
+        ', which the network learns as 0 and 1; its answers, and exports, are in'
+        ' the units of the targets, and its weights alone are not'
+      )
+    far = np.max(np.abs(self.mean) / np.maximum(self.std, 1)) > 3
+    if far or np.max(self.std) > 10 or np.min(self.std) < 0.1:
+      return (
+        ', which is hard to learn from 0 and 1: set task.standardize=True, and the'
+        ' network need not'
+      )
+    return ''
+
 
 def scale_of(targets: np.ndarray) -> Scale:
   """That of the targets to train on; where all are one number, its deviation is 1."""
@@ -42,7 +57,7 @@ def scale_of(targets: np.ndarray) -> Scale:
   return Scale(mean.astype(np.float32), std.astype(np.float32))
 
 
-def standardized(apply: Callable[..., Any], scale: Scale) -> Callable[..., Any]:
+def standardized(scale: Scale, apply: Callable[..., Any]) -> Callable[..., Any]:
   """A model's `apply` whose answers are in the units of the targets."""
 
   def in_units(*args, **kwargs):
@@ -65,12 +80,12 @@ def regression(
     standardize: whether the loss is of standardised targets.
   """
 
-  def in_deviations(answers, targets, mask):
-    def z(x):
-      # Not by x - mean: what is subtracted from both sides is not rounded twice.
-      return x / _beside(scale.std, x)
+  def in_deviations(x):
+    # Without the mean, which both sides of a difference have.
+    return x / _beside(scale.std, x)
 
-    return loss(z(answers), z(targets), mask)
+  def scaled_loss(answers, targets, mask):
+    return loss(in_deviations(answers), in_deviations(targets), mask)
 
   def squares(answers, targets, mask):
     # About the mean of the targets to train on: their squares may be too large
@@ -83,8 +98,10 @@ def regression(
     return sums, kept.sum(0)
 
   return task.Task(
-    loss=in_deviations if standardize else loss,
+    loss=scaled_loss if standardize else loss,
     loss_name=f'{name} of standardised targets' if standardize else name,
+    scaled=in_deviations if standardize else task.as_they_are,
+    wrap=functools.partial(standardized, scale) if standardize else None,
     metrics={
       'rmse': task.Metric(errors.mse, False, _root, '.4g'),
       'mae': task.Metric(errors.mae, False, task.ratio, '.4g'),

@@ -18,6 +18,11 @@ def ratio(total: np.ndarray, count: np.ndarray) -> float:
   return float(total / count)
 
 
+def as_they_are(answers: jax.Array) -> jax.Array:
+  """The answers."""
+  return answers
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Metric:
   """A number by which a network is judged on held-out examples.
@@ -31,12 +36,14 @@ class Metric:
     higher_is_better: or lower.
     finish: `(total, count) -> float`, of float64.
     spec: how it is written, for `format`.
+    beyond: told where answers are of more classes than this.
   """
 
   sums: SumAndCount
   higher_is_better: bool = True
   finish: Callable[[Any, Any], float] = ratio
   spec: str = '.4f'
+  beyond: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +57,9 @@ class Task:
     classes: whether answers are [..., classes], one number for each class. Then they are
       compared by their first choices and by KL; else by how far they are apart.
     soft: the loss towards a teacher where a stage says none; see `train.soft_loss`.
+    scaled: of answers, as a loss towards a teacher sees them.
+    wrap: of a model's `apply`, where its answers are not yet in the units of the
+      targets.
   """
 
   loss: SumAndCount
@@ -57,3 +67,19 @@ class Task:
   metrics: Mapping[str, Metric]
   classes: bool = False
   soft: str = 'mse'
+  scaled: Callable[[jax.Array], jax.Array] = as_they_are
+  wrap: Callable[..., Any] | None = None
+
+  def told(self, numbers: Mapping[str, float]) -> str:
+    """What was found on held-out examples, in words: the first number, and the loss.
+
+    >>> Task(None, 'mse', {'mae': Metric(None)}).told({'mae': 0.5, 'loss': 2.0})
+    'mae 0.5000, loss 2.0000'
+    """
+    said = {name: self.metrics[name].spec for name in list(numbers)[:1]}
+    said['loss'] = '.4f'
+    return ', '.join(
+      f'{name.rpartition(":")[2]} {numbers[name]:{spec}}'
+      for name, spec in said.items()
+      if name in numbers
+    )

@@ -62,9 +62,9 @@ class RegressionTest(parameterized.TestCase):
       return z, {}, {}
 
     z = np.float32(RNG.normal(size=(3, 2)))
-    y, *_ = regression.standardized(apply, regression.scale_of(T))(z)
+    y, *_ = regression.standardized(regression.scale_of(T), apply)(z)
     np.testing.assert_allclose(y, T.mean(0) + T.std(0) * z, rtol=1e-5)
-    one = regression.standardized(apply, regression.scale_of(T[:, 0]))
+    one = regression.standardized(regression.scale_of(T[:, 0]), apply)
     y, *_ = one(z[:, :1])
     np.testing.assert_allclose(
       y, T[:, 0].mean() + T[:, 0].std() * z[:, :1], rtol=1e-5
