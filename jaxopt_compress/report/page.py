@@ -176,11 +176,20 @@ def _against(report):
   """What the columns of another stage in the table of answers are."""
   if not any(r.against for r in report.answers):
     return []
-  return [
+  said = (
     "'against' is the teacher of a stage; of one without, the reference of this"
-    " report. agreement@5: how often that one's first choice is among the first 5"
-    ' of the stage.'
-  ]
+    ' report.'
+  )
+  if any(r.agreement for r in report.answers):
+    said += (
+      " agreement@5: how often that one's first choice is among the first 5 of the"
+      ' stage.'
+    )
+  if any(r.difference is not None for r in report.answers):
+    said += (
+      ' difference: the root of the mean squared difference to its answers.'
+    )
+  return [said]
 
 
 def markdown(report: Report, plots: Mapping[str, str] | None = None) -> str:

@@ -358,7 +358,10 @@ def _finish(job, built, state, history):
   step = int(mesh_lib.local(state.step))
   job.metrics.begin(f'{name}/test', step - 1)
   found, quality = _tested(job, built, local, step)
-  metrics_lib.log(f'[{name}] held out: {built.model.task.told(found.metrics)}.')
+  first = job.plan.report.metric
+  metrics_lib.log(
+    f'[{name}] held out: {built.model.task.told(found.metrics, first)}.'
+  )
   partial, whole = job.stage(f'{name}.partial'), job.stage(name)
   if jax.process_index() == 0:
     shutil.rmtree(partial, ignore_errors=True)

@@ -164,3 +164,23 @@ class FieldsTest(parameterized.TestCase):
     message = 'c.oven_heat is 180.0, .* without yeast. Leave it at 200.0'
     with pytest.raises(ValueError, match=message):
       fields.check_unread('c', rye, ['loaves', 'oven_heat'], 'yeast')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shop:
+  name: str = 'corner'
+  more: dict = fields.rest()
+
+
+class RestTest(parameterized.TestCase):
+  def test_what_has_no_field_is_kept_as_it_is(self):
+    said = {'name': 'mill', 'path': '/x', 'size': (4, 4)}
+    made = fields.read(Shop, 'config.shop', said)
+    self.assertEqual(
+      made, Shop(name='mill', more={'path': '/x', 'size': (4, 4)})
+    )
+    self.assertEqual(fields.written(made), said)
+    self.assertEqual(fields.defaults_of(Shop), {'name': 'corner'})
+    self.assertEqual(fields.read(Shop, 'config.shop', {}).more, {})
+    with self.assertRaisesRegex(ValueError, 'config.shop.name is 3'):
+      fields.read(Shop, 'config.shop', {'name': 3, 'path': 1})

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ SumAndCount = Callable[[jax.Array, jax.Array, jax.Array | None], Any]
 
 
 def ratio(total: np.ndarray, count: np.ndarray) -> float:
-  """total / count."""
-  return float(total / count)
+  """total / count; NaN where nothing counts."""
+  return float(total / count) if count else math.nan
 
 
 def as_they_are(answers: jax.Array) -> jax.Array:
@@ -70,14 +71,14 @@ class Task:
   scaled: Callable[[jax.Array], jax.Array] = as_they_are
   wrap: Callable[..., Any] | None = None
 
-  def told(self, numbers: Mapping[str, float]) -> str:
-    """What was found on held-out examples, in words: the first number, and the loss.
+  def told(self, numbers: Mapping[str, float], first: str) -> str:
+    """What was found on held-out examples, in words: a number, and the loss.
 
-    >>> Task(None, 'mse', {'mae': Metric(None)}).told({'mae': 0.5, 'loss': 2.0})
+    >>> mae = Metric(None)
+    >>> Task(None, 'mse', {'mae': mae}).told({'mae': 0.5, 'loss': 2.0}, 'mae')
     'mae 0.5000, loss 2.0000'
     """
-    said = {name: self.metrics[name].spec for name in list(numbers)[:1]}
-    said['loss'] = '.4f'
+    said = {first: self.metrics[first].spec, 'loss': '.4f'}
     return ', '.join(
       f'{name.rpartition(":")[2]} {numbers[name]:{spec}}'
       for name, spec in said.items()
