@@ -117,7 +117,7 @@ def _of_teachers(stage):
 def _of_losses(stage):
   """Pairs of (whether, why) a loss needs what is not kept."""
   distil, one = stage.distil, ' Leave one of them out.'
-  name = distil.loss.partition(',')[0].strip()
+  name = (distil.loss or 'kl').partition(',')[0].strip()
   return (
     (
       isinstance(distil.temperature, str),

@@ -1,6 +1,5 @@
 """The report of what was measured: one row a stage, one a leaf."""
 
-import math
 import types
 from unittest import mock
 
@@ -34,7 +33,7 @@ CONFIG = dict(
       model='mlp', init='float', batch_size=16, quantize=RULES, calibrate='ema'
     ),
   ),
-  report=dict(plots=False, metric='bits per byte'),
+  report=dict(plots=False, metric='loss'),
 )
 
 
@@ -77,8 +76,10 @@ class RecordTest(absltest.TestCase):
     for stage in plan.stages:
       _leave(job, stage)
     answers = {
-      'float': evaluate.Evaluation(2 * math.log(2), 0.5, 64),
-      'int8': evaluate.Evaluation(3 * math.log(2), 0.4, 64, 0.9, 0.01),
+      'float': evaluate.Evaluation(2.0, {'loss': 2.0, 'accuracy': 0.5}, 64),
+      'int8': evaluate.Evaluation(
+        3.0, {'loss': 3.0, 'accuracy': 0.4}, 64, 0.9, 0.01
+      ),
     }
     measured = measure.Measured(
       answers=answers,
@@ -106,6 +107,7 @@ class RecordTest(absltest.TestCase):
       [(a.name, a.against, a.agreement, a.kl) for a in page.answers],
       [('float', None, {}, None), ('int8', 'float', {1: 0.9, 5: 1.0}, 0.01)],
     )
+    self.assertEqual(page.answers[1].numbers, {'accuracy': 0.4})
     # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
     self.assertBetween(rows['float'].flops, 1184, 1300)
     self._check_training(page)

@@ -56,6 +56,7 @@ def _bits(total, count):
 
 ACCURACY = task.Metric(right, spec='.2%')
 TOP_5 = task.Metric(among, spec='.2%', beyond=5)
+LOSS = task.Metric(losses.cross_entropy, False)
 
 
 def _of_text(name):
@@ -67,6 +68,7 @@ def _of_text(name):
       name: bits,
       'accuracy': ACCURACY,
       'top 5': TOP_5,
+      'loss': LOSS,
       'perplexity': task.Metric(losses.cross_entropy, False, _perplexity),
     },
     classes=True,
@@ -77,7 +79,7 @@ def _of_text(name):
 classification = task.Task(
   loss=losses.cross_entropy,
   loss_name='cross entropy',
-  metrics={'accuracy': ACCURACY, 'top 5': TOP_5},
+  metrics={'accuracy': ACCURACY, 'top 5': TOP_5, 'loss': LOSS},
   classes=True,
   soft='kl',
 )
