@@ -1,5 +1,6 @@
 """The report of what was measured: one row a stage, one a leaf."""
 
+import math
 import types
 from unittest import mock
 
