@@ -206,7 +206,7 @@ def _resized(built) -> tuple[str, ...]:
 def _trained(job, built) -> tuple[str, ...]:
   """What its evaluations decided, and whether it went on after its end."""
   result, stage = _result(job, built), built.stage
-  history = validation.history(stage, job.plan.data, job.plan.report.metric)
+  history = validation.history(stage, job.plan.task, job.plan.report.metric)
   history = history.from_json(result['validation'])
   said = validation.outcome(stage, history)
   notes = (f'It {said}',) if said else ()
