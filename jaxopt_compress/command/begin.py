@@ -39,20 +39,24 @@ def begin(words: Sequence[str]) -> str:
         f'init has the {what}s {" and ".join(found)}; one is expected.'
       )
   kind = asked[0] if asked else _KIND
-  choices.one_of('The kind of config', kind, (*kinds(), *shipped.names()))
+  there = (*kinds(), *shipped.names())
+  if kind not in there:
+    raise ValueError(
+      f'{kind!r} is no kind of config.{choices.guess(kind, there)} There are'
+      f' {", ".join(there)}. The name of a file to write ends in .py.'
+    )
   own = kind in kinds()
   source = (STARTS if own else shipped.folder()) / f'{kind}.py'
   if not files:
     return source.read_text()
-  file = pathlib.Path(files[0])
-  text = source.read_text()
-  # The file finds what it defines by its own name, and says how it is run.
-  text = text.replace(f'{kind}.py', file.name) if own else text
-  text = text.replace(f"'{kind}:", f"'{file.stem}:") if own else text
+  file, text = pathlib.Path(files[0]), source.read_text()
+  if own:
+    # The file says how it is run, and finds what it defines by its own name.
+    text = text.replace(f'{kind}.py', str(file))
+    text = text.replace(f"'{kind}:", f"'{file.stem}:")
   try:
-    with file.open(
-      'x'
-    ) as f:  # Fails where a file is, whoever made it meanwhile.
+    # Fails where there is one, whoever made it meanwhile.
+    with file.open('x') as f:
       f.write(text)
   except FileExistsError as e:
     raise ValueError(

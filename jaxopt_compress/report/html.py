@@ -57,7 +57,7 @@ def page(
   drawn = {f.name: _figure(f) for f in figures}
   sections = {
     'Stages': [drawn.get('metric', ''), *_stages(report)],
-    'Training': [drawn.get('losses', '')],
+    'Training': [drawn.get('losses', ''), drawn.get('validation', '')],
     'Answers': [*_answers(report, against), drawn.get('calibration', '')],
     'Remarks': [_items(remarks, 'said')],
     'Also measured': _facts(report),

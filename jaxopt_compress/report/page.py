@@ -270,6 +270,11 @@ def _draw(report, histograms) -> list[html.Figure]:
       plots_lib.losses(report.curves),
     ),
     html.Figure(
+      'validation',
+      'What stages were judged by while they were trained',
+      plots_lib.validation(report.validation),
+    ),
+    html.Figure(
       'weights', 'Weights before and after', plots_lib.histograms(histograms)
     ),
   ]

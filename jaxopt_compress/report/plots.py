@@ -327,6 +327,45 @@ def losses(
   Args:
     curves: `{stage: [(operations, loss)]}`.
   """
+  return _curves(
+    curves,
+    width=720,
+    height=410,
+    x_says='operations of training, those of stages before it included',
+    y_says='validation loss',
+    x_unit='operations',
+    log=True,
+  )
+
+
+def validation(
+  curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+) -> list[svg.Panel]:
+  """What stages were judged by while they were trained, a panel for each number.
+
+  Args:
+    curves: `{stage: {what: [(step, value)]}}`.
+  """
+  names = dict.fromkeys(n for numbers in curves.values() for n in numbers)
+  panels = []
+  for name in names:
+    of_name = {
+      stage: numbers[name] for stage, numbers in curves.items() if name in numbers
+    }  # fmt: skip
+    panels += _curves(
+      of_name,
+      width=356,
+      height=250,
+      x_says='step of the stage',
+      y_says=name,
+      x_unit='steps',
+      log=False,
+    )
+  return panels
+
+
+def _curves(curves, *, width, height, x_says, y_says, x_unit, log):
+  """A line through the finite points of each curve that has two."""
   finite = {
     name: [p for p in curve if all(map(_finite, p))]
     for name, curve in curves.items()
@@ -335,34 +374,34 @@ def losses(
   if not drawn:
     return []
   costs, values = zip(*(p for c in drawn.values() for p in c), strict=True)
-  # Only what is above 0 has a logarithm.
-  log = min(values) > 0
   low, high = min(values), max(values)
+  log = log and low > 0  # Only what is above 0 has a logarithm.
   room = 0.05 * (high - low) or 0.05 * abs(high) or 0.1
-  names = list(drawn)
-  top = 44 + svg.legend_height(names, 616)
-  x = svg.Scale(0, max(costs) * 1.02, 84, 700)
+  names, left = list(drawn), 64
+  top = 44 + svg.legend_height(names, width - left)
+  x = svg.Scale(0, max(costs) * 1.02, left, width - 20)
   ends = (low / 1.05, high * 1.05) if log else (low - room, high + room)
-  y = svg.Scale(*ends, top + 280, top, log=log)
+  y = svg.Scale(*ends, height - 48, top, log=log)
   marks = [
-    svg.legend(84, 14, names, 616),
+    svg.legend(left, 14, names, width - left),
     svg.frame(
       x,
       y,
-      x_says='operations of training, those of stages before it included',
-      y_says=f'loss{", log scale" * log} (lower is better)',
+      x_says=x_says,
+      y_says=f'{y_says}{", log scale" * log}',
       x_format=lambda v: table.quantity(v),
-      y_format='{:.3g}'.format,
+      y_format='{:.4g}'.format,
+      ticks=max(3, width // 120),
     ),
   ]
   for i, (name, curve) in enumerate(drawn.items()):
     at = [(x(cost), y(value)) for cost, value in curve]
     marks.append(svg.lines(at, svg.colour(i), stroke_width=1.6))
     for (cost, value), place in zip(curve, at, strict=True):
-      tip = f'{name}: {value:.4g} after {table.quantity(cost)} operations'
+      tip = f'{name}: {value:.4g} after {table.quantity(cost)} {x_unit}'
       marks.append(svg.mark(i, *place, tip))
-  said = 'loss of each stage over the operations of its training'
-  return [svg.Panel(720, top + 328, ''.join(marks), said)]
+  said = f'{y_says} of each stage over the {x_unit} of its training'
+  return [svg.Panel(width, height, ''.join(marks), said)]
 
 
 def _finite(x) -> bool:

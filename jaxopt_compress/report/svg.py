@@ -20,7 +20,7 @@ import re
 COLOURS = 7
 SHAPES = ('circle', 'square', 'diamond', 'up', 'down', 'cross', 'plus')
 # Half the sides of a mark, and about the width of a character, in pixels.
-_SIDE, _CHARACTER = 5.0, 6.6
+_SIDE, _CHARACTER = 5.0, 6.8
 _STYLE = pathlib.Path(__file__).with_name('page.css')
 
 
@@ -130,7 +130,7 @@ def legend(x: float, y: float, names: Sequence[str], width: float) -> str:
   """Marks and names of series, in rows of at most `width` pixels."""
   drawn, left = [], x
   for i, name in enumerate(names):
-    wide = 24 + _CHARACTER * len(name)
+    wide = 28 + _CHARACTER * len(name)
     if left > x and left + wide > x + width:
       left, y = x, y + 18
     drawn += [mark(i, left + 6, y), text(left + 16, y + 4, name)]
@@ -142,7 +142,7 @@ def legend_height(names: Sequence[str], width: float) -> float:
   """Of what `legend` draws, in pixels."""
   rows, left = 1, 0.0
   for name in names:
-    wide = 24 + _CHARACTER * len(name)
+    wide = 28 + _CHARACTER * len(name)
     if left and left + wide > width:
       rows, left = rows + 1, 0.0
     left += wide

@@ -65,7 +65,8 @@ class BeginTest(parameterized.TestCase):
     self.assertEqual(pathlib.Path('mine.py').read_text(), 'mine')
 
   @parameterized.parameters(
-    (['imagse'], "Did you mean 'images'"),
+    (['imagse'], "'imagse' is no kind of config. Did you mean 'images'"),
+    (['mine'], 'The name of a file to write ends in .py'),
     (['images', 'text'], 'init has the kinds images and text; one'),
     (['a.py', 'b.py'], 'init has the files a.py and b.py; one'),
   )

@@ -69,6 +69,7 @@ class HtmlTest(parameterized.TestCase):
       stages=[*report_records.STAGES, *report.stages],
       coverage={'int8': report_records.LEAVES, **report.coverage},
       curves={'int8': [(1.0, 2.0), (2.0, 1.0)]},
+      validation={'int8': {'accuracy': [(5, 0.5), (10, 0.75)]}},
     )
     cls.report = report
     cls.text = written(report, histograms=histograms)
@@ -91,7 +92,10 @@ class HtmlTest(parameterized.TestCase):
     }
     self.assertEqual(
       figures,
-      {'metric', 'losses', 'calibration', 'layers', 'channels', 'weights'},
+      {
+        *('metric', 'losses', 'validation', 'calibration'),
+        *('layers', 'channels', 'weights'),
+      },
     )
 
   def test_it_loads_nothing(self):
@@ -151,11 +155,12 @@ class HtmlTest(parameterized.TestCase):
       [stage, dataclasses.replace(stage, name='b', value=math.nan)],
       {HOSTILE: [leaf]},
       {HOSTILE: [group]},
-      {HOSTILE: [(1.0, 2.0), (2.0, 1.0)]},
-      {HOSTILE: HOSTILE},
-      [HOSTILE],
-      [dataclasses.replace(report_records.ANSWERS[1], name=HOSTILE)],
-      {'command': HOSTILE, HOSTILE: HOSTILE},
+      curves={HOSTILE: [(1.0, 2.0), (2.0, 1.0)]},
+      validation={HOSTILE: {HOSTILE: [(1, 2.0), (2, 1.0)]}},
+      facts={HOSTILE: HOSTILE},
+      notes=[HOSTILE],
+      answers=[dataclasses.replace(report_records.ANSWERS[1], name=HOSTILE)],
+      environment={'command': HOSTILE, HOSTILE: HOSTILE},
     )
     weights = {HOSTILE: (np.ones(3), np.ones(3))}
     text = written(bad, histograms=weights)

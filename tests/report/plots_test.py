@@ -63,6 +63,12 @@ class PlotsTest(parameterized.TestCase):
       tips(plots.losses(curves)),
       ['a: 1 after 0 operations', 'a: 0 after 2 G operations'],
     )
+    judged = {'a': {'loss': [(1, 2.0), (9, -1.0)]}, 'b': {'top 5': [(1, 1.0)]}}
+    self.assertEqual(
+      tips(plots.validation(judged)),
+      ['a: 2 after 1 steps', 'a: -1 after 9 steps'],
+    )
+    self.assertEqual(plots.validation({}), [])
     same = records.StageRecord('a', 0.0, bytes_memory=1)
     other = dataclasses.replace(same, metric='bits per byte', spec='.3f')
     panels = plots.metric_against_bytes([same, same, other])
