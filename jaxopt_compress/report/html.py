@@ -90,9 +90,9 @@ def page(
 
 
 def _head(report, sections) -> str:
-  links = ''.join(
-    _tag('a', name, href=f'#{_id(name)}') for name in (*sections, 'Foot')
-  ).replace('>Foot<', '>Command and machine<')
+  parts = {_id(name): name for name in sections}
+  parts['foot'] = 'Command and machine'
+  links = ''.join(_tag('a', n, href=f'#{id}') for id, n in parts.items())
   return (
     f'<header>{_tag("h1", html.escape(report.title))}'
     '<button type="button" class="theme" hidden></button></header>\n'

@@ -40,6 +40,17 @@ def beside(
   return ''.join(drawn)
 
 
+def above(
+  x: svg.Scale, y: float, words: str, points: Sequence[tuple[float, float]]
+) -> Box:
+  """Where words stand above a line across: at its end, or where points are not."""
+  ends = x.end - svg.wide(words), x.start + 4
+  boxes = [(left, y - 18, left + svg.wide(words), y) for left in ends]
+  around = [_box(px - 7, py, 14) for px, py in points]
+  free = (b for b in boxes if not _meets(b, around, x.end + 1))
+  return next(free, boxes[0])
+
+
 def _places(x, y, wide):
   """Boxes around a point: right, left, above, below, then further up and down."""
   right, left = x + 10, x - 10 - wide

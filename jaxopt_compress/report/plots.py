@@ -56,16 +56,14 @@ def _scatter(points, reference):
       y_format=lambda v: table.number(v, first.spec),
     )
   ]
+  at = [(x(r.bytes_memory), y(r.value)) for r in points]
   written = []
   if bar is not None:
+    said = f'within {pays.WITHIN:.0%} of {reference.name}'
+    written = [labels.above(x, y(bar), said, at)]
     dashes = dict(stroke=_FAINT, stroke_dasharray='5 4')
     drawn.append(svg.line(x.start, y(bar), x.end, y(bar), **dashes))
-    said = f'within {pays.WITHIN:.0%} of {reference.name}'
-    written = [(x.end - svg.wide(said), y(bar) - 18, x.end, y(bar))]
-    drawn.append(
-      svg.text(x.end, y(bar) - 5, said, text_anchor='end', fill=_FAINT)
-    )
-  at = [(x(r.bytes_memory), y(r.value)) for r in points]
+    drawn.append(svg.text(written[0][0], y(bar) - 5, said, fill=_FAINT))
   drawn += [
     svg.mark(i, *at[i], tip=_told(r, points[0])) for i, r in enumerate(points)
   ]

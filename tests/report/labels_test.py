@@ -35,6 +35,15 @@ class LabelsTest(parameterized.TestCase):
     right = labels.beside([(100, 50)], ['name'], 720, [(105, 40, 150, 60)])
     self.assertLess(float(re.search(r'x="([\d.]+)"', right)[1]), 100)
 
+  def test_above_a_line(self):
+    x = svg.Scale(0, 1, 100, 700)
+    right = labels.above(x, 50, 'words', [(120, 45)])
+    self.assertEqual(right, (700 - svg.wide('words'), 32, 700, 50))
+    left = labels.above(x, 50, 'words', [(690, 45)])
+    self.assertEqual(left[0], 104)
+    both = labels.above(x, 50, 'words', [(690, 45), (110, 40)])
+    self.assertEqual(both, right)
+
   def test_stays_within_the_drawing(self):
     drawn = labels.beside([(700, 50)], ['a name of a stage'], width=720)
     x = float(re.search(r'x="([\d.]+)"', drawn)[1])
