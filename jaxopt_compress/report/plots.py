@@ -57,13 +57,13 @@ def _scatter(points, reference):
     )
   ]
   at = [(x(r.bytes_memory), y(r.value)) for r in points]
-  written = []
+  written = [(0, 0, x.start - 6, 380)]  # the numbers of the axis
   if bar is not None:
     said = f'within {pays.WITHIN:.0%} of {reference.name}'
-    written = [labels.above(x, y(bar), said, at)]
+    written.append(labels.above(x, y(bar), said, at))
     dashes = dict(stroke=_FAINT, stroke_dasharray='5 4')
     drawn.append(svg.line(x.start, y(bar), x.end, y(bar), **dashes))
-    drawn.append(svg.text(written[0][0], y(bar) - 5, said, fill=_FAINT))
+    drawn.append(svg.text(written[-1][0], y(bar) - 5, said, fill=_FAINT))
   drawn += [
     svg.mark(i, *at[i], tip=_told(r, points[0])) for i, r in enumerate(points)
   ]
