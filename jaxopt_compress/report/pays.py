@@ -156,15 +156,15 @@ def _masked(stage, ref):
 
 
 def _slow(stage, others):
-  """Where it is not faster; a network that has become larger need not be."""
-  sizes = {r.name: r.bytes_memory or 0 for r in others}
+  """Where it is not faster than a stage of more bytes, or of fewer zeros."""
+  by_name = {r.name: r for r in others}
   timed = {
     batch: t
     for batch, t in sorted(stage.latency.items())
     if t.speed is not None
     and math.isfinite(t.speed)
     and t.against != stage.name
-    and (stage.bytes_memory or 0) <= _FEWER * sizes.get(t.against, math.inf)
+    and _compressed(stage, by_name.get(t.against))
   }
   said = []
   for word, tells in (
@@ -177,6 +177,14 @@ def _slow(stage, others):
       listed = ', '.join(f'{t.speed:.2f}x at batch {b}' for b, t in at.items())
       said.append(f'{tells.format(against)}: {listed}')
   return said
+
+
+def _compressed(stage, other) -> bool:
+  """Whether less is there than of another, so that speed was to be hoped for."""
+  if other is None or not stage.bytes_memory or not other.bytes_memory:
+    return True
+  zeros = (stage.sparsity or 0.0) - (other.sparsity or 0.0)
+  return other.bytes_memory > _FEWER * stage.bytes_memory or zeros >= _ZEROS
 
 
 def _dense(leaves):

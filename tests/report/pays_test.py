@@ -100,9 +100,27 @@ class PaysTest(parameterized.TestCase):
       [],
     ),
     (
+      'of_the_same_size',
+      _like('a', latency={1: records.Timing(2.0, against='big', speed=0.5)}),
+      [],
+    ),
+    (
+      'of_more_zeros',
+      _like(
+        'a',
+        sparsity=0.5,
+        latency={1: records.Timing(2.0, against='big', speed=0.5)},
+      ),
+      [
+        '50% of its weights are zero and take memory all the same',
+        'it is slower than big: 0.50x at batch 1',
+      ],
+    ),
+    (
       'slow',
       _like(
         'slow',
+        bytes_memory=1000,
         latency={
           1: records.Timing(2.0, against='big', speed=0.5),
           8: records.Timing(1.0, against='big', speed=1.0),
