@@ -79,9 +79,14 @@ class While:
 
 @dataclasses.dataclass(frozen=True)
 class Cond:
-  """Branches on the same operands: the first operand chooses."""
+  """Branches on the same operands: the first operand chooses.
+
+  Attributes:
+    by_platform: whether it chooses the platform that the program runs on.
+  """
 
   branches: tuple
+  by_platform: bool = False
   times = 1
   bodies = property(lambda self: self.branches)
 
@@ -152,7 +157,8 @@ def _while(p):
 
 
 def _cond(p):
-  return Cond(tuple(p['branches']))
+  by_platform = p.get('branches_platforms') is not None
+  return Cond(tuple(p['branches']), by_platform)
 
 
 def _shard_map(p):

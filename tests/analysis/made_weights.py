@@ -93,6 +93,15 @@ def looped(p, x):
   return lax.while_loop(lambda s: s[0] < 3 + (x[0, 0] > 9), turn, (0, x))[1]
 
 
+def by_index(p, x):
+  def turn(i, h):
+    # As a loop over layers is written by hand.
+    w = jax.tree.map(lambda a: a[i], p['layers'])
+    return block(h, w)[0]
+
+  return lax.fori_loop(0, 3, turn, x)
+
+
 def through_scan(p, x):
   """A loop over parameters alone."""
   product, _ = lax.scan(lambda a, b: (a @ b, None), jnp.eye(4), p['ws'])
@@ -237,6 +246,7 @@ PROGRAMS = {
     {'a': (4, 3), 'c': (4, 3), 'd': (1, 3)},
   ),
   'looped': (looped, {'w': W}, {'w': (4, 4)}),
+  'by_index': (by_index, {'layers': layers(3)}, LAYERS),
   'through_scan': (through_scan, {'ws': normal(2, 4, 4)}, {'ws': (4, 4)}),
   'hyper': (
     hyper,

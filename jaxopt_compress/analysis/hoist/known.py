@@ -119,6 +119,15 @@ class Graph:
       self._nodes[key] = Constant(aval, self._number(), value=x)
     return self._nodes[key]
 
+  def turns(self, first: int, loop: Loop, reverse: bool, aval) -> Row:
+    """The number that a scan counts: `first`, and one more in each turn."""
+    key = 'turns', first, loop, reverse, aval.dtype
+    if key not in self._nodes:
+      numbers = np.arange(first, first + loop.times, dtype=aval.dtype)
+      # What is computed in the first turn lies at the end of a reversed scan.
+      self._nodes[key] = self.constant(numbers[::-1] if reverse else numbers)
+    return self.row(self._nodes[key], loop, aval)
+
   def row(self, of: Known, loop: Loop, aval) -> Row:
     """What a turn of a scan gets."""
     key = 'row', of, loop

@@ -241,47 +241,27 @@ def _cond(rest, at, cond, inputs):
   return rest.spread(at, outs)
 
 
-def _carried(rest, body, consts, carry):
-  """(the arrays that a loop carries, what puts them among known values).
-
-  A value that the body returns as it came is no part of the carry.
-  """
-  variables = algebra.carried(body, len(consts), len(carry))
-  pairs = zip(carry, variables, strict=True)
-  state = {
-    i: rest.value(x)
-    for i, (x, (_, stays)) in enumerate(pairs)
-    if not (stays and partial.is_known(x))
-  }
-  return state, lambda state: [state.get(i, x) for i, x in enumerate(carry)]
-
-
 def _scan(rest, at, scan, inputs):
   n, whole = scan.num_consts, scan.num_consts + scan.num_carry
   consts, carry, xs = inputs[:n], inputs[n:whole], inputs[whole:]
-  init, filled = _carried(rest, scan.body, consts, carry)
-  loop = partial.loop(at)
-  parts = [v.aval for v in jaxprs.opened(scan.body)[0].invars[whole:]]
+  starts, stays = rest.starts(at, scan, carry)
   # A leaf that is made in there comes as one for each turn, as rows do.
-  rows = rest.rows(at, loop)
+  rows = rest.rows(at, partial.loop(at))
 
   def turn(state, cut):
     arrays, here = cut
     with rest.body(dict(zip(rows, here, strict=True))):
-      cut_xs = [
-        rest.graph.row(x, loop, aval) if partial.is_known(x) else x
-        for x, aval in zip(_merged(xs, arrays), parts, strict=True)
+      now = [
+        x if partial.is_known(x) else state[i] for i, x in enumerate(starts)
       ]
-      outs = algebra.evaluate(
-        rest, scan.body, [*consts, *filled(state), *cut_xs], at
-      )
+      outs = rest.turn(at, scan, consts, now, _merged(xs, arrays))
       ys = [rest.value(y) for y in outs[len(carry) :]]
       return {i: rest.value(outs[i]) for i in state}, ys
 
   cut = _arrays(xs), list(rows.values())
   state, ys = lax.scan(
     turn,
-    init,
+    {i: rest.value(x) for i, x in enumerate(carry) if not stays[i]},
     cut,
     # A length that is left open in an export is that of what the loop cuts.
     length=None if jax.tree.leaves(cut) else scan.times,
@@ -295,7 +275,16 @@ def _while(rest, at, loop, inputs):
   n_test, n_body = loop.num_test_consts, loop.num_body_consts
   of_test, consts = inputs[:n_test], inputs[n_test : n_test + n_body]
   carry = inputs[n_test + n_body :]
-  init, filled = _carried(rest, loop.body, consts, carry)
+  variables = algebra.carried(loop.body, len(consts), len(carry))
+  # A value that the body returns as it came is no part of the carry.
+  init = {
+    i: rest.value(x)
+    for i, (x, (_, stays)) in enumerate(zip(carry, variables, strict=True))
+    if not (stays and partial.is_known(x))
+  }
+
+  def filled(state):
+    return [state.get(i, x) for i, x in enumerate(carry)]
 
   def test(state):
     with rest.body({}):
