@@ -33,7 +33,6 @@ from jaxopt_compress.analysis.plan.plan import shrink
 from jaxopt_compress.analysis.rules_for import rules_for
 from jaxopt_compress.analysis.storage import nbytes
 from jaxopt_compress.analysis.structure.structure import structure
-from jaxopt_compress.analysis.uses import uses
 from jaxopt_compress.calibration import calibrate
 from jaxopt_compress.core import choices as _choices
 from jaxopt_compress.core.array import CompressedArray
@@ -41,7 +40,6 @@ from jaxopt_compress.core.array import is_compressed
 from jaxopt_compress.core.compression import chain
 from jaxopt_compress.core.compression import Compression
 from jaxopt_compress.core.compression import Info
-from jaxopt_compress.core.operators import cast
 from jaxopt_compress.distillation import grow
 from jaxopt_compress.distillation import widen
 from jaxopt_compress.export.trees import load
@@ -49,9 +47,11 @@ from jaxopt_compress.export.trees import save
 from jaxopt_compress.kernels import pack
 from jaxopt_compress.kernels import PackedArray
 from jaxopt_compress.kernels import unpack
+from jaxopt_compress.modules import cast
 from jaxopt_compress.modules import freeze
 from jaxopt_compress.modules import lift
 from jaxopt_compress.modules import materialize
+from jaxopt_compress.modules import uses
 from jaxopt_compress.pruning import methods
 from jaxopt_compress.pruning.prune import prune
 from jaxopt_compress.pruning.spec import Sparsity

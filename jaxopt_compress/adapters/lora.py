@@ -221,7 +221,7 @@ def with_lora(
       alpha / (rank**0.5 if rank_stabilized else rank),
     )
 
-  return modules.dress(rules_lib.map_named(adapted, params))
+  return modules.dress(rules_lib.map_named(adapted, params), params)
 
 
 class _Layout(NamedTuple):

@@ -10,7 +10,34 @@ else: it has names of its own, as records have.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 from typing import Any
+
+import jax
+
+from jaxopt_compress.analysis import walk
+from jaxopt_compress.core import array
+
+
+def jitted(fun: Callable, params: Any) -> Callable:
+  """`jax.jit(fun)` with its first argument, of which other leaves may be functions.
+
+  Modules of Equinox are such trees. What is no array stays in the program.
+
+  >>> import jax.numpy as jnp
+  >>> params = {'w': jnp.ones(2), 'act': jnp.tanh}
+  >>> jitted(lambda p, x: p['act'](x @ p['w']), params)(jnp.zeros((1, 2))).tolist()
+  [0.0]
+  """
+  arrays, refill = array.arrays_apart(
+    params, walk.is_array, array.is_compressed
+  )
+
+  @jax.jit
+  def of_arrays(arrays, *args, **kwargs):
+    return fun(refill(arrays), *args, **kwargs)
+
+  return functools.partial(of_arrays, arrays)
 
 
 def call(fun: Callable, first: tuple[Any, ...], batch: Any) -> Any:

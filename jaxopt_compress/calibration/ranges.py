@@ -205,11 +205,11 @@ def calibrate(
       " static in the scheme: 'int8, int8 tensor static', or jc.FP8."
     )
   found = {re.escape(path): method.statistic for path in chosen}
-  observed = jax.jit(observe_lib.observe(apply, found))
+  observed = batches_lib.jitted(observe_lib.observe(apply, found), params)
   stats = {}
   for batch in batches:
     known.check('calibrate', batch)
-    _, met = batches_lib.call(observed, (params,), batch)
+    _, met = batches_lib.call(observed, (), batch)
     stats = observe_lib.merge_stats(found, stats, met)
   if not stats:
     raise ValueError('There are no batches to calibrate on.')

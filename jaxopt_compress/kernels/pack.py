@@ -124,7 +124,7 @@ def pack(
     if skipped is not None:
       skipped(path, why)
   packed = rules_lib.map_named(lambda path, x: made.get(path, x), params)
-  return modules.dress(packed)
+  return modules.dress(packed, params)
 
 
 def _not_here() -> str:
@@ -176,7 +176,8 @@ def nothing_done(done: str, reasons: dict[str, str]) -> str:
 
 def unpack(params: Any) -> Any:
   """The inverse of `pack`: leaves for any machine, of the same numbers."""
-  return array.map_leaves(lambda leaf: leaf.portable(), params)
+  portable = array.map_leaves(lambda leaf: leaf.portable(), params)
+  return modules.dress(portable, params)
 
 
 def packable(

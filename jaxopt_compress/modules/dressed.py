@@ -19,22 +19,78 @@ import jax
 from jaxopt_compress.modules import written
 
 
-def dress(tree: Any) -> Any:
+def dress(tree: Any, like: Any) -> Any:
   """As `verbs.dress`."""
-  for x in jax.tree.leaves(tree, is_leaf=written.is_node):
+  share(tree, like)
+  for x in _objects(tree):
     if isinstance(x, nnx.Module) and jax.tree_util.all_leaves([x]):
       raise ValueError(
         f'{type(x).__name__} is a module that is no pytree (pytree=False), so its'
         ' weights are not reached. Derive it from nnx.Module without pytree=False,'
         ' or take it apart: graphdef, params = nnx.split(model).'
       )
-    for node in _modules(x) if written.is_node(x) else ():
+    for node in _modules(x):
       kind = type(node).__dict__.get('__wrapped__', type(node))
       if written.has_leaves(node):
         kind = _dressed(kind)
       if kind is not type(node):
         object.__setattr__(node, '__class__', kind)
   return tree
+
+
+def share(tree: Any, like: Any) -> None:
+  """Lets what is one object in `like` be one in `tree`, which a tree map parted."""
+  for new, old in zip(_objects(tree), _objects(like), strict=False):
+    for first, *others in nnx.find_duplicates(old):
+      twin = _at(new, first)
+      for path in others:
+        if not isinstance(twin, nnx.Pytree | nnx.Variable):
+          continue
+        if _formats(_at(new, path)) != _formats(twin):
+          names = ['/'.join(map(str, p)) for p in (first, path)]
+          raise ValueError(
+            f'{names[0]} and {names[1]} are one object, and would get different'
+            ' formats. Give both the same rule, and the uses of both: those that'
+            ' jc.uses tells of the module.'
+          )
+        parent, key = _at(new, path[:-1]), path[-1]
+        if isinstance(parent, nnx.Pytree):
+          object.__setattr__(parent, str(key), twin)
+        elif isinstance(parent, dict | list):
+          parent[key] = twin
+
+
+def shared_paths(tree: Any) -> list[list[str]]:
+  """The paths of leaves that are one Variable of a module."""
+  paths = {}
+  keyed, _ = jax.tree_util.tree_flatten_with_path(
+    tree, is_leaf=lambda x: isinstance(x, nnx.Variable)
+  )
+  for keys, variable in keyed:
+    if isinstance(variable, nnx.Variable):
+      paths.setdefault(id(variable), []).append(
+        jax.tree_util.keystr(keys, simple=True, separator='/')
+      )
+  return [p for p in paths.values() if len(p) > 1]
+
+
+def _objects(tree):
+  leaves = jax.tree.leaves(tree, is_leaf=written.is_node)
+  return [x for x in leaves if written.is_node(x)]
+
+
+def _at(node, path):
+  for key in path:
+    if isinstance(node, nnx.Pytree):
+      node = vars(node)[str(key)]
+    else:
+      node = node[key]
+  return node
+
+
+def _formats(x):
+  """The structure of a part of a module, and the shapes in it."""
+  return jax.tree.structure(x), [a.shape for a in jax.tree.leaves(x)]
 
 
 def _modules(node) -> list[nnx.Module]:

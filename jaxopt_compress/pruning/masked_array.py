@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.core import array
 
@@ -75,7 +76,9 @@ class Masked(array.CompressedArray):
     inner = (
       self.value.describe() + ' ' if array.is_compressed(self.value) else ''
     )
-    if isinstance(self.mask, jax.core.Tracer | jax.ShapeDtypeStruct):
+    # Tracers, shapes, and what Flax puts there to print a module.
+    known = isinstance(self.mask, jax.Array | np.ndarray)
+    if not known or isinstance(self.mask, jax.core.Tracer):
       return f'{inner}masked'
     zeros = 1 - float(jnp.mean(self.mask)) if self.mask.size else 0.0
     return f'{inner}masked {zeros:.0%}'

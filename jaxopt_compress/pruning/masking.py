@@ -77,12 +77,15 @@ def apply_masks(
       return x
     return masked_array.Masked(x, masks[path], scores.get(path), gradient)
 
-  return modules.dress(rules_lib.map_named(with_mask, params))
+  return modules.dress(rules_lib.map_named(with_mask, params), params)
 
 
 def check_masks(params: Any, masks: dict[str, jax.Array]) -> None:
   """Raises a ValueError where masks are not of these parameters."""
-  shapes = {path: tuple(x.shape) for path, x in rules_lib.named_leaves(params)}
+  shapes = {
+    path: tuple(getattr(x, 'shape', ()))
+    for path, x in rules_lib.named_leaves(params)
+  }
   for path, mask in masks.items():
     if shapes.get(path) != tuple(mask.shape):
       was = f'shape {shapes[path]}' if path in shapes else 'no such leaf'

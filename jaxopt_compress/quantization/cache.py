@@ -112,7 +112,7 @@ def quantize_cache(
       _rounded(x, specs[path], {-1: specs[path].group}), specs[path]
     )
 
-  return modules.dress(rules_lib.map_named(as_cache, cache))
+  return modules.dress(rules_lib.map_named(as_cache, cache), cache)
 
 
 def _spec(path, value):

@@ -11,6 +11,7 @@ import collections
 from collections.abc import Sequence
 import functools
 import math
+import re
 from typing import Any
 import warnings
 
@@ -108,6 +109,11 @@ def quantize_leaf(
     ValueError: not floating, not finite, empty, axes that cannot be told, or a
       static activation without a range.
   """
+  if not hasattr(x, 'dtype'):
+    raise ValueError(
+      f'{path} is {x!r}, which is no array. Leave it as it is: put'
+      f' (r"{re.escape(path)}", None) before the rule that takes it.'
+    )
   x = jnp.asarray(array.materialize(x))
   _check_kind(path, x)
   blocks, axis, stacked = layout(path, x, scheme.weight, uses)
@@ -314,7 +320,7 @@ def quantize(
           part.delete()
     return q
 
-  return modules.dress(rules_lib.map_named(quantized, params))
+  return modules.dress(rules_lib.map_named(quantized, params), params)
 
 
 def known_paths(what: str, given: dict | None, leaves: dict) -> None:

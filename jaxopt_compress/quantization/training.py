@@ -195,7 +195,7 @@ def _apply(clock, original_residuals, params, state):
       value, frozen, act, share, scheme.grad, original_residuals
     )
 
-  return modules.dress(rules_lib.map_named(as_trained, params))
+  return modules.dress(rules_lib.map_named(as_trained, params), params)
 
 
 def _frozen_weight(clock, path, x, scheme, learned, state):

@@ -15,7 +15,7 @@ from jaxopt_compress.report import records
 def coverage(
   params: Any, reference: Any = None, met: Sequence[Any] | None = None
 ) -> list[records.LeafRecord]:
-  """A record for each leaf of `params`, in the order of the tree.
+  """A record for each leaf of `params` that is numbers, in the order of the tree.
 
   Args:
     params: parameters, some leaves compressed.
@@ -31,7 +31,7 @@ def coverage(
   originals = dict(rules.named_leaves(reference))
   return [
     _leaf(path, leaf, originals.get(path), met)
-    for path, leaf in rules.named_leaves(params)
+    for path, leaf in records.numbers(params)
   ]
 
 

@@ -11,6 +11,7 @@ import math
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxopt_compress.analysis import storage
@@ -176,16 +177,26 @@ def stage(name: str, params: Any, **known) -> StageRecord:
 
 def parameters(tree: Any) -> int:
   """How many values the leaves of `tree` stand for."""
-  return sum(math.prod(x.shape) for _, x in rules.named_leaves(tree))
+  return sum(math.prod(x.shape) for _, x in numbers(tree))
 
 
 def sparsity(tree: Any) -> float | None:
   """Fraction of the values that are exactly zero; None for an empty tree."""
-  leaves = [dense(x) for _, x in rules.named_leaves(tree)]
+  leaves = [dense(x) for _, x in numbers(tree)]
   size = sum(x.size for x in leaves)
   if not size:
     return None
   return 1.0 - sum(int(np.count_nonzero(x)) for x in leaves) / size
+
+
+def numbers(tree: Any) -> list[tuple[str, Any]]:
+  """The leaves that stand for numbers: no functions, flags or random keys."""
+  return [
+    (path, x)
+    for path, x in rules.named_leaves(tree)
+    if hasattr(x, 'dtype')
+    and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+  ]
 
 
 def dense(leaf) -> np.ndarray:

@@ -284,6 +284,9 @@ COUNTS = {
   'report.leaves.coverage': lambda t: [
     r.error_db for r in report.coverage(DENSE, t)
   ],
+  'report.records.numbers': lambda t: [
+    (path, jc.materialize(x)) for path, x in records.numbers(t)
+  ],
   'report.records.parameters': records.parameters,
   'report.records.sparsity': records.sparsity,
   'report.records.stage': lambda t: records.stage('', t).sparsity,

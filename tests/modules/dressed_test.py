@@ -90,6 +90,33 @@ class CallTest(parameterized.TestCase):
       self.q(jnp.ones((4, 5)))
     equal(self.q(X), self.dense(X))
 
+  def test_what_is_shared_stays_shared(self):
+    """A layer at two places, and a weight: one name takes what both are used for."""
+
+    class Shared(nnx.Module):
+      def __init__(self, rngs):
+        self.a = nnx.Linear(8, 8, rngs=rngs)
+        self.b = nnx.List([self.a, nnx.Linear(8, 8, rngs=rngs)])
+        self.table = self.a.kernel
+
+      def __call__(self, x):
+        return self.b[1](self.b[0](self.a(x))) @ self.table[...]
+
+    model = Shared(nnx.Rngs(0))
+    uses = jc.uses(call)(model, X)
+    self.assertEqual(uses['a/kernel'], uses['table'])
+    self.assertEqual({u.contracted for u in uses['table']}, {(-2,)})
+    q = jc.quantize(model, nets.RULES, uses)
+    frozen = jc.freeze(jc.cast(q, jnp.float32))
+    for m in (q, jc.materialize(q), jc.pack(q, uses, target='cpu'), frozen):
+      self.assertIs(m.a, m.b[0])
+      self.assertIs(m.table, m.a.kernel)
+    equal(q(X), jc.materialize(q)(X))
+    equal(jax.jit(jc.lift(call))(q, X), jc.materialize(q)(X))
+    rules = [('table', None), *nets.RULES]
+    with self.assertRaisesRegex(ValueError, 'table are one object'):
+      jc.quantize(model, rules, uses)
+
   def test_a_module_that_is_no_tree_is_refused(self):
     class Opaque(nnx.Module, pytree=False):
       def __init__(self):

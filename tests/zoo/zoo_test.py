@@ -16,6 +16,7 @@ import layouts
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress import report
 
 WORDS = dict(dot='int4 g16', conv='int8', gather='int8', at_least=1)
 ZOO = {
@@ -89,6 +90,37 @@ class ZooTest(parameterized.TestCase):
     jc.export.save(where / 'program', jc.lift(run), packed, x)
     y = jc.export.load(where / 'program')(x)
     np.testing.assert_allclose(y, want, atol=1e-3 * float(abs(want).max()))
+
+  @parameterized.parameters('equinox_module', 'nnx_module')
+  def test_leaves_that_are_no_numbers_stay(self, name):
+    """Functions and flags, or keys and counters: no verb falls over them."""
+    apply, params, x = ZOO[name]()
+    uses = jc.uses(apply)(params, x)
+    pruned = jc.prune(params, jc.rules_for(uses, dot=0.5, at_least=1), uses)
+    repr(pruned)
+    stored, told = jc.sparsify(pruned, uses=uses)
+    y = eqx.filter_jit(jc.lift(apply))(stored, x)
+    np.testing.assert_allclose(y, apply(jc.materialize(pruned), x), atol=1e-4)
+    self.assertNotIn('mlp/activation', told)
+
+    rules = jc.rules_for(uses, dot='int8, int8 tensor static', at_least=1)
+    ranges = jc.calibrate(apply, params, rules, [x], uses, 'minmax')
+    q = jc.quantize(params, rules, uses, ranges=ranges)
+    self.assertEqual(y.shape, jc.lift(apply)(q, x).shape)
+    records = report.coverage(q, params)
+    self.assertLen([r for r in records if r.compressed], len(ranges))
+    self.assertGreater(min(r.error_db for r in records), 20)
+    self.assertGreater(report.records.sparsity(pruned), 0.2)
+    structure = jc.structure(apply)(params, x)
+    jc.pruning.activations(structure, apply, params, [x])
+
+  def test_what_is_no_array_is_not_quantised(self):
+    apply, model, x = ZOO['equinox_module']()
+    path = next(p for p, leaf in jc.rules.named_leaves(model) if callable(leaf))
+    with self.assertRaisesRegex(ValueError, f'{path} is .*which is no array'):
+      jc.quantize(
+        model, [(path, 'int8'), ('.*', None)], jc.uses(apply)(model, x)
+      )
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ from jaxopt_compress.analysis import storage
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
-from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning.storage import bitmask
 from jaxopt_compress.pruning.storage import bits as bits_lib
@@ -66,7 +65,7 @@ def sparsify(
       dense. Without it, all axes but the last two are taken for stacked.
 
   Returns:
-    The tree, and `{path: Stored}` of every leaf.
+    The tree, and `{path: Stored}` of every leaf that is no function.
 
   Raises:
     ValueError: an uncovered leaf, an unused rule or another word, values that are
@@ -80,7 +79,7 @@ def sparsify(
   >>> stored['b']
   Stored(format='float32', bytes=64, dense_bytes=64, why='it has no zeros')
   """
-  tree = compression.freeze(tree)
+  tree = modules.freeze(tree)
   chosen = rules_lib.match(rules, tree)
   for word in chosen.values():
     if word is not None:
@@ -88,6 +87,8 @@ def sparsify(
   told = {}
 
   def smallest(path, leaf):
+    if callable(leaf):
+      return leaf
     unknown = jax.core.Tracer | jax.ShapeDtypeStruct
     if any(isinstance(p, unknown) for p in jax.tree.leaves(leaf)):
       raise ValueError(
@@ -107,7 +108,7 @@ def sparsify(
     return new
 
   stored = rules_lib.map_named(smallest, array.on_device(tree))
-  return modules.dress(stored), told
+  return modules.dress(stored, tree), told
 
 
 def with_zeros(tree: Any) -> Any:

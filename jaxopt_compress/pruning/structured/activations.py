@@ -67,8 +67,9 @@ def activations(
     if step is None:
       readers = _readers(structure, apply, params, batch)
       chosen = {re.escape(path): statistics.sum_abs() for path in readers}
-      step = jax.jit(observe_lib.observe(apply, chosen))
-    for path, seen in batches_lib.call(step, (params,), batch)[1].items():
+      observed = observe_lib.observe(apply, chosen)
+      step = batches_lib.jitted(observed, params)
+    for path, seen in batches_lib.call(step, (), batch)[1].items():
       count = np.maximum(np.asarray(seen.count, np.float64), 1)[..., None]
       mean = np.asarray(seen.state, np.float64) / count
       if not np.isfinite(mean).all():
