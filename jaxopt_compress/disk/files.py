@@ -38,8 +38,10 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     # mkstemp makes files that only their owner may read.
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
-  except BaseException:
+  except BaseException as e:
     os.unlink(temporary)
+    if isinstance(e, OSError):
+      e.add_note(f'Nothing was written: {path} is as it was.')
     raise
 
 

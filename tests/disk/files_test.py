@@ -28,10 +28,27 @@ class ReplaceTest(absltest.TestCase):
   def test_a_failure_keeps_the_old_file(self):
     self.path.write_text('old')
     with mock.patch.object(os, 'fsync', side_effect=OSError('disk full')):
-      with self.assertRaisesRegex(OSError, 'disk full'):
+      with self.assertRaisesRegex(OSError, 'disk full') as caught:
         files.replace(self.path, 'half')
+    self.assertIn('a.txt is as it was', caught.exception.__notes__[0])
     self.assertEqual(self.path.read_text(), 'old')
     self.assertEqual(self._names(), ['a.txt'])
+
+  def test_of_a_link_what_it_points_to_is_replaced(self):
+    self.path.write_text('old')
+    link = self.path.with_name('link')
+    link.symlink_to(self.path)
+    files.replace(link, 'new')
+    self.assertEqual(self.path.read_text(), 'new')
+    self.assertTrue(link.is_symlink())
+
+  def test_written_in_pieces(self):
+    with files.replacing(self.path) as f:
+      f.write(b'two')
+      f.seek(0)
+      f.write(b'T')
+      self.assertFalse(self.path.exists())
+    self.assertEqual(self.path.read_text(), 'Two')
 
   def test_what_a_killed_process_left_is_removed(self):
     self.path.write_text('old')
