@@ -38,8 +38,7 @@ _UNFIT = (
   ArithmeticError,
   AttributeError,
   LookupError,
-  RecursionError,
-  StopIteration,
+  RuntimeError,
   TypeError,
 )
 _NOT_FINITE = ('nan', 'inf', '-inf')
@@ -146,6 +145,10 @@ class _Writer:
           f'{path or "The tree"} has the key {key!r}, and a file can say strings and'
           ' whole numbers. Rename it.'
         )
+    if (
+      len({type(key) for key, _ in said}) > 1
+    ):  # JAX cannot sort them as a dict
+      said = [(str(key), node) for key, node in said]
     if all(type(key) is str for key, _ in said):
       return {'dict': dict(said)}
     return {'items': [list(item) for item in said]}
@@ -287,8 +290,10 @@ def _type(name):
 
 def _dataclass_of(hint):
   """The dataclass of `Spec` or `Spec | None`."""
-  kinds = typing.get_args(hint) or (hint,)
-  return next(cls for cls in kinds if dataclasses.is_dataclass(cls))
+  for cls in typing.get_args(hint) or (hint,):
+    if dataclasses.is_dataclass(cls):
+      return cls
+  raise ValueError(f'there is a record where {hint} is expected')
 
 
 def _scalar(x, name):

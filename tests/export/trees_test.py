@@ -262,6 +262,19 @@ class TreesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       jc.load(self.path, like=like)
 
+  def test_modules_as_they_are(self):
+    rngs = nnx.Rngs(0)
+    layers = nnx.Linear(32, 16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+    model = nnx.Sequential(*layers)
+    uses = jc.uses(lambda m, x: m(x))(model, X)
+    model = jc.quantize(model, jc.rules_for(uses, dot='int8', at_least=1), uses)
+    jc.save(self.path, model)
+    leaf = jc.load(self.path)['layers']['0']['kernel']
+    np.testing.assert_array_equal(leaf.qvalue, model.layers[0].kernel.qvalue)
+    again = jc.load(self.path, like=model)
+    model.eval(), again.eval()
+    np.testing.assert_array_equal(again(X), model(X))
+
   def test_leaves_go_where_like_has_arrays(self):
     q = quantized('int4 g16')
     jc.save(self.path, {'p': {'w': q}})
@@ -310,10 +323,11 @@ class TreesTest(parameterized.TestCase):
 SAVES = """
   import sys
   import numpy as np
-    n = 0
+  import jaxopt_compress as jc
+  n = 0
   while True:
     n += 1
-    trees.save(sys.argv[1], {'n': n, 'x': np.full(1 << 20, n, np.float32)})
+    jc.save(sys.argv[1], {'n': n, 'x': np.full(1 << 20, n, np.float32)})
     print(n, flush=True)
 """
 
@@ -330,13 +344,14 @@ class KilledTest(absltest.TestCase):
       stdout=subprocess.PIPE,
       env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
     )
-    with process.stdout:
-      self.assertEqual(process.stdout.readline(), b'1\n')
-      for _ in range(3):  # read while it is replaced again and again
-        tree = jc.load(path)
-        self.assertTrue((tree['x'] == tree['n']).all())
-      process.send_signal(signal.SIGKILL)
-      process.wait()
+    with process:
+      try:
+        self.assertEqual(process.stdout.readline(), b'1\n')
+        for _ in range(3):  # read while it is replaced again and again
+          tree = jc.load(path)
+          self.assertTrue((tree['x'] == tree['n']).all())
+      finally:
+        process.send_signal(signal.SIGKILL)
       done = int((process.stdout.read().split() or [b'1'])[-1])
     tree = jc.load(path)
     self.assertTrue((tree['x'] == tree['n']).all())
