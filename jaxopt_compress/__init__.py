@@ -71,6 +71,10 @@ from jaxopt_compress.quantization import W8A8
 from jaxopt_compress.quantization import W8A16
 from jaxopt_compress.quantization.quantize import quantize
 
+# All of them are defined by now.
+for _leaf in CompressedArray.__subclasses__():
+  export.register(_leaf)
+
 __all__ = [
   'Budget',
   'CompressedArray',
