@@ -25,13 +25,19 @@ from jaxopt_compress.data import folders
 Dataset = dict[str, np.ndarray]
 
 
-def load(source: str, *beside: str) -> Dataset:
+def load(
+  source: str,
+  *beside: str,
+  size: int | Sequence[int] = (),
+  channels: int = 0,
+) -> Dataset:
   """Reads a source, `format[:split]@path`.
 
   Args:
     source: see the head of this module.
     *beside: sources of the other splits: the classes of those that are of one folder
       are numbered together.
+    size, channels: of a folder, to what its images are brought; see `folders.read`.
 
   Returns:
     `image` [n, h, w, c] float32 in [0, 1] and `label` [n] int32, from 0.
@@ -45,7 +51,14 @@ def load(source: str, *beside: str) -> Dataset:
     mnist=mnist, cifar10=cifar10, cifar100=cifar100, npz=npz, folder=folder
   )
   choices.one_of(f'The format of {source!r}', name, sorted(formats))
-  return formats[name](path, *_splits(source, *beside))
+  form = {'size': size} if size else {}
+  form |= {'channels': channels} if channels else {}
+  if form and name != 'folder':
+    raise ValueError(
+      f'{source!r} has images of one form; {" and ".join(form)} can be said of a'
+      ' folder alone. Leave it out.'
+    )
+  return formats[name](path, *_splits(source, *beside), **form)
 
 
 def classes(source: str, *beside: str) -> list[str]:
@@ -168,9 +181,11 @@ def npz(path: str, split: str = '') -> Dataset:
   return _dataset(*(found[name] for name in names), path)
 
 
-def folder(directory: str, split: str = '', *beside: str) -> Dataset:
+def folder(
+  directory: str, split: str = '', *beside: str, **form: int | Sequence[int]
+) -> Dataset:
   """One folder a class, numbered together with the splits beside; see `folders`."""
-  return _dataset(*folders.read(directory, split, *beside), directory)
+  return _dataset(*folders.read(directory, split, *beside, **form), directory)
 
 
 def augment(

@@ -148,6 +148,21 @@ class ImagesTest(parameterized.TestCase):
     label = images.npz(str(path))['label']
     self.assertEqual((label.tolist(), label.dtype), ([1, 0], np.int32))
 
+  def test_a_folder_is_brought_to_one_form(self):
+    for i, shape in enumerate([(4, 6), (9, 7, 3), (5, 5)]):
+      file = self.root / 'abc'[i % 2] / f'{i}.png'
+      file.parent.mkdir(exist_ok=True)
+      Image.fromarray(np.zeros(shape, np.uint8)).save(file)
+    source = f'folder@{self.root}'
+    found = images.load(source, size=4, channels=3)
+    self.assertEqual(found['image'].shape, (3, 4, 4, 3))
+    with self.assertRaisesRegex(ValueError, 'size=.64, 64. and channels=3'):
+      images.load(source)
+    with self.assertRaisesRegex(
+      ValueError, 'size and channels can be said of a'
+    ):
+      images.load('npz@x.npz', size=4, channels=3)
+
   def test_classes(self):
     for name in ('train/dog', 'test/cat'):
       (self.root / name).mkdir(parents=True)
