@@ -92,7 +92,7 @@ _TESTED_IN = {
   # Configs that are copied, and run there as a user would.
   **{
     f'command/starts/{kind}.py': 'command/begin_test.py'
-    for kind in ('images', 'text')
+    for kind in ('arrays', 'images', 'text')
   },
   # Kinds of networks that keep one contract.
   'models/own/callable_tree.py': 'models/own/own_test.py',

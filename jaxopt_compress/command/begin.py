@@ -17,7 +17,7 @@ def kinds() -> list[str]:
   """What can be asked for besides the names that are shipped.
 
   >>> kinds()
-  ['images', 'text']
+  ['arrays', 'images', 'text']
   """
   return sorted(p.stem for p in STARTS.glob('*.py') if p.stem != '__init__')
 

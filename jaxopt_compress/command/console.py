@@ -21,6 +21,7 @@ Flags
 
 A config to start from: jaxopt-compress init [KIND or NAME] [FILE.py]
   images                     image files, a folder for each class
+  arrays                     your own arrays and your own network
   text                       a language model of your files
   Without FILE.py it is printed. A file that is there is never overwritten.
 

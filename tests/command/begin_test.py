@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import parameterized
 import numpy as np
@@ -14,12 +16,11 @@ from jaxopt_compress.train import loop
 
 
 def _images(folder):
-  """Twelve images of two classes, in two splits."""
+  """Images of two classes."""
   from PIL import Image
 
   for i in range(24):
-    split, name = ('train', 'test')[i % 4 == 0], ('cat', 'dog')[i % 2]
-    path = folder / split / name / f'{i}.png'
+    path = folder / ('cat', 'dog')[i % 2] / f'{i}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
 
@@ -48,6 +49,9 @@ class BeginTest(parameterized.TestCase):
     self.assertNotIn(f'{kind}.py', text)
     # Columns of 80 are read in any window.
     self.assertLessEqual(max(map(len, text.splitlines())), 88)
+    # As the command does, so that a config finds what it defines.
+    self.enterContext(mock.patch.object(sys, 'path', [self.folder, *sys.path]))
+    self.addCleanup(sys.modules.pop, 'mine', None)
     config = _config(file, 'runlocal')
     loop.run(config, os.path.join(self.folder, 'work'), dry_run=True)
     self.assertFalse(os.path.exists('work'))

@@ -14,13 +14,13 @@ from jaxopt_compress.core import choices
 from jaxopt_compress.data import images
 from jaxopt_compress.train import plan
 
-# A folder for each class, in a folder for each split:
-#   FOLDER/train/cat/1.jpg    FOLDER/test/cat/2.jpg    FOLDER/train/dog/3.jpg
-# All images have one size, and all are grey or all in colours. Other formats:
+# A folder for each class: my_images/cat/1.jpg, my_images/dog/2.jpg. Four fifths of them
+# are trained on. If you have a folder for each split, my_images/train/cat/1.jpg, write
+# 'folder:train@my_images' and 'folder:test@my_images'. Other formats:
 # 'mnist:train@/data/mnist', 'cifar10:train@/data/cifar-10-batches-bin',
 # 'npz@/data/train.npz' with the arrays `image` and `label`.
-FOLDER = 'my_images'
-TRAIN, TEST = f'folder:train@{FOLDER}', f'folder:test@{FOLDER}'
+FOLDER = 'folder@my_images'
+TRAIN, TEST = f'{FOLDER}[:80%]', f'{FOLDER}[80%:]'
 
 # "Where" is a list of (pattern, what): the first pattern that matches the path of a
 # weight decides, and every weight has to be covered. None leaves it as it is.
@@ -63,15 +63,15 @@ def get_config(arg=''):
   choices.one_of('arg', arg, ('', 'runlocal'), '=')
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.data = dict(name='images', train=TRAIN, test=TEST)
+  # All images are brought to one size, and to 1 (grey) or 3 (colours) channels.
+  c.data = dict(name='images', train=TRAIN, test=TEST, size=64, channels=3)
 
-  image = images.load(TEST, TRAIN)['image']
   # The networks: a ResNet with so many channels and blocks in each part. `teacher`
   # is as good as you can afford to train, `student` is what you want to ship.
   sizes = dict(
     name='resnet',
-    in_features=image.shape[-1],  # 1 grey, 3 colours
-    classes=len(images.classes(TRAIN, TEST)),
+    in_features=3,  # channels
+    classes=len(images.classes(FOLDER)),
   )
   c.models = dict(
     teacher=dict(widths=(64, 128), depths=2, **sizes),

@@ -57,7 +57,8 @@ def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
   # The sources of Python's own library, which are on every machine. A file is either
-  # trained on or held out.
+  # trained on or held out. Your own: root='my_texts', a folder, and the endings of its
+  # files, suffixes=('.txt', '.md'); or root='my.txt', one file.
   c.data = dict(
     name='text',
     input='tokens',
