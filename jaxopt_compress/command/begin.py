@@ -38,8 +38,10 @@ def begin(words: Sequence[str]) -> str:
       raise ValueError(
         f'init has the {what}s {" and ".join(found)}; one is expected.'
       )
-  kind = asked[0] if asked else _KIND
   there = (*kinds(), *shipped.names())
+  # Who writes text.py means the text.
+  called = [stem for f in files if (stem := pathlib.Path(f).stem) in there]
+  kind = [*asked, *called, _KIND][0]
   if kind not in there:
     raise ValueError(
       f'{kind!r} is no kind of config.{choices.guess(kind, there)} There are'
@@ -63,7 +65,7 @@ def begin(words: Sequence[str]) -> str:
       f'{file} is there, and stays as it is. Choose another name.'
     ) from e
   return (
-    f'{file} is written. Read it, put your own things into it, then see whether all'
+    f'{file} is written, from {kind!r}. Read it, put your own things into it, then see whether all'
     f' fits together:\n\n  jaxopt-compress --config={file} --workdir=/tmp/'
     f'{file.stem} --dry_run\n\nWithout --dry_run it runs; `{file}:runlocal` is a run'
     ' of seconds.\n'

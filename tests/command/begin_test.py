@@ -62,6 +62,11 @@ class BeginTest(parameterized.TestCase):
     self.assertIn('Claim: a student', begin.begin(['digits']))
     self.assertEqual(os.listdir(), [])
 
+  def test_a_file_called_like_a_kind_is_of_it(self):
+    self.assertIn("text.py is written, from 'text'", begin.begin(['text.py']))
+    self.assertIn("from 'images'", begin.begin(['images', 'arrays.py']))
+    self.assertIn("from 'images'", begin.begin(['other.py']))
+
   def test_never_overwrites(self):
     pathlib.Path('mine.py').write_text('mine')
     with self.assertRaisesRegex(ValueError, 'mine.py is there, and stays'):
