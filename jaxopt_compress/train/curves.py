@@ -7,6 +7,7 @@ counted in its program: forward, backward, teachers and optimizer.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.parallel import step as step_lib
@@ -48,6 +49,11 @@ def of(job: job_lib.Job, built: Sequence[stages_lib.Built]) -> dict[str, Curve]:
 
 def _of_step(job, built, finals) -> int:
   """The operations of one step, for a whole batch."""
+  if built.stage.accumulate > 1:
+    # In one part: the compiler drops what only counts examples, which parts begin with.
+    stage = dataclasses.replace(built.stage, accumulate=1)
+    plan = job.plan.data, built.plan
+    built = stages_lib.build(stage, built.source, built.teachers, *plan)
   batch = job.data.batches(built.stage)[0]
   frozen = distil.frozen(built.stage.distil, finals)
 

@@ -40,11 +40,13 @@ def check(
     )
     if stage.steps or b.ranges or words.on_data(stage):
       examples.batches(stage)
-    if stage.steps and stage.batch_size % devices:
+    parts = devices * stage.accumulate
+    if stage.steps and stage.batch_size % parts:
+      more = f' in {stage.accumulate} parts' if stage.accumulate > 1 else ''
       raise ValueError(
         f'config.stage.{stage.name}.batch_size is {stage.batch_size}, which does'
-        f' not divide over {devices} devices. Use a multiple of {devices}, or set'
-        ' config.run.devices.'
+        f' not divide over {devices} devices{more}. Use a multiple of {parts}, or set'
+        f' config.run.devices{" or accumulate" if more else ""}.'
       )
     if stage.init:
       source = by_name[stage.init]

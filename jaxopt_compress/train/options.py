@@ -316,6 +316,8 @@ class Stage:
   # 0: nothing is trained, `init` is compressed as it is. Steps are counted in int32.
   steps: int = fields.option(0, '[0, 2147483648)')
   batch_size: int = fields.option(128, '[1, inf)')
+  # In how many parts a batch is computed, one after the other, for less memory.
+  accumulate: int = fields.option(1, '[1, inf)', needs='steps')
   augment: bool = fields.option(False, needs='steps')
   files: str = ''  # to train on, of a text; '': those of the data
   label_smoothing: float = fields.option(0.0, '[0, 1)', needs='steps')

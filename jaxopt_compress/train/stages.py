@@ -152,6 +152,7 @@ def build(
     compression=compression,
     learned_optimizer=learned,
     redraw=redraw,
+    accumulate=stage.accumulate,
     **distil.for_step(stage, teachers, asked),
   )
   return Built(

@@ -9,7 +9,7 @@ from jaxopt_compress.train import options
 # Checkpoints are of one config if these agree, so a key that is renamed makes
 # those of before useless.
 STAGE = """
-  name model init steps batch_size augment files label_smoothing mixup
+  name model init steps batch_size accumulate augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   eval_every keep metric patience min_delta
   teacher loss alpha temperature standardize ensemble ema_decay on_policy prompt
@@ -46,6 +46,7 @@ OUTSIDE = {
   options.Stage: dict(
     steps=(-1, 2**31),
     batch_size=(0,),
+    accumulate=(0, 1.5),
     clip=(-1.0, -1, float('nan'), float('inf')),
     learning_rate=(-0.01, float('nan'), float('inf')),
     weight_decay=(-1.0,),
@@ -139,6 +140,7 @@ class RangesTest(parameterized.TestCase):
     ('steps', dict(learning_rate=1.0, steps=0)),
     ('steps', dict(clip=1.0, steps=0)),
     ('steps', dict(augment=True, steps=0)),
+    ('steps', dict(accumulate=2, steps=0)),
     ('steps', dict(label_smoothing=0.1, steps=0)),
   )
   def test_without_effect(self, need, said):

@@ -62,15 +62,25 @@ class Part(NamedTuple):
 Loss = Callable[[Seen], dict[str, Part]]
 
 
-def total(
+def counts(
   parts: dict[str, Part], replicas: step_lib.Replicas
+) -> dict[str, jax.Array]:
+  """{name: count of a part, averaged over replicas}; without a gradient."""
+  found = {n: p.count.astype(p.sum.dtype) for n, p in parts.items()}
+  return replicas(jax.lax.stop_gradient(found))
+
+
+def total(
+  parts: dict[str, Part], counts: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss, and {name: sum of this replica / mean count} of its parts.
 
   Averaged, they are the means over all. So are their gradients, however a mask cuts
   the examples. A count has no gradient, and is averaged before that is taken.
+
+  Args:
+    parts: of this replica.
+    counts: of all of them, from the function of that name.
   """
-  counts = {n: p.count.astype(p.sum.dtype) for n, p in parts.items()}
-  counts = replicas(jax.lax.stop_gradient(counts))
   means = {n: losses.mean(p.sum, counts[n]) for n, p in parts.items()}
   return sum(parts[n].weight * mean for n, mean in means.items()), means

@@ -24,6 +24,7 @@ from jaxopt_compress.core import compression as compression_lib
 from jaxopt_compress.core import lift
 from jaxopt_compress.distillation import teachers as teachers_lib
 from jaxopt_compress.train import mixup as mixup_lib
+from jaxopt_compress.train.step import accumulate as accumulate_lib
 from jaxopt_compress.train.step import loss as loss_lib
 from jaxopt_compress.train.step import state as state_lib
 
@@ -40,6 +41,7 @@ def train_step(
   ema_decay: float | None = None,
   mixup: float = 0.0,
   redraw: Callable[..., Any] | None = None,
+  accumulate: int = 1,
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """A step for one replica, to be run by `parallel.data_parallel`.
 
@@ -57,6 +59,7 @@ def train_step(
     mixup: concentration of `mixup.mixed`; 0: inputs stay as they are.
     redraw: `(compressed params, variables, batch, step, key, replicas) -> batch`, what
       the student makes of a batch before it learns from it; see `on_policy`.
+    accumulate: in how many parts a batch is computed, one after the other.
 
   Returns:
     `(state, batch, replicas[, ((params, variables) of each teacher, ...)])
@@ -73,29 +76,52 @@ def train_step(
   def step(state, batch, replicas, frozen=()):
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
     batch = _redrawn(redraw, state, compression, batch, replicas)
-    x, share = _mixed(batch[inputs], key, mixup)
-    said = _answers(taught, (*frozen, *[state.average] * follow), x)
     wanted = compression.observes(state.params)
-    known = _known(state, batch, said, share, replicas)
+    trained = state.params, state.learned, state.connectors
 
-    def total_loss(params, learned, connectors):
-      full = compression_lib.merge_learned(learned, state.comp_state)
-      cparams = compression.apply(params, full)
+    def looks(batch, variables, key):
+      """`(params, learned, connectors) -> (parts, variables, statistics)`."""
+      x, share = _mixed(batch[inputs], key, mixup)
+      said = _answers(taught, (*frozen, *[state.average] * follow), x)
+      known = _known(state, batch, said, share, replicas)
 
-      def forward(params, variables, x):
-        return apply(params, variables, x, train=True, rngs=key)
+      def parts(params, learned, connectors):
+        full = compression_lib.merge_learned(learned, state.comp_state)
+        cparams = compression.apply(params, full)
 
-      (y, out, variables), stats = _observed(forward, wanted)(
-        cparams, state.variables, x
+        def forward(params, variables, x):
+          return apply(params, variables, x, train=True, rngs=key)
+
+        (y, out, new), stats = _observed(forward, wanted)(cparams, variables, x)
+        seen = known(outputs=(y, out), params=params, connectors=connectors)
+        return loss(seen), new, stats
+
+      return parts
+
+    def gradient(batch, variables, key, counts=None):
+      look = looks(batch, variables, key)
+
+      def total_loss(*trained):
+        parts, new, stats = look(*trained)
+        total, means = loss_lib.total(
+          parts, counts or loss_lib.counts(parts, replicas)
+        )
+        return total, (means, new, stats)
+
+      values = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
+      return values(*trained)
+
+    def counts(batch, variables, key):
+      parts, _, _ = looks(batch, variables, key)(*trained)
+      return loss_lib.counts(parts, replicas)
+
+    whole = batch, state.variables, key
+    if accumulate == 1:
+      (total, found), grads = gradient(*whole)
+    else:
+      (total, found), grads = accumulate_lib.accumulated(
+        gradient, counts, *whole, n=accumulate, wanted=wanted
       )
-      seen = known(outputs=(y, out), params=params, connectors=connectors)
-      total, means = loss_lib.total(loss(seen), replicas)
-      return total, (means, variables, stats)
-
-    gradient = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
-    (total, found), grads = gradient(
-      state.params, state.learned, state.connectors
-    )
     means, variables, stats = found
     total, means, grads = replicas((total, means, grads))
     variables = _mean_of_floats(replicas, variables)

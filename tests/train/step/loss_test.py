@@ -17,7 +17,8 @@ class TotalTest(parameterized.TestCase):
       'soft': loss_lib.Part(jnp.float32(4), jnp.int32(8), jnp.float32(0.5)),
       'none': loss_lib.Part(jnp.float32(0), jnp.int32(0)),
     }
-    total, means = loss_lib.total(parts, step_lib.Replicas())
+    counts = loss_lib.counts(parts, step_lib.Replicas())
+    total, means = loss_lib.total(parts, counts)
     self.assertAlmostEqual(float(total), 4.25)
     self.assertEqual(
       {name: float(x) for name, x in means.items()},
@@ -30,7 +31,8 @@ class TotalTest(parameterized.TestCase):
 
     def mean(s, n):
       part = {'hard': loss_lib.Part(s, n)}
-      total, _ = loss_lib.total(part, step_lib.Replicas('r'))
+      counts = loss_lib.counts(part, step_lib.Replicas('r'))
+      total, _ = loss_lib.total(part, counts)
       return jax.lax.pmean(total, 'r')
 
     found = jax.vmap(mean, axis_name='r')(sums, counts)
