@@ -15,6 +15,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jaxopt_compress.parallel import cluster
+from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import loop
@@ -22,12 +23,27 @@ from jaxopt_compress.train import processes
 from jaxopt_compress.train import workdir as workdir_lib
 
 CONFIG = dict(
-  data=dict(name='digits', test='validation', eval_batch_size=64),
+  data=dict(
+    name='digits',
+    test='validation',
+    validation='test',
+    eval_batch_size=64,
+    limit=64,
+  ),
   models=dict(mlp=dict(in_features=64, widths=(8,))),
   stages=('model',),
   stage=dict(
     model=dict(
-      model='mlp', steps=6, batch_size=16, optimizer='sgd', learning_rate=0.1
+      model='mlp',
+      steps=6,
+      batch_size=16,
+      accumulate=2,
+      optimizer='sgd',
+      learning_rate=0.1,
+      eval_every=2,
+      keep='best',
+      metric='loss',
+      patience=1,
     )
   ),
   report=dict(batches=(1,), seconds=0.0, plots=False),
@@ -105,6 +121,18 @@ def _read_by(index):
   return other
 
 
+def _worse_and_worse(index):
+  """What process 1 finds, which would have it stop at step 4 and keep step 2."""
+  original, calls = evaluate.evaluate, []
+
+  def found(*args, **kwargs):
+    calls.append(1)
+    found = original(*args, **kwargs)
+    return dataclasses.replace(found, loss=found.loss + 9 * index * len(calls))
+
+  return found
+
+
 def main(address, process_id, folder):
   folder = pathlib.Path(folder)
   assert cluster.initialize(address, 2, int(process_id)) == 'arguments'
@@ -126,7 +154,8 @@ def main(address, process_id, folder):
       pass
   except ValueError as e:
     print('Refused:', e)
-  loop.run(CONFIG, folder / 'two')
+  with mock.patch.object(evaluate, 'evaluate', _worse_and_worse(index)):
+    loop.run(CONFIG, folder / 'two')
 
 
 if __name__ == '__main__':
