@@ -13,6 +13,7 @@ from jaxopt_compress.analysis import flops as flops_lib
 from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.report import curves as curves_lib
 from jaxopt_compress.report import records
+from jaxopt_compress.train import answers
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import job as job_lib
 from jaxopt_compress.train import metrics
@@ -56,6 +57,10 @@ def _of_step(job, built, finals) -> int:
     built = stages_lib.build(stage, built.source, built.teachers, *plan)
   batch = job.data.batches(built.stage)[0]
   frozen = distil.frozen(built.stage.distil, finals)
+  if built.stage.cache.asked:
+    # Its teachers answered before the first step, and no step runs them.
+    batch |= answers.blank(built.stage, batch[job.plan.data.target])
+    frozen = ()
 
   def step(state, batch, frozen):
     return built.step(state, batch, step_lib.Replicas(), frozen)

@@ -162,7 +162,7 @@ def outcome(stage: options.Stage, history: History) -> str:
       f'keeps step {history.best} of {last}, with the best {metric},'
       f' {value:.4g}, of {len(history.candidates)} evaluations'
     )
-  if history.stalled:
+  if history.stalled and last < stage.steps:
     said_of = stage.optimizer
     part = optimizer.schedule(said_of.decay, stage.steps, 1.0, said_of.warmup)
     part = float(part(last))

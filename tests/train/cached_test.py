@@ -40,7 +40,12 @@ def tiny(devices=1, stages=None, **student):
     seed=0,
     # A few percent of the images: about N.
     data=dict(
-      name='digits', labels=0.047, test='validation', eval_batch_size=64
+      name='digits',
+      labels=0.047,
+      test='validation',
+      validation='test',
+      eval_batch_size=64,
+      limit=64,
     ),
     models=dict(mlp=dict(in_features=64, widths=(8,))),
     stages=tuple(found),
@@ -95,13 +100,19 @@ class CachedTest(parameterized.TestCase):
       )
 
   def test_all_entries_are_the_live_teacher(self):
-    kept = dict(cache=dict(k=10), augment=True)
+    kept = dict(cache=dict(k=10), augment=True, eval_every=3)
     live = {**kept, 'cache': dict(k=0)}
     works = [self._run(tiny(**x), n) for n, x in (('k', kept), ('l', live))]
     # But for float16.
     losses = [self._loss(work) for work in works]
     np.testing.assert_allclose(*losses, rtol=2e-3)
     self.assertNotEqual(*losses)
+    # A step that runs no teacher costs less.
+    costs = []
+    for work in works:
+      (begin, _), (end, _) = report.read(work).curves['student']
+      costs.append(end - begin)
+    self.assertLess(costs[0], 0.95 * costs[1])
     # Of neither is the teacher a part, nor are its answers.
     for work in works:
       names = [set(self._weights(work, s)) for s in ('teacher', 'student')]

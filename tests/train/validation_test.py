@@ -97,6 +97,9 @@ class HistoryTest(parameterized.TestCase):
       ' its peak.',
     )
     self.assertEqual(validation.outcome(stage, _history([0.5])), '')
+    at_its_end = dataclasses.replace(stage, steps=40)
+    said = validation.outcome(at_its_end, history)
+    self.assertEndsWith(said, 'of 4 evaluations.')
     with pytest.raises(ValueError, match="'accuracy'.* in none of 1 eval"):
       validation.outcome(stage, _history([math.nan], keep='best'))
 
