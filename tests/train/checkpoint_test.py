@@ -101,6 +101,45 @@ class CheckpointsTest(parameterized.TestCase):
     with checkpoint.Checkpoints(self.dir, config=CONFIG) as saver:
       self.assertEqual(saver.steps, [3, 4])
 
+  def test_keeps_what_the_latest_need(self):
+    x = {'x': jnp.ones(3)}
+    with checkpoint.Checkpoints(self.dir, config=CONFIG) as saver:
+      for step, needs in ((1, ()), (2, (1,)), (3, (1,)), (4, (3,))):
+        saver.save(step, x, {'seen': [step, 0.1]}, needs)
+      saver.wait()
+      self.assertEqual(saver.steps, [1, 3, 4])
+    # Known from the disk as well, but for one that is damaged.
+    with checkpoint.Checkpoints(self.dir, config=CONFIG) as saver:
+      self.assertEqual(saver.record(4), {'seen': [4, 0.1]})
+      _same(saver.restore_step(3, x), x)
+      saver.save(5, x)
+      saver.wait()
+      self.assertEqual(saver.steps, [3, 4, 5])
+      os.remove(self.dir / '4' / '_CHECKPOINT_METADATA')
+    with checkpoint.Checkpoints(self.dir, config=CONFIG) as saver:
+      saver.save(6, x)
+      saver.wait()
+      self.assertEqual(saver.steps, [5, 6])
+      with pytest.raises(checkpoint.CorruptCheckpoint, match='start again'):
+        saver.restore_step(4, x)
+
+  def test_another_config_that_will_do(self):
+    self._saved()
+
+    def accepts(saved, now):
+      return saved['seed'] < now['seed']
+
+    for seed in (0, 1):
+      with checkpoint.Checkpoints(
+        self.dir, config={**CONFIG, 'seed': seed}, accepts=accepts
+      ) as saver:
+        self.assertEqual(saver.restore(_tree())[0], 20)
+    with checkpoint.Checkpoints(
+      self.dir, config={**CONFIG, 'seed': -1}, accepts=accepts
+    ) as saver:
+      with pytest.raises(ValueError, match='seed was 0, is -1'):
+        saver.restore(_tree())
+
   def test_nothing_to_restore(self):
     self.assertIsNone(self._restore())
 
