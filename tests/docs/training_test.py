@@ -27,6 +27,7 @@ def _tables():
 class OptionsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('config.data', options.Data),
+    ('config.task', options.Task),
     ('config.stage', options.Stage),
     ('config.report', options.Report),
     ('config.run', options.Run),

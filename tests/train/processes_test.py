@@ -128,7 +128,8 @@ def _worse_and_worse(index):
   def found(*args, **kwargs):
     calls.append(1)
     found = original(*args, **kwargs)
-    return dataclasses.replace(found, loss=found.loss + 9 * index * len(calls))
+    worse = found.metrics['loss'] + 9 * index * len(calls)
+    return dataclasses.replace(found, metrics=found.metrics | {'loss': worse})
 
   return found
 

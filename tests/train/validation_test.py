@@ -280,9 +280,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(_left(self.dir)[1]['step'], 6)
     log = self.capsys.readouterr().out
     self.assertEqual(
-      log.count(
-        'stopped at step 6 of 12, as loss saw no improvement in 1 eval'
-      ),
+      log.count('[a] stopped at step 6 of 12, as loss saw no improvement in 1'),
       2,
     )
     self.assertNotIn('] step 7', log)

@@ -77,50 +77,24 @@ def train_step(
     key = replicas.fold_in(jax.random.fold_in(state.rng, state.step))
     batch = _redrawn(redraw, state, compression, batch, replicas)
     wanted = compression.observes(state.params)
-    trained = state.params, state.learned, state.connectors
-
-    def looks(batch, variables, key):
-      """`(params, learned, connectors) -> (parts, variables, statistics)`."""
-      x, share = _mixed(batch[inputs], key, mixup)
-      said = _answers(taught, (*frozen, *[state.average] * follow), x)
-      known = _known(state, batch, said, share, replicas)
-
-      def parts(params, learned, connectors):
-        full = compression_lib.merge_learned(learned, state.comp_state)
-        cparams = compression.apply(params, full)
-
-        def forward(params, variables, x):
-          return apply(params, variables, x, train=True, rngs=key)
-
-        (y, out, new), stats = _observed(forward, wanted)(cparams, variables, x)
-        seen = known(outputs=(y, out), params=params, connectors=connectors)
-        return loss(seen), new, stats
-
-      return parts
-
-    def gradient(batch, variables, key, counts=None):
-      look = looks(batch, variables, key)
-
-      def total_loss(*trained):
-        parts, new, stats = look(*trained)
-        total, means = loss_lib.total(
-          parts, counts or loss_lib.counts(parts, replicas)
-        )
-        return total, (means, new, stats)
-
-      values = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
-      return values(*trained)
-
-    def counts(batch, variables, key):
-      parts, _, _ = looks(batch, variables, key)(*trained)
-      return loss_lib.counts(parts, replicas)
-
+    look = _Look(
+      apply=apply,
+      loss=loss,
+      compression=compression,
+      inputs=inputs,
+      mixup=mixup,
+      taught=taught,
+      frozen=(*frozen, *[state.average] * follow),
+      state=state,
+      wanted=wanted,
+      replicas=replicas,
+    )
     whole = batch, state.variables, key
     if accumulate == 1:
-      (total, found), grads = gradient(*whole)
+      (total, found), grads = look.gradient(*whole)
     else:
       (total, found), grads = accumulate_lib.accumulated(
-        gradient, counts, *whole, n=accumulate, wanted=wanted
+        look.gradient, look.counts, *whole, n=accumulate, wanted=wanted
       )
     means, variables, stats = found
     total, means, grads = replicas((total, means, grads))
@@ -136,6 +110,67 @@ def train_step(
     return state, metrics
 
   return step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+  """What a forward pass reads beside a batch, in the step of one replica."""
+
+  apply: Callable[..., Any]
+  loss: loss_lib.Loss
+  compression: compression_lib.Compression
+  inputs: str
+  mixup: float
+  taught: Sequence[Callable[..., Any]]
+  frozen: Sequence[Any]  # (params, variables) of each of those
+  state: state_lib.TrainState
+  wanted: Any  # statistics
+  replicas: Any
+
+  @property
+  def trained(self):
+    """What derivatives are taken of."""
+    return self.state.params, self.state.learned, self.state.connectors
+
+  def parts(self, batch, variables, key):
+    """`(params, learned, connectors) -> (parts, new variables, statistics)`."""
+    x, share = _mixed(batch[self.inputs], key, self.mixup)
+    said = _answers(self.taught, self.frozen, x)
+    known = _known(self.state, batch, said, share, self.replicas)
+
+    def parts(params, learned, connectors):
+      full = compression_lib.merge_learned(learned, self.state.comp_state)
+      cparams = self.compression.apply(params, full)
+
+      def forward(params, variables, x):
+        return self.apply(params, variables, x, train=True, rngs=key)
+
+      (y, out, new), stats = _observed(forward, self.wanted)(
+        cparams, variables, x
+      )
+      seen = known(outputs=(y, out), params=params, connectors=connectors)
+      return self.loss(seen), new, stats
+
+    return parts
+
+  def gradient(self, batch, variables, key, counts=None):
+    """((loss, (means, variables, statistics)), gradients); see `loss.total`."""
+    parts_of = self.parts(batch, variables, key)
+
+    def total_loss(*trained):
+      parts, new, stats = parts_of(*trained)
+      total, means = loss_lib.total(
+        parts, counts or loss_lib.counts(parts, self.replicas)
+      )
+      return total, (means, new, stats)
+
+    values = jax.value_and_grad(total_loss, argnums=(0, 1, 2), has_aux=True)
+    return values(*self.trained)
+
+  def counts(self, batch, variables, key):
+    """Of the parts of the loss."""
+    parts, _, _ = self.parts(batch, variables, key)(*self.trained)
+    return loss_lib.counts(parts, self.replicas)
 
 
 def _followed(state, compression, decay):
