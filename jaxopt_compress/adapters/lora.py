@@ -144,8 +144,8 @@ def add_lora(
     params: a tree of arrays and compressed leaves; not changed.
     rules: ordered `(regex, rank)`; None for a weight without an adapter. First
       match wins, every leaf must be covered and every rule used.
-    uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's
-      convention.
+    uses: what `jc.uses(apply)(params, x)` returned. Without it only leaves called
+      `kernel` are taken, [in, out] as Flax has them.
     key: consumed, for `a`; a different one is drawn for each leaf.
 
   Returns:
@@ -156,8 +156,8 @@ def add_lora(
     ValueError: uncovered leaf, unused rule, a leaf whose axes cannot be told or
       which is not floating, or a rank that is not from 1 to min(in, out).
 
-  >>> params = {'w': jnp.ones((6, 4))}
-  >>> adapters = add_lora(params, [('w', 2)], key=jax.random.key(0))
+  >>> params = {'kernel': jnp.ones((6, 4))}
+  >>> adapters = add_lora(params, [('kernel', 2)], key=jax.random.key(0))
   >>> [f.shape for f in jax.tree.leaves(adapters)]
   [(6, 2), (2, 4)]
   """

@@ -148,9 +148,9 @@ def axes(path: str, leaf: Any, uses: dict[str, tuple[Use, ...]] | None) -> Axes:
   """The contracted, stacked and free axes of a leaf.
 
   With `uses`, from the program: an axis contracted anywhere counts as
-  contracted. Without, by Flax's convention (the last axis is the output), for
-  what it settles: a matrix that is not an embedding, and a convolution with a
-  square odd window.
+  contracted. Without, only for leaves called `kernel`, by what Flax documents of
+  that name: a matrix is [in, out], and [h, w, in, out] with a square odd window a
+  convolution. No shape tells that a `weight` of Equinox is [out, in].
 
   Args:
     path: name of the leaf.
@@ -197,16 +197,16 @@ def is_window(shape: tuple[int, ...]) -> bool:
 
 
 def _by_convention(path, shape) -> Axes:
-  name = path.split('/')[-1]
-  if len(shape) == 2 and 'embedding' not in name:
-    return Axes((-2,), (), (-1,))
-  if is_window(shape):
-    return Axes((-4, -3, -2), (), (-1,))
+  if path.split('/')[-1] == 'kernel':
+    if len(shape) == 2:
+      return Axes((-2,), (), (-1,))
+    if is_window(shape):
+      return Axes((-4, -3, -2), (), (-1,))
   raise ValueError(
-    f'Which axes of {path}, shape {shape}, are contracted? Without uses only'
-    ' matrices [in, out] and convolutions with a square odd window [h, w, in,'
-    ' out] are clear; embeddings, stacked layers and attention projections'
-    ' are not. Pass uses=jc.uses(apply)(params, x).'
+    f'Which axes of {path or "this array"}, shape {shape}, are contracted? Pass'
+    ' uses=jc.uses(apply)(params, x), which knows. Without it only leaves called'
+    ' "kernel", as Flax calls them, are clear, and of those matrices [in, out] and'
+    ' convolutions [h, w, in, out] with a square odd window.'
   )
 
 

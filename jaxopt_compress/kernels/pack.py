@@ -62,8 +62,8 @@ def pack(
   Args:
     params: a tree with `QArray` and `QDotArray` leaves, and pruned arrays; also as
       `jc.sparsify` stores them. What is not packed of those stays stored so.
-    uses: what `jc.uses(apply)(params, x)` returned; None for Flax's convention, as
-      in `jc.quantize`.
+    uses: what `jc.uses(apply)(params, x)` returned; without it, leaves called `kernel`
+      alone, as in `jc.quantize`.
     target: 'cpu'; 'gpu' or 'tpu' for matrices of int8 and int4; None for 'cpu' or
       'gpu', where programs run by default, if there are kernels. Else nothing is
       packed, with a warning: unpacking in every call would be slower.

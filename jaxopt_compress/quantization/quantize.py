@@ -43,6 +43,9 @@ def layout(path: str, leaf: Any, spec: spec_lib.Spec, uses: dict | None):
   Returns:
     blocks ((axis, size), ...), packed axis, stacked axes; from the end.
   """
+  if uses is None and spec.granularity == 'tensor' and len(leaf.shape) == 2:
+    # A matrix that has one scale has it whichever of its axes is contracted.
+    return _whole((-2, -1)), -2, ()
   contracted, stacked, free = uses_lib.axes(path, leaf, uses)
   if spec.granularity in ('channel', 'token') and not free:
     raise ValueError(
@@ -97,8 +100,7 @@ def quantize_leaf(
     path: its name, for messages.
     x: floating array, or a compressed leaf whose meaning is quantised.
     scheme: how.
-    uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's
-      convention.
+    uses: what `jc.uses(apply)(params, x)` returned, or None, as for `quantize`.
     act_range: (scale, zero) of a static activation, each of the rank of the
       weight and 1 on all but stacked axes.
     importance: [stacked..., contracted] weights of the squared errors, the mean
@@ -263,8 +265,9 @@ def quantize(
       `jc.Scheme`, the `jc.schemes.Spec` of a weight, a preset's name, or None for "as it
       is". First match wins, every leaf must be covered and every rule used.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
-      contracted. Without it Flax's convention is used (last axis out), and what
-      it does not settle is refused.
+      contracted. Without it only leaves called `kernel` are taken, [in, out] as
+      Flax has them, and matrices with one scale; others are refused, a bare array
+      among them.
     ranges: {path: (scale, zero)} of static activations, from `jc.calibrate`.
     importance: {path: [stacked..., contracted]} weights of squared errors for
       'mse' ranges: the sum of squares that `jc.observe` finds.

@@ -61,12 +61,12 @@ def _interpreted(x, leaf):
 
 def _quantised(key, k, n, dtype, words):
   w = (jax.random.normal(key, (k, n)) * k**-0.5).astype(dtype)
-  q = jc.quantize({'w': w}, [('w', words)])
+  q = jc.quantize({'kernel': w}, [('kernel', words)])
   target = 'gpu' if _interpret() else jax.default_backend()
-  packed = jc.pack(q, target=target)['w']
+  packed = jc.pack(q, target=target)['kernel']
   ours = _interpreted if _interpret() else _LIFTED
-  dense = q['w'].materialize().astype(jnp.float32)
-  return (ours, (packed,)), (_LIFTED, (q['w'],)), dense
+  dense = q['kernel'].materialize().astype(jnp.float32)
+  return (ours, (packed,)), (_LIFTED, (q['kernel'],)), dense
 
 
 def cases(key, k, n, dtype):

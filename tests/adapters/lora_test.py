@@ -5,6 +5,7 @@ import re
 from absl.testing import absltest
 from absl.testing import parameterized
 import adapting
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -212,7 +213,9 @@ class AdaptersTest(parameterized.TestCase):
   )
   def test_scale(self, options, want):
     params = {'w': jnp.zeros((6, 5))}
-    factors = jc.adapters.add_lora(params, [('w', 4)], key=jax.random.key(0))
+    factors = jc.adapters.add_lora(
+      params, [('w', 4)], key=jax.random.key(0), uses=in_out.IN_OUT
+    )
     factors['w']['b'] = jnp.ones((4, 5))
     [leaf] = jc.adapters.with_lora(params, factors, **options).values()
     ones = np.asarray(factors['w']['a']) @ np.ones((4, 5))
@@ -239,15 +242,21 @@ class AdaptersTest(parameterized.TestCase):
   def test_mistakes(self, rules, message):
     params = {'w': jnp.ones((8, 6))}
     with self.assertRaisesRegex(ValueError, message):
-      jc.adapters.add_lora(params, rules, key=jax.random.key(0))
+      jc.adapters.add_lora(
+        params, rules, key=jax.random.key(0), uses=in_out.IN_OUT
+      )
 
   def test_other_parameters(self):
     params = {'w': jnp.ones((8, 6))}
-    adapters = jc.adapters.add_lora(params, [('w', 2)], key=jax.random.key(0))
+    adapters = jc.adapters.add_lora(
+      params, [('w', 2)], key=jax.random.key(0), uses=in_out.IN_OUT
+    )
     with self.assertRaisesRegex(ValueError, 'Adapters for w, which is no leaf'):
-      jc.adapters.with_lora({'v': params['w']}, adapters)
+      jc.adapters.with_lora({'v': params['w']}, adapters, uses=in_out.IN_OUT)
     with self.assertRaisesRegex(ValueError, r'\(4, 2\).*are expected'):
-      jc.adapters.with_lora({'w': jnp.ones((4, 6))}, adapters)
+      jc.adapters.with_lora(
+        {'w': jnp.ones((4, 6))}, adapters, uses=in_out.IN_OUT
+      )
 
 
 if __name__ == '__main__':

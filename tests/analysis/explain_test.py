@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +10,7 @@ import jaxopt_compress as jc
 from jaxopt_compress.analysis import explain
 
 X = jnp.ones((2, 8))
-Q = jc.quantize({'w': jnp.eye(8)}, [('w', 'W8A16')])['w']
+Q = jc.quantize({'w': jnp.eye(8)}, [('w', 'W8A16')], uses=in_out.IN_OUT)['w']
 
 
 class ExplainTest(parameterized.TestCase):

@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import feature_programs as programs
 from flax import nnx
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,9 @@ class FeaturesTest(parameterized.TestCase):
     ]
     want = programs.values(programs.PARAMS, programs.X)['a/w']
     np.testing.assert_allclose(found[:, 0], want, rtol=1e-5, atol=1e-6)
-    codes = jc.quantize(programs.PARAMS, [('./w', jc.W8A16), ('.*', None)])
+    codes = jc.quantize(
+      programs.PARAMS, [('./w', jc.W8A16), ('.*', None)], uses=in_out.IN_OUT
+    )
     want = programs.values(jc.materialize(codes), programs.X)['a/w']
     _, found = jax.jit(run)(codes, programs.X)
     np.testing.assert_allclose(found['a/w'], want, rtol=1e-5, atol=1e-5)

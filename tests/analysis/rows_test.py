@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
 from flax import nnx
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -102,7 +103,9 @@ class ProductTest(observing.Case):
 
   def test_other_leaves_stay_compressed(self):
     params = {'q': observing.LAYERS[0], 'w': observing.LAYERS[1]}
-    params = jc.quantize(params, [('q', jc.W8A8), ('w', None)])
+    params = jc.quantize(
+      params, [('q', jc.W8A8), ('w', None)], uses=in_out.IN_OUT
+    )
     f = lambda p, x: (x @ p['q']) @ p['w']
     y, stats = jax.jit(jc.observe(f, {'w': jc.statistics.sums()}))(
       params, observing.X

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ class StructureTest(parameterized.TestCase):
     g = scopes.at_scopes(f, [(SCORES, _double)])
     _close(g(W, X), _want(W, X))
     _close(jax.jit(g)(W, X), _want(W, X))
-    w = jc.quantize({'w': W}, [('w', jc.W8A16)])['w']
+    w = jc.quantize({'w': W}, [('w', jc.W8A16)], uses=in_out.IN_OUT)['w']
     _close(jax.jit(jc.lift(g))(w, X), _want(w.materialize(), X))
 
   @parameterized.named_parameters(_NAMED)
@@ -166,7 +167,7 @@ class StructureTest(parameterized.TestCase):
 
     def store(primitive, operands, params):
       y = primitive.bind(*operands, **params)
-      return jc.quantize({'y': y}, [('y', jc.W8A16)])['y']
+      return jc.quantize({'y': y}, [('y', jc.W8A16)], uses=in_out.IN_OUT)['y']
 
     def f(w, x):
       with jax.named_scope('keys'):
@@ -174,7 +175,9 @@ class StructureTest(parameterized.TestCase):
       return x @ k.T
 
     g = scopes.at_scopes(f, [('keys/dot_general', store)])
-    k = jc.quantize({'y': X @ W}, [('y', jc.W8A16)])['y'].materialize()
+    k = jc.quantize({'y': X @ W}, [('y', jc.W8A16)], uses=in_out.IN_OUT)[
+      'y'
+    ].materialize()
     _close(jax.jit(g)(W, X), X @ k.T)
 
 

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ class UsesTest(parameterized.TestCase):
   def test_of_what_a_compressed_leaf_stands_for(self):
     f = lambda p, x: x @ p['w']
     p = {'w': jnp.ones((6, 8))}
-    q = jc.quantize(p, [('w', jc.W4A16)])
+    q = jc.quantize(p, [('w', jc.W4A16)], uses=in_out.IN_OUT)
     self.assertEqual(jc.uses(f)(q, X)['w'][0][:3], jc.uses(f)(p, X)['w'][0][:3])
 
   def test_attention_of_flax_in_a_scan(self):
@@ -287,17 +288,22 @@ class AxesTest(parameterized.TestCase):
     ),
   )
   def test_by_convention(self, shape, want):
-    self.assertEqual(uses_lib.axes('a/w', jnp.ones(shape), None), want)
+    self.assertEqual(uses_lib.axes('a/kernel', jnp.ones(shape), None), want)
 
   @parameterized.named_parameters(
     dict(testcase_name='embedding', path='embedding', shape=(3, 4)),
     dict(testcase_name='stack', path='kernel', shape=(3, 4, 5)),
+    dict(testcase_name='equinox', path='layers/0/weight', shape=(3, 4)),
+    dict(testcase_name='haiku', path='linear/w', shape=(3, 4)),
+    dict(testcase_name='no name', path='', shape=(3, 4)),
     dict(testcase_name='vector', path='bias', shape=(3,)),
     dict(testcase_name='attention', path='kernel', shape=(2, 4, 5, 6)),
     dict(testcase_name='even window', path='kernel', shape=(2, 2, 5, 6)),
   )
   def test_convention_refuses_what_it_does_not_settle(self, path, shape):
-    with self.assertRaisesRegex(ValueError, rf'Which axes of {path}.*uses='):
+    with self.assertRaisesRegex(
+      ValueError, rf'Which axes of {path or "this array"},.*uses='
+    ):
       uses_lib.axes(path, jnp.ones(shape), None)
 
   @parameterized.named_parameters(
@@ -347,7 +353,7 @@ class AxesTest(parameterized.TestCase):
   @parameterized.parameters(
     lambda p, uses: jc.quantize(p, [('w', 'int8')], uses),
     lambda p, uses: jc.pack(
-      jc.quantize(p, [('w', 'int8')]), uses, target='cpu'
+      jc.quantize(p, [('w', 'int8')], uses=in_out.IN_OUT), uses, target='cpu'
     ),
     lambda p, uses: jc.prune(p, [('w', jc.Sparsity(0.5))], uses),
     lambda p, uses: jc.adapters.add_lora(

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ class TraceTest(absltest.TestCase):
     self.assertEqual([at.path for at in walk.places(closed)], ['dot_general'])
 
   def test_a_leaf_is_what_it_stands_for(self):
-    q = jc.quantize({'w': W}, [('w', jc.W4A16)])
+    q = jc.quantize({'w': W}, [('w', jc.W4A16)], uses=in_out.IN_OUT)
     closed, ((path, leaf),) = walk.trace(lambda p, x: x @ p['w'], q, (X,), {})
     self.assertEqual((path, leaf.shape), ('w', (6, 6)))
     self.assertEqual(

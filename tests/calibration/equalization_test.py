@@ -1,6 +1,7 @@
 """Equalised ranges against the equation; folded norms against the program."""
 
 from absl.testing import absltest
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +105,7 @@ class EqualizeTest(_Case):
     rules_ = [('a|b', jc.schemes.Spec('int4', 'tensor')), ('c|d', None)]
 
     def rounded(tree):
-      return error(jc.quantize(tree, rules_))
+      return error(jc.quantize(tree, rules_, uses=in_out.IN_OUT))
 
     even, trials = jc.calibration.equalize(p, freedoms, rounded)
     self.assertEqual(set(trials), {'a - b', 'b - d'})

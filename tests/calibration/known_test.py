@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ def apply(p, x):
 def _calibrate(tree, x, method='absmax'):
   rules = [('w', 'FP8'), ('.*', None)]
   batches = (batch for batch in [x])
-  return jc.calibrate(apply, tree, rules, batches, None, method)['w'][0]
+  return jc.calibrate(apply, tree, rules, batches, in_out.IN_OUT, method)['w'][
+    0
+  ]
 
 
 def _fold(tree, x):
@@ -91,7 +94,9 @@ class KnownTest(parameterized.TestCase):
       )(p['w'], x)
 
     x = X[:2]
-    run = lambda: jc.calibrate(on_devices, {'w': W}, [('w', 'FP8')], [x])
+    run = lambda: jc.calibrate(
+      on_devices, {'w': W}, [('w', 'FP8')], [x], uses=in_out.IN_OUT
+    )
     want, _ = run()['w']
     found = jax.jit(lambda y: y * run()['w'][0])(1.0)
     np.testing.assert_allclose(found, want, rtol=1e-6)

@@ -4,6 +4,7 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -137,7 +138,9 @@ class CalibrateTest(_Case):
   def test_batches_of_several_arguments(self):
     f = lambda p, x, scale=1.0: x * scale @ p['w']
     x, p, rules = jnp.eye(4), {'w': jnp.ones((4, 2))}, [('w', 'FP8')]
-    run = lambda *batches: jc.calibrate(f, p, rules, batches)['w'][0]
+    run = lambda *batches: jc.calibrate(
+      f, p, rules, batches, uses=in_out.IN_OUT
+    )['w'][0]
     want = run(3 * x)
     for batch in ((x, 3.0), {'x': x, 'scale': 3.0}):
       np.testing.assert_array_equal(run(x, batch), want)

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import contract_leaves
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ USED = (
   jc.materialize,
   jc.freeze,
   lambda tree: jc.lift(apply)(tree, X),
-  lambda tree: jc.pack(tree, target='cpu'),
+  lambda tree: jc.pack(tree, target='cpu', uses=in_out.IN_OUT),
 )
 
 

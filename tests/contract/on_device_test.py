@@ -9,6 +9,7 @@ import tempfile
 
 from absl.testing import parameterized
 import contract_leaves
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,18 +207,20 @@ class OnDeviceTest(parameterized.TestCase):
 
   def test_arrays_of_the_user_may_change_later(self):
     params = {'w': PARAMS['w'].copy(), 'b': np.ones(64, np.float32)}
-    q = jc.quantize(params, RULES)
+    q = jc.quantize(params, RULES, uses=in_out.IN_OUT)
     params['b'][:] = 0
     self.assertEqual(float(q['b'].sum()), 64)
 
   def test_donated_arrays_of_numpy_stay(self):
     params = {'w': jnp.asarray(PARAMS['w']), 'v': PARAMS['v'].copy()}
     rules = [('[wv]', 'int8')]
-    jc.quantize(params, rules, donate=True)
+    jc.quantize(params, rules, donate=True, uses=in_out.IN_OUT)
     self.assertTrue(params['w'].is_deleted())
     np.testing.assert_array_equal(params['v'], PARAMS['v'])
     # Of arrays that are traced there is nothing to delete.
-    jax.jit(lambda p: jc.quantize(p, rules, donate=True))({'w': PARAMS['w']})
+    jax.jit(lambda p: jc.quantize(p, rules, donate=True, uses=in_out.IN_OUT))(
+      {'w': PARAMS['w']}
+    )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,7 @@ class StateTest(parameterized.TestCase):
     ('w', lambda d: d.update(w=d['w'] * 2)),
   )
   def test_what_stays_in_a_dict_is_refused(self, name, change):
-    leaves = jc.quantize({'w': X[0]}, [('w', 'int8')])
+    leaves = jc.quantize({'w': X[0]}, [('w', 'int8')], uses=in_out.IN_OUT)
     with self.assertRaisesRegex(ValueError, f'^{name} is changed in place'):
       jc.lift(change)({**leaves, 'n': 1.0})
 

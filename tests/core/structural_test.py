@@ -5,6 +5,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ class ShardMapTest(parameterized.TestCase):
     self.assertEqual([m.primitive for m in met], ['dot_general'])
 
   def test_gradients_of_replicated_weights(self):
-    comp = jc.fake_quantize([(r'w', jc.W8A8)])
+    comp = jc.fake_quantize([(r'w', jc.W8A8)], uses=in_out.IN_OUT)
 
     def loss(p, x):
       y = jc.lift(lambda p, x: jnp.dot(x, p['w']))(comp.apply(p, ()), x)

@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import chex
 from flax import linen as nn
 from flax import nnx
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ class RebuildTest(parameterized.TestCase):
   def test_compressed_in_a_fresh_process(self):
     fun, params, plan = _planned(build_linen, Mlp(), lambda m: m.apply, 8, 6)
     rules = [('.*/Dense_0/kernel', jc.W8A8), ('.*', None)]
-    small = jc.quantize(jc.shrink(plan, params), rules)
+    small = jc.quantize(jc.shrink(plan, params), rules, uses=in_out.IN_OUT)
     jc.export.save_shrunk(self.path, plan, small)
     got = self.fresh("""
       import jaxopt_compress as jc

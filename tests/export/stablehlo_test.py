@@ -7,6 +7,7 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 import export_cases
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,10 @@ class RoundTripTest(export_cases.ExportTestCase):
       return model['act'](x @ model['w']) * model['scale'] + noise
 
     model = dict(w=jnp.eye(3), act=jnp.tanh, key=jax.random.key(1), scale=2.0)
-    for tree in (model, jc.quantize(model, [('w', 'int8'), ('.*', None)])):
+    for tree in (
+      model,
+      jc.quantize(model, [('w', 'int8'), ('.*', None)], uses=in_out.IN_OUT),
+    ):
       x = jnp.ones((2, 3))
       stablehlo.save(self.folder, jc.lift(fun), tree, x, polymorphic=False)
       program = stablehlo.load(self.folder)
@@ -180,8 +184,8 @@ class RoundTripTest(export_cases.ExportTestCase):
       export.save(self.folder, lambda p, x, y: x, {}, np.ones((8, 4)), make())
 
   def test_packed_leaves_that_it_closes_over(self):
-    q = jc.quantize({'w': jnp.eye(8)}, [('w', 'int8')])
-    packed = jc.pack(q, target='cpu')
+    q = jc.quantize({'w': jnp.eye(8)}, [('w', 'int8')], uses=in_out.IN_OUT)
+    packed = jc.pack(q, target='cpu', uses=in_out.IN_OUT)
     fun = jc.lift(lambda p, x: x @ p['w'])
     with self.assertRaises(ValueError) as caught:
       export.save(self.folder, lambda p, x: fun(packed, x), {}, np.ones((3, 8)))

@@ -6,6 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,9 @@ class WeightsTest(parameterized.TestCase):
       weights_lib.flatten({'x': jnp.ones(4, jnp.int4)})
 
   def test_leaves_cast_one_by_one(self):
-    q = jc.quantize({'w': jnp.ones((8, 4))}, [('w', 'int8')])
+    q = jc.quantize(
+      {'w': jnp.ones((8, 4))}, [('w', 'int8')], uses=in_out.IN_OUT
+    )
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), q)
     for ask in (weights_lib.flatten, weights_lib.describe):
       with self.assertRaisesRegex(ValueError, 'qvalue is bfloat16, not int8'):
@@ -117,7 +120,10 @@ class WeightsTest(parameterized.TestCase):
   def test_leaves_without_zeros_and_back(self):
     x = np.eye(64, dtype=np.float32)
     tree, _ = jc.sparsify(
-      {'w': x[0, :50], 'q': jc.quantize({'k': x}, [('k', 'int8')])['k']}
+      {
+        'w': x[0, :50],
+        'q': jc.quantize({'k': x}, [('k', 'int8')], uses=in_out.IN_OUT)['k'],
+      }
     )
     weights, rebuild = weights_lib.flatten(tree)
     self.assertEqual(

@@ -4,6 +4,7 @@ import json
 from unittest import mock
 
 from absl.testing import absltest
+import in_out
 import jax
 import jax.numpy as jnp
 import pytest
@@ -34,7 +35,9 @@ class TuneTest(absltest.TestCase):
     return known, entry
 
   def test_measures_and_keeps(self):
-    q = jc.quantize({'w': W, 'b': W}, [('w', 'W8A8'), ('b', None)])
+    q = jc.quantize(
+      {'w': W, 'b': W}, [('w', 'W8A8'), ('b', None)], uses=in_out.IN_OUT
+    )
     p = self._tune(q, file=self.file)
     _, entry = self._entry()
     self.assertEqual(set(entry), {'2', '20'})
@@ -48,11 +51,13 @@ class TuneTest(absltest.TestCase):
       f = jax.jit(jc.lift(lambda p, x: x @ p['w']))
       x = jax.random.normal(jax.random.key(1), (3, 64))
       self.assertLess(float(jnp.abs(f(p, x) - f(q, x)).max()), 1e-4)
-    jc.kernels.tune(q, rows=(3,), seconds=1e-3, file=self.file)
+    jc.kernels.tune(
+      q, rows=(3,), seconds=1e-3, file=self.file, uses=in_out.IN_OUT
+    )
     self.assertEqual(self._entry()[1], entry | {'3': self._entry()[1]['3']})
 
   def test_a_file_is_believed(self):
-    q = jc.quantize({'w': W}, [('w', 'W8A8')])
+    q = jc.quantize({'w': W}, [('w', 'W8A8')], uses=in_out.IN_OUT)
     self._tune(q, file=self.file)
     known, entry = self._entry()
     for times in entry.values():
@@ -73,7 +78,7 @@ class TuneTest(absltest.TestCase):
     self.assertIn('xla', self._entry()[1]['2'])
 
   def test_ties_go_to_the_best_path(self):
-    q = jc.quantize({'w': W}, [('w', 'W8A8')])
+    q = jc.quantize({'w': W}, [('w', 'W8A8')], uses=in_out.IN_OUT)
     tie = {'xla': 1.0} | dict.fromkeys(native.paths(), 0.02)
     with mock.patch.object(choose, '_measured', lambda *_: dict(tie)):
       p = self._tune(q)
@@ -82,7 +87,7 @@ class TuneTest(absltest.TestCase):
 
   def test_zeros_are_left_out_where_that_is_faster(self):
     w = jnp.where(jnp.arange(64)[:, None] % 4 == 0, W, 0.0)
-    q = jc.quantize({'w': w}, [('w', 'W8A8')])
+    q = jc.quantize({'w': w}, [('w', 'W8A8')], uses=in_out.IN_OUT)
     self._tune(q, file=self.file)
     known = json.loads(self.file.read_text())
     (entries,) = known.values()
@@ -97,22 +102,24 @@ class TuneTest(absltest.TestCase):
       self.assertEqual(p['w'].plan.sparse is not None, faster == thin)
 
   def test_what_has_no_kernel_stays(self):
-    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')])
+    q = jc.quantize({'w': W}, [('w', 'FP8_DYNAMIC')], uses=in_out.IN_OUT)
     for params, why in ((q, 'w: e4m3 has no kernel'), ({'w': W}, 'no leaf is')):
       with self.assertWarnsRegex(UserWarning, f'Nothing is tuned: {why}'):
-        out = jc.kernels.tune(params, rows=(1,), file=self.file)
+        out = jc.kernels.tune(
+          params, rows=(1,), file=self.file, uses=in_out.IN_OUT
+        )
       self.assertIs(out['w'], params['w'])
     self.assertFalse(self.file.exists())
 
   def test_bad_input(self):
-    q = jc.quantize({'w': W}, [('w', 'W8A8')])
+    q = jc.quantize({'w': W}, [('w', 'W8A8')], uses=in_out.IN_OUT)
     for rows in ((0,), (), 3):
       with self.assertRaisesRegex(ValueError, 'one or more positive'):
-        jc.kernels.tune(q, rows=rows)
+        jc.kernels.tune(q, rows=rows, uses=in_out.IN_OUT)
     self.file.parent.mkdir()
     self.file.write_text('{"cpu": {"w": {"a": {}}}}')
     with self.assertRaisesRegex(ValueError, 'no number of rows. Remove it'):
-      jc.kernels.tune(q, file=self.file)
+      jc.kernels.tune(q, file=self.file, uses=in_out.IN_OUT)
 
 
 if __name__ == '__main__':

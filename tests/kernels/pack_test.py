@@ -8,6 +8,7 @@ import warnings
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +60,13 @@ class ExportTest(absltest.TestCase):
 class PackTest(parameterized.TestCase):
   def test_skipped_are_named(self):
     params = {'a': W, 'b': W}
-    q = jc.quantize(params, [('a', 'W8A8'), ('b', 'FP8_DYNAMIC')])
+    q = jc.quantize(
+      params, [('a', 'W8A8'), ('b', 'FP8_DYNAMIC')], uses=in_out.IN_OUT
+    )
     said = []
-    p = pack(q, skipped=lambda path, why: said.append((path, why)))
+    p = pack(
+      q, skipped=lambda path, why: said.append((path, why)), uses=in_out.IN_OUT
+    )
     self.assertIsInstance(p['a'], jc.PackedArray)
     self.assertIsInstance(p['b'], jc.quantization.QDotArray)
     (path, why) = said[0]
@@ -75,11 +80,13 @@ class PackTest(parameterized.TestCase):
     (jnp.ones((140_000, 1)), 'int8', 'w: 32 bits do not hold'),
   )
   def test_what_has_no_kernel_stays(self, w, scheme, why):
-    q = jc.quantize({'w': w}, [('w', scheme)])
+    q = jc.quantize({'w': w}, [('w', scheme)], uses=in_out.IN_OUT)
     said = []
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always')
-      p = pack(q, skipped=lambda *of: said.append(': '.join(of)))
+      p = pack(
+        q, skipped=lambda *of: said.append(': '.join(of)), uses=in_out.IN_OUT
+      )
     self.assertIs(p['w'], q['w'])
     (warning,) = caught
     self.assertStartsWith(str(warning.message), f'Nothing is packed: {why}')
@@ -100,17 +107,20 @@ class PackTest(parameterized.TestCase):
       self.assertIs(pack(q, uses)['w'], q['w'])
 
   def test_packed_already(self):
-    p = pack(jc.quantize({'w': W}, [('w', 'int8')]))
+    p = pack(
+      jc.quantize({'w': W}, [('w', 'int8')], uses=in_out.IN_OUT),
+      uses=in_out.IN_OUT,
+    )
     with self.assertWarnsRegex(UserWarning, 'w: it is packed already'):
-      self.assertIs(pack(p)['w'], p['w'])
+      self.assertIs(pack(p, uses=in_out.IN_OUT)['w'], p['w'])
 
   def test_many_that_stay_are_counted(self):
     params = {f'w{i}': W[:2, :2] for i in range(10)}
-    q = jc.quantize(params, [('.*', 'e5m2 tensor')])
+    q = jc.quantize(params, [('.*', 'e5m2 tensor')], uses=in_out.IN_OUT)
     with self.assertWarnsRegex(
       UserWarning, 'w0, w1, w2 and 7 more: e5m2 has no'
     ):
-      pack(q)
+      pack(q, uses=in_out.IN_OUT)
 
   def test_what_is_stored_without_zeros(self):
     w = np.where(np.arange(128)[:, None] % 8, 0, np.ones((128, 64), np.float32))
@@ -138,9 +148,9 @@ class PackTest(parameterized.TestCase):
     w = jax.random.normal(_KEYS[2], (3, 72 + 8 * zeros, 48))
     w = np.where(np.arange(w.shape[1]) % 2 < zeros, 0, np.swapaxes(w, 1, 2))
     w = np.swapaxes(w, 1, 2)
-    q = jc.quantize(dict(zip('abc', w)), [('.*', scheme)])
+    q = jc.quantize(dict(zip('abc', w)), [('.*', scheme)], uses=in_out.IN_OUT)
     with jax.log_compiles(), self.assertLogs('jax', 'WARNING') as logs:
-      jc.unpack(pack(q, sparse=bool(zeros)))
+      jc.unpack(pack(q, sparse=bool(zeros), uses=in_out.IN_OUT))
     compiled = [r.getMessage() for r in logs.records]
     compiled = [m.split()[1] for m in compiled if m.startswith('Compiling')]
     self.assertEqual(compiled, [f'jit({name})' for name in programs])
@@ -165,11 +175,13 @@ class PackTest(parameterized.TestCase):
   )
   def test_what_are_no_rows_is_refused(self, rows):
     with self.assertRaisesRegex(ValueError, 'positive whole numbers'):
-      pack({'w': W}, rows=rows)
+      pack({'w': W}, rows=rows, uses=in_out.IN_OUT)
 
   def test_rows_in_an_array(self):
-    q = jc.quantize({'w': W}, [('w', 'int8')])
-    self.assertIsInstance(pack(q, rows=np.array([2, 3]))['w'], jc.PackedArray)
+    q = jc.quantize({'w': W}, [('w', 'int8')], uses=in_out.IN_OUT)
+    self.assertIsInstance(
+      pack(q, rows=np.array([2, 3]), uses=in_out.IN_OUT)['w'], jc.PackedArray
+    )
 
   @parameterized.parameters(
     ((64, 40), 'W4A16', 'int4 channel, packed'),
@@ -177,7 +189,10 @@ class PackTest(parameterized.TestCase):
     ((64, 64), 'int4 4x8', 'int4 g4, packed in 8 bits'),
   )
   def test_bits_that_are_filled_up_are_said(self, shape, scheme, said):
-    p = pack(jc.quantize({'w': jnp.ones(shape)}, [('w', scheme)]))['w']
+    p = pack(
+      jc.quantize({'w': jnp.ones(shape)}, [('w', scheme)], uses=in_out.IN_OUT),
+      uses=in_out.IN_OUT,
+    )['w']
     self.assertEqual(p.describe(), said)
     self.assertEqual(jax.eval_shape(lambda: p).describe(), said)
 
@@ -197,16 +212,16 @@ class PackTest(parameterized.TestCase):
     self.assertLess(_distance(y, jc.lift(_matmul)(q, x)), 1e-5)
 
   def test_where_it_would_not_pay(self):
-    q = jc.quantize({'w': W}, [('w', 'int8')])
+    q = jc.quantize({'w': W}, [('w', 'int8')], uses=in_out.IN_OUT)
     with mock.patch.object(native, 'available', lambda: False):
       with self.assertWarnsRegex(UserWarning, 'Nothing is packed: .*not built'):
-        self.assertIs(jc.pack(q), q)
+        self.assertIs(jc.pack(q, uses=in_out.IN_OUT), q)
       with mock.patch.object(native, 'paths', lambda: ()):
         with self.assertWarnsRegex(
           UserWarning, 'Nothing is packed: .*not built'
         ):
-          self.assertIs(jc.kernels.tune(q), q)
-      self.assertIsInstance(pack(q)['w'], jc.PackedArray)
+          self.assertIs(jc.kernels.tune(q, uses=in_out.IN_OUT), q)
+      self.assertIsInstance(pack(q, uses=in_out.IN_OUT)['w'], jc.PackedArray)
 
   @parameterized.parameters(
     ((5, 5, 1, 32), 32, 'W4A16', 5.5),

@@ -4,6 +4,7 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import numpy as np
 
@@ -104,7 +105,7 @@ class EncoderTest(parameterized.TestCase):
 
   def test_quantised(self):
     f, rules = small(), [(r'blocks/.*/kernel', jc.W8A8), (r'.*', None)]
-    params = jc.quantize(f.params, rules)
+    params = jc.quantize(f.params, rules, uses=in_out.IN_OUT)
     logits = jax.jit(jc.lift(f.apply))(params, {}, TOKENS)[0]
     self.assertLess(np.abs(logits - run()[0]).mean(), 0.05)
 

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -20,7 +21,7 @@ def _mesh():
 def _leaf(rows, group=0):
   w = jax.random.normal(jax.random.key(0), (rows, 12))
   words = f'int8 g{group}' if group else 'int8'
-  return jc.quantize({'w': w}, [('w', words)])['w']
+  return jc.quantize({'w': w}, [('w', words)], uses=in_out.IN_OUT)['w']
 
 
 class DevicePutTest(parameterized.TestCase):

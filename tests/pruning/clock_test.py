@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -38,7 +39,9 @@ def method(name, **when):
     spec = jc.Sparsity(kind='n_m', n=2, m=4, **when)
   else:
     spec = jc.Sparsity(0.5, **when)
-  return getattr(jc.methods, name)([('up|down', spec), ('.*', None)])
+  return getattr(jc.methods, name)(
+    [('up|down', spec), ('.*', None)], in_out.IN_OUT
+  )
 
 
 def stepper(name, loss, comp=None):
@@ -85,7 +88,10 @@ class EveryMethodTest(parameterized.TestCase):
   @parameterized.parameters(*NAMES)
   def test_rounded_behind_the_mask(self, name):
     comp = method(name)
-    comp = jc.chain(comp, jc.fake_quantize([('up|down', 'int8'), ('.*', None)]))
+    comp = jc.chain(
+      comp,
+      jc.fake_quantize([('up|down', 'int8'), ('.*', None)], uses=in_out.IN_OUT),
+    )
     params = make_params()
     frozen = jc.freeze(comp.apply(params, comp.init(params)))
     [found] = state_lib.states(comp.init(params))

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,7 +322,9 @@ class SparseTest(parameterized.TestCase):
 
   def test_mistakes(self):
     static = jc.methods.static(halves())
-    rounding = jc.fake_quantize([('w', 'int8'), ('b', None)])
+    rounding = jc.fake_quantize(
+      [('w', 'int8'), ('b', None)], uses=in_out.IN_OUT
+    )
     for method, scores, message in (
       (jc.chain(static, rounding), None, "masks 1 leaves and makes .'w"),
       (rounding, None, "masks 0 leaves and makes .'w"),

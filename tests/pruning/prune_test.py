@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,8 @@ class PruneTest(parameterized.TestCase):
     spec = Sparsity(kind='n_m', n=2, m=4)
     got = prune.prune(params, [(r'w', spec)], uses)['w'].mask
     np.testing.assert_array_equal(got.reshape(8, 4, 4).sum(-1), 2)
-    got = prune.prune(params, [(r'w', spec)])['w'].mask
+    kernel = {'kernel': params['w']}  # without uses, by its name
+    got = prune.prune(kernel, [(r'kernel', spec)])['kernel'].mask
     np.testing.assert_array_equal(got.reshape(2, 4, 16).sum(1), 2)
 
   def test_neurons_of_a_scanned_stack(self):
@@ -64,7 +66,7 @@ class PruneTest(parameterized.TestCase):
       ('soft_threshold', 1.0, [False, True]),
     ):
       spec = Sparsity(0.5, kind='neurons', score=score, k=k)
-      mask = prune.prune({'w': w}, [(r'w', spec)])['w'].mask
+      mask = prune.prune({'w': w}, [(r'w', spec)], in_out.IN_OUT)['w'].mask
       self.assertEqual(mask[0].tolist(), kept)
 
   @parameterized.parameters('unstructured', 'neurons')
@@ -72,7 +74,7 @@ class PruneTest(parameterized.TestCase):
     w = jnp.array([[1.0, 3.0, 2.0, 4.0]])
     for k, dtype in ((10.0, 'float32'), (10.0, 'float16'), (3.5, 'bfloat16')):
       spec = Sparsity(0.5, kind=kind, score='soft_threshold', k=k)
-      got = prune.prune({'w': w.astype(dtype)}, [(r'w', spec)])
+      got = prune.prune({'w': w.astype(dtype)}, [(r'w', spec)], in_out.IN_OUT)
       self.assertEqual(got['w'].mask.tolist(), [[False, True, False, True]])
 
   def test_leaves_of_zeros_are_told(self):
@@ -127,7 +129,7 @@ class PruneTest(parameterized.TestCase):
     if 'integers' in message:
       params = {'integers': jnp.ones((2, 2), jnp.int32)}
     with self.assertRaisesRegex(ValueError, message):
-      prune.prune(params, rules)
+      prune.prune(params, rules, in_out.IN_OUT)
 
   def test_shares_and_rows_need_axes(self):
     params = {'w': jnp.ones((2, 4, 4)), 'v': jnp.ones((4, 4))}
@@ -135,14 +137,14 @@ class PruneTest(parameterized.TestCase):
       rules = [('.*', Sparsity(0.5, **options))]
       with self.assertRaisesRegex(ValueError, 'Which axes of w.*Pass uses'):
         prune.prune(params, rules)
-    # Without uses, a kernel and a window are clear.
+    # Without uses, what is called kernel is clear: a matrix and a window.
     params = {
-      'conv': jax.random.uniform(jax.random.key(0), (3, 3, 4, 4)),
-      'v': jax.random.uniform(jax.random.key(1), (8, 3)),
+      'conv/kernel': jax.random.uniform(jax.random.key(0), (3, 3, 4, 4)),
+      'v/kernel': jax.random.uniform(jax.random.key(1), (8, 3)),
     }
     got = prune.prune(params, [('.*', Sparsity(0.6, allocation='erk'))])
     kept = {p: float(x.mask.mean()) for p, x in got.items()}
-    self.assertGreater(kept['v'], kept['conv'])
+    self.assertGreater(kept['v/kernel'], kept['conv/kernel'])
 
   @parameterized.parameters(
     dict(spec=Sparsity(0.9)), dict(spec=Sparsity(kind='n_m', n=1, m=4))
@@ -150,12 +152,13 @@ class PruneTest(parameterized.TestCase):
   def test_weights_without_their_zeros_are_pruned_again_as_arrays(self, spec):
     rules = [('.*', spec)]
     w = jax.random.normal(jax.random.key(0), (64, 32))
-    once = sparsify.sparsify(prune.prune({'w': w}, rules))[0]
+    uses = in_out.IN_OUT
+    once = sparsify.sparsify(prune.prune({'w': w}, rules, uses))[0]
     with self.assertRaisesRegex(
       ValueError, r'^w is .* already; .* Prune jc.materialize\(params\)'
     ):
-      prune.prune(once, rules)
-    again = prune.prune(lift.materialize(once), rules)['w']
+      prune.prune(once, rules, uses)
+    again = prune.prune(lift.materialize(once), rules, uses)['w']
     np.testing.assert_array_equal(again.mask, once['w'].materialize() != 0)
 
   def test_words_are_sparsities(self):

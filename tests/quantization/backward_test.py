@@ -4,6 +4,7 @@ import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -235,7 +236,7 @@ class BackwardTest(_Case):
   def test_under_shard_map_and_vmap(self):
     f, w_shape, x_shape = CASES['dot']
     w, x = _rand(*w_shape), _rand(8, 16)
-    comp = jc.fake_quantize([('w', 'int8, int8, int8')])
+    comp = jc.fake_quantize([('w', 'int8, int8, int8')], uses=in_out.IN_OUT)
 
     def loss(w, x):
       return jnp.square(jc.lift(f)(comp.apply({'w': w}, ()), x)).sum()

@@ -10,6 +10,7 @@ import tempfile
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ class ProductsTest(parameterized.TestCase):
     def f(p, x):
       return x @ (p['w'] * 1.5) + x @ p['v'] + x @ jnp.tanh(p['u'] * p['v'])
 
-    q = jc.quantize(params, [(r'.*', jc.W8A16)])
+    q = jc.quantize(params, [(r'.*', jc.W8A16)], uses=in_out.IN_OUT)
     for leaf in q.values():
       self.assertIsInstance(leaf, jc.QArray)
     np.testing.assert_allclose(

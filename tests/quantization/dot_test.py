@@ -4,6 +4,7 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -157,7 +158,9 @@ class WeightOnlyTest(parameterized.TestCase):
   )
   def test_room_for_large_numbers_costs_no_bit(self, words, dtype):
     x = making.normal(3, 16, seed=1).astype(dtype)
-    q = jc.quantize({'w': making.normal(16, 6)}, [('w', words)])['w']
+    q = jc.quantize(
+      {'w': making.normal(16, 6)}, [('w', words)], uses=in_out.IN_OUT
+    )['w']
     f = functools.partial(lax.dot, preferred_element_type='float32')
     y = jc.lift(f)(x, q)
     numbers = q.numbers.astype(dtype)

@@ -4,6 +4,7 @@ import itertools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ def _apply(p, x):
 
 
 def _quantised(scheme, ranges=None):
-  return jc.quantize({'w': W}, [('w', scheme)], ranges=ranges)
+  return jc.quantize(
+    {'w': W}, [('w', scheme)], ranges=ranges, uses=in_out.IN_OUT
+  )
 
 
 class ActivationsTest(parameterized.TestCase):
@@ -46,7 +49,9 @@ class ActivationsTest(parameterized.TestCase):
 
   @parameterized.parameters('int8, int8 tensor static', 'FP8')
   def test_nor_does_it_in_a_range_that_is_given(self, scheme):
-    ranges = jc.calibrate(_apply, {'w': W}, [('w', scheme)], [X])
+    ranges = jc.calibrate(
+      _apply, {'w': W}, [('w', scheme)], [X], uses=in_out.IN_OUT
+    )
     run = jax.jit(jc.lift(_apply))
     y = run(_quantised(scheme, ranges), X.at[1, 5].set(jnp.nan))
     self.assertTrue(bool(jnp.isnan(y[1]).all()))
@@ -95,7 +100,7 @@ class LargeTest(parameterized.TestCase):
     self.assertTrue(bool(jnp.isfinite(y).all()))
 
   def test_gradients_on_codes(self):
-    comp = jc.fake_quantize([('w', 'int8, int8, int8')])
+    comp = jc.fake_quantize([('w', 'int8, int8, int8')], uses=in_out.IN_OUT)
 
     def loss(w, x):
       leaves = comp.apply({'w': w}, comp.init({'w': w}))
@@ -126,7 +131,7 @@ class LearnedTest(parameterized.TestCase):
   )
   def test_blocks_of_zeros_have_gradients(self, scheme):
     for w in (W.at[:, 3].set(0), W.at[16:32].set(0)):
-      comp = jc.fake_quantize([('w', scheme)])
+      comp = jc.fake_quantize([('w', scheme)], uses=in_out.IN_OUT)
       state = comp.init({'w': w})
 
       def loss(w, comp=comp, state=state):
@@ -139,7 +144,7 @@ class LearnedTest(parameterized.TestCase):
       self.assertGreater(float(jnp.abs(grad).max()), 0)
 
   def test_a_scale_below_zero_is_as_if_it_were_small(self):
-    comp = jc.fake_quantize([('w', 'int4 lsq')])
+    comp = jc.fake_quantize([('w', 'int4 lsq')], uses=in_out.IN_OUT)
     state = comp.init({'w': W})
     state = jax.tree.map(lambda s: s.at[0, 3].set(-0.1), state)
 
@@ -153,30 +158,47 @@ class MistakesTest(parameterized.TestCase):
   def test_ranges_and_importance_of_no_leaf(self):
     rules = [('w', 'int4 mse')]
     with self.assertRaisesRegex(ValueError, "ranges has 'ww'.*mean 'w'"):
-      jc.quantize({'w': W}, rules, ranges={'ww': (1.0, None)})
+      jc.quantize(
+        {'w': W}, rules, ranges={'ww': (1.0, None)}, uses=in_out.IN_OUT
+      )
     with self.assertRaisesRegex(ValueError, "importance has 'ww'"):
-      jc.quantize({'w': W}, rules, importance={'ww': jnp.ones(64)})
+      jc.quantize(
+        {'w': W}, rules, importance={'ww': jnp.ones(64)}, uses=in_out.IN_OUT
+      )
     with self.assertRaisesRegex(ValueError, "ranges has 'ww'"):
-      jc.fake_quantize(rules, ranges={'ww': (1.0, None)}).init({'w': W})
+      jc.fake_quantize(
+        rules, ranges={'ww': (1.0, None)}, uses=in_out.IN_OUT
+      ).init({'w': W})
 
   @parameterized.parameters(
     'int8 tensor', 'int8 g32', 'int8 mse', 'int8 tensor static', 'int8 bfloat16'
   )
   def test_words_that_gradients_have_no_use_for(self, words):
     with self.assertRaisesRegex(ValueError, 'one measured float32 scale'):
-      jc.fake_quantize([('w', f'int8, int8, {words}')]).init({'w': W})
+      jc.fake_quantize(
+        [('w', f'int8, int8, {words}')], uses=in_out.IN_OUT
+      ).init({'w': W})
 
   def test_a_learned_range_that_is_measured(self):
     with self.assertRaisesRegex(ValueError, "'int8 tensor static lsq'"):
-      jc.fake_quantize([('w', 'int8, int8 token lsq')]).init({'w': W})
+      jc.fake_quantize(
+        [('w', 'int8, int8 token lsq')], uses=in_out.IN_OUT
+      ).init({'w': W})
 
   def test_donated_twice(self):
     w = W + 0
-    q = jc.quantize({'a': w, 'b': w}, [('.*', 'W8A8')], donate=True)
+    q = jc.quantize(
+      {'a': w, 'b': w}, [('.*', 'W8A8')], donate=True, uses=in_out.IN_OUT
+    )
     np.testing.assert_array_equal(q['a'].weight.qvalue, q['b'].weight.qvalue)
     self.assertTrue(w.is_deleted())
     w = W + 0
-    jc.quantize({'a': w, 'b': w}, [('a', 'W8A8'), ('b', None)], donate=True)
+    jc.quantize(
+      {'a': w, 'b': w},
+      [('a', 'W8A8'), ('b', None)],
+      donate=True,
+      uses=in_out.IN_OUT,
+    )
     self.assertFalse(w.is_deleted())
 
 

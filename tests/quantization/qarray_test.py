@@ -4,6 +4,7 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -245,7 +246,7 @@ class GradientTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     w = jax.random.normal(jax.random.key(0), (4, 4))
-    self.w = jc.quantize({'w': w}, [('w', 'e4m3')])['w']
+    self.w = jc.quantize({'w': w}, [('w', 'e4m3')], uses=in_out.IN_OUT)['w']
     self.x = jnp.ones((2, 4))
 
   def test_codes_have_none(self):

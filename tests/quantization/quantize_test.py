@@ -7,6 +7,7 @@ from absl.testing import parameterized
 from flax import core as flax_core
 from flax import linen as nn
 from flax import nnx
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -138,21 +139,27 @@ class QuantizeTest(parameterized.TestCase):
     dict(testcase_name='float16', dtype=jnp.float16),
   )
   def test_dtypes(self, dtype):
-    q = jc.quantize({'w': _normal(8, 4).astype(dtype)}, [('w', jc.W8A16)])['w']
+    q = jc.quantize(
+      {'w': _normal(8, 4).astype(dtype)}, [('w', jc.W8A16)], uses=in_out.IN_OUT
+    )['w']
     self.assertEqual((q.dtype, q.materialize().dtype), (dtype, dtype))
     self.assertEqual(q.scale.dtype, jnp.float32)
 
   def test_float64(self):
     with jax.enable_x64(True):
       w = np.random.default_rng(0).normal(size=(8, 4))
-      q = jc.quantize({'w': jnp.asarray(w)}, [('w', jc.W8A16)])['w']
+      q = jc.quantize(
+        {'w': jnp.asarray(w)}, [('w', jc.W8A16)], uses=in_out.IN_OUT
+      )['w']
       self.assertEqual(q.materialize().dtype, jnp.float64)
       with self.assertRaisesRegex(ValueError, 'infinite in float32'):
-        jc.quantize({'w': jnp.asarray(w * 1e300)}, [('w', jc.W8A16)])
+        jc.quantize(
+          {'w': jnp.asarray(w * 1e300)}, [('w', jc.W8A16)], uses=in_out.IN_OUT
+        )
 
   def test_numpy_leaves_take_the_dtype_that_jax_gives_them(self):
     w = np.random.default_rng(0).normal(size=(8, 4))  # float64
-    q = jc.quantize({'w': w}, [('w', jc.W8A16)])['w']
+    q = jc.quantize({'w': w}, [('w', jc.W8A16)], uses=in_out.IN_OUT)['w']
     self.assertEqual((q.dtype, q.materialize().dtype), (jnp.float32,) * 2)
 
   @parameterized.named_parameters(
@@ -184,11 +191,13 @@ class QuantizeTest(parameterized.TestCase):
   )
   def test_refused_leaves(self, x, says):
     with self.assertRaisesRegex(ValueError, says):
-      jc.quantize({'w': x}, [('w', jc.W8A16)])
+      jc.quantize({'w': x}, [('w', jc.W8A16)], uses=in_out.IN_OUT)
 
   def test_keys_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'only floating'):
-      jc.quantize({'w': jax.random.key(0)}, [('w', jc.W8A16)])
+      jc.quantize(
+        {'w': jax.random.key(0)}, [('w', jc.W8A16)], uses=in_out.IN_OUT
+      )
 
   def test_no_channels(self):
     f = lambda p, x: x @ p['w'] @ p['w'].T
@@ -221,13 +230,13 @@ class QuantizeTest(parameterized.TestCase):
   def test_refused_rules(self, rules, says):
     params = {'kernel': _normal(4, 4), 'bias': jnp.ones(4)}
     with self.assertRaisesRegex(ValueError, says):
-      jc.quantize(params, rules)
+      jc.quantize(params, rules, uses=in_out.IN_OUT)
 
   def test_one_program_for_each_shape(self):
     ones = {n: np.ones((7, 5), np.float32) for n in 'abc'}
     params = {**ones, 'd': np.ones((5, 11), np.float32)}
     with jax.log_compiles(), self.assertLogs('jax', 'WARNING') as logs:
-      jc.quantize(params, [('.*', 'W8A8')])
+      jc.quantize(params, [('.*', 'W8A8')], uses=in_out.IN_OUT)
     compiled = [m for m in logs.output if 'Compiling jit' in m]
     self.assertLen(compiled, 2)
 
@@ -245,15 +254,15 @@ class QuantizeTest(parameterized.TestCase):
       flax_core.freeze({'a': {'kernel': w, 'bias': w}}),
       nnx.state(module, nnx.Param),
     ):
-      q = jc.quantize(tree, rules)
+      q = jc.quantize(tree, rules, uses=in_out.IN_OUT)
       self.assertIs(type(q), type(tree))
       found = [p for p, x in jc.rules.named_leaves(q) if jc.is_compressed(x)]
       self.assertLen(found, 1)
 
   def test_a_leaf_is_quantised_by_its_meaning(self):
     w = _normal(8, 4)
-    once = jc.quantize({'w': w}, [('w', jc.W8A16)])
-    again = jc.quantize(once, [('w', jc.W8A16)])
+    once = jc.quantize({'w': w}, [('w', jc.W8A16)], uses=in_out.IN_OUT)
+    again = jc.quantize(once, [('w', jc.W8A16)], uses=in_out.IN_OUT)
     np.testing.assert_allclose(
       again['w'].materialize(), once['w'].materialize(), rtol=1e-2
     )
@@ -326,8 +335,8 @@ class QuantizeTest(parameterized.TestCase):
 
     def codes(params):
       if 'lsq' not in words:
-        return jc.quantize(params, [('w', words)])
-      comp = jc.fake_quantize([('w', words)])
+        return jc.quantize(params, [('w', words)], uses=in_out.IN_OUT)
+      comp = jc.fake_quantize([('w', words)], uses=in_out.IN_OUT)
       return jc.freeze(comp.apply(params, comp.init(params)))
 
     want = jax.tree.leaves(codes(params))
@@ -345,16 +354,20 @@ class QuantizeTest(parameterized.TestCase):
   def test_known_values_are_checked_under_jit(self):
     lost = {'w': _normal(8, 4).at[1, 2].set(jnp.nan)}
     with self.assertRaisesRegex(ValueError, 'w holds 1 values that are NaN'):
-      jax.jit(lambda: jc.quantize(lost, [('w', 'int8')]))()
+      jax.jit(lambda: jc.quantize(lost, [('w', 'int8')], uses=in_out.IN_OUT))()
 
   def test_constants_of_a_program_are_not_donated(self):
     params = {'w': _normal(8, 4)}
-    q = jax.jit(lambda: jc.quantize(params, [('w', 'int8')], donate=True))()
+    q = jax.jit(
+      lambda: jc.quantize(
+        params, [('w', 'int8')], donate=True, uses=in_out.IN_OUT
+      )
+    )()
     close = jnp.abs(q['w'].materialize() - params['w']).max()
     self.assertLess(float(close), 0.02)
 
   def test_abstract(self):
-    make = lambda p: jc.quantize(p, [('w', jc.W4A16)])
+    make = lambda p: jc.quantize(p, [('w', jc.W4A16)], uses=in_out.IN_OUT)
     q = jax.eval_shape(make, {'w': jnp.ones((256, 4))})
     self.assertIsInstance(q['w'], qarray.QArray)
     self.assertEqual(q['w'].shape, (256, 4))

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +32,7 @@ class RangesTest(parameterized.TestCase):
   def test_placeholders_are_as_what_is_calibrated(self):
     params = {'w': jnp.ones((8, 4)), 'v': jnp.ones((8, 4))}
     rules = [('w', 'int8, int8 tensor static asym'), ('v', 'W8A8')]
-    got = ranges.placeholders(params, rules)
+    got = ranges.placeholders(params, rules, uses=in_out.IN_OUT)
     self.assertEqual(list(got), ['w'])
     scale, zero = got['w']
     self.assertEqual((scale.shape, zero.shape), ((1, 1), (1, 1)))

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class GradientTest(parameterized.TestCase):
   def test_with_integer_activations(self):
     # y = x_hat . w_hat; dy/dw = x_hat, dy/dx = w_hat (both roundings skipped).
     w, x = training_models.normal(8, 4), training_models.normal(5, 8, seed=1)
-    comp = jc.fake_quantize([('w', jc.W8A8)])
+    comp = jc.fake_quantize([('w', jc.W8A8)], uses=in_out.IN_OUT)
     g = training_models.normal(5, 4, seed=2)
 
     def total(p, x):
@@ -83,7 +84,9 @@ class GradientTest(parameterized.TestCase):
     dw, dx = jax.jit(jax.grad(total, (0, 1)))({'w': w}, x)
     scale = np.abs(np.asarray(x)).max(1, keepdims=True) * np.float32(2 / 255)
     x_hat = np.clip(np.rint(x * (np.float32(1) / scale)), -128, 127) * scale
-    w_hat = jc.quantize({'w': w}, [('w', jc.W8A16)])['w'].materialize()
+    w_hat = jc.quantize({'w': w}, [('w', jc.W8A16)], uses=in_out.IN_OUT)[
+      'w'
+    ].materialize()
     np.testing.assert_allclose(dw['w'], x_hat.T @ np.asarray(g), atol=1e-5)
     np.testing.assert_allclose(dx, g @ w_hat.T, atol=1e-5)
 
@@ -106,7 +109,7 @@ class GradientTest(parameterized.TestCase):
   def test_through_a_mask(self):
     w, x = training_models.normal(8, 4), training_models.normal(5, 8, seed=1)
     mask = training_models.normal(8, 4, seed=2) > 0
-    comp = jc.fake_quantize([('w', jc.W8A16)])
+    comp = jc.fake_quantize([('w', jc.W8A16)], uses=in_out.IN_OUT)
 
     def leaf(w):
       return comp.apply({'w': masked_array.Masked(w, mask)}, ())
@@ -144,7 +147,7 @@ class GradientTest(parameterized.TestCase):
   )
   def test_moves_have_the_derivative_of_the_move(self, f):
     w = training_models.normal(8, 4)
-    comp = jc.fake_quantize([('w', training_models.W4G4)])
+    comp = jc.fake_quantize([('w', training_models.W4G4)], uses=in_out.IN_OUT)
     y, pullback = jax.vjp(
       lambda w: jc.lift(f)(comp.apply({'w': w}, ())['w']), w
     )
@@ -157,20 +160,20 @@ class GradientTest(parameterized.TestCase):
 
 class LeafTest(parameterized.TestCase):
   def test_describe_and_shape(self):
-    leaf = jc.fake_quantize([('w', jc.W8A8)]).apply(
+    leaf = jc.fake_quantize([('w', jc.W8A8)], uses=in_out.IN_OUT).apply(
       {'w': training_models.normal(8, 4)}, ()
     )['w']
     self.assertIsInstance(leaf, trained.FakeQuant)
     self.assertEqual(leaf.describe(), 'fake int8 channel, int8 activations')
     self.assertEqual((leaf.shape, leaf.dtype), ((8, 4), jnp.float32))
     self.assertFalse(
-      jc.fake_quantize([('w', training_models.W4G4)])
+      jc.fake_quantize([('w', training_models.W4G4)], uses=in_out.IN_OUT)
       .apply({'w': training_models.normal(8, 4)}, ())['w']
       .can_cut(-2, 2)
     )
 
   def test_not_finite_stays_not_finite(self):
-    comp = jc.fake_quantize([('w', jc.W8A16)])
+    comp = jc.fake_quantize([('w', jc.W8A16)], uses=in_out.IN_OUT)
     f = jax.jit(
       lambda w: jc.lift(lambda p: p['w'] * 1)(comp.apply({'w': w}, ()))
     )
@@ -183,14 +186,14 @@ class LeafTest(parameterized.TestCase):
     mesh = jax.make_mesh(
       (4,), ('d',), axis_types=(jax.sharding.AxisType.Explicit,)
     )
-    comp = jc.fake_quantize([('w', 'W8A16')])
+    comp = jc.fake_quantize([('w', 'W8A16')], uses=in_out.IN_OUT)
     w = training_models.normal(8, 16)
     for spec in ('d', None), (None, 'd'), (None, None):
       with jax.set_mesh(mesh):
         cut = jax.device_put(w, jax.P(*spec))
         f = jax.jit(lambda w: comp.apply({'w': w}, ())['w'].frozen)
         got = f(cut)
-      want = jc.quantize({'w': w}, [('w', 'W8A16')])['w']
+      want = jc.quantize({'w': w}, [('w', 'W8A16')], uses=in_out.IN_OUT)['w']
       np.testing.assert_array_equal(got.materialize(), want.materialize())
 
 

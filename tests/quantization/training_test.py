@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ class FollowingTest(parameterized.TestCase):
 
 class ClockTest(parameterized.TestCase):
   def test_learned_ranges_of_other_parameters(self):
-    comp = jc.fake_quantize([('w', 'int4 lsq')])
+    comp = jc.fake_quantize([('w', 'int4 lsq')], uses=in_out.IN_OUT)
     state = comp.init({'w': jnp.ones((4, 6))})
     said = r'w, shape \(4, 2\), has ranges of shape \(1, 2\), .* \(1, 6\)'
     with self.assertRaisesRegex(ValueError, said):
@@ -112,10 +113,10 @@ class ClockTest(parameterized.TestCase):
 
   def test_rules_are_checked_and_none_leaves_alone(self):
     params = {'w': training_models.normal(8, 4), 'b': jnp.ones(4)}
-    comp = jc.fake_quantize([('w', 'W8A8'), ('b', None)])
+    comp = jc.fake_quantize([('w', 'W8A8'), ('b', None)], uses=in_out.IN_OUT)
     self.assertIs(comp.apply(params, comp.init(params))['b'], params['b'])
     with self.assertRaisesRegex(ValueError, 'No rule covers b'):
-      jc.fake_quantize([('w', 'W8A8')]).apply(params, ())
+      jc.fake_quantize([('w', 'W8A8')], uses=in_out.IN_OUT).apply(params, ())
 
   @parameterized.parameters(*training_models.SCHEMES)
   def test_original_residuals(self, scheme):
@@ -146,7 +147,9 @@ class ClockTest(parameterized.TestCase):
   )
   def test_original_residuals_need_no_rounded_ones(self, scheme):
     with self.assertRaisesRegex(ValueError, 'original_residuals=True, and'):
-      jc.fake_quantize([('w', scheme)], original_residuals=True)
+      jc.fake_quantize(
+        [('w', scheme)], original_residuals=True, uses=in_out.IN_OUT
+      )
 
   def test_a_step_of_training_compiles_once_and_learns(self):
     f, params, x, comp, *_ = training_models.setup('mlp', 'W4G4')

@@ -3,6 +3,7 @@
 import functools
 
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,11 @@ def made(name, mode, rounded=True):
   if name == 'sr_ste':
     spec = jc.Sparsity(kind='n_m', n=2, m=4, end=6, every=2)
   method = getattr(jc.methods, name)([('.*', spec)])
-  rounding = [jc.fake_quantize([('.*', 'int8 lsq')])] if rounded else []
+  rounding = (
+    [jc.fake_quantize([('.*', 'int8 lsq')], uses=in_out.IN_OUT)]
+    if rounded
+    else []
+  )
   both = jc.chain(method, *rounding)
   mesh = mesh_lib.data_mesh(4)
   adam, sgd = optax.adam(0.05), optax.sgd(0.5)

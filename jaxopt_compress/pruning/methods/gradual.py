@@ -49,8 +49,8 @@ def gradual(
   Args:
     rules: ordered `(regex, value)`, as for `jc.prune`, such as '0.8 end=1000 every=10'.
     uses: what `jc.uses(apply)(params, x)` returned; tells which axes are
-      contracted and which are stacked. Without it, 'n_m' and 'neurons' follow
-      Flax's convention, and 'unstructured' has one threshold for each leaf. So it has
+      contracted and which are stacked. Without it, 'n_m' and 'neurons' take leaves
+      called `kernel` alone, and 'unstructured' has one threshold for each leaf. So it has
       for leaves that are in no product, such as biases. If the first axis of such a
       leaf may be a stack of layers, each of them keeps the floor of its rule.
     **given: what scores take beside weights, by name, as key=jax.random.key(0).

@@ -37,8 +37,8 @@ def sr_ste(
     ValueError: a negative decay.
 
   >>> import jax.numpy as jnp
-  >>> comp = sr_ste([(r'w', masking.Sparsity(kind='n_m', n=1, m=2))])
-  >>> comp.init({'w': jnp.array([[1.], [2.]])}).pull
+  >>> comp = sr_ste([(r'kernel', '1:2')])
+  >>> comp.init({'kernel': jnp.array([[1.], [2.]])}).pull
   0.0002
   """
   if not 0 <= decay < float('inf'):

@@ -70,7 +70,7 @@ def compensate(
     params: as they were when `stats` were observed; plain arrays where they change.
     stats: {path: its `jc.statistics.moments()` or `jc.statistics.gram()`}, of all weights that lose inputs;
       None for one that is to stay as it is.
-    uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's convention.
+    uses: what `jc.uses(apply)(params, x)` returned, or None: `kernel` is [in, out].
     biases: what `jc.analysis.biases(apply)(params, x)` returned: these take up means, with
       `jc.statistics.moments()`.
     damp: added to the diagonal of G, of its mean. Raised tenfold, up to three times,
@@ -134,7 +134,7 @@ def readers(
 
   Args:
     plan: which channels stay.
-    uses: what `jc.uses(apply)(params, x)` returned, or None for Flax's convention.
+    uses: what `jc.uses(apply)(params, x)` returned, or None: `kernel` is [in, out].
 
   Returns:
     {path: bool [stacked..., contracted entries], True for those that stay}.

@@ -38,8 +38,9 @@ def run(rivals, taught, paths, bars, *, rounds: int, budget: float):
   shapes = {'w1': (width, hidden), 'w2': (hidden, width)}
   dense = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
   dense = {name: w / np.float32(len(w) ** 0.5) for name, w in dense.items()}
-  q = jc.quantize(dense, [('.*', jc.W8A8)])
-  packed = jc.pack(q)
+  uses = jc.uses(_apply)(dense, np.zeros((1, width), np.float32))
+  q = jc.quantize(dense, [('.*', jc.W8A8)], uses)
+  packed = jc.pack(q, uses)
   with tempfile.TemporaryDirectory() as folder:
     codes = {}
     for name, leaf in q.items():

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
+import in_out
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -227,7 +228,9 @@ class FoldSizesTest(parameterized.TestCase):
   def test_refused(self):
     fun, params, x, plan = _planned('rms norm')
     q = jc.quantize(
-      jc.shrink(plan, params), [('gain', 'int8 tensor'), ('.*', None)]
+      jc.shrink(plan, params),
+      [('gain', 'int8 tensor'), ('.*', None)],
+      uses=in_out.IN_OUT,
     )
     for tree, message in (
       (

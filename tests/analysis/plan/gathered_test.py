@@ -1,6 +1,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,7 @@ class GatheredTest(parameterized.TestCase):
   def test_ragged_last_block(self):
     #  blocks of 8 of 12 rows: a whole one and a short one, which may go alone
     w = {'w': W['w'][:12]}
-    leaf = jc.quantize(w, [('w', 'int4 g8')], None)['w']
+    leaf = jc.quantize(w, [('w', 'int4 g8')], in_out.IN_OUT)['w']
     for rows in (np.arange(8), np.arange(8, 12), np.r_[:8, :8]):
       out = gathered.taken(leaf, {0: rows})
       np.testing.assert_array_equal(out.materialize(), leaf.materialize()[rows])

@@ -3,6 +3,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import in_out
 import jax
 import jax.numpy as jnp
 from networks import made
@@ -329,7 +330,7 @@ class PlanTest(parameterized.TestCase):
   def test_trees_that_are_refused(self):
     fun, params, x = made('mlp')
     plan = plan_lib.Plan(jc.structure(fun)(params, x), {'a:-1': [1, 4]})
-    q = jc.quantize(params, [('a', jc.W8A8), ('.*', None)])
+    q = jc.quantize(params, [('a', jc.W8A8), ('.*', None)], uses=in_out.IN_OUT)
     for tree, message in (
       (dict(params, a=jnp.ones((3, 9))), r'a has shape \(3, 9\), not \(3, 8\)'),
       ({'other': jnp.ones(3)}, "No leaf of the tree.*'a'"),

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,10 @@ class FingerprintTest(parameterized.TestCase):
 
   def test_everything_else_does(self):
     w = jnp.asarray(W)
-    q8, q4 = (jc.quantize({'w': w}, [('w', s)])['w'] for s in ('W8A8', 'W8A16'))
+    q8, q4 = (
+      jc.quantize({'w': w}, [('w', s)], uses=in_out.IN_OUT)['w']
+      for s in ('W8A8', 'W8A16')
+    )
     trees = [
       {'w': w},
       {'v': w},

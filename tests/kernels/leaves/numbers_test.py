@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import numpy as np
 
@@ -14,7 +15,7 @@ class NumbersTest(parameterized.TestCase):
   @parameterized.parameters(*numbers.LAYOUT)
   def test_there_and_back(self, name):
     w = jax.random.normal(jax.random.key(0), (64, 40))
-    q = jc.quantize({'w': w}, [('w', name)])['w']
+    q = jc.quantize({'w': w}, [('w', name)], uses=in_out.IN_OUT)['w']
     codes = numbers.codes_of(q)
     self.assertEqual(codes.dtype, np.uint8)
     bits = layout.CODES[numbers.LAYOUT[name].name].bits

@@ -5,6 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 
@@ -81,13 +82,15 @@ class WithoutZerosTest(parameterized.TestCase):
 
   def test_arrays_that_no_product_is_known_to_read_stay(self):
     w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.9, 0, W)
-    q = jc.quantize({'a': W, 'w': w}, [('a', 'int8'), ('w', None)])
-    self.assertIsInstance(pack(q)['w'], jax.Array)
+    q = jc.quantize(
+      {'a': W, 'w': w}, [('a', 'int8'), ('w', None)], uses=in_out.IN_OUT
+    )
+    self.assertIsInstance(pack(q, uses=in_out.IN_OUT)['w'], jax.Array)
 
   def test_switched_off(self):
     w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.5, 0, W)
-    q = jc.quantize({'w': w}, [('w', 'int8')])
-    p = pack(q, sparse=False)
+    q = jc.quantize({'w': w}, [('w', 'int8')], uses=in_out.IN_OUT)
+    p = pack(q, sparse=False, uses=in_out.IN_OUT)
     self.assertEqual(p['w'].describe(), 'int8 channel, packed')
 
   @parameterized.parameters(
@@ -112,7 +115,9 @@ class WithoutZerosTest(parameterized.TestCase):
     q = jc.quantize({'w': w}, [('w', 'int8' if codes else None)], uses)
     for caches, thin in zip((1 << 30, 1 << 10), expected, strict=True):
       # Where nothing is packed there is a warning, which is not asked for here.
-      other = {'b': jc.quantize({'b': W}, [('b', 'int8')])['b']}
+      other = {
+        'b': jc.quantize({'b': W}, [('b', 'int8')], uses=in_out.IN_OUT)['b']
+      }
       more = uses | {'b': uses['w']}
       with mock.patch.object(streams, '_cache_bytes', return_value=caches):
         p = pack(q | other, more, rows=rows, sparse=None)

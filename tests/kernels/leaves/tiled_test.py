@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import lowering
@@ -30,8 +31,8 @@ def _distance(y, expected):
 class TiledTest(parameterized.TestCase):
   @parameterized.product(target=('gpu', 'tpu'), words=list(SCHEMES))
   def test_law(self, target, words):
-    q = jc.quantize({'w': W}, [('w', words)])
-    p = jc.pack(q, target=target)
+    q = jc.quantize({'w': W}, [('w', words)], uses=in_out.IN_OUT)
+    p = jc.pack(q, target=target, uses=in_out.IN_OUT)
     self.assertEqual(p['w'].describe(), SCHEMES[words])
     for leaf in (p['w'], jc.unpack(p)['w']):
       self.assertLess(_distance(leaf.materialize(), q['w'].materialize()), 1e-6)
@@ -48,7 +49,11 @@ class TiledTest(parameterized.TestCase):
   @parameterized.product(words=list(SCHEMES), platform=('cuda', 'tpu'))
   def test_is_lowered_to_the_kernel(self, words, platform):
     target = {'cuda': 'gpu', 'tpu': 'tpu'}[platform]
-    p = jc.pack(jc.quantize({'w': W}, [('w', words)]), target=target)
+    p = jc.pack(
+      jc.quantize({'w': W}, [('w', words)], uses=in_out.IN_OUT),
+      target=target,
+      uses=in_out.IN_OUT,
+    )
     x = X[:, :2].astype(jnp.bfloat16)
     f = jax.jit(jc.lift(_matmul, strict=True))
     with lowering.device(platform):
@@ -62,7 +67,11 @@ class TiledTest(parameterized.TestCase):
     self.assertNotIn('custom_call', f.lower(p, x).as_text())
 
   def test_many_rows_are_for_xla(self):
-    p = jc.pack(jc.quantize({'w': W}, [('w', 'int4 g32')]), target='gpu')
+    p = jc.pack(
+      jc.quantize({'w': W}, [('w', 'int4 g32')], uses=in_out.IN_OUT),
+      target='gpu',
+      uses=in_out.IN_OUT,
+    )
     for rows, in_pallas in ((128, True), (129, False)):
       x = jnp.ones((rows, 96), jnp.bfloat16)
       with lowering.device('cuda'):
@@ -88,11 +97,19 @@ class TiledTest(parameterized.TestCase):
       ('int8 asym, int8', 'takes no zero points'),
     ):
       with self.assertWarnsRegex(UserWarning, why):
-        jc.pack(jc.quantize({'w': W}, [('w', words)]), target='gpu')
+        jc.pack(
+          jc.quantize({'w': W}, [('w', words)], uses=in_out.IN_OUT),
+          target='gpu',
+          uses=in_out.IN_OUT,
+        )
     with self.assertRaisesRegex(
       ValueError, "choose one of .'cpu', 'gpu', 'tpu'"
     ):
-      jc.pack(jc.quantize({'w': W}, [('w', 'int8')]), target='cuda')
+      jc.pack(
+        jc.quantize({'w': W}, [('w', 'int8')], uses=in_out.IN_OUT),
+        target='cuda',
+        uses=in_out.IN_OUT,
+      )
 
 
 if __name__ == '__main__':

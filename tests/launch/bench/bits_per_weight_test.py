@@ -8,6 +8,7 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,9 @@ class PayloadsTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     w = jax.random.normal(jax.random.key(0), (100, 24))
-    cls.tree = jc.quantize({name: w for name in SCHEMES}, list(SCHEMES.items()))
+    cls.tree = jc.quantize(
+      {name: w for name in SCHEMES}, list(SCHEMES.items()), uses=in_out.IN_OUT
+    )
 
   def assert_same(self, got):
     self.assertEqual(jax.tree.structure(got), jax.tree.structure(self.tree))
@@ -108,7 +111,7 @@ class PayloadsTest(parameterized.TestCase):
 
   def test_a_checkpoint_is_no_larger_than_memory(self):
     w = jax.random.normal(jax.random.key(0), (1024, 256))
-    tree = jc.quantize({'w': w}, [('w', 'W4A16')])
+    tree = jc.quantize({'w': w}, [('w', 'W4A16')], uses=in_out.IN_OUT)
     with tempfile.TemporaryDirectory() as folder:
       checkpoint.save(os.path.join(folder, 'checkpoint'), tree, {})
       size = sum(

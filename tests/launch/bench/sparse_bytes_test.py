@@ -5,6 +5,7 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,9 @@ class SparseBytesTest(parameterized.TestCase):
         self.assertEqual(found, bool(off))
 
   def test_checkpoint(self):
-    codes = jc.quantize({'k': W[0]}, [('k', 'int4 g8 asym')])['k']
+    codes = jc.quantize(
+      {'k': W[0]}, [('k', 'int4 g8 asym')], uses=in_out.IN_OUT
+    )['k']
     n_m = jnp.zeros((8, 16)).at[:, 3::8].set(1)
     tree, _ = jc.sparsify({'w': W, 'q': codes, 'n_m': n_m})
     self.assertEqual(

@@ -4,6 +4,7 @@ import warnings
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -123,7 +124,7 @@ class GradualTest(parameterized.TestCase):
   def test_n_m_does_not_jump(self):
     params = make_params()
     spec = Sparsity(kind='n_m', n=2, m=4, end=5)
-    comp = gradual([(r'up', spec), (r'.*', None)])
+    comp = gradual([(r'up', spec), (r'.*', None)], in_out.IN_OUT)
     state, counts = comp.init(params), []
     for step in range(1, 7):
       state = comp.update(state, params, Info(step))
@@ -252,7 +253,7 @@ class GradualTest(parameterized.TestCase):
   def test_nan_does_not_hide_behind_a_mask(self, kind):
     params = make_params()
     params['down'] = params['down'].at[3, 1].set(jnp.nan)
-    comp = gradual(kernels(Sparsity(0.5, kind=kind)))
+    comp = gradual(kernels(Sparsity(0.5, kind=kind)), in_out.IN_OUT)
     self.assertTrue(jax.jit(comp.init)(params).masks['down'][3, 1])
 
 

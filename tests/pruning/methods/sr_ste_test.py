@@ -1,6 +1,7 @@
 """SR-STE: the equation of its update, under SGD."""
 
 from absl.testing import absltest
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,9 @@ class SrSteTest(absltest.TestCase):
   def test_its_update(self):
     # w - rate (g + decay (1 - mask) w): eq. 9 of Zhou et al. 2021.
     rules = [('w', jc.Sparsity(kind='n_m', n=2, m=4, end=9))]
-    tx = jc.pruning.sparse(optax.sgd(0.1), jc.methods.sr_ste(rules, decay=0.5))
+    tx = jc.pruning.sparse(
+      optax.sgd(0.1), jc.methods.sr_ste(rules, in_out.IN_OUT, decay=0.5)
+    )
     w, g = jax.random.normal(jax.random.key(0), (2, 8, 4))
     state = tx.init({'w': w})
     for _ in range(3):

@@ -1,6 +1,7 @@
 """Masks that never change: at random, or by score."""
 
 from absl.testing import absltest
+import in_out
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +25,8 @@ class StaticTest(absltest.TestCase):
 
   def test_random_groups_keep_n_of_m(self):
     rules = [('w', jc.Sparsity(kind='n_m', n=2, m=4))]
-    mask = jc.methods.static(rules).init({'w': jnp.ones((8, 4))}).masks['w']
+    comp = jc.methods.static(rules, in_out.IN_OUT)
+    mask = comp.init({'w': jnp.ones((8, 4))}).masks['w']
     np.testing.assert_array_equal(mask.reshape(2, 4, 4).sum(1), 2)
 
 

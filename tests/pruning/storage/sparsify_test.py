@@ -4,6 +4,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,9 @@ class SparsifyTest(parameterized.TestCase):
       'few': zeros((64, 64), 0.01),
       'asked': zeros((64, 64), 0.9),
       'twice': jc.sparsify({'x': zeros((64, 64), 0.9)})[0]['x'],
-      'codes': jc.quantize({'k': jnp.ones((8, 8))}, [('k', 'int8')])['k'],
+      'codes': jc.quantize(
+        {'k': jnp.ones((8, 8))}, [('k', 'int8')], uses=in_out.IN_OUT
+      )['k'],
     }
     out, told = jc.sparsify(tree, [('asked', None), ('.*', 'smallest')])
     whys = {path: said.why for path, said in told.items()}
@@ -117,7 +120,7 @@ class SparsifyTest(parameterized.TestCase):
 
   def test_zeros_come_back(self):
     w = zeros((32, 32), 0.9)
-    q = jc.quantize({'k': w}, [('k', 'int8')])['k']
+    q = jc.quantize({'k': w}, [('k', 'int8')], uses=in_out.IN_OUT)['k']
     tree = {'w': w, 'q': q, 'b': jnp.ones(3)}
     back = jc.pruning.sparsify.with_zeros(jc.sparsify(tree)[0])
     self.assertEqual(jax.tree.structure(back), jax.tree.structure(tree))

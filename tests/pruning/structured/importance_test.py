@@ -1,5 +1,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,7 +182,7 @@ class ImportanceTest(parameterized.TestCase):
     self.assertEqual(alike['o:-1'].tolist(), [2.25, 2.25, 2.25])
 
   def test_of_codes(self):
-    q = jc.quantize(_P, [('b', 'int8'), ('.*', None)])
+    q = jc.quantize(_P, [('b', 'int8'), ('.*', None)], uses=in_out.IN_OUT)
     got = jc.importance(FOUND, q)['a:-1']
     want = jc.importance(FOUND, jc.materialize(q))['a:-1']
     self.assertEqual(got.tolist(), want.tolist())
