@@ -217,7 +217,8 @@ class AdaptersTest(parameterized.TestCase):
       params, [('w', 4)], key=jax.random.key(0), uses=in_out.IN_OUT
     )
     factors['w']['b'] = jnp.ones((4, 5))
-    [leaf] = jc.adapters.with_lora(params, factors, **options).values()
+    uses = in_out.IN_OUT
+    [leaf] = jc.adapters.with_lora(params, factors, uses, **options).values()
     ones = np.asarray(factors['w']['a']) @ np.ones((4, 5))
     np.testing.assert_allclose(leaf.materialize(), want * ones, rtol=1e-5)
 

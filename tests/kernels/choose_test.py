@@ -27,7 +27,8 @@ class TuneTest(absltest.TestCase):
     self.file = tmp_path / 'a' / 'choices.json'
 
   def _tune(self, q, **options):
-    return jc.kernels.tune(q, rows=(2, 20), seconds=1e-3, **options)
+    options |= dict(uses=in_out.IN_OUT, rows=(2, 20), seconds=1e-3)
+    return jc.kernels.tune(q, **options)
 
   def _entry(self):
     known = json.loads(self.file.read_text())

@@ -99,8 +99,9 @@ class ConvTest(parameterized.TestCase):
   def test_other_groups_are_dense(self):
     f, image, kernel = CONVS['same']
     params = {'w': jax.random.normal(_KEYS[1], kernel)}
-    q = jc.quantize(params, [('w', 'int8')])
-    p = pack(q)
+    uses = jc.uses(f)(params, jnp.ones(image))
+    q = jc.quantize(params, [('w', 'int8')], uses)
+    p = pack(q, uses)
     x = jnp.ones((*image[:-1], 16))
     (met,) = jc.explain(_conv(groups=2))(p, x)
     self.assertIn('another number of groups', met.reason)

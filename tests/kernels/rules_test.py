@@ -5,7 +5,6 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
-import in_out
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -121,11 +120,11 @@ class LawTest(parameterized.TestCase):
     q = jc.quantize({'w': w}, [('w', 'int4 g32 asym')], uses)
     pack = functools.partial(jc.pack, uses=uses, target='cpu')
     run = jax.jit(jc.lift(f, strict=True))
-    y, expected = (run(leaf, x, 2) for leaf in (pack(q, uses=in_out.IN_OUT), q))
+    y, expected = (run(leaf, x, 2) for leaf in (pack(q), q))
     self.assertLess(_distance(y, expected), 2e-5)
     for part in (lambda w: w[:, 1], lambda w: w.reshape(-1)):
       with self.assertRaisesRegex(ValueError, 'slice of the matr|reshape that'):
-        jax.jit(jc.lift(part, strict=True))(pack(q, uses=in_out.IN_OUT)['w'])
+        jax.jit(jc.lift(part, strict=True))(pack(q)['w'])
 
   def test_under_scan_remat_and_grad(self):
     def f(p, x):

@@ -190,8 +190,33 @@ class QuantizeTest(parameterized.TestCase):
     dict(testcase_name='python float', x=1.0, says='Which axes of w, shape'),
   )
   def test_refused_leaves(self, x, says):
+    uses = in_out.IN_OUT if np.ndim(x) == 2 else None
     with self.assertRaisesRegex(ValueError, says):
-      jc.quantize({'w': x}, [('w', jc.W8A16)], uses=in_out.IN_OUT)
+      jc.quantize({'w': x}, [('w', jc.W8A16)], uses)
+
+  def test_axes_are_not_guessed(self):
+    w = jnp.ones((4, 6))
+    for tree, rules in (
+      ({'weight': w}, [('weight', 'W8A16')]),
+      ({'linear': {'w': w}}, [('.*', 'int8')]),
+      (w, [('', 'int8')]),  # a bare array
+    ):
+      with self.assertRaisesRegex(
+        ValueError, r'Which axes of .*uses=jc\.uses\('
+      ):
+        jc.quantize(tree, rules)
+    # A matrix with one scale has no need of them, and what has a name is known.
+    q = jc.quantize({'weight': w}, [('weight', 'int8 tensor')])['weight']
+    np.testing.assert_allclose(q.materialize(), w, rtol=0.01)
+    self.assertEqual(q.scale.shape, (1, 1))
+    q = jc.quantize({'a/kernel': w}, [('.*', 'int8')])['a/kernel']
+    self.assertEqual(q.scale.shape, (1, 6))
+
+  def test_an_equinox_weight_has_its_own_axis(self):
+    w = {'weight': jnp.arange(24.0).reshape(6, 4)}  # [out, in]
+    uses = jc.uses(lambda p, x: p['weight'] @ x)(w, jnp.ones(4))
+    q = jc.quantize(w, jc.rules_for(uses, dot='int8', at_least=1), uses)
+    self.assertEqual(q['weight'].scale.shape, (6, 1))
 
   def test_keys_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'only floating'):

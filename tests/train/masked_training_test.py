@@ -42,7 +42,7 @@ def made(name, mode, rounded=True):
   spec = jc.Sparsity(0.5, end=6, every=2)
   if name == 'sr_ste':
     spec = jc.Sparsity(kind='n_m', n=2, m=4, end=6, every=2)
-  method = getattr(jc.methods, name)([('.*', spec)])
+  method = getattr(jc.methods, name)([('.*', spec)], in_out.IN_OUT)
   rounding = (
     [jc.fake_quantize([('.*', 'int8 lsq')], uses=in_out.IN_OUT)]
     if rounded

@@ -85,7 +85,8 @@ class WithoutZerosTest(parameterized.TestCase):
     q = jc.quantize(
       {'a': W, 'w': w}, [('a', 'int8'), ('w', None)], uses=in_out.IN_OUT
     )
-    self.assertIsInstance(pack(q, uses=in_out.IN_OUT)['w'], jax.Array)
+    uses = {'a': in_out.IN_OUT['a'], 'w': ()}
+    self.assertIsInstance(pack(q, uses=uses)['w'], jax.Array)
 
   def test_switched_off(self):
     w = jnp.where(jax.random.uniform(_KEYS[2], W.shape) < 0.5, 0, W)

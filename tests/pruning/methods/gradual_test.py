@@ -177,7 +177,7 @@ class GradualTest(parameterized.TestCase):
       Sparsity(kind='n_m', n=2, m=4),
       Sparsity(0.5, kind='neurons', scope='global'),
     ):
-      comp = gradual(kernels(spec))
+      comp = gradual(kernels(spec), in_out.IN_OUT)
       state = jax.eval_shape(comp.init, params)
       same = lambda a, b: self.assertEqual(
         (a.shape, a.dtype), (b.shape, b.dtype)
