@@ -13,7 +13,7 @@ import jaxopt_compress as jc
 VERBS = """
   lift materialize explain uses hoist rules_for observe features quantize fake_quantize calibrate
   prune sparsify structure importance select shrink grow widen
-  chain freeze cast nbytes pack unpack
+  chain freeze cast nbytes pack unpack save load
 """.split()
 NOUNS = """
   CompressedArray QArray PackedArray is_compressed Scheme Sparsity Compression Info

@@ -65,6 +65,8 @@ OTHERS = {
   'pruning.structured.vocabulary.trim_vocabulary',  # tokens
   'parallel.placing.shardings',  # says where, of shapes
   'quantization.cache.quantize_cache',
+  'report.html.page',
+  'report.svg.frame',
   'report.latency.by_batch',
   'report.latency.measure',
   'report.page.write',

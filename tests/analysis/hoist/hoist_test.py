@@ -1,6 +1,7 @@
 """Programs that make their weights: what becomes a leaf, and that results stay."""
 
 from absl.testing import parameterized
+import in_out
 import jax
 import jax.numpy as jnp
 import made_weights
@@ -54,7 +55,7 @@ class HoistTest(parameterized.TestCase):
     ('a_typo', lambda w: {'b': w['b'], 'vv': w['v']}, "Did you mean 'vv'"),
     ('a_type', lambda w: jc.cast(w, jnp.bfloat16), 'is bfloat16.*makes float32'),
     ('a_size', lambda w: w | {'v': w['v'][:2]}, r'\[2, 3\].*\[4, 3\]'),
-    ('a_leaf', lambda w: jc.quantize(w, [('v', 'int8'), ('.*', None)]), r'jc\.lift'),
+    ('a_leaf', lambda w: jc.quantize(w, [('v', 'int8'), ('.*', None)], in_out.IN_OUT), r'jc\.lift'),
   )  # fmt: skip
   def test_refuses_other_weights(self, change, message):
     fun, params, _ = PROGRAMS['weight_norm']
@@ -100,7 +101,7 @@ class HoistTest(parameterized.TestCase):
 
   def test_leaves_of_parameters_that_are_compressed(self):
     fun, params, _ = PROGRAMS['one_plus']
-    q = jc.quantize(params, [('w', 'int8'), ('.*', None)])
+    q = jc.quantize(params, [('w', 'int8'), ('.*', None)], in_out.IN_OUT)
     on_weights, weights = jc.hoist(fun)(q, X)
     self.assertIs(type(weights['w']), jc.QArray)
     np.testing.assert_array_equal(
