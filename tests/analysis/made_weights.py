@@ -102,6 +102,31 @@ def by_index(p, x):
   return lax.fori_loop(0, 3, turn, x)
 
 
+def carried(p, x):
+  """What all turns leave as it is, and their number, counted backwards."""
+
+  def turn(c, q):
+    i, w, h = c
+    return (i + 1, w, jnp.tanh(h @ (w + i * p['d']) * (2 * q))), h.sum() + i
+
+  start = 2, p['w'] * 3, x
+  (i, _, h), sums = lax.scan(turn, start, p['gains'], reverse=True)
+  return i, h, sums
+
+
+def chosen_by_turn(p, x):
+  def turn(h, q):
+    h = lax.cond(
+      h.sum() > 0,
+      lambda h: h @ (q['v'] * q['g']),
+      lambda h: h * (1 + q['scale']),
+      h,
+    )
+    return h, lax.cond(q['g'].sum() > 0, lambda: q['v'].sum(), lambda: 0.0)
+
+  return lax.scan(turn, x, p['layers'])
+
+
 def through_scan(p, x):
   """A loop over parameters alone."""
   product, _ = lax.scan(lambda a, b: (a @ b, None), jnp.eye(4), p['ws'])
@@ -247,6 +272,16 @@ PROGRAMS = {
   ),
   'looped': (looped, {'w': W}, {'w': (4, 4)}),
   'by_index': (by_index, {'layers': layers(3)}, LAYERS),
+  'carried': (
+    carried,
+    {'d': W, 'gains': normal(3, 1, 4), 'w': normal(4, 4)},
+    {'d': (4, 4), 'gains': (3, 1, 4), 'w': (4, 4)},
+  ),
+  'chosen_by_turn': (
+    chosen_by_turn,
+    {'layers': layers(3)},
+    {**LAYERS, 'layers/v_cond': (3,)},
+  ),
   'through_scan': (through_scan, {'ws': normal(2, 4, 4)}, {'ws': (4, 4)}),
   'hyper': (
     hyper,

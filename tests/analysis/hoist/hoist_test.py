@@ -38,6 +38,21 @@ class HoistTest(parameterized.TestCase):
     described = hoist_lib.hoisted(fun)(like, X)
     self.assertEqual({n: d.shape for n, d in described.items()}, want)
 
+  def test_values_are_those_of_the_equations(self):
+    _, weights = jc.hoist(made_weights.jitted)(made_weights.V_AND_G, X)
+    g, v = (np.float64(made_weights.V_AND_G[k]) for k in 'gv')
+    want = g * v / np.sqrt((v**2).sum(0))
+    np.testing.assert_allclose(weights['v'], want, rtol=1e-6)
+    _, params, _ = PROGRAMS['standardised']
+    _, weights = jc.hoist(made_weights.standardised)(params, X)
+    w, gain = (np.float64(params['conv'][k]) for k in ('kernel', 'gain'))
+    mean, var = w.mean((0, 1, 2)), w.var((0, 1, 2))
+    np.testing.assert_allclose(
+      weights['conv']['kernel'],
+      gain * (w - mean) / np.sqrt(var + 1e-5),
+      rtol=1e-5,
+    )
+
   @parameterized.parameters(*BUILT)
   def test_compiled_and_for_another_batch(self, name):
     fun, params, _ = PROGRAMS[name]
