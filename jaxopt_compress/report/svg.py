@@ -70,6 +70,7 @@ def tip_of(words: str) -> str:
 
 
 def line(x1, y1, x2, y2, stroke='var(--line)', **attributes) -> str:
+  """A line between two points."""
   return tag(
     'path',
     d=f'M{_number(x1)} {_number(y1)}L{_number(x2)} {_number(y2)}',
@@ -85,7 +86,7 @@ def lines(points: Sequence[tuple[float, float]], stroke: str, **attrs) -> str:
 
 
 def rect(x, y, width, height, fill, tip='', **attributes) -> str:
-  # A width of rounding errors is none.
+  """A box; a width or height below 0, of rounding errors, is none."""
   return tag(
     'rect',
     tip_of(tip),

@@ -107,7 +107,7 @@ def parse(config: Mapping[str, Any]) -> Plan:
   fields.check_keys('config', config, known)
   for key in ('data', 'models', 'stages', 'stage'):
     if not config.get(key):
-      raise ValueError(f'The config has no {key}. See configs/digits.py.')
+      raise ValueError(f'The config has no {key}. See `jaxopt-compress init`.')
   names = config['stages']
   _check_names(names)
   for key in ('models', 'stage'):
