@@ -34,7 +34,7 @@ _MAY = {
   'distillation': {'core', 'analysis', 'disk'},
   'calibration': {'core', 'analysis', 'quantization', 'pruning'},
   'kernels': {'core', 'analysis', 'modules', 'quantization', 'pruning'},
-  'export': {'core', 'analysis', 'disk'},
+  'export': {'core', 'analysis', 'modules', 'disk'},
   'models': {'core', 'analysis'},
   'data': {'core', 'analysis'},
   'report': {'core', 'analysis', 'disk'},

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_compress import modules
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.disk import sealed
@@ -129,7 +130,7 @@ def load(
       places = _places(name, x, shardings[name])
       return jax.tree.unflatten(treedef, map(read, parts, places))
 
-    return _mapped(loaded, tree)
+    return modules.dress(_mapped(loaded, tree), like)
 
 
 def header(path: str | os.PathLike) -> dict[str, str]:

@@ -36,7 +36,8 @@ def can_be(arguments: Any) -> bool:
 
 def _in_transform_of_nnx() -> bool:
   # It has no public name; without it, changes are refused where they could be kept.
-  context = getattr(nnx.graphlib, 'GRAPH_CONTEXT', None)
+  graph = getattr(nnx, 'graphlib', None) or getattr(nnx, 'graph', None)
+  context = getattr(graph, 'GRAPH_CONTEXT', None)
   return bool(getattr(context, 'update_context_stacks', None))
 
 
