@@ -16,6 +16,7 @@ from sphinx.util import logging
 import yaml
 
 _LOGGER = logging.getLogger(__name__)
+_ALSO = ('py', 'py3', 'python3', 'ipython', 'pycon', 'jupyter')
 _KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
 
 
@@ -33,18 +34,22 @@ def split(line):
 
 
 def _fences(tokens, lines):
-  """Blocks of python at the top level; one inside of a directive is refused."""
+  """Blocks of python at the top level. What looks like one is refused elsewhere."""
   for token in tokens:
-    if token.type == 'fence' and token.info == 'python' and not token.level:
+    if token.type not in ('fence', 'colon_fence'):
+      continue
+    word, *_ = [*token.info.lower().split(), '']
+    inside = [x.strip() for x in token.content.splitlines()]
+    if word == 'python' and not token.level:
       yield token
-    elif token.type in ('fence', 'colon_fence') and token.content:
-      inside = [x.strip() for x in token.content.splitlines()]
-      if '```python' in inside and not token.info.startswith('markdown'):
-        raise ValueError(
-          f'Line {token.map[0] + 1}: a block of python inside of'
-          f' {lines[token.map[0]]!r} would not run. Put it behind the directive,'
-          ' or mark it {code-block} if it cannot run here.'
-        )
+    elif word in ('python', *_ALSO) or (
+      '```python' in inside and word not in ('markdown', 'text')
+    ):
+      raise ValueError(
+        f'Line {token.map[0] + 1}, {lines[token.map[0]].strip()!r}: this python would'
+        ' not run. Mark it `python` and put it at the left margin, outside of lists'
+        ' and directives; or mark it {code-block} if it cannot run here.'
+      )
 
 
 def read(text):

@@ -55,6 +55,8 @@ class BlocksTest(parameterized.TestCase):
   @parameterized.parameters(
     ':::{tip}\n```python\nx = 1\n```\n:::\n',
     '````{tab-item} one\n```python\nx = 1\n```\n````\n',
+    '- in a list\n\n  ```python\n  x = 1\n  ```\n',
+    '```py\nx = 1\n```\n',
   )
   def test_a_block_that_would_not_run(self, page):
     with self.assertRaisesRegex(ValueError, 'would not run'):
