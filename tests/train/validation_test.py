@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import types
 
 from absl.testing import parameterized
 import numpy as np
@@ -155,6 +156,14 @@ class CheckTest(parameterized.TestCase):
     )
 
 
+def without_report(patch):
+  """Runs end with their last stage: what follows is tested elsewhere."""
+  measured = types.SimpleNamespace(failed=None)
+  patch.setattr(loop.measure, 'measure', lambda *args: measured)
+  patch.setattr(loop.record, 'record', lambda *args: None)
+  patch.setattr(loop.report, 'text', lambda found: '')
+
+
 class Killed(BaseException):
   """Nothing in the library catches this, as nothing catches SIGKILL."""
 
@@ -231,7 +240,6 @@ class RunTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ('in_an_evaluation', (loop, '_judged'), 5),
-    ('after_one', (loop, '_validated'), -5),
     ('before_the_best_is_whole', (checkpoint.Checkpoints, 'wait'), 5),
     ('after_the_save_of_the_best', (checkpoint.Checkpoints, 'save'), -3),
     ('when_the_best_is_read', (checkpoint.Checkpoints, 'restore_step'), 1),
@@ -240,6 +248,7 @@ class RunTest(parameterized.TestCase):
     """Before a call that is given by its number, or after it if that is negative."""
     owner, name = where
     original, calls = getattr(owner, name), []
+    without_report(self.monkeypatch)
     self._spoiled(self.monkeypatch, {12: 5.0})
     whole = self._whole()
 
@@ -271,6 +280,7 @@ class RunTest(parameterized.TestCase):
     def killed(*args):
       raise Killed()
 
+    without_report(self.monkeypatch)
     self._spoiled(self.monkeypatch, {6: 1.0})
     with self.monkeypatch.context() as patch:
       patch.setattr(loop, '_finish', killed)
@@ -294,6 +304,7 @@ class RunTest(parameterized.TestCase):
   def test_a_share_of_the_training_examples(self):
     """Evaluations that decide nothing may change in a finished run."""
     same = dict(keep='last', metric='')
+    without_report(self.monkeypatch)
     config = tiny(dict(validation=0.1), **same | dict(eval_every=0))
     loop.run(config, self.dir)
     self.assertIn(
