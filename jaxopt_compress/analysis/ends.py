@@ -43,8 +43,9 @@ def ends(closed: Any, paths: Sequence[str]) -> Ends:
   inputs = [_Value(False, frozenset([path])) for path in paths]
   inputs += [_Value(True)] * (len(closed.jaxpr.invars) - len(inputs))
   results = algebra.evaluate(asked, closed, inputs)
-  written = frozenset().union(*(y.paths for y in results if y.data))
-  return Ends(frozenset(asked.first), written - asked.followed)
+  written = frozenset().union(*(y.made_of for y in results if y.data))
+  last = (path for path, _ in written - asked.followed)
+  return Ends(frozenset(asked.first), frozenset(last))
 
 
 class _Value(NamedTuple):
@@ -52,18 +53,20 @@ class _Value(NamedTuple):
 
   Attributes:
     data: whether it depends on what the network is given.
-    paths: if so, the weights of the products that it came out of last; if not, the
-      leaves that it is computed from.
+    made_of: if so, the products that it came out of last, (path of the weight, number
+      of the product) as a weight may be in several; if not, the paths of the leaves
+      that it is computed from.
   """
 
   data: bool
-  paths: frozenset[str] = frozenset()
+  made_of: frozenset = frozenset()
 
 
 class _Ends(algebra.Algebra):
   def __init__(self):
     self.first: set[str] = set()
-    self.followed: set[str] = set()
+    self.followed: set[tuple[str, int]] = set()
+    self.products = 0
 
   def plain(self, aval):
     return _Value(False)
@@ -73,8 +76,8 @@ class _Ends(algebra.Algebra):
 
   def join(self, cases, aval):
     data = any(x.data for x in cases)
-    paths = (x.paths for x in cases if x.data == data)
-    return _Value(data, frozenset().union(*paths))
+    parts = (x.made_of for x in cases if x.data == data)
+    return _Value(data, frozenset().union(*parts))
 
   def carry(self, x, aval):
     # A state that starts from zeros depends on the inputs after one turn.
@@ -97,10 +100,11 @@ def _product(asked, at, inputs):
   x, w = sorted(inputs[:2], key=lambda value: not value.data)
   if w.data or not x.data:
     return None
-  if not x.paths:
-    asked.first |= w.paths
-  asked.followed |= x.paths
-  return [w._replace(data=True)]
+  if not x.made_of:
+    asked.first |= w.made_of
+  asked.followed |= x.made_of
+  asked.products += 1
+  return [_Value(True, frozenset((p, asked.products) for p in w.made_of))]
 
 
 _Ends.rules = dict.fromkeys(

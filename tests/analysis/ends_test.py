@@ -52,6 +52,15 @@ def branching(p, x):
   return jax.jit(jnp.dot)(h, p['c'])
 
 
+def shared(p, x):
+  return (x @ p['a']) @ p['b'] @ p['a']
+
+
+def residual(p, x):
+  h = x @ p['a']
+  return h + jnp.tanh(h @ p['b'])
+
+
 class EndsTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('chain', chain, 'a', 'c'),
@@ -62,6 +71,8 @@ class EndsTest(parameterized.TestCase):
     ('scan', scanned, ['up'], ['head']),
     ('rnn', recurrent, 'hi', 'o'),
     ('cond', branching, 'ab', 'c'),
+    ('shared', shared, 'a', 'a'),
+    ('residual', residual, 'a', 'b'),
   )
   def test(self, f, first, last):
     stack = jnp.ones((3, 4, 4))
