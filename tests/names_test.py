@@ -11,7 +11,8 @@ import jaxopt_compress as jc
 
 # What everybody writes. The rest is one level down.
 VERBS = """
-  lift materialize explain uses hoist rules_for observe features quantize fake_quantize calibrate
+  lift materialize explain uses hoist rules_for observe features quantize
+  fake_quantize calibrate
   prune sparsify structure importance select shrink grow widen
   chain freeze cast nbytes pack unpack save load
 """.split()

@@ -76,7 +76,8 @@ def _check(params, batches):
       raise ValueError(
         f'{path or "A leaf"} of the parameters is {leaf.describe()}, which has no'
         ' gradients that add up. Train plain parameters and compress them inside of'
-        ' the loss, by the `apply` of a jc.fake_quantize or jc.methods.gradual; what is frozen'
+        ' the loss, by the `apply` of a jc.fake_quantize or jc.methods.gradual; what is'
+        ' frozen'
         ' goes in as another argument.'
       )
   sizes = {x.shape[:1] for x in map(jnp.asarray, jax.tree.leaves(batches))}

@@ -1,6 +1,7 @@
 """Keys and values of attention in codes: a leaf that a decoding loop writes to.
 
-    cache = jc.quantization.quantize_cache(model.init_cache(batch), [('key|value', 'int8'), ('.*', None)])
+    rules = [('key|value', 'int8'), ('.*', None)]
+    cache = jc.quantization.quantize_cache(model.init_cache(batch), rules)
     step  = jax.jit(jc.lift(model.decode, keep=True))
     logits, cache = step(tokens, cache)
 

@@ -1,6 +1,7 @@
 """Activations at named places become codes: scores of attention, residual streams.
 
-    apply = jc.quantization.quantize_activations(apply, [(r'.*/attn/.*dot_general', 'int8')])
+    rules = [(r'.*/attn/.*dot_general', 'int8')]
+    apply = jc.quantization.quantize_activations(apply, rules)
 
 Weights are named by their paths; what has no weight is named by the scopes of the
 model (`analysis/scopes.py`). A product of two activations multiplies their codes, one

@@ -6,7 +6,7 @@ prune    = ((r'head/.*', None), (r'.*/kernel', 0.8), (r'.*', None))
 prune    = ((r'.*/kernel', '2:4'), (r'.*', None))                   2 kept of 4
 prune    = ((r'.*/kernel', 'neurons 0.5'), (r'.*', None))
 prune    = ((r'.*/kernel', 'block 4x4 0.5'), (r'.*', None))         tiles of 4 x 4
-prune    = ((r'.*/kernel', '0.8 wanda every=5'), (r'.*', None))    before those of the stage
+prune    = ((r'.*/kernel', '0.8 wanda every=5'), (r'.*', None))    goes before prune_score
 lora     = ((r'.*/kernel', 8), (r'.*', None))                       of rank 8
 
 Or by what a weight is used for, with no name of a layer: the keywords of `jc.rules_for`,

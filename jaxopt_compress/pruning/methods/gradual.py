@@ -7,9 +7,9 @@
 
 Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878. Masks are ranked on the dense
 weights: a pruned weight keeps its value and comes back when the weights that displaced
-it have shrunk below it. It gets no gradient; the trainer and `jc.pruning.sparse` also keep it
-from what an optimizer adds by itself, momentum and weight decay, so that where it
-comes back does not depend on how long it was away. From `end` on masks are fixed.
+it have shrunk below it. It gets no gradient; the trainer and `jc.pruning.sparse` also
+keep it from what an optimizer adds by itself, momentum and weight decay, so that where
+it comes back does not depend on how long it was away. From `end` on masks are fixed.
 """
 
 import dataclasses

@@ -21,8 +21,9 @@ def movement(
 ) -> compression.Compression:
   """Masks by scores that are learned beside the weights.
 
-  The scores are `jc.core.Learned` in the state. They begin at zero and have an optimizer of
-  their own: the trainer's for what is learned, or `jc.pruning.sparse(tx, method, scores=...)`.
+  The scores are `jc.core.Learned` in the state. They begin at zero and have an
+  optimizer of their own: the trainer's for what is learned, or
+  `jc.pruning.sparse(tx, method, scores=...)`.
   A masked weight stays as it is; its score goes on.
 
   Args:

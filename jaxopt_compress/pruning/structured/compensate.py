@@ -63,13 +63,14 @@ def compensate(
 
       chosen = {path: jc.statistics.moments() for path in jc.pruning.readers(plan, uses)}
       _, stats = jc.observe(apply, chosen)(params, x)
-      params, losses = jc.pruning.compensate(plan, params, stats, uses, jc.analysis.biases(apply)(params, x))
+      biases = jc.analysis.biases(apply)(params, x)
+      params, losses = jc.pruning.compensate(plan, params, stats, uses, biases)
 
   Args:
     plan: which channels stay.
     params: as they were when `stats` were observed; plain arrays where they change.
-    stats: {path: its `jc.statistics.moments()` or `jc.statistics.gram()`}, of all weights that lose inputs;
-      None for one that is to stay as it is.
+    stats: {path: its `jc.statistics.moments()` or `jc.statistics.gram()`}, of all
+      weights that lose inputs; None for one that is to stay as it is.
     uses: what `jc.uses(apply)(params, x)` returned, or None: `kernel` is [in, out].
     biases: what `jc.analysis.biases(apply)(params, x)` returned: these take up means, with
       `jc.statistics.moments()`.

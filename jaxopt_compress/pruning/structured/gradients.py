@@ -3,7 +3,8 @@
     gradients   g_bar = mean over batches of g(batch)
     fisher      F     = mean over batches, or over examples, of g^2
 
-    jc.importance(structure, params, jc.pruning.gradients(loss, params, batches), score='taylor')
+    grads = jc.pruning.gradients(loss, params, batches)
+    jc.importance(structure, params, grads, score='taylor')
     jc.importance(structure, params, jc.pruning.fisher(loss, params, batches), score=...)
 
 The square of a mean is not the mean of squares: where examples pull a weight to both
