@@ -117,7 +117,7 @@ class VerbsTest(parameterized.TestCase):
       q = jc.quantize({'kernel': jnp.eye(2)}, [('kernel', 'int8')])
       y = jc.lift(lambda p: p['kernel'] @ jnp.eye(2))(q)
       jc.uses(lambda p: p['kernel'] + 1)(jc.materialize(jc.freeze(q)))
-    np.testing.assert_allclose(y, jnp.eye(2), atol=1e-6)
+    np.testing.assert_allclose(y, jnp.eye(2), atol=0.01)
 
 
 if __name__ == '__main__':
