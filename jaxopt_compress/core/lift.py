@@ -114,7 +114,7 @@ def lift(fun: Callable, *, strict=False, keep=False) -> Callable:
   Raises:
     ValueError: with `strict`, where an operation has no rule for a leaf; names
       the leaf, the primitive, why, and the line of the model. Where `fun` changes
-      in place what its arguments hold: it is called on copies.
+      in place what its arguments hold: outside of `jax.jit`, NNX modules may.
 
   >>> import jax.numpy as jnp
   >>> lift(lambda w, x: x @ w)(jnp.eye(2), jnp.ones((1, 2)))
@@ -214,7 +214,7 @@ def trace(fun: Callable, refill: Callable, *values) -> tuple[Any, Any]:
         f'{_within_argument(name)} is changed in place, in a copy of an argument:'
         ' the change would be lost. Return what changes: make the model inside of'
         ' the function, nnx.merge(graphdef, state, copy=True), and return its'
-        ' nnx.state. Or call model.eval(), if that leaves state alone.'
+        ' nnx.state. Or nnx.jit a model, or model.eval(), if that leaves state alone.'
       )
   return closed, jax.tree.structure(out)
 
