@@ -129,7 +129,6 @@ class _Split(NamedTuple):
     asked: the walk.
     paths: of parameters.
     leaves: {name: node}.
-    made: what the program makes of leaves.
   """
 
   closed: Any
@@ -138,7 +137,6 @@ class _Split(NamedTuple):
   asked: partial.Partial
   paths: list[str]
   leaves: dict[str, known.Known]
-  made: set[known.Known]
 
   def value(self, name, params):
     """A leaf, from parameters that may be leaves themselves."""
@@ -183,9 +181,9 @@ def _split(fun, params, sizes, args, kwargs) -> _Split:
   paths = [path or 'params' for path, _ in named]
   asked = partial.Partial()
   inputs = asked.run(closed, [x for _, x in named])
-  chosen, made = leaves_lib.chosen(asked.reads, sizes)
+  chosen = leaves_lib.chosen(asked.reads, sizes)
   leaves = leaves_lib.named(chosen, paths, sizes)
-  return _Split(closed, out_tree, inputs, asked, paths, leaves, made)
+  return _Split(closed, out_tree, inputs, asked, paths, leaves)
 
 
 def _on_weights(fun, params, sizes) -> Callable:
@@ -197,7 +195,7 @@ def _on_weights(fun, params, sizes) -> Callable:
     given = _checked(split.leaves, weights)
     arrays = array.arrays_apart((args, kwargs), walk.is_array)[0]
     rest = rest_lib.Rest(
-      split.asked, {x: given[n] for n, x in split.leaves.items()}, split.made
+      split.asked, {x: given[n] for n, x in split.leaves.items()}
     )
     n = len(split.inputs) - len(arrays)
     outs = rest.run(split.closed, [*split.inputs[:n], *arrays])

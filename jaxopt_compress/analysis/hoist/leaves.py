@@ -58,18 +58,12 @@ def moves(x: known.Known) -> bool:
   return name in _MOVES and not any(y.parents for y in others)
 
 
-def chosen(
-  reads: partial.Reads, sizes: Sequence[int]
-) -> tuple[list[known.Known], set[known.Known]]:
-  """The leaves, and the values that the program makes of them.
+def chosen(reads: partial.Reads, sizes: Sequence[int]) -> list[known.Known]:
+  """The leaves, in the order of the program.
 
   Args:
     reads: the values that meet data.
     sizes: bytes of each parameter.
-
-  Returns:
-    (leaves in the order of the program, values that come from them): data meet
-    no others.
   """
   stay = set()  # what stays in the program, as it takes too much
   while True:
@@ -83,7 +77,7 @@ def chosen(
     for x in y.operands:
       readers.setdefault(x, []).append(y)
   ways = [_to_product(x, readers, reads) for x in leaves]
-  return [way[-1] for way in ways], made.difference(*ways)
+  return [way[-1] for way in ways]
 
 
 def in_products(reads: partial.Reads, sizes: Sequence[int]) -> set[int]:
@@ -92,8 +86,7 @@ def in_products(reads: partial.Reads, sizes: Sequence[int]) -> set[int]:
   Args:
     reads, sizes: as for `chosen`.
   """
-  leaves, _ = chosen(reads, sizes)
-  leaves = set(leaves)
+  leaves = set(chosen(reads, sizes))
   read = [x for x, by in reads.items() if PRODUCTS & set(by)]
   found = known.behind(read, leaves.__contains__)
   computed = [x for x in found if x in leaves and x.operands]

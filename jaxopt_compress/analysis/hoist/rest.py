@@ -29,12 +29,11 @@ class Rest(partial.Partial):
     self,
     asked: partial.Partial,
     leaves: Mapping[known.Known, jax.Array],
-    made: set[known.Known],
   ):
-    """From a walk of the same program, its leaves, and what comes from them."""
+    """From a walk of the same program, and its leaves."""
     super().__init__()
     self.graph = asked.graph
-    self._asked, self._leaves, self._made = asked, set(leaves), made
+    self._asked, self._leaves = asked, set(leaves)
     # What has been made, of the whole program first; then of each body around.
     self._values = [dict(leaves)]
 
@@ -68,10 +67,6 @@ class Rest(partial.Partial):
     finally:
       self._values.pop()
 
-  def _is_made(self, x) -> bool:
-    """Whether a value can be had: data meet it, or it is a constant."""
-    return not x.parents or x in self._leaves or x in self._made
-
   # Equations.
 
   def read(self, x, primitive):
@@ -103,13 +98,15 @@ class Rest(partial.Partial):
   def _has_leaves(self, at, inputs) -> bool:
     """Whether a leaf is made inside of an equation, rather than read."""
     given = {x for x in inputs if partial.is_known(x)}
-    if not all(map(self._is_made, given)):
-      return True
 
     def ends(x):
       return x in given or x in self._leaves
 
     found = known.behind(self._asked.reads_in[at.place], ends)
+    # What nothing in there reads, or a leaf alone, may be nowhere.
+    missing = given.difference(found)
+    if any(x.parents or x.loops for x in missing):
+      return True
     return any(x in self._leaves and x not in given for x in found)
 
   def rows(self, at, loop: known.Loop) -> dict[known.Known, jax.Array]:

@@ -61,6 +61,26 @@ class RestTest(absltest.TestCase):
       expected,
     )
 
+  def test_what_a_call_gets_and_does_not_read(self):
+    """One layer's gains go into a call that ignores them."""
+    first = jax.jit(lambda w, h: h.sum(), keep_unused=True)
+
+    def apply(p, x):
+      def turn(h, q):
+        return jnp.tanh(h @ (q['g'] * q['v'])), first(q['v'], h) + q['g'].sum()
+
+      h, sums = lax.scan(turn, x, p)
+      # Here it is read as it is.
+      return lax.scan(lambda h, q: (h * q['v'], None), h, p)[0], sums
+
+    params = {'g': jnp.ones((3, 4, 4)), 'v': jnp.ones((3, 1, 4)) / 4}
+    on_weights, weights = jc.hoist(apply)(params, X)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+      on_weights(weights, X),
+      apply(params, X),
+    )
+
   def test_vmap_over_batches_and_over_weights(self):
     fun, params, _ = made_weights.PROGRAMS['cell']
     on_weights, weights = jc.hoist(fun)(params, X)
