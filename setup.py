@@ -98,6 +98,7 @@ setuptools.setup(
   packages=[
     *setuptools.find_packages(include=['jaxopt_compress*']),
     'jaxopt_compress.configs',
+    'jaxopt_compress.configs.own',
   ],
   package_dir={'jaxopt_compress.configs': 'configs'},
   package_data={

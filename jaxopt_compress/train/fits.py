@@ -48,8 +48,8 @@ def check(
         f' not divide over {devices} devices{more}. Use a multiple of {parts}, or set'
         f' config.run.devices{" or accumulate" if more else ""}.'
       )
-    if stage.init:
-      source = by_name[stage.init]
+    if stage.parent:
+      source = by_name[stage.parent]
       start = functools.partial(stages_lib.start, b, source.model.name)
       own = b.source.params, b.source.variables
       jax.eval_shape(start, own, source.final)

@@ -3,6 +3,7 @@
 job.work/config.json             what was asked for
 job.work/lock                    held while a run uses the workdir
 job.work/metrics.jsonl           one line for each logged step
+job.work/code.json               digests of the user's code, see `code`
 job.work/checkpoints/<stage>/    of the stage that is being trained
 job.work/stages/<stage>/         of a finished stage: tree/ (a checkpoint),
                                  weights.safetensors and result.json, sealed,

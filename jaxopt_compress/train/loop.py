@@ -5,7 +5,6 @@ that was killed anywhere goes on where it was when the same command is given aga
 and on one device ends with the same bits.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -24,6 +23,7 @@ from jaxopt_compress.parallel import step as step_lib
 from jaxopt_compress.train import answers
 from jaxopt_compress.train import cached
 from jaxopt_compress.train import checkpoint
+from jaxopt_compress.train import code
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
@@ -40,8 +40,8 @@ from jaxopt_compress.train import plans
 from jaxopt_compress.train import preemption
 from jaxopt_compress.train import processes
 from jaxopt_compress.train import record
-from jaxopt_compress.train import rewind
 from jaxopt_compress.train import stages as stages_lib
+from jaxopt_compress.train import starting
 from jaxopt_compress.train import validation
 from jaxopt_compress.train import workdir as workdir_lib
 from jaxopt_compress.train.step import finite
@@ -108,6 +108,7 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
   built = stages_lib.build_all(plan, models, found)
   in_order = list(built.values())
   fits.check(in_order, plan.data, data, mesh.size)
+  starting.check(job, in_order)
   log(dry_run_lib.describe(in_order, leaves=dry_run))
   if dry_run:
     _rehearse(job, in_order)
@@ -120,6 +121,9 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
     if not (work / 'config.json').exists() and jax.process_index() == 0:
       files.replace(work / 'config.json', asked)
 
+    for name, said in code.changed(job).items():
+      log(f'Warning: {name} {said}.')
+
     # -- Go ---------------------------------------------------------------------
     finished = {}
     with preemption.Watch() as watch:
@@ -127,12 +131,13 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
         finished[name] = _finished(job, built[name])
         if finished[name] is None:
           extend.prepare(job, built[name].stage)
+          code.note(job, built[name].stage)
           if built[name].plan is not None and name not in found:
-            start = _started(job, built[name], finished)
+            start = starting.started(job, built[name], finished)
             found[name] = plans.find(job, built[name], *start)
             built = stages_lib.build_all(plan, models, found)
           b = built[name]
-          state = _initial(job, b, finished)
+          state = starting.initial(job, b, finished)
           state, history = _train(job, b, state, finished, watch)
           _finish(job, b, state, history)
           finished[name] = _finished(job, b)
@@ -186,47 +191,6 @@ def _rehearse(job, built):
       if _finished(job, b) is None and there:
         with _checkpoints(job, b) as saver:
           _restored(job, b, saver)
-
-
-def _started(job, built, finished):
-  """(params, variables) that a stage starts from, all channels there."""
-  stage = built.stage
-  own = built.source.init(plan_lib.stage_seed(job.plan.seed, stage.name))
-  if not stage.init:
-    return own
-  source, name = finished[stage.init], job.plan.stage(stage.init).model
-  return stages_lib.start(built, name, own, mesh_lib.local(source))
-
-
-def _initial(job, built, finished):
-  """The state that a stage starts from."""
-  stage = built.stage
-  seed = plan_lib.stage_seed(job.plan.seed, stage.name)
-  params, variables = _started(job, built, finished)
-  params, variables = plans.resized(job, built, params, variables)
-  if stage.prune.masks:
-    masks = mesh_lib.local(finished[stage.prune.masks]['params'])
-    params = rewind.rewound(built, params, masks)
-  ranges = built.ranges
-  if ranges:
-    ranges = _calibrated(job, built, params, variables)
-  state = jax.jit(built.create)(params, variables, jax.random.key(seed), ranges)
-  return mesh_lib.replicate(state, job.mesh)
-
-
-def _calibrated(job, built, params, variables):
-  """Ranges of static activations, from training data as it is."""
-  stage, quantize = built.stage, built.stage.quantize
-  batches = job.data.batches(dataclasses.replace(stage, augment=False))
-  some = range(quantize.calibrate_batches)
-  inputs = [batches[i][job.plan.data.input] for i in some]
-  given = one_shot.given(job, built, params, variables)
-  ranges = stages_lib.calibrate(built, params, variables, inputs, given)
-  metrics_lib.log(
-    f'[{stage.name}] {len(ranges)} ranges of activations ({quantize.calibrate}) from'
-    f' {len(inputs) * stage.batch_size} training examples.'
-  )
-  return ranges
 
 
 def _train(job, built, state, finished, watch):

@@ -6,6 +6,7 @@ together.
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 from jaxopt_compress.train import fields
@@ -312,7 +313,11 @@ class Stage:
 
   name: str
   model: str
-  init: str = ''  # the stage whose parameters it starts from; '': from scratch
+  # The stage whose parameters it starts from, or the path of a file, of a folder or of
+  # a finished workdir, see `train.imported`; '': from scratch.
+  init: str = ''
+  # Of (regex over the model's names, name in the file of `init` or None).
+  init_map: tuple = fields.option((), needs='init')
   # 0: nothing is trained, `init` is compressed as it is. Steps are counted in int32.
   steps: int = fields.option(0, '[0, 2147483648)')
   batch_size: int = fields.option(128, '[1, inf)')
@@ -341,9 +346,19 @@ class Stage:
   adapters: Adapters = fields.record(Adapters, prefix='lora_', rules='lora')
 
   @property
+  def parent(self) -> str:
+    """The stage that it starts from, or ''."""
+    return '' if self.file else self.init
+
+  @property
+  def file(self) -> str:
+    """The path that it starts from, or ''; no stage has such a name."""
+    return '' if re.fullmatch(r'[A-Za-z0-9_-]*', self.init) else self.init
+
+  @property
   def sources(self) -> list[tuple[str, str]]:
     """(key, the stage that it names) of each that there is."""
-    named = [('init', self.init), ('prune_masks', self.prune.masks)]
+    named = [('init', self.parent), ('prune_masks', self.prune.masks)]
     named += [('teacher', name) for name in self.distil.stages]
     return [(key, name) for key, name in named if name]
 

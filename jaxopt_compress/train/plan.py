@@ -29,6 +29,7 @@ from jaxopt_compress.train import answers
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import grow
+from jaxopt_compress.train import imported
 from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import options
 from jaxopt_compress.train import penalty
@@ -259,6 +260,7 @@ def _check_references(plan):
   for stage in plan.stages:
     where = f'config.stage.{stage.name}'
     choices.one_of(f'{where}.model', stage.model, tuple(plan.models))
+    imported.check(where, stage)
     distil.check(where, stage)
     on_policy.check(where, stage, plan.data)
     answers.check(where, stage)
@@ -269,6 +271,7 @@ def _check_references(plan):
         raise ValueError(
           f'{where}.{key} is {name!r}; a stage that runs before it is expected,'
           f' of {earlier}.{choices.guess(name, earlier)}'
+          + (' Or a path: "./weights.safetensors".' if key == 'init' else '')
         )
     if not stage.steps and not stage.init:
       raise ValueError(
@@ -287,7 +290,9 @@ def _check_references(plan):
     penalty.check(where, stage.penalty, stage.init)
     if stage.shrink.asked or stage.grow.asked:
       _check_resized(where, stage)
-    elif not stage.steps and not (stage.prune.rules or stage.quantize.rules):
+    elif not (
+      stage.steps or stage.prune.rules or stage.quantize.rules or stage.file
+    ):
       raise ValueError(
         f'{where} has no steps and nothing to compress. Set steps, prune,'
         ' quantize, shrink or grow.'

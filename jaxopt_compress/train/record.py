@@ -17,6 +17,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.train import cached
 from jaxopt_compress.train import cached_step
+from jaxopt_compress.train import code
 from jaxopt_compress.train import curves as curves_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import final as final_lib
@@ -67,6 +68,7 @@ def record(
     facts={
       **job.data.facts,
       **_targets(job),
+      **code.changed(job),
       **curves_lib.sooner(built, curves),
       **_losses(job, built),
       **_costs(job, built),

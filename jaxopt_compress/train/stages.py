@@ -80,17 +80,18 @@ def build_all(
   built = {}
   for stage in plan.stages:
     model = models[stage.model]
-    if stage.init and built[stage.init].stage.model == stage.model:
-      model = built[stage.init].model
-    elif stage.grow.asked:
-      grow.check_model(stage, built[stage.init].model, model)
+    parent = built.get(stage.parent)
+    if parent and parent.stage.model == stage.model:
+      model = parent.model
+    elif parent and stage.grow.asked:
+      grow.check_model(stage, parent.model, model)
     teachers = tuple(built[n].model for n in stage.distil.stages)
     known = found.get(stage.name)
     seed = plan_lib.stage_seed(plan.seed, stage.name)
     b = build(stage, model, teachers, plan.data, known, seed)
     guessed = known is None and shrink_lib.depends(stage.shrink)
-    if stage.init and model is built[stage.init].model:
-      guessed |= built[stage.init].guessed
+    if parent and model is parent.model:
+      guessed |= parent.guessed
     built[stage.name] = dataclasses.replace(b, guessed=guessed)
   return built
 

@@ -25,7 +25,7 @@ from jaxopt_compress.train import processes
 
 _FOLDERS = ('checkpoints', 'stages', 'caches', 'export', 'plots')
 _REPORTS = ('report.html', 'report.md', 'report.json')
-_FILES = ('lock', 'config.json', 'metrics.jsonl', *_REPORTS)
+_FILES = ('lock', 'config.json', 'code.json', 'metrics.jsonl', *_REPORTS)
 
 
 def absolute(directory: str | os.PathLike) -> pathlib.Path:
