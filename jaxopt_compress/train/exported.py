@@ -8,6 +8,7 @@ accelerator may belong to this process alone.
 """
 
 from collections.abc import Mapping
+import functools
 import os
 import pathlib
 import subprocess
@@ -52,15 +53,10 @@ def export_and_check(
   """
   x = batch[inputs]
   directory.mkdir(parents=True, exist_ok=True)
-  platforms = sorted({'cpu', jax_export.default_export_platform()})
-  for name, (fun, params) in programs.items():
-    stablehlo.save(
-      directory / name,
-      fun,
-      params,
-      jax.ShapeDtypeStruct(x.shape, x.dtype),
-      platforms=platforms,
-    )
+  lengths = {
+    name: _save(directory / name, *program, x)
+    for name, program in programs.items()
+  }
   with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)
     np.savez(scratch / 'inputs.npz', **{'0': x})
@@ -71,8 +67,38 @@ def export_and_check(
       name: _compare(
         name, process, scratch, batch['mask'], expected[name], classes
       )
+      + lengths[name]
       for name, process in running.items()
     }
+
+
+def _save(directory, fun, params, x) -> str:
+  """Exports one program, for any number of examples if it can be had.
+
+  Returns:
+    What is said of that number; '' where it may be any.
+  """
+  like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  save = functools.partial(
+    stablehlo.save,
+    directory,
+    fun,
+    params,
+    like,
+    platforms=sorted({'cpu', jax_export.default_export_platform()}),
+  )
+  try:
+    save()
+  except ValueError as e:
+    if 'polymorphic=False' not in str(e):
+      raise
+    save(polymorphic=False)
+    return (
+      f'; it takes {len(x)} examples at a time and no other number, as the network'
+      ' asks for their number (x.shape[0] in place of len(x) helps, or -1 in a'
+      ' reshape)'
+    )
+  return ''
 
 
 def _start(directory, scratch, name):
