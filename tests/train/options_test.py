@@ -9,7 +9,7 @@ from jaxopt_compress.train import options
 # Checkpoints are of one config if these agree, so a key that is renamed makes
 # those of before useless.
 STAGE = """
-  name model init steps batch_size accumulate augment files label_smoothing mixup
+  name model init init_map steps batch_size accumulate augment files label_smoothing mixup
   optimizer learning_rate warmup decay weight_decay clip learned_rate
   eval_every keep metric patience min_delta
   teacher loss alpha temperature standardize ensemble ema_decay on_policy prompt
