@@ -298,8 +298,13 @@ def _check_references(plan):
         ' quantize, shrink or grow.'
       )
     earlier.append(stage.name)
+  _check_report(plan, tuple(earlier))
+
+
+def _check_report(plan, stages):
+  """What is exported and compared, and how the run goes."""
   for name in plan.report.export:
-    choices.one_of('config.report.export', name, tuple(earlier))
+    choices.one_of('config.report.export', name, stages)
   if not plan.report.batches:
     raise ValueError(
       'config.report.batches is (); at least one batch size is expected.'
@@ -312,9 +317,7 @@ def _check_references(plan):
       f'config.models.{name}.axis_name', said.get('axis_name'), axes
     )
   if plan.report.reference:
-    choices.one_of(
-      'config.report.reference', plan.report.reference, tuple(earlier)
-    )
+    choices.one_of('config.report.reference', plan.report.reference, stages)
 
 
 def _check_adapters(where, stage):

@@ -125,8 +125,8 @@ def _explained(sums, count):
 def _beside(x, answers):
   """[...] of one example, or of one without its axis of 1, beside answers [b, ...]."""
   x = jnp.asarray(x, jnp.promote_types(answers.dtype, jnp.float32))
-  x = x.reshape((1,) + x.shape + (1,) * (answers.ndim - 1 - x.ndim))
-  return x.astype(answers.dtype)
+  # Not in the type of the answers: bfloat16 has no 1002 beside 1000.
+  return x.reshape((1,) + x.shape + (1,) * (answers.ndim - 1 - x.ndim))
 
 
 def _short(x):

@@ -70,6 +70,12 @@ class RegressionTest(parameterized.TestCase):
       y, T[:, 0].mean() + T[:, 0].std() * z[:, :1], rtol=1e-5
     )
 
+  def test_answers_of_few_bits(self):
+    z = jnp.bfloat16([[0.5], [-0.5]])
+    scale = regression.Scale(np.float32(20_000), np.float32(3))
+    y, *_ = regression.standardized(scale, lambda z: (z, {}, {}))(z)
+    np.testing.assert_array_equal(y[:, 0], [20_001.5, 19_998.5])
+
   def test_targets_of_one_number(self):
     t = np.full((12,), 3.0)
     self.assertEqual(float(regression.scale_of(t).std), 1.0)
