@@ -1,16 +1,15 @@
 """The examples of README and CONTRIBUTING run and print what they say."""
 
 import contextlib
+import importlib.util
 import io
 import pathlib
 import re
 import sys
 import types
-import warnings
 
 from absl.testing import absltest
 
-from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.train import distil
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import options
@@ -50,18 +49,38 @@ class ReadmeTest(absltest.TestCase):
 
   def test_readme(self):
     blocks = blocks_of('README.md')
-    self.assertGreaterEqual(len(blocks), 4)
-    # Said on machines without the CPU kernels.
-    warnings.filterwarnings('ignore', 'Nothing is packed')
-    names, printed, said = run('README.md', blocks)
-    if not native.available():
-      said = [line.removesuffix(', packed') for line in said]
+    self.assertNotEmpty(blocks)
+    _, printed, said = run('README.md', blocks)
     self.assertEqual(printed, said)
+
+  def test_readme_is_short(self):
+    words = (_ROOT / 'README.md').read_text().split()
+    self.assertLessEqual(len(words), 900)
+
+  def test_links_of_readme_lead_somewhere(self):
+    text = (_ROOT / 'README.md').read_text()
+    links = re.findall(r'\]\(([^)#]+)\)', text)
+    self.assertGreater(len(links), 10)
+    missing = [link for link in links if not (_ROOT / link).exists()]
+    self.assertEmpty(missing)
+
+  def test_commands_of_readme_name_what_is_there(self):
+    text = (_ROOT / 'README.md').read_text()
+    modules = re.findall(r'python -m ([\w.]+)', text)
+    configs = re.findall(r'--config=([\w/]+\.py)', text)
+    self.assertNotEmpty(modules)
+    self.assertNotEmpty(configs)
+    for module in modules:
+      self.assertIsNotNone(importlib.util.find_spec(module), module)
+    for config in configs:
+      self.assertTrue((_ROOT / config).exists(), config)
+
+  def test_words_of_a_stage(self):
+    # The site only shows it: nothing there reads it as a stage.
+    (block,) = (b for b in blocks_of('docs/distil.md') if 'taught = dict(' in b)
+    names, _, _ = run('distil.md', [block])
     taught = fields.read(options.Stage, 's', {'name': 's'} | names['taught'])
     distil.check('s', taught)
-    self.assertEqual(names['pruned']['query']['kernel'].shape, (64, 4, 16))
-    zeros = (names['pruned']['query']['kernel'] == 0).mean()
-    self.assertAlmostEqual(float(zeros), 0.8, places=2)
 
 
 if __name__ == '__main__':
