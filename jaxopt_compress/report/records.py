@@ -90,6 +90,7 @@ class Answers:
     difference: of answers that are no classes, root of the mean squared difference.
     loss_name: what the loss is called.
     numbers: all that it was judged by, by name.
+    specs: how they are written, for `format`; '.4g' of others.
   """
 
   name: str
@@ -103,6 +104,7 @@ class Answers:
   difference: float | None = None
   loss_name: str = 'cross entropy'
   numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  specs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,7 @@ def of_answers(rows: Sequence[records.Answers]) -> list[Column]:
     columns.append(
       Column(
         name,
-        lambda r, n=name: number(r.numbers.get(n), '.4g'),
+        lambda r, n=name: number(r.numbers.get(n), r.specs.get(n, '.4g')),
         lambda r, n=name: r.numbers.get(n),
       )
     )

@@ -125,11 +125,14 @@ def _said(built, measured, metric) -> list[report_lib.Answers]:
     sums = found.reliability
     # What the first table tells, and the loss, have columns of their own.
     more = {
-      n.rpartition(':')[2]: x
+      n.rpartition(':')[2]: (x, b.model.task.metrics[n].spec)
       for n, x in found.metrics.items()
       if n not in (metric, 'loss')
     }
-    own = dict(loss=found.loss, loss_name=loss_name, numbers=more)
+    numbers, specs = ({n: x[i] for n, x in more.items()} for i in (0, 1))
+    own = dict(
+      loss=found.loss, loss_name=loss_name, numbers=numbers, specs=specs
+    )
     if sums is not None:
       own['calibration'] = report_lib.calibration.error(sums)
       own['bins'] = tuple(map(tuple, sums.T.tolist()))

@@ -109,6 +109,8 @@ class RecordTest(absltest.TestCase):
       [('float', None, {}, None), ('int8', 'float', {1: 0.9, 5: 1.0}, 0.01)],
     )
     self.assertEqual(page.answers[1].numbers, {'accuracy': 0.4})
+    # A share is a percentage, as in the columns beside it.
+    self.assertRegex(report_lib.table.answers(page.answers), r'int8 .* 40\.00%')
     # 2 (64 x 8 + 8 x 10) for the products of one image, and little beside them.
     self.assertBetween(rows['float'].flops, 1184, 1300)
     self._check_training(page)
