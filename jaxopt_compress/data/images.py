@@ -21,6 +21,7 @@ import numpy as np
 from jaxopt_compress.core import choices
 from jaxopt_compress.data import archive
 from jaxopt_compress.data import folders
+from jaxopt_compress.data import slices
 
 Dataset = dict[str, np.ndarray]
 
@@ -62,7 +63,11 @@ def load(
 
 
 def classes(source: str, *beside: str) -> list[str]:
-  """The names of the classes of a folder; [] where a file has but their numbers."""
+  """The names of the classes of a folder; [] where a file has but their numbers.
+
+  A part of a split, 'folder@/data/flowers[:80%]', has those of the whole.
+  """
+  source, *beside = (slices.read(s).whole for s in (source, *beside))
   name, _, path = _parts(source)
   splits = _splits(source, *beside)
   return folders.classes(path, *splits) if name == 'folder' else []

@@ -16,13 +16,14 @@ from jaxopt_compress.train import loop
 
 
 def _images(folder):
-  """Images of two classes."""
+  """Images of two classes, as cameras and scanners leave them: of any size and kind."""
   from PIL import Image
 
   for i in range(24):
-    path = folder / ('cat', 'dog')[i % 2] / f'{i}.png'
+    path = folder / ('cat', 'dog')[i % 2] / f'{i}.{("png", "jpg")[i % 3 == 0]}'
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
+    shape = (8 + i, 40 - i, *[3] * (i % 4 > 0))
+    Image.fromarray(np.full(shape, 9 * i, np.uint8)).save(path)
 
 
 def _config(file, arg):
@@ -53,12 +54,17 @@ class BeginTest(parameterized.TestCase):
     self.enterContext(mock.patch.object(sys, 'path', [self.folder, *sys.path]))
     self.addCleanup(sys.modules.pop, 'mine', None)
     config = _config(file, 'runlocal')
+    # What a stranger copies chooses its step by neither the last one nor the test.
+    self.assertIn(config.data.validation, (0.1, 'validation'))
+    trained = [s for s in config.stage.values() if s.get('steps')]
+    self.assertEqual({s.keep for s in trained}, {'best'})
+    self.assertEqual(_config(file, '').stage.teacher.keep, 'best')
     loop.run(config, os.path.join(self.folder, 'work'), dry_run=True)
     self.assertFalse(os.path.exists('work'))
 
   def test_prints(self):
     self.assertEqual(begin.begin([]), begin.begin(['images']))
-    self.assertIn('FOLDER = ', begin.begin([]))
+    self.assertIn('TRAIN, TEST = ', begin.begin([]))
     self.assertIn('Claim: a student', begin.begin(['digits']))
     self.assertEqual(os.listdir(), [])
 

@@ -169,6 +169,9 @@ class ImagesTest(parameterized.TestCase):
       Image.fromarray(self.pixels(4, 6)).save(self.root / name / '0.png')
     pair = f'folder:train@{self.root}', f'folder:test@{self.root}/'
     self.assertEqual(images.classes(*pair), ['cat', 'dog'])
+    # Of a part of a split, those of the whole.
+    parts = f'{pair[0]}[:80%]', f'{pair[0]}[80%:]'
+    self.assertEqual(images.classes(*parts), ['dog'])
     self.assertEqual(images.classes(pair[0], f'npz:test@{self.root}'), ['dog'])
     self.assertEqual(images.classes('cifar10:test@/data'), [])
     got = images.load(*pair)

@@ -19,8 +19,7 @@ from jaxopt_compress.train import plan
 # 'folder:train@my_images' and 'folder:test@my_images'. Other formats:
 # 'mnist:train@/data/mnist', 'cifar10:train@/data/cifar-10-batches-bin',
 # 'npz@/data/train.npz' with the arrays `image` and `label`.
-FOLDER = 'folder@my_images'
-TRAIN, TEST = f'{FOLDER}[:80%]', f'{FOLDER}[80%:]'
+TRAIN, TEST = 'folder@my_images[:80%]', 'folder@my_images[80%:]'
 
 # "Where" is a list of (pattern, what): the first pattern that matches the path of a
 # weight decides, and every weight has to be covered. None leaves it as it is.
@@ -36,6 +35,10 @@ def _stages():
     warmup=0.1,  # the first tenth of the steps
     weight_decay=1e-3,
     clip=1.0,
+    # Every so many steps the network answers what `data.validation` keeps back, and the
+    # best of these steps is what stays: the last may know its examples by heart.
+    eval_every=100,
+    keep='best',
   )
   return dict(
     teacher=dict(model='teacher', steps=1000, **train),
@@ -64,14 +67,24 @@ def get_config(arg=''):
   c = ml_collections.ConfigDict()
   c.seed = 0
   # All images are brought to one size, and to 1 (grey) or 3 (colours) channels.
-  c.data = dict(name='images', train=TRAIN, test=TEST, size=64, channels=3)
+  c.data = dict(
+    name='images',
+    train=TRAIN,
+    test=TEST,
+    size=64,
+    channels=3,
+    # A tenth of the images to train on, to choose by. Never the test split: what is
+    # chosen by it looks better on it than it is.
+    validation=0.1,
+  )
 
   # The networks: a ResNet with so many channels and blocks in each part. `teacher`
   # is as good as you can afford to train, `student` is what you want to ship.
   sizes = dict(
     name='resnet',
     in_features=3,  # channels
-    classes=len(images.classes(FOLDER)),
+    # Folders have names for them; of other formats, say how many there are.
+    classes=len(images.classes(TRAIN, TEST)) or 10,
   )
   c.models = dict(
     teacher=dict(widths=(64, 128), depths=2, **sizes),
@@ -92,7 +105,7 @@ def get_config(arg=''):
   if arg == 'runlocal':
     for stage in c.stage.values():
       if stage.get('steps'):
-        stage.update(steps=4, batch_size=8)
+        stage.update(steps=4, batch_size=8, eval_every=2)
     c.models.teacher.widths, c.models.student.widths = (8, 16), (4, 8)
     c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)

@@ -27,6 +27,10 @@ def _stages():
     warmup=0.05,  # the first steps
     weight_decay=1e-2,
     clip=1.0,
+    # Every so many steps the network answers what `data.validation` keeps back, and the
+    # best of these steps is what stays: the last may know its examples by heart.
+    eval_every=100,
+    keep='best',
   )
   return dict(
     teacher=dict(model='teacher', steps=900, **train),
@@ -58,9 +62,13 @@ def get_config(arg=''):
   c.seed = 0
   # The sources of Python's own library, which are on every machine. A file is either
   # trained on or held out. Your own: root='my_texts', a folder, and the endings of its
-  # files, suffixes=('.txt', '.md'); or root='my.txt', one file.
+  # files, suffixes=('.txt', '.md'); or root='my.txt', one file, or a few of them, with
+  # train='all[:90%]', validation='all[90%:95%]', test='all[95%:]'.
   c.data = dict(
     name='text',
+    # A twentieth of the files, to choose by. Never the test split: what is chosen by it
+    # looks better on it than it is.
+    validation='validation',
     input='tokens',
     target='label',
     window=256,  # bytes of an example; a model takes `max_length` at most
@@ -91,7 +99,7 @@ def get_config(arg=''):
   if arg == 'runlocal':
     for stage in c.stage.values():
       if stage.get('steps'):
-        stage.steps = 4
+        stage.update(steps=4, eval_every=2)
     c.data.update(window=32, limit=2_000)
     c.models.teacher.update(width=32, depth=2, max_length=32)
     c.models.student.update(width=16, depth=2, max_length=32)
