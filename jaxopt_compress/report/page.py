@@ -119,6 +119,8 @@ def read(directory: str | os.PathLike) -> Report:
 
 
 def _from_json(content):
+  # A report of before has nothing of what came later.
+  content = records.to_json(Report(content['title'])) | content
   return Report(
     title=content['title'],
     stages=[records.stage_from_json(s) for s in content['stages']],

@@ -256,7 +256,8 @@ def stage_from_json(x: Mapping[str, Any]) -> StageRecord:
 
 
 def answers_from_json(x: Mapping[str, Any]) -> Answers:
-  """The inverse of `to_json` of an Answers."""
+  """The inverse of `to_json` of an Answers, also of one with fewer fields."""
+  x = to_json(Answers(x['name'])) | x
   agreement = {int(k): float(value) for k, value in x['agreement'].items()}
   bins = tuple(tuple(map(float, b)) for b in x['bins'])
   numbers = {k: float(value) for k, value in x['numbers'].items()}

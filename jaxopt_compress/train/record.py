@@ -224,7 +224,9 @@ def _trained(job, built) -> tuple[str, ...]:
 
 
 def _result(job, built):
-  return sealed.read(job.stage(built.stage.name) / job_lib.RESULT)
+  # A stage that was finished before these were written down has none of them.
+  later = {'validation': (), 'lengths': ()}
+  return later | sealed.read(job.stage(built.stage.name) / job_lib.RESULT)
 
 
 def _validation(job, built) -> dict[str, dict[str, list[tuple[int, float]]]]:

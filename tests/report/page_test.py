@@ -90,6 +90,21 @@ class PageTest(parameterized.TestCase):
     self.assertFalse(os.path.exists(f'{folder}/plots'))
     self.assertEqual(page.read(folder).stages, [])
 
+  def test_a_report_of_before_has_nothing_of_what_came_later(self):
+    folder = temporary(self)
+    page.write(folder, report_example.example()[0], plots=False)
+    with open(f'{folder}/report.json', encoding='utf-8') as f:
+      content = json.load(f)
+    for key in ('validation', 'curves', 'reference'):
+      del content[key]
+    for row in content['answers']:
+      del row['numbers'], row['specs']
+    with open(f'{folder}/report.json', 'w', encoding='utf-8') as f:
+      json.dump(content, f)
+    back = page.read(folder)
+    self.assertEqual((back.validation, back.reference), ({}, ''))
+    self.assertEqual(back.answers[0].numbers, {})
+
   def test_no_report(self):
     with self.assertRaisesRegex(ValueError, 'Run the experiment'):
       page.read(temporary(self))

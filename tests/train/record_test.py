@@ -137,10 +137,10 @@ def _leave(job, stage):
   job.stage(stage.name).mkdir(parents=True)
   job.weights(stage.name).write_bytes(bytes(123))
   seen = [[1, {'accuracy': 0.5, 'loss': 'nan'}]]
-  sealed.write(
-    job.stage(stage.name) / job_lib.RESULT,
-    {'validation': seen if stage.steps else [], 'lengths': [3, 4]},
-  )
+  said = {'validation': seen, 'lengths': [3, 4]}
+  # That of an older version says less.
+  result = said if stage.steps else {}
+  sealed.write(job.stage(stage.name) / job_lib.RESULT, result)
 
 
 if __name__ == '__main__':
