@@ -48,10 +48,14 @@ def begin(words: Sequence[str]) -> str:
       f' {", ".join(there)}. The name of a file to write ends in .py.'
     )
   own = kind in kinds()
-  source = (STARTS if own else shipped.folder()) / f'{kind}.py'
+  text = ((STARTS if own else shipped.folder()) / f'{kind}.py').read_text()
+  if not own:
+    # Its command is that of a clone, and not everybody is in one.
+    text = text.replace('python -m launch.main', 'jaxopt-compress')
+    text = text.replace(f'configs/{kind}.py', files[0] if files else kind)
   if not files:
-    return source.read_text()
-  file, text = pathlib.Path(files[0]), source.read_text()
+    return text
+  file = pathlib.Path(files[0])
   if own:
     # The file says how it is run, and finds what it defines by its own name.
     text = text.replace(f'{kind}.py', str(file))

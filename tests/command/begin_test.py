@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxopt_compress.command import begin
+from jaxopt_compress.command import shipped
 from jaxopt_compress.train import loop
 
 
@@ -67,6 +68,17 @@ class BeginTest(parameterized.TestCase):
     self.assertIn('TRAIN, TEST = ', begin.begin([]))
     self.assertIn('Claim: a student', begin.begin(['digits']))
     self.assertEqual(os.listdir(), [])
+
+  @parameterized.parameters(*shipped.names())
+  def test_its_command_needs_no_clone(self, name):
+    begin.begin([name, 'mine.py'])
+    for config, said in (
+      (name, begin.begin([name])),
+      ('mine.py', pathlib.Path('mine.py').read_text()),
+    ):
+      self.assertIn(f'Command: jaxopt-compress --config={config} --work', said)
+      self.assertNotIn('launch.main', said)
+      self.assertNotIn('=configs/', said)
 
   def test_a_file_called_like_a_kind_is_of_it(self):
     self.assertIn("text.py is written, from 'text'", begin.begin(['text.py']))
