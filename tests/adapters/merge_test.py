@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import adapting
+import in_out
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +31,7 @@ class MergeTest(parameterized.TestCase):
 
   def test_rounded_again(self):
     rules = [('w', jc.W8A16), ('.*', None)]
-    merged, errors = jc.adapters.merge_lora(self.tree, rules)
+    merged, errors = jc.adapters.merge_lora(self.tree, rules, in_out.IN_OUT)
     self.assertIsInstance(merged['w'], qarray.QArray)
     again = np.asarray(merged['w'].materialize())
     norm = np.linalg.norm
