@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import contextlib
 import json
 import math
+import mmap
 import os
 import pathlib
 from typing import Any
@@ -49,6 +50,7 @@ _LONGEST_HEADER = 100_000_000
 _MOST_AXES = 64  # of numpy
 _ALIGNED = 64  # bytes; XLA uses host memory as it lies if it is aligned so
 _CHUNK = 1 << 24
+_HUGE = 1 << 22  # bytes; of so many numpy asks the system for huge pages
 
 
 class Entry(NamedTuple):
@@ -136,10 +138,7 @@ class File:
       Damaged: after `check_header`, numbers that are not those that were written.
     """
     entry = self.entries[name]
-    n = entry.end - entry.begin
-    room = np.empty(n + _ALIGNED, np.uint8)
-    skipped = -room.ctypes.data % _ALIGNED
-    content = room[skipped : skipped + n]
+    content = _room(entry.end - entry.begin)
     self._read_into(memoryview(content), entry.begin)
     self._check_sum(name, zlib.crc32(content))
     return content.view(entry.dtype).reshape(entry.shape)
@@ -273,6 +272,17 @@ def _header(entries, metadata, sums) -> bytes:
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-(8 + len(text)) % _ALIGNED)
   return len(text).to_bytes(8, 'little') + text
+
+
+def _room(n: int) -> np.ndarray:
+  """Memory of n bytes, aligned for XLA."""
+  if n < _HUGE:
+    room = np.empty(n + _ALIGNED, np.uint8)
+    skipped = -room.ctypes.data % _ALIGNED
+    return room[skipped : skipped + n]
+  # Where memory is in pieces, Linux moves others' pages to make a huge one, which
+  # takes longer than to read the file. These are small, as those of XLA's arrays.
+  return np.frombuffer(mmap.mmap(-1, n, access=mmap.ACCESS_COPY), np.uint8)
 
 
 def _bytes_of(x: np.ndarray) -> memoryview:

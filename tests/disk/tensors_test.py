@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -191,6 +193,23 @@ class TensorsTest(parameterized.TestCase):
       self.write_header(text[:-16].replace(key, b'c' * len(key)), text[-16:])
       with self.assertRaisesRegex(ValueError, 'damaged|0 checksums'):
         self.read_all()
+
+  @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+  def test_no_huge_pages_are_asked_for(self):
+    x = np.arange(1 << 20, dtype=np.float64)
+    self.write({'x': x})
+    with tensors.opened(self.path) as file:
+      found = file.read('x')
+    np.testing.assert_array_equal(found, x)
+    self.assertTrue(found.flags.writeable)
+    self.assertEqual(found.ctypes.data % 64, 0)
+    # numpy asks for pages but the first, which it has a part of.
+    at = found.ctypes.data + found.nbytes // 2
+    for line in pathlib.Path('/proc/self/smaps').read_text().splitlines():
+      if bounds := re.match('([0-9a-f]+)-([0-9a-f]+) ', line):
+        begin, end = (int(word, 16) for word in bounds.groups())
+      elif line.startswith('VmFlags:') and begin <= at < end:
+        self.assertNotIn('hg', line.split())
 
   def test_folders_are_told(self):
     with self.assertRaisesRegex(ValueError, 'is a folder.*jc.export.load'):
