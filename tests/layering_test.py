@@ -239,7 +239,7 @@ def heavy_imports(root):
   """`import jaxopt_compress` loads what `import jax` loads, and no more of these."""
   code = (
     'import sys, jax; before = set(sys.modules); import jaxopt_compress;'
-    'print(*sorted({m.split(".")[0] for m in set(sys.modules) - before}))'
+    'print(*set(sys.modules) - before)'
   )
   loaded = subprocess.run(
     [sys.executable, '-c', code],
@@ -248,7 +248,8 @@ def heavy_imports(root):
     text=True,
     check=True,
   ).stdout.split()
-  for name in ('scipy', 'sklearn', 'matplotlib', 'grain', 'tensorflow'):
+  slow = 'jax.experimental.pallas'  # is for GPUs and TPUs
+  for name in ('scipy', 'sklearn', 'matplotlib', 'grain', 'tensorflow', slow):
     if name in loaded:
       yield f'import {_PACKAGE} loads {name}'
 

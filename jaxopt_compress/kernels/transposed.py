@@ -12,8 +12,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from jaxopt_compress.kernels.pallas import dynamic
-
 
 class Weight(NamedTuple):
   """A weight as the product reads it.
@@ -40,6 +38,9 @@ def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
 
 def matmul(x: jax.Array, weight: Weight) -> jax.Array:
   """quantize(x) @ weight: [m, n] of the dtype of x [m, k]."""
+  # Imported here, as the room imports Pallas.
+  from jaxopt_compress.kernels.pallas import dynamic
+
   codes, scale = dynamic.quantize(x)
   along = (((1,), (1,)), ((), ()))
   sums = lax.dot_general(

@@ -18,8 +18,6 @@ from jaxopt_compress.kernels import transposed
 from jaxopt_compress.kernels.leaves import panels
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable as portable_lib
-from jaxopt_compress.kernels.pallas import dynamic
-from jaxopt_compress.kernels.pallas import weight_only
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
@@ -72,8 +70,8 @@ class TiledArray(array.CompressedArray):
       plan_lib.part(self, name) for name in self.axes(self.plan)
     )
     kernel = _kernel(self.plan)
-    if kernel is weight_only:
-      return weight_only.Weight(codes, scale, zero)
+    if self.plan.act is None:
+      return kernel.Weight(codes, scale, zero)
     return kernel.Weight(codes, scale)
 
   def suits(self, rows: int) -> bool:
@@ -146,9 +144,13 @@ def tile(leaf: panels.PanelArray, target: str) -> TiledArray:
 
 def _kernel(plan):
   """The module whose layout a leaf has."""
-  if plan.act is None:
-    return weight_only
-  return transposed if plan.target == 'gpu' else dynamic
+  if plan.act is not None and plan.target == 'gpu':
+    return transposed
+  # Pallas takes a fifth of a second to import, and CPUs have no use for it.
+  from jaxopt_compress.kernels.pallas import dynamic
+  from jaxopt_compress.kernels.pallas import weight_only
+
+  return weight_only if plan.act is None else dynamic
 
 
 def _numbers(plan):
