@@ -46,7 +46,7 @@ def check_same(got, want):
 @jc.export.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Times(array.CompressedArray):
+class Factored(array.CompressedArray):
   """A leaf of a user."""
 
   x: jax.Array
@@ -75,7 +75,7 @@ class ExportTest(parameterized.TestCase):
     self.assertEqual(leaf.describe(), 'int4 g16')
 
   def test_a_leaf_of_a_user(self):
-    tree = {'w': Times(W, 3.0)}
+    tree = {'w': Factored(W, 3.0)}
     made = export.export(jax.jit(jc.lift(apply)))(tree, X)
     y = export.deserialize(made.serialize()).call(tree, X)
     np.testing.assert_allclose(y, 3 * X @ W, rtol=1e-5)
