@@ -68,7 +68,7 @@ def save(
     The manifest.
   """
   directory = layout.target(directory)
-  params, fun = _without_constants(_portable(params), fun)
+  params, fun = _without_constants(_portable(params), _checked(fun))
   weights, rebuild = weights_lib.flatten(params)
   inputs = _specs(example_args, polymorphic)
   program = _over_weights(fun, rebuild)
@@ -100,6 +100,18 @@ def save(
   finally:
     shutil.rmtree(new, ignore_errors=True)
   return manifest
+
+
+def _checked(fun):
+  """`fun`, unless it is a model, after which inputs would be taken for weights."""
+  partial = isinstance(fun, jax.tree_util.Partial)
+  if not partial and any(map(_is_weight, jax.tree.leaves(fun))):
+    raise ValueError(
+      f'fun is a {type(fun).__name__} that holds arrays; what follows it would be'
+      ' taken for its weights. Say'
+      ' jc.export.save(path, jc.lift(lambda m, x: m(x)), model, x).'
+    )
+  return fun
 
 
 def _portable(params):

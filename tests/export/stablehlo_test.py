@@ -7,6 +7,7 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 import export_cases
+from flax import nnx
 import in_out
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,13 @@ class RoundTripTest(export_cases.ExportTestCase):
       program = stablehlo.load(self.folder)
       self.assertEqual({name[0] for name in program.weights}, {'w'})
       np.testing.assert_allclose(program(x), jc.lift(fun)(tree, x), rtol=1e-6)
+
+  def test_a_model_is_no_function(self):
+    """Its inputs would be taken for its weights: a program without inputs."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with self.assertRaisesRegex(ValueError, 'fun is a Linear.*lambda m, x'):
+      stablehlo.save(self.folder, model, jnp.ones((1, 3)))
+    self.assertFalse(self.folder.exists())
 
   @parameterized.parameters((0.9, 0.16), (0.8, 0.26), (0.5, 0.57))
   def test_pruned_is_smaller(self, zeros, share):
