@@ -23,13 +23,16 @@ _ENTRIES = {
   'jax': str,
   'calling_convention': int,
   'platforms': list,
-  'signature': {'inputs': [{'name': str, 'shape': list, 'dtype': str}]},
+  'signature': {
+    side: [{'name': str, 'shape': list, 'dtype': str}]
+    for side in ('inputs', 'outputs')
+  },
   'weights': {...: {'dtype': str}},
   'files': {...: {'sha256': str}},
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Program:
   """A loaded export, called as `program(*inputs)` with the inputs that were exported.
 
@@ -42,7 +45,18 @@ class Program:
   exported: export.Exported
   weights: Mapping[str, jax.Array]
   manifest: Mapping[str, Any]
-  _jitted: Callable[..., Any] = dataclasses.field(repr=False)
+  _jitted: Callable[..., Any]
+
+  def __repr__(self):
+    takes, gives = (
+      ', '.join(
+        f'{x["name"]}: {x["dtype"]}[{", ".join(map(str, x["shape"]))}]'
+        for x in self.manifest['signature'][side]
+      )
+      for side in ('inputs', 'outputs')
+    )
+    held = sum(w.nbytes for w in self.weights.values())
+    return f'Program({takes} -> {gives}; {held:,} bytes of weights)'
 
   def __call__(self, *inputs: Any) -> Any:
     _check_inputs(self.manifest['signature']['inputs'], inputs)

@@ -101,6 +101,13 @@ class RefusalTest(export_cases.ExportTestCase):
     with self.assertRaisesRegex(ValueError, message):
       program(*args)
 
+  def test_prints_in_one_line(self):
+    self.assertEqual(
+      repr(export.load(self.folder)),
+      'Program(0: float32[batch, 256] -> output: float32[batch, 5];'
+      ' 33,536 bytes of weights)',
+    )
+
   def test_batches_of_two_lengths(self):
     export.save(self.folder, lambda p, x, y: x + y, {}, np.ones(2), np.ones(2))
     with self.assertRaisesRegex(ValueError, r"with \{'batch': 3\}"):
