@@ -93,8 +93,8 @@ def check_apart(parts: Mapping[str, Slice]) -> None:
   """Raises a ValueError where two slices have examples in common.
 
   Args:
-    parts: by the key of a config. What is one whole split under two keys is left to
-      whoever wrote so.
+    parts: by the key of a config. What is one whole split under two keys is another's
+      to judge: see `train.validation.check_split`.
   """
   named = list(parts.items())
   for i, (key, a) in enumerate(named):

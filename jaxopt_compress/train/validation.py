@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 from jaxopt_compress.core import choices
+from jaxopt_compress.data import slices
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import optimizer
 from jaxopt_compress.train import options
@@ -185,22 +186,28 @@ def history(stage: options.Stage, task: task_lib.Task, metric: str) -> History:
 
 
 def check_split(data: options.Data) -> None:
-  """Raises a ValueError for a validation split that is trained on, or no share."""
+  """Raises a ValueError for a split that is trained on and judges, or no share."""
   if not isinstance(data.validation, str):
     fields.number('config.data.validation', data.validation, 0.1, '(0, 1)')
-  elif both := _both(data.validation, data.train):
-    raise ValueError(
-      f'config.data.validation is {data.validation!r}, and config.data.train'
-      f' {data.train!r}: {both} is in both, and what is learned by heart would look'
-      ' good. Leave it out of one of them.'
-    )
+  for key in ('validation', 'test'):
+    said = getattr(data, key)
+    if isinstance(said, str) and (both := _both(said, data.train)):
+      raise ValueError(
+        f'config.data.{key} is {said!r}, and config.data.train {data.train!r}: {both}'
+        ' is in both, and what is learned by heart would look good. Leave it out of'
+        f' one of them, or take a part for each: {both}[:80%], {both}[80%:].'
+      )
 
 
 def _both(split, other):
   """The splits that are in both of 'train+validation' and 'validation'."""
-  if '@' in split:  # A path may have a plus.
-    return split if split == other else ''
-  return '+'.join(s for s in split.split('+') if s in other.split('+') if s)
+  a, b = slices.read(split), slices.read(other)
+  if a.whole == b.whole and not (a.all and b.all):
+    return ''  # Parts of one, which `slices.check_apart` compares.
+  if '@' in a.whole:  # A path may have a plus.
+    return a.whole if a.whole == b.whole else ''
+  others = b.whole.split('+')
+  return '+'.join(s for s in a.whole.split('+') if s and s in others)
 
 
 def check(

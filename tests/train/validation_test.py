@@ -138,6 +138,16 @@ class CheckTest(parameterized.TestCase):
       dict(data=dict(train='train+validation')),
       'validation is in both, and what is learned by heart',
     ),
+    (
+      'tested',
+      dict(data=dict(train='test', validation=0.1)),
+      'test is in both',
+    ),
+    (
+      'a_part_tested',
+      dict(data=dict(train='train+test', test='test[50%:]')),
+      r'config.data.test is .*test is in both.*test\[:80%\]',
+    ),
     ('share', dict(data=dict(validation=1.5)), r'a number in \(0, 1\)'),
     ('too_seldom', dict(eval_every=13), 'would be evaluated at its end alone'),
     ('word', dict(keep='bset'), "Did you mean 'best'"),
