@@ -144,7 +144,16 @@ class _Program:
     for i, node in zip(self.places, nodes, strict=True):
       leaves[i] = node
     args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+    given = [x for x in _inside((args, kwargs)) if isinstance(x, nnx.Variable)]
+    held = [x.get_raw_value() for x in given]
     result = self.fun(*args, **kwargs)
+    for x, old in zip(given, held, strict=True):
+      if x.get_raw_value() is not old:
+        raise ValueError(
+          f'A {type(x).__name__} that is an argument is written, and the change'
+          ' would be lost. Pass the module that holds it, or leave its weights as'
+          ' they are.'
+        )
     refers = any(
       isinstance(x, nnx.Variable) or is_node(x) for x in _inside(result)
     )
@@ -162,15 +171,18 @@ class _Program:
     """Finds which of the values that come back are those that went in."""
     paths = []
 
-    def both(args, kwargs):
-      pairs, _ = self._call(args, kwargs)
+    values, refill = array.arrays_apart(
+      walk.abstract((self.args, self.kwargs)), walk.is_array
+    )
+
+    def both(*values):
+      # Flags stay what they are, as `lift` has them.
+      pairs, _ = self._call(*refill(values))
       single = {p: x for p, x in pairs.items() if jax.tree_util.all_leaves(x)}
       paths.extend(single)
       return list(single.values())
 
-    program = jax.make_jaxpr(both)(
-      *walk.abstract((self.args, self.kwargs))
-    ).jaxpr
+    program = jax.make_jaxpr(both)(*values).jaxpr
     each = zip(paths, program.outvars[::2], program.outvars[1::2], strict=True)
     self.passed_on = {
       path for path, old, new in each if jaxprs.origin(program, new) is old

@@ -85,6 +85,24 @@ class WrittenTest(parameterized.TestCase):
       jc.lift(scale)(q, X)
     self.assertTrue(jc.is_compressed(q.table.get_value()))
 
+  def test_weights_that_a_layer_normalises_are_refused(self):
+    """What it writes depends on a flag, and goes through its Variables."""
+    rngs = nnx.Rngs(0)
+    norm = nnx.SpectralNorm(nnx.Linear(8, 8, rngs=rngs), rngs=rngs)
+    rules = [('layer_instance/kernel', 'W8A16'), ('.*', None)]
+    q = jc.quantize(norm, rules)
+    with self.assertRaisesRegex(ValueError, 'kernel is compressed.*writes'):
+      q(X, update_stats=False)
+
+  def test_a_variable_that_is_written_as_an_argument_is_refused(self):
+    def scale(model, bias):
+      bias[...] = 2 * bias[...]
+      return X @ model.table
+
+    q, _ = nets.quantized(nets.Net(nnx.Rngs(0)))
+    with self.assertRaisesRegex(ValueError, 'is an argument is written'):
+      jc.lift(scale)(q, nnx.Param(jnp.ones(8)))
+
   def test_a_change_from_inside_another_trace_is_refused(self):
     """As Flax refuses it of the dense module."""
     q, dense = nets.quantized(nets.Net(nnx.Rngs(0)))
