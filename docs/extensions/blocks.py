@@ -2,9 +2,10 @@
 
 A page is an ordinary Markdown file. Its top-level blocks marked `python` become
 the cells of a notebook that MyST-NB runs. What `print(...)  # text` says behind
-the hash is what the line must print: the site shows what it did print instead.
+the hash is what the call must print: the site shows what it did print instead.
 """
 
+import ast
 import pathlib
 
 from markdown_it import MarkdownIt
@@ -20,17 +21,31 @@ _ALSO = ('py', 'py3', 'python3', 'ipython', 'pycon', 'jupyter')
 _KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
 
 
-def split(line):
-  """A line of code without what it must print, and that or None.
+def split(source):
+  """Code without what its calls of print must print, and the list of that.
 
-  >>> split("print(1 + 1)  # 2")
-  ('print(1 + 1)', '2')
-  >>> split("x = 1  # one")
-  ('x = 1  # one', None)
+  >>> split('print(1 + 1)  # 2')
+  ('print(1 + 1)', ['2'])
+  >>> split('x = 1  # one')
+  ('x = 1  # one', [])
   """
-  if line.startswith('print(') and '  # ' in line:
-    return tuple(line.rsplit('  # ', 1))
-  return line, None
+  try:
+    calls = [
+      n.value
+      for n in ast.parse(source).body
+      if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+    ]
+  except SyntaxError:  # running it says where
+    return source, []
+  lines, expects = source.split('\n'), []
+  for call in calls:
+    # Columns count bytes. A call may end lines below its name.
+    row, line = call.end_lineno - 1, lines[call.end_lineno - 1].encode()
+    code, behind = line[: call.end_col_offset], line[call.end_col_offset :]
+    if ast.unparse(call.func) == 'print' and behind.startswith(b'  # '):
+      lines[row] = code.decode()
+      expects.append(behind[4:].decode())
+  return '\n'.join(lines), expects
 
 
 def _fences(tokens, lines):
@@ -77,9 +92,7 @@ def read(text):
 
   for token in _fences(tokens, lines):
     prose(token.map[0])
-    code = [split(line) for line in token.content.splitlines()]
-    expects = [said for _, said in code if said is not None]
-    source = '\n'.join(line for line, _ in code)
+    source, expects = split(token.content.rstrip('\n'))
     cells.append(v4.new_code_cell(source, metadata={'expects': expects}))
     starts.append(token.map[0])
     done = token.map[1]

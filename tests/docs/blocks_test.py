@@ -53,6 +53,17 @@ class BlocksTest(parameterized.TestCase):
     self.assertEqual(starts, ['# Title', '```python', 'Between.', '```python'])
 
   @parameterized.parameters(
+    ('print(1)  # 1', 'print(1)', ['1']),
+    ('print(\n  "é", 2\n)  # é 2', 'print(\n  "é", 2\n)', ['é 2']),
+    ('print("  # ")', 'print("  # ")', []),
+    ('print(1,  # one\n)', 'print(1,  # one\n)', []),
+    ('if x:\n  print(1)  # 1', 'if x:\n  print(1)  # 1', []),
+    ('print(  # 1', 'print(  # 1', []),
+  )
+  def test_split(self, block, code, expects):
+    self.assertEqual(blocks.split(block), (code, expects))
+
+  @parameterized.parameters(
     ':::{tip}\n```python\nx = 1\n```\n:::\n',
     '````{tab-item} one\n```python\nx = 1\n```\n````\n',
     '- in a list\n\n  ```python\n  x = 1\n  ```\n',
