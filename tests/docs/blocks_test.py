@@ -1,6 +1,8 @@
 """Pages of the site: which blocks run, and what they must print."""
 
+import ast
 import doctest
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -83,6 +85,21 @@ class BlocksTest(parameterized.TestCase):
     cell = nbformat.v4.new_code_cell('', metadata={'expects': expects})
     cell.outputs = [nbformat.v4.new_output('stream', text=text)]
     self.assertEqual(blocks.unsaid(cell), missing)
+
+  def test_pages_quantise_by_uses(self):
+    # People copy these calls, and only `uses` tells which axes are reduced.
+    calls = []
+    for page in pathlib.Path(__file__).parents[2].glob('docs/**/*.md'):
+      cells = blocks.read(page.read_text()).cells
+      for cell in [c for c in cells if c.cell_type == 'code']:
+        for node in ast.walk(ast.parse(cell.source)):
+          if isinstance(node, ast.Call):
+            words = [k.arg for k in node.keywords]
+            calls.append((page.name, ast.unparse(node.func), node.args, words))
+    named = [call for call in calls if call[1] == 'jc.quantize']
+    self.assertGreater(len(named), 10)
+    without = [c for c in named if len(c[2]) < 3 and 'uses' not in c[3]]
+    self.assertEmpty(without)
 
 
 if __name__ == '__main__':
