@@ -16,6 +16,9 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
 os.environ['PATH'] = os.pathsep.join(
   [str(pathlib.Path(sys.executable).parent), os.environ['PATH']]
 )
+# extensions/kernels/page starts it: without a notice on the terminal for each page, nor
+# the warning of jc.pack where no kernels were built, as pages are built there, too.
+os.environ['JUPYTER_PATH'] = str(_HERE / 'extensions')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['IPYKERNEL_CELL_NAME'] = 'page.py'  # in what errors say
 os.environ['XLA_FLAGS'] = ' '.join(

@@ -18,7 +18,7 @@ import yaml
 
 _LOGGER = logging.getLogger(__name__)
 _ALSO = ('py', 'py3', 'python3', 'ipython', 'pycon', 'jupyter')
-_KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
+_KERNEL = {'name': 'page', 'display_name': 'Python 3', 'language': 'python'}
 
 
 def split(source):

@@ -2,12 +2,18 @@
 
 import ast
 import doctest
+import json
 import pathlib
+from unittest import mock
+import warnings
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import blocks
 import nbformat
+
+from jaxopt_compress import kernels
+from jaxopt_compress.kernels.cpu import native
 
 _PAGE = """---
 orphan: true
@@ -100,6 +106,18 @@ class BlocksTest(parameterized.TestCase):
     self.assertGreater(len(named), 10)
     without = [c for c in named if len(c[2]) < 3 and 'uses' not in c[3]]
     self.assertEmpty(without)
+
+  def test_pages_are_built_without_the_kernels(self):
+    folder = pathlib.Path(blocks.__file__).parent / 'kernels/page'
+    start = json.loads((folder / 'kernel.json').read_text())
+    action, message = start['env']['PYTHONWARNINGS'].split(':')
+    with mock.patch.object(native, 'available', lambda: False):
+      with self.assertWarnsRegex(UserWarning, message):
+        kernels.pack({}, {})
+      with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        warnings.filterwarnings(action, message)
+        kernels.pack({}, {})
 
 
 if __name__ == '__main__':
