@@ -146,7 +146,7 @@ def _kernel(plan):
   """The module whose layout a leaf has."""
   if plan.act is not None and plan.target == 'gpu':
     return transposed
-  # Pallas takes a fifth of a second to import, and CPUs have no use for it.
+  # Pallas takes time to import, and CPUs have no use for it.
   from jaxopt_compress.kernels.pallas import dynamic
   from jaxopt_compress.kernels.pallas import weight_only
 
