@@ -18,6 +18,7 @@ from jaxopt_compress.core import compression
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.pruning import masking
 from jaxopt_compress.pruning import state as state_lib
+from jaxopt_compress.pruning import words
 
 Leaves = dict[str, jax.Array]
 
@@ -59,7 +60,7 @@ def clocked(
     skips: whether a step changes either masks or weights.
     **record: `rest`, `gradient`, `pull`, `penalty` of the `State`.
   """
-  rules = rules_lib.pairs(rules)
+  rules = words.rules(rules)
 
   def skip(step):
     specs = [spec for _, spec in rules if spec is not None]

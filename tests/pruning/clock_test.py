@@ -150,6 +150,13 @@ class EveryMethodTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'grows weights by their gradients'):
       comp.update(comp.init(params), params, compression.Info(2))
 
+  @parameterized.parameters(*NAMES)
+  def test_values_in_words(self, name):
+    words = '2:4' if name == 'sr_ste' else 0.5
+    rules = [('up|down', words), ('.*', None)]
+    comp = getattr(jc.methods, name)(rules, in_out.IN_OUT)
+    self.assertIn('up', jax.eval_shape(comp.init, make_params()).masks)
+
   def test_scores_are_of_float32(self):
     zeros = clock.zeros({'w': jnp.ones(2, jnp.bfloat16)})
     self.assertEqual(zeros['w'].dtype, jnp.float32)
