@@ -55,14 +55,14 @@ def cast(tree, dtype):
 @functools.wraps(uses_lib.uses)
 def uses(fun):
   of_leaves = uses_lib.uses(fun)
-  if not _flax_is_loaded():
-    return of_leaves
 
   @functools.wraps(of_leaves)
   def used(params, *args, **kwargs):
+    found = of_leaves(params, *args, **kwargs)
+    if not _flax_is_loaded():
+      return found
     from jaxopt_compress.modules import dressed
 
-    found = of_leaves(params, *args, **kwargs)
     for paths in dressed.shared_paths(params):
       # One leaf, which is used wherever one of its paths is.
       together = dict.fromkeys(use for path in paths for use in found[path])
@@ -77,11 +77,11 @@ def lift(
   fun: Callable, *, strict: bool = False, keep: bool = False
 ) -> Callable:
   lifted = lift_lib.lift(fun, strict=strict, keep=keep)
-  if not _flax_is_loaded():
-    return lifted
 
   @functools.wraps(fun)
   def called(*args, **kwargs):
+    if not _flax_is_loaded():
+      return lifted(*args, **kwargs)
     from jaxopt_compress.modules import written
 
     if not written.can_be((args, kwargs)):

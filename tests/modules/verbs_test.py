@@ -119,6 +119,20 @@ class VerbsTest(parameterized.TestCase):
       jc.uses(lambda p: p['kernel'] + 1)(jc.materialize(jc.freeze(q)))
     np.testing.assert_allclose(y, jnp.eye(2), atol=0.01)
 
+  def test_flax_is_imported_after_a_function_was_lifted(self):
+    with mock.patch.dict(sys.modules):
+      del sys.modules['flax.nnx']
+      lifted, used = jc.lift(call), jc.uses(call)
+    first, second = self.model.layers
+    second.kernel = first.kernel
+    both = used(self.model, X)['layers/0/kernel']
+    self.assertLen(both, 2)
+    self.model.train()
+    q = jc.quantize(self.model, nets.RULES, used(self.model, X))
+    before = q.norm.mean[...]
+    lifted(q, X)
+    self.assertTrue((q.norm.mean[...] != before).any())
+
 
 if __name__ == '__main__':
   absltest.main()
