@@ -260,7 +260,8 @@ def quantize(
 
   Args:
     params: a tree of arrays: dicts, `nnx.State`, FrozenDict, dataclasses. Leaves
-      that are compressed already (masks, say) are quantised by their meaning.
+      that are compressed already (masks, say) are quantised by their meaning, and
+      of abstract ones (`jax.ShapeDtypeStruct`) abstract ones are made.
     rules: ordered `(regex, scheme)`; a scheme is `jc.W8A8` and the like, a
       `jc.Scheme`, the `jc.schemes.Spec` of a weight, a preset's name, or None for "as it
       is". First match wins, every leaf must be covered and every rule used.
@@ -302,15 +303,20 @@ def quantize(
     if chosen[path] is None:
       return x
     mine = None if key is None else jax.random.fold_in(key, order[path])
-    q = quantize_leaf(
+    made = functools.partial(
+      quantize_leaf,
       path,
-      x,
-      chosen[path],
-      uses,
+      scheme=chosen[path],
+      uses=uses,
       act_range=(ranges or {}).get(path),
       importance=(importance or {}).get(path),
       key=mine,
     )
+    if any(
+      isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(x)
+    ):
+      return jax.eval_shape(made, x)
+    q = made(x)
     # What a program that is traced has as a constant, it reads when it runs.
     if donate and not any(
       isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(q)

@@ -399,6 +399,9 @@ class QuantizeTest(parameterized.TestCase):
     self.assertEqual(
       [f.name for f in dataclasses.fields(q['w'])][:2], ['qvalue', 'scale']
     )
+    given = make({'w': jax.ShapeDtypeStruct((256, 4), jnp.float32)})
+    self.assertEqual(jax.tree.leaves(given), jax.tree.leaves(q))
+    self.assertEqual(jax.tree.structure(given), jax.tree.structure(q))
 
 
 if __name__ == '__main__':
