@@ -77,6 +77,13 @@ class Group:
     """
     return bool(self.locked) and set(self.locked) <= set(numbering.BOUNDARY)
 
+  @property
+  def remarks(self) -> tuple[str, ...]:
+    """What `print(structure)` says of it: what removing some of them asks for."""
+    inexact = () if self.locked else self.inexact
+    again = (f'build the model again: {self.fixed}',) if self.fixed else ()
+    return *(f'not exact: {why}' for why in inexact), *again
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
@@ -246,10 +253,7 @@ class Structure:
       for why in group.locked[:1]:
         step = next_steps.of(group.name, why)
         lines.append(f'{"":16}stays: {why}; {step}')
-      if not group.locked:
-        lines += [f'{"":16}not exact: {why}' for why in group.inexact]
-      if group.fixed:
-        lines.append(f'{"":16}build the model again: {group.fixed}')
+      lines += [f'{"":16}{line}' for line in group.remarks]
     return '\n'.join(lines)
 
   def _kind(self, group: Group) -> tuple:

@@ -221,10 +221,17 @@ def _fractions(structure, importance, by):
       if not (isinstance(fraction, int) and 1 <= fraction <= size):
         _check_fraction(name, fraction)
   if not any(f is not None for f in found.values()):
+    kept = [structure.groups[name] for name in found] if by is None else []
+    whys = list(dict.fromkeys(why for group in kept for why in group.remarks))
+    more = f'; and {len(whys) - 2} more, see print(structure)' * (len(whys) > 2)
+    step = (
+      ' Then make the model of these sizes: jc.config_delta finds its config, and'
+      ' jc.rebuild the model that was saved with one.'
+    ) * any(group.fixed for group in kept)
     raise ValueError(
-      f'All of {list(found)[:5]} stay as they are: they are not exact, the program'
-      ' has their sizes (see print(structure)), or a rule says so. Name the ones that'
-      " may go, as in by=[('mlp.*', 'keep'), ('.*', None)]."
+      f'All of {list(found)[:5]} stay as they are:'
+      f' {"; ".join(whys[:2]) or "a rule says so"}{more}. Name the ones that may go,'
+      f" as in by=[('mlp.*', 'keep'), ('.*', None)].{step}"
     )
   return found
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -176,6 +178,19 @@ class SelectTest(parameterized.TestCase):
   def test_refused(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       jc.select(FOUND, IMPORTANCE, **options)
+
+  def test_refused_for_what_the_structure_says(self):
+    b = {'b:-1': IMPORTANCE['b:-1']}
+    with self.assertRaisesRegex(ValueError, 'are: not exact: div has'):
+      jc.select(FOUND, b, keep=0.5)
+    fixed = dataclasses.replace(FOUND.groups['a:-1'], fixed='shape (4, 16)')
+    found = dataclasses.replace(FOUND, groups={**FOUND.groups, 'a:-1': fixed})
+    says = (
+      r'are: build the model again: shape \(4, 16\); not .* jc.config_delta'
+    )
+    with self.assertRaisesRegex(ValueError, says):
+      jc.select(found, IMPORTANCE, keep=0.5)
+    self.assertIn(fixed.remarks[0], str(found))
 
   @parameterized.named_parameters(
     ('locked', {'c:-1': np.ones(2)}, 'c:-1 is no group that may go'),
