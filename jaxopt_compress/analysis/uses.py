@@ -128,11 +128,13 @@ def _in_products(closed, arrays, asked) -> set[str]:
 
 
 def checked(uses: Any) -> Mapping[str, tuple[Use, ...]]:
-  """The same, or ValueError for the function `jc.uses(apply)`, which was not called."""
-  if not isinstance(uses, Mapping):
+  """The same, or ValueError for `jc.uses(apply)` that was not called, or parameters."""
+  known = next(iter(uses.values()), ()) if isinstance(uses, Mapping) else None
+  if not (isinstance(known, tuple) and all(isinstance(u, Use) for u in known)):
     raise ValueError(
-      f'uses is {uses!r}, not what a program uses its leaves for. Call it on the'
-      ' parameters and an example: jc.uses(apply)(params, x).'
+      f'uses is {uses!r:.60}, not what a program uses its leaves for. That is what'
+      ' jc.uses(apply) returns, called on the parameters and an example:'
+      ' jc.uses(apply)(params, x).'
     )
   return uses
 

@@ -131,8 +131,9 @@ class RulesForTest(parameterized.TestCase):
       ValueError, 'dot=4 is for no weight: .* go by last'
     ):
       jc.rules_for(one, dot=4, last=8)
-    with self.assertRaisesRegex(ValueError, r'jc.uses\(apply\)\(params, x\)'):
-      jc.rules_for(jc.uses(jnp.dot), dot=4)
+    for wrong in (jc.uses(jnp.dot), LM, {'a': (jnp.ones(2),)}):
+      with self.assertRaisesRegex(ValueError, r'jc.uses\(apply\)\(params, x\)'):
+        jc.rules_for(wrong, dot=4)
 
   def test_says_what_it_takes_and_leaves(self):
     rules = jc.rules_for(LM_USES, gather=jc.W8A16, dot=None, **SMALL)
