@@ -179,4 +179,12 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
 
 def by_leaf(rules, params: Any) -> dict[str, Scheme | None]:
   """The scheme of each leaf, by its path."""
+  if isinstance(rules, dict) and any(
+    isinstance(v, tuple) for v in rules.values()
+  ):
+    raise ValueError(
+      'The rules are what jc.uses(apply)(params, x) returned: they come second, and'
+      " uses third, as in jc.quantize(params, [(r'.*/kernel', 'W8A16'), (r'.*',"
+      ' None)], uses). jc.rules_for(uses, ...) makes rules of uses.'
+    )
   return {p: scheme(s) for p, s in rules_lib.match(rules, params).items()}

@@ -245,6 +245,9 @@ class QuantizeTest(parameterized.TestCase):
       says='No rule covers bias',
     ),
     dict(testcase_name='no pair', rules=['kernel'], says='is no pair'),
+    dict(
+      testcase_name='uses', rules={'w': in_out.IN_OUT['w']}, says='come second'
+    ),
     dict(testcase_name='a scheme', rules=jc.W8A8, says='is no pair'),
     dict(
       testcase_name='scheme',
