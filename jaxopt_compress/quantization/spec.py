@@ -165,8 +165,8 @@ def _check_range(s: Spec) -> None:
     )
   if s.range == 'hqq' and (s.symmetric or s.learn):
     raise ValueError(
-      "range='hqq' finds zero points of weights: it goes with symmetric=False,"
-      ' and not with learned ranges.'
+      "range='hqq' finds zero points of weights: it goes with symmetric=False"
+      " (the word 'asym', as in 'int4 g64 asym hqq') and not with learned ranges."
     )
   if s.learn in ('pact', 'ema') and not s.static:
     raise ValueError(

@@ -36,6 +36,7 @@ class SpecTest(parameterized.TestCase):
     ('rule of nv', dict(rule='floor', scale='e4m3'), "scale='e8m0'"),
     ('range', dict(range='max'), "Did you mean 'absmax'"),
     ('static channels', dict(static=True), 'one for the whole tensor'),
+    ('hqq', dict(range='hqq'), "'int4 g64 asym hqq'"),
     ('static search', dict(_STATIC, range='mse'), 'calibrate.*mse'),
     ('static noise', dict(_STATIC, rounding='stochastic'), 'to nearest'),
     ('learned noise', dict(learn='lsq', rounding='stochastic'), 'to nearest'),
