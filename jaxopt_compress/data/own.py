@@ -75,6 +75,13 @@ def _stacked(found, names, where):
   for name in examples[0]:
     if name not in names:
       continue
+    for i, e in enumerate(examples):
+      if not isinstance(e, Mapping) or name not in e:
+        there = sorted(map(str, e)) if isinstance(e, Mapping) else f'{e!r:.80}'
+        raise ValueError(
+          f'{where}: example {i} has no {name!r}, as example 0 has: it is {there}.'
+          ' Give all of them the same keys, or leave it out.'
+        )
     column = [np.asarray(e[name]) for e in examples]
     for i, x in enumerate(column):
       if x.shape != column[0].shape:

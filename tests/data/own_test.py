@@ -35,6 +35,11 @@ class OwnTest(parameterized.TestCase):
     ([], 'gives no examples'),
     (iter([]), 'gives a list_iterator; a dict of arrays .*make a list'),
     (grain.MapDataset.source([dict(x=1, y=1)]).repeat(), 'without an end'),
+    (
+      [dict(x=[1.0], y=0), dict(x=[1.0], z=0)],
+      r"example 1 has no 'y', .* \['x', 'z'\]",
+    ),
+    ([dict(x=[1.0], y=0), 3], "example 1 has no 'x', .* it is 3"),
     ([3, 4], "a sequence of int; of dicts with 'x'"),
     (
       [dict(x=[1.0], y=0), dict(x=[1.0, 2.0], y=0)],
