@@ -61,8 +61,8 @@ def call(fun: Callable, first: tuple[Any, ...], batch: Any) -> Any:
     return fun(*first, *args, **kwargs)
   except TypeError as e:
     e.add_note(
-      f'The batch, a {type(batch).__name__}, was passed as {what}: tuples are'
-      ' positional arguments and dicts keyword arguments. Where the function'
+      f'The batch, of type {type(batch).__name__}, was passed as {what}: tuples'
+      ' are positional arguments and dicts keyword arguments. Where the function'
       ' takes it whole, give (batch,).'
     )
     raise

@@ -59,8 +59,8 @@ def _stacked(found, names, where):
   """A sequence of examples as arrays."""
   if not (hasattr(found, '__getitem__') and hasattr(found, '__len__')):
     raise ValueError(
-      f'{where} gives a {type(found).__name__}; a dict of arrays is expected, or a'
-      ' sequence of dicts with a length. Of an iterator make a list.'
+      f'{where} gives a value of type {type(found).__name__}; a dict of arrays is'
+      ' expected, or a sequence of dicts with a length. Of an iterator make a list.'
     )
   if not 0 < len(found) < 2**40:
     said = 'no examples' if not len(found) else 'examples without an end'

@@ -301,9 +301,9 @@ def _scalar(x, name):
     finite = type(x) is not float or math.isfinite(x)
     return x if finite else {'float': repr(x)}
   raise ValueError(
-    f'{name} is {x!r:.80}, a {type(x).__name__}, which no file says: arrays, Python'
-    ' numbers and strings can be saved. Of a leaf with a function, save the arrays,'
-    ' jc.materialize(params), and compress what is loaded.'
+    f'{name} is {x!r:.80}, of type {type(x).__name__}, which no file says: arrays,'
+    ' Python numbers and strings can be saved. Of a leaf with a function, save the'
+    ' arrays, jc.materialize(params), and compress what is loaded.'
   )
 
 

@@ -263,8 +263,8 @@ def _typed(where, value, default):
     value = bool(value)
   if type(value) is not type(default):
     raise ValueError(
-      f'{where} is {value!r}, a {type(value).__name__}; a'
-      f' {type(default).__name__} such as {default!r} is expected.'
+      f'{where} is {value!r}, of type {type(value).__name__};'
+      f' {type(default).__name__}, such as {default!r}, is expected.'
     )
   return value
 

@@ -58,8 +58,8 @@ def module_of(data: options.Data) -> Any:
     load = named.find('config.data.name', data.name)
     if not callable(load):
       raise ValueError(
-        f'config.data.name is {data.name!r}, a {type(load).__name__}; a function'
-        ' load(split) is expected.'
+        f'config.data.name is {data.name!r}, of type {type(load).__name__}; a'
+        ' function load(split) is expected.'
       )
     _check_keywords(data, load)
     return None

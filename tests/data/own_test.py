@@ -33,7 +33,10 @@ class OwnTest(parameterized.TestCase):
     (dict(x=X, y=Y[:2]), r"different lengths: {'x': 3, 'y': 2}"),
     (dict(x=X[:0], y=Y[:0]), 'gives no examples'),
     ([], 'gives no examples'),
-    (iter([]), 'gives a list_iterator; a dict of arrays .*make a list'),
+    (
+      iter([]),
+      'gives a value of type list_iterator; a dict of arrays .*make a list',
+    ),
     (grain.MapDataset.source([dict(x=1, y=1)]).repeat(), 'without an end'),
     (
       [dict(x=[1.0], y=0), dict(x=[1.0], z=0)],

@@ -285,8 +285,8 @@ class TreesTest(parameterized.TestCase):
       jc.load(self.path, like=model)
 
   @parameterized.named_parameters(
-    ('object', {'a': {'b': object()}}, 'a/b is <object.*a object, which no file'),
-    ('complex', [1j], '0 is 1j, a complex'),
+    ('object', {'a': {'b': object()}}, 'a/b is <object.*of type object, which'),
+    ('complex', [1j], '0 is 1j, of type complex'),
     ('function', {'f': print}, 'f is <built-in function print>'),
     ('key', {'a': {(1, 2): W}}, r'a has the key \(1, 2\)'),
     ('abstract', {'w': jax.ShapeDtypeStruct((2,), 'f4')}, 'w is ShapeDtype'),

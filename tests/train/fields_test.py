@@ -120,7 +120,7 @@ class FieldsTest(parameterized.TestCase):
     (
       'type',
       {'flour': 'rye', 'oven_heat': 'hot'},
-      "c.oven_heat is 'hot', a str; a float such as 200.0 is expected.",
+      "c.oven_heat is 'hot', of type str; float, such as 200.0, is expected.",
     ),
     ('float_for_int', {'flour': 'rye', 'loaves': 1.5}, 'c.loaves is 1.5'),
     (

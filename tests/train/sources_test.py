@@ -56,7 +56,7 @@ class OwnTest(parameterized.TestCase):
     ('load', dict(siez=4), "config.data has no 'siez'. Did you mean 'size'"),
     ('load', dict(eval_batch=4), "Did you mean 'eval_batch_size'"),
     ('needs', {}, "config.data needs 'path'"),
-    ('NOT', {}, 'a int; a function load.split. is expected'),
+    ('NOT', {}, 'of type int; a function load.split. is expected'),
     ('lod', {}, "defines no 'lod'. Did you mean 'load'"),
   )
   def test_mistakes(self, name, own, message):

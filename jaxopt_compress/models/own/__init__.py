@@ -61,8 +61,8 @@ def taken_apart(
   """
   if not callable(make):
     raise ValueError(
-      f'{where} is a {type(make).__name__}; a class, or a function that makes a'
-      ' network, is expected.'
+      f'{where} is of type {type(make).__name__}; a class, or a function that makes'
+      ' a network, is expected.'
     )
   build = signature.bound(where, make, keywords)
   kinds = []
@@ -83,6 +83,6 @@ def _kind(where, made):
   if callable(made) and any(map(signature.is_array, jax.tree.leaves(made))):
     return callable_tree
   raise ValueError(
-    f'{where} makes a {type(made).__name__}; a Flax module (NNX or Linen), or a'
-    ' callable tree of arrays, is expected.'
+    f'{where} makes a value of type {type(made).__name__}; a Flax module (NNX or'
+    ' Linen), or a callable tree of arrays, is expected.'
   )

@@ -176,4 +176,4 @@ def _described(x):
     return f'a dict of {", ".join(map(str, x)) or "nothing"}'
   if isinstance(x, (tuple, list)):
     return f'a {type(x).__name__} of ({", ".join(map(_described, x))})'
-  return f'a {type(x).__name__}'
+  return f'a value of type {type(x).__name__}'

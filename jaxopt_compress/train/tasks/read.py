@@ -75,7 +75,7 @@ def _named(said, data, scale):
     task = named.find(f'{where}.name', name)
     if not isinstance(task, task_lib.Task):
       raise ValueError(
-        f'{where}.name is {name!r}, a {type(task).__name__}; a'
+        f'{where}.name is {name!r}, of type {type(task).__name__}; a'
         ' jaxopt_compress.train.tasks.Task is expected.'
       )
     if said.loss:
@@ -119,8 +119,8 @@ def _metric(name):
     return found
   if not inspect.isroutine(found) and not callable(found):
     raise ValueError(
-      f'config.report.metric is {name!r}, a {type(found).__name__}; a function'
-      ' (answers, targets, mask) -> (sum, count), or a'
+      f'config.report.metric is {name!r}, of type {type(found).__name__}; a'
+      ' function (answers, targets, mask) -> (sum, count), or a'
       ' jaxopt_compress.train.tasks.Metric, is expected.'
     )
   metrics_lib.log(

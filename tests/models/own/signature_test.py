@@ -18,8 +18,8 @@ class SignatureTest(parameterized.TestCase):
     (networks.Nnx, dict(num_classes=2), "n needs 'in_features'"),
     (networks.Logits, {}, 'n returns a dict of logits; an array y, or'),
     (networks.TwoInputs, {}, 'n is called with x, y; one input is expected'),
-    (networks.number, {}, 'n makes a int; a Flax module'),
-    (networks, {}, 'n is a module; a class, or a function'),
+    (networks.number, {}, 'n makes a value of type int; a Flax module'),
+    (networks, {}, 'n is of type module; a class, or a function'),
   )
   def test_mistakes(self, make, keywords, message):
     with self.assertRaisesRegex(ValueError, message):

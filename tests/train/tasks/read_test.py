@@ -81,12 +81,15 @@ class ReadTest(parameterized.TestCase):
       "config.task.loss is 'kl'; choose one of .'cross_entropy'",
     ),
     (dict(loss=f'{HERE}focla'), "defines no 'focla'. Did you mean 'focal'"),
-    (dict(name=f'{HERE}f1'), 'a function; a jaxopt_compress.train.tasks.Task'),
+    (
+      dict(name=f'{HERE}f1'),
+      'of type function; a jaxopt_compress.train.tasks.Task',
+    ),
     (dict(name=f'{HERE}MINE', loss='mse'), 'has its own'),
     (dict(metrics=('acuracy',)), "config.report.metric is 'acuracy'"),
     (
       dict(metrics=(f'{HERE}NOT',)),
-      'a int; a function .answers, targets, mask',
+      'of type int; a function .answers, targets, mask',
     ),
   )
   def test_mistakes(self, said, message):
