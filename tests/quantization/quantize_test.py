@@ -187,7 +187,7 @@ class QuantizeTest(parameterized.TestCase):
     dict(
       testcase_name='vector', x=np.ones(3, 'f'), says='Which axes of w, shape'
     ),
-    dict(testcase_name='python float', x=1.0, says='Which axes of w, shape'),
+    dict(testcase_name='python float', x=1.0, says='which is no array'),
   )
   def test_refused_leaves(self, x, says):
     uses = in_out.IN_OUT if np.ndim(x) == 2 else None
