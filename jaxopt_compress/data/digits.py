@@ -7,6 +7,8 @@ of "Optical Recognition of Handwritten Digits". A fifth of each class is held ou
 
 import numpy as np
 
+# What a served network has to be given, too.
+FORM = {'axes': 'batch, height, width, channels', 'values': [0, 1]}
 _BOUNDS = {'test': (0.0, 0.2), 'validation': (0.2, 0.3), 'train': (0.3, 1.0)}
 
 

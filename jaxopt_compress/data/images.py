@@ -24,6 +24,12 @@ from jaxopt_compress.data import folders
 from jaxopt_compress.data import slices
 
 Dataset = dict[str, np.ndarray]
+# What a served network has to be given, too.
+FORM = {
+  'axes': 'batch, height, width, channels',
+  'values': [0, 1],
+  'resize': 'scaled to cover the size, its middle cut out: ImageOps.fit, BILINEAR',
+}
 
 
 def load(

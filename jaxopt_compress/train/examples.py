@@ -38,6 +38,7 @@ class Examples:
     content: `stage -> tree of arrays`, what its batches are made of.
     facts: what is known of the held-out examples without a model.
     scale: of targets to train on that are no classes.
+    served: what whoever serves an export has to know of inputs and classes, as JSON.
   """
 
   batches: Callable[[options.Stage], data_lib.Batches]
@@ -49,6 +50,7 @@ class Examples:
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   validation: Sequence[Batch] = ()
   scale: regression.Scale | None = None
+  served: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(
@@ -118,7 +120,8 @@ def _arrays(source, data, seed, task) -> Examples:
   train, validation, more = _held_back(train, validation, data, seed)
   train = _harder(train, data, seed)
   _check_alike(train[data.input], test[data.input])
-  said = more + _said_of_classes(source, data, train, test)
+  names = _names_of_classes(source, data)
+  said = more + _said_of_classes(source, data, names, train, test)
   if data.unlabelled:
     known = int((train[data.target] >= 0).sum())
     said += f'; {known:,} of those to train on have a label'
@@ -166,7 +169,16 @@ def _arrays(source, data, seed, task) -> Examples:
     validation=validation
     and data_lib.eval_batches(validation, data.eval_batch_size),
     scale=scale,
+    served=_served(source, names, train[data.input].shape),
   )
+
+
+def _served(source, names, shape):
+  if not source.form:
+    return {}
+  _, *size, channels = shape
+  form = dict(source.form) | {'size': size, 'channels': channels}
+  return {'input': form} | ({'classes': names} if names else {})
 
 
 def _moved(source, data, stage):
@@ -259,17 +271,23 @@ def _check_alike(train, test):
     )
 
 
-def _said_of_classes(source, data, train, test):
-  """The names of the classes, where they have no examples, and what is not read."""
+def _names_of_classes(source, data):
+  """The names of the classes; [] where they are numbers."""
   if source.classes is None:
-    return ''
+    return []
   names, others, _ = _of_each(source.classes, data)
   if names and others and names != others:
     raise ValueError(
       f'config.data.train has the classes {names}, config.data.test {others}: one'
       ' number would be two classes. Make them splits of one folder.'
     )
-  names = names or others
+  return names or others
+
+
+def _said_of_classes(source, data, names, train, test):
+  """The names of the classes, where they have no examples, and what is not read."""
+  if source.classes is None:
+    return ''
   said = f'; {len(names)} classes: {_listed(names)}' if names else ''
   for split, arrays in (('train on', train), ('be judged by', test)):
     there = set(arrays[data.target].tolist())

@@ -34,6 +34,7 @@ def export_and_check(
   inputs: str,
   expected: Mapping[str, np.ndarray],
   classes: bool = True,
+  facts: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
   """Exports programs and checks them, each in a process of its own.
 
@@ -44,6 +45,7 @@ def export_and_check(
     inputs: the name of `x` in it.
     expected: `{name: outputs of the evaluation for that batch}`.
     classes: whether the last axis of outputs is of classes.
+    facts: for the manifests, what whoever serves them has to know.
 
   Returns:
     `{name: a sentence}` for the report.
@@ -54,7 +56,7 @@ def export_and_check(
   x = batch[inputs]
   directory.mkdir(parents=True, exist_ok=True)
   lengths = {
-    name: _save(directory / name, *program, x)
+    name: _save(directory / name, *program, x, facts)
     for name, program in programs.items()
   }
   with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +74,24 @@ def export_and_check(
     }
 
 
-def _save(directory, fun, params, x) -> str:
+def served_by(directory: pathlib.Path, facts: Mapping[str, Any]) -> str:
+  """Lines that serve an export.
+
+  >>> print(served_by(pathlib.Path('/tmp/run/export/int8'), {}))
+  To serve it (its manifest.json says more):
+    import jaxopt_compress as jc
+    serve = jc.export.load('/tmp/run/export/int8')
+    y = serve(x)
+  """
+  form = facts.get('input')
+  said = f'  # x: {form["axes"]}; values in {form["values"]}' if form else ''
+  return (
+    'To serve it (its manifest.json says more):\n  import jaxopt_compress as jc\n'
+    f'  serve = jc.export.load({str(directory)!r})\n  y = serve(x){said}'
+  )
+
+
+def _save(directory, fun, params, x, facts) -> str:
   """Exports one program, for any number of examples if it can be had.
 
   Returns:
@@ -86,6 +105,7 @@ def _save(directory, fun, params, x) -> str:
     params,
     like,
     platforms=sorted({'cpu', jax_export.default_export_platform()}),
+    facts=facts,
   )
   try:
     save()

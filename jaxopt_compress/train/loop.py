@@ -27,6 +27,7 @@ from jaxopt_compress.train import code
 from jaxopt_compress.train import dry_run as dry_run_lib
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import examples
+from jaxopt_compress.train import exported
 from jaxopt_compress.train import extend
 from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import fits
@@ -158,6 +159,8 @@ def run(config: Any, workdir: str, *, dry_run: bool = False) -> None:
         in_order = list(built.values())
         measured = measure.measure(job, in_order, local)
         log(report.text(record.record(job, in_order, local, measured)))
+        for name in () if measured.failed else plan.report.export[-1:]:
+          log(exported.served_by(work / 'export' / name, data.served))
         log(report.opens(work / 'report.html'))
         if measured.failed:
           raise measured.failed

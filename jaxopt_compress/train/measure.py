@@ -183,10 +183,24 @@ def _exports(job, built, finished, answers):
       job.plan.data.input,
       {name: answers[name].logits[0] for name in names},
       classes=job.plan.task.classes,
+      facts=_served(job),
     )
   except RuntimeError as e:  # the report is written first, and says so
     return {'stages': f'FAILED. {e}'}, e
   return sentences, None
+
+
+def _served(job):
+  """What whoever serves an export has to know, for its manifest."""
+  facts, scale = dict(job.data.served), job.data.scale
+  if scale is not None:
+    facts['targets'] = {
+      'mean': scale.mean.tolist(),
+      'std': scale.std.tolist(),
+      'standardized': job.plan.asked.standardize,
+      'answers': 'in the units of the targets',
+    }
+  return facts
 
 
 def _over_tree(apply):

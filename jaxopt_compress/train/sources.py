@@ -9,6 +9,7 @@ What a config says beside the options of `options.Data` are keywords of the func
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -39,6 +40,7 @@ class Source:
     classes: `(split, *other splits) -> names`; None where classes are numbers.
     left_out: `split -> what is not read`; None where nothing is.
     own: whether it is the user's.
+    form: in which inputs are, in words.
   """
 
   load: Callable[..., dict[str, np.ndarray]]
@@ -46,6 +48,7 @@ class Source:
   classes: Callable[..., Sequence[str]] | None = None
   left_out: Callable[[str], Sequence[str]] | None = None
   own: bool = False
+  form: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def module_of(data: options.Data) -> Any:
@@ -122,6 +125,11 @@ def of_arrays(data: options.Data) -> Source:
     augment=module.augment,
     classes=of_whole(module.classes) if wide else None,
     left_out=of_whole(module.left_out) if wide else None,
+    form={
+      key: said
+      for key, said in getattr(module, 'FORM', {}).items()
+      if key != 'resize' or data.keywords.get('size')
+    },
   )
 
 

@@ -153,6 +153,10 @@ class ChecksTest(parameterized.TestCase):
       ' train/b/0.jfif, train/cat/1.jfif',
     )
     self.assertEqual(found.classes(_stage()), 3)
+    form = dict(axes='batch, height, width, channels', values=[0, 1])
+    form |= dict(size=[4, 4], channels=1)
+    names = ['ape', 'cat', 'dog']
+    self.assertEqual(found.served, {'input': form, 'classes': names})
     self.refuses(
       r"train has the classes \['ape', 'cat'\], .*test \['cat', 'dog'\]",
       *(f'folder@{self.root / name}' for name in ('train', 'test')),

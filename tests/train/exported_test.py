@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_compress.export import stablehlo
 from jaxopt_compress.train import exported
 
 
@@ -23,8 +24,10 @@ class ExportedTest(absltest.TestCase):
     batch = {'x': x, 'mask': np.array([True, True])}
     programs = {'linear': (_linear, {'w': w})}
     found = exported.export_and_check(
-      self.dir, programs, batch, 'x', {'linear': x @ w}
+      self.dir, programs, batch, 'x', {'linear': x @ w}, facts={'input': [0, 1]}
     )
+    written = stablehlo.load(self.dir / 'linear').manifest
+    self.assertEqual(written['facts'], {'input': [0, 1]})
     said = 'reloaded in a fresh process: 2 of 2 answers are the same, outputs'
     self.assertEqual(found, {'linear': f'{said} differ by at most 0'})
     # A row that is padding is not compared.

@@ -85,8 +85,12 @@ class MeasureTest(absltest.TestCase):
       found = measure.measure(job, built, finished)
       self.assertIs(found.failed, wrong)
       self.assertEqual(found.kernels['int8'], 'FAILED. other numbers')
-      with mock.patch.object(exported, 'export_and_check', side_effect=worse):
+      with mock.patch.object(
+        exported, 'export_and_check', side_effect=worse
+      ) as called:
         found = measure.measure(job, built, finished)
+    form = called.call_args.kwargs['facts']['input']
+    self.assertEqual((form['values'], form['size']), ([0, 1], [8, 8]))
     self.assertIs(found.failed, worse)
     self.assertEqual(found.exports, {'stages': 'FAILED. does not run'})
 
