@@ -92,6 +92,8 @@ def portable(leaf: array.CompressedArray) -> array.CompressedArray:
   shapes, treedef = jax.tree.flatten(jax.eval_shape(_portable, leaf))
 
   def nth(i):
+    # Again for each array: a file has the scales of all leaves before their codes,
+    # and codes that wait for their turn would be a second tree in memory.
     return jax.tree.leaves(_portable(leaf))[i]
 
   later = [

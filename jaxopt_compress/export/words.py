@@ -123,11 +123,12 @@ class _Writer:
     self.arrays: dict[str, numbers.Stored] = {}
     self.kinds: dict[str, int] = {}
     self._seen: dict[int, tuple[Any, dict[str, Any]]] = {}
+    self._portable: dict[tuple, tuple[Any, Any]] = {}
 
   def node(self, x: Any, keys: tuple) -> Any:
     path = _path(keys)
     if array.is_compressed(x):
-      return self._leaf(numbers.portable(x), path)
+      return self._leaf(self._made_portable(x), path)
     if numbers.is_array(x):
       return self._array(x, path)
     children = None if x is None else _children(x)
@@ -175,6 +176,15 @@ class _Writer:
     ):  # tuples again, as all that is static can be hashed
       return [self._field(v, f'{name}.{i}') for i, v in enumerate(x)]
     return _scalar(x, name)
+
+  def _made_portable(self, x):
+    """One portable form of all leaves that are the same arrays, which share it."""
+    arrays, treedef = jax.tree.flatten(x)
+    same = (treedef, *map(id, arrays))
+    if same not in self._portable:
+      # With the leaf, so that no other array is given the numbers of its own.
+      self._portable[same] = x, numbers.portable(x)
+    return self._portable[same][1]
 
   def _leaf(self, x, path):
     x.check_dtypes()

@@ -54,6 +54,12 @@ class WordsTest(parameterized.TestCase):
       self.assertEqual(a.dtype, b.dtype)
       np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
+  def test_a_packed_leaf_at_two_places_is_stored_once(self):
+    packed = jc.pack({'w': _quantized('int8')}, USES, target='cpu')['w']
+    again = jax.tree.map(lambda x: x, packed)  # the arrays in another leaf
+    _, stored = words.of_tree({'a': packed, 'b': packed, 'c': [again]})
+    self.assertEqual(sorted(stored), ['a.qvalue', 'a.scale'])
+
   def test_refused(self):
     said = words.of_static(LEAVES['masked']())
     with self.assertRaisesRegex(ValueError, "0 leaf types 'os.*Masked"):
