@@ -110,7 +110,7 @@ def _of_file(said, path):
   try:
     with tensors.opened(path) as file:
       if file.metadata.get('format') != trees.FORMAT:
-        return {'/'.join(_parts(n)): file.read(n) for n in file.entries}
+        return _joined((n, file.read(n)) for n in file.entries)
     return _flat(trees.load(path))
   except ValueError as e:
     raise ValueError(
@@ -147,11 +147,23 @@ def _of_orbax(said, path):
 
 def _flat(tree) -> Flat:
   named = rules_lib.named_leaves(tree)
-  return {
-    '/'.join(_parts(n)): array.materialize(x)
-    for n, x in named
-    if hasattr(x, 'shape')
-  }
+  return _joined(
+    (n, array.materialize(x)) for n, x in named if hasattr(x, 'shape')
+  )
+
+
+def _joined(named) -> Flat:
+  """By names that are joined by '/', which no two arrays may share."""
+  found, whose = {}, {}
+  for theirs, x in named:
+    name = '/'.join(_parts(theirs))
+    if name in found:
+      raise ValueError(
+        f'init has {whose[name]!r} and {theirs!r}, and both are called {name!r} here.'
+        ' Rename one of them in the file.'
+      )
+    found[name], whose[name] = x, theirs
+  return found
 
 
 def _parts(name):

@@ -147,6 +147,14 @@ class ImportedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       self.start(path, *name_map, own=(OWN[0], {}))
 
+  def test_names_that_are_one_here(self):
+    export.trees.save(self.root / 'ours', {'a.b': A, 'a': {'b': A}})
+    for path in ('ours', self.safetensors({'a.b': A, 'a/b': A + 1})):
+      with self.assertRaisesRegex(
+        ValueError, "'a[./]b' and 'a[./]b', and both"
+      ):
+        self.start(path, ('.*', None))
+
   def test_what_is_no_file(self):
     (self.root / 'folder').mkdir()
     (self.root / 'page.html').write_text('<html>' * 9)
