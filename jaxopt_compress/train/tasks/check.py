@@ -66,9 +66,11 @@ def check_answers(
     where: the path of the model in the config.
   """
   mask = jax.ShapeDtypeStruct(targets.shape, bool)
-  sums = {f'the loss ({task.loss_name})': task.loss}
-  sums |= {f'the metric {n!r}': m.sums for n, m in task.metrics.items()}
-  for what, function in sums.items():
+  sums = {f'the loss ({task.loss_name})': (task.loss, True)}
+  for name, m in task.metrics.items():
+    # What has a `finish` of its own may add up arrays.
+    sums[f'the metric {name!r}'] = m.sums, m.finish is task_lib.ratio
+  for what, (function, scalars) in sums.items():
     try:
       found = jax.eval_shape(function, answers, targets, mask)
     except Exception as e:  # A user's function may raise anything.
@@ -78,11 +80,31 @@ def check_answers(
         f' {targets.dtype}{list(targets.shape)}, and {what} is not to be had. {kind}{e}'
       ) from e
     pair = isinstance(found, tuple) and len(found) == 2
-    if not pair or (
-      function is task.loss and (found[0].shape or found[1].shape)
-    ):
+    if not pair or (scalars and (found[0].shape or found[1].shape)):
       raise ValueError(
         f'{what} is a function (answers, targets, mask) -> (sum, count), and gives'
         f' {found}. Return the sum over what the mask leaves, and how many that are:'
-        ' of a loss, both are scalars.'
+        ' both are scalars, but of a tasks.Metric with a finish of its own.'
       )
+    if _pairs_by_accident(function, answers, targets):
+      raise ValueError(
+        f'{what} sets each answer beside each target: answers [n, 1] and targets [n]'
+        ' are broadcast to [n, n]. Read answers[:, 0].'
+      )
+
+
+def _pairs_by_accident(function, answers, targets):
+  """Whether something of [n, n] comes of answers [n, 1], and would not of [n]."""
+  if targets.ndim != 1 or answers.shape[1:] != (1,):
+    return False
+  n = 97  # The length of nothing else.
+
+  def pairs(shape):
+    like = (shape, answers.dtype), ((n,), targets.dtype), ((n,), bool)
+    like = [jax.ShapeDtypeStruct(*x) for x in like]
+    return f'[{n},{n}]' in str(jax.make_jaxpr(function)(*like))
+
+  try:
+    return pairs((n, 1)) and not pairs((n,))
+  except Exception:  # It reads the axis of 1.
+    return False

@@ -14,6 +14,9 @@ import functools
 import inspect
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxopt_compress.core import choices
 from jaxopt_compress.distillation import losses
 from jaxopt_compress.train import metrics as metrics_lib
@@ -82,7 +85,9 @@ def _named(said, data, scale):
       raise ValueError(
         f'{where}.loss is {said.loss!r}, and {name!r} has its own.'
       )
-    return task
+    if task.loss is losses.cross_entropy:
+      return task
+    return dataclasses.replace(task, loss=_masked(task.loss))
   choices.one_of(f'{where}.name', name, NAMES)
   if (own := _OF_DATA.get(data)) and name not in ('classification', own):
     raise ValueError(
@@ -110,7 +115,19 @@ def _loss(said, known, room) -> tuple[Callable[..., Any], str]:
   function, called = read.function, read.name.rpartition(':')[2]
   if read.numbers:
     function = functools.partial(function, **read.numbers)
+  if named.is_own(read.name):
+    function = _masked(function)
   return function, called.replace('_', ' ')
+
+
+def _masked(function):
+  """A user's loss, which always has a mask, and may count with numbers of Python."""
+
+  def loss(answers, targets, mask=None):
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    return jax.tree.map(jnp.asarray, function(answers, targets, mask))
+
+  return loss
 
 
 def _metric(name):

@@ -25,6 +25,16 @@ def rows(answers, targets, mask):
   return answers.sum(-1), answers.sum(-1)
 
 
+def paired(answers, targets, mask):
+  return (mask * abs(answers - targets)).sum(), mask.sum()
+
+
+def ranked(answers, targets, mask):
+  later = targets[:, None] > targets[None]
+  ahead = answers - answers[:, 0][None]
+  return (later * ahead).sum(), mask.sum()
+
+
 def broken(answers, targets, mask):
   raise KeyError('a')
 
@@ -79,6 +89,25 @@ class CheckTest(parameterized.TestCase):
     task = task_lib.Task(loss, 'mine', {})
     with self.assertRaisesRegex(ValueError, message):
       check.check_answers(task, like(4, 2), like(4, 2), 'm')
+
+  def test_own_metrics(self):
+    task = task_lib.Task(ranked, 'mine', {'m': task_lib.Metric(rows)})
+    with self.assertRaisesRegex(
+      ValueError, "metric 'm' is .* both are scalars"
+    ):
+      check.check_answers(task, like(4, 1), like(4), 'm')
+
+  def test_what_is_broadcast_by_accident(self):
+    check.check_answers(
+      task_lib.Task(ranked, 'mine', {}), like(4, 1), like(4), 'm'
+    )
+    with (
+      jax.numpy_rank_promotion('allow'),
+      self.assertRaisesRegex(ValueError, r'Read answers\[:, 0\]'),
+    ):
+      check.check_answers(
+        task_lib.Task(paired, 'mine', {}), like(4, 1), like(4), 'm'
+      )
 
 
 if __name__ == '__main__':

@@ -14,11 +14,16 @@ def focal(answers, targets, mask=None, *, gamma=1.0):
   return gamma * answers.sum(), jnp.float32(1)
 
 
+def counted(answers, targets, mask):
+  return (mask * answers).sum(), targets.size
+
+
 def f1(answers, targets, mask):
   return answers.sum(), answers.sum()
 
 
 MINE = task_lib.Task(focal, 'mine', {'error': task_lib.Metric(f1, False)})
+COUNTED = task_lib.Task(counted, 'counted', {})
 LOWER = task_lib.Metric(f1, higher_is_better=False)
 NOT = 3
 HERE = f'{__name__}:'
@@ -53,10 +58,19 @@ class ReadTest(parameterized.TestCase):
 
   def test_numbers_of_a_loss(self):
     task = of(loss=f'{HERE}focal, gamma 2.5')
-    self.assertEqual(float(task.loss(jnp.ones(2), None, None)[0]), 5.0)
+    self.assertEqual(float(task.loss(jnp.ones(2), jnp.ones(2), None)[0]), 5.0)
     huber = of(name='regression', loss='huber, delta 0.5').loss
     # Of an error of 1: 0.5 (1 - 0.25).
     self.assertEqual(float(huber(jnp.ones(1), jnp.zeros(1), None)[0]), 0.375)
+
+  @parameterized.parameters(
+    dict(loss=f'{HERE}counted'),
+    dict(loss=f'{HERE}counted', name='regression'),
+    dict(name=f'{HERE}COUNTED'),
+  )
+  def test_an_own_loss_always_has_a_mask(self, **said):
+    total, count = of(**said).loss(jnp.ones(2), jnp.ones(2), None)
+    self.assertEqual((total.item(), count.astype('float32').item()), (2, 2))
 
   def test_own_metrics(self):
     found = of(metrics=(f'{HERE}f1', f'{HERE}LOWER', 'top 5')).metrics
