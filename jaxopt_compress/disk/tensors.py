@@ -45,6 +45,8 @@ _TYPES = {
 # Those that safetensors.numpy reads, too: one other would keep it from the whole file.
 WRITTEN = {t.name: t for w, t in _TYPES.items() if 'F8' not in w}
 
+METADATA = '__metadata__'  # no name of an array
+
 # Also the limit of the safetensors package.
 _LONGEST_HEADER = 100_000_000
 _MOST_AXES = 64  # of numpy
@@ -82,6 +84,8 @@ def write(
       name, in the order of the file.
     metadata: for readers, beside 'crc32' and 'sha256'.
   """
+  if METADATA in shapes:
+    raise ValueError(f'{METADATA!r} is no name of an array. Rename it.')
   entries = _laid_out(shapes)
   # Sums are known once the data are written, and take as much room as these.
   room = _header(entries, metadata, ['0' * 8] * len(entries))
@@ -114,7 +118,7 @@ class File:
 
   def __init__(self, path, f: BinaryIO, start: int, header: dict[str, Any]):
     self.path, self._file, self._start = path, f, start
-    self.metadata: dict[str, str] = header['__metadata__']
+    self.metadata: dict[str, str] = header[METADATA]
     self.entries: dict[str, Entry] = header['entries']
     self._sums: dict[str, str] = {}
 
@@ -268,7 +272,7 @@ def _header(entries, metadata, sums) -> bytes:
   """The length and the JSON, filled with spaces up to where the data start."""
   metadata = {**metadata, 'crc32': ' '.join(sums)}
   metadata['sha256'] = _seal(entries, metadata)
-  header = {'__metadata__': metadata, **_table(entries)}
+  header = {METADATA: metadata, **_table(entries)}
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-(8 + len(text)) % _ALIGNED)
   return len(text).to_bytes(8, 'little') + text
@@ -301,7 +305,7 @@ def _read_header(path, f) -> tuple[int, dict[str, Any]]:
   header = parsed(f.read(n), f'The header of {path}')
   if not isinstance(header, dict):
     raise sealed.Damaged(f'The header of {path} is no table of arrays.')
-  metadata = header.pop('__metadata__', {})
+  metadata = header.pop(METADATA, {})
   if not isinstance(metadata, dict) or not all(
     isinstance(text, str) for text in metadata.values()
   ):
@@ -321,7 +325,7 @@ def _read_header(path, f) -> tuple[int, dict[str, Any]]:
       f'{path} has {size - 8 - n} bytes of data, and its header speaks of {at}: it'
       ' was cut off, or is damaged.'
     )
-  return 8 + n, {'__metadata__': metadata, 'entries': dict(ordered)}
+  return 8 + n, {METADATA: metadata, 'entries': dict(ordered)}
 
 
 def _entry(path, name, said) -> Entry:

@@ -197,7 +197,7 @@ class _Writer:
       return self._seen[id(x)][1]
     # Names may meet: {'a/b': {'c': x}} and {'a': {'b/c': x}}.
     name = natural
-    while name in self.arrays:
+    while name in self.arrays or name == tensors.METADATA:
       name += "'"
     stored = self.arrays[name] = numbers.stored(x, name)
     # With the array, so that its number is not given to another meanwhile.

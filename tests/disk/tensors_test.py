@@ -113,6 +113,11 @@ class TensorsTest(parameterized.TestCase):
       file.check_header()
       return {name: np.array(getattr(file, how)(name)) for name in file.entries}
 
+  def test_names_and_lengths_that_nobody_reads(self):
+    with self.assertRaisesRegex(ValueError, '__metadata__.* is no name'):
+      self.write({'__metadata__': np.ones(2)})
+    self.assertFalse(self.path.exists())
+
   @parameterized.parameters('read', 'mapped')
   def test_read_back_here_and_by_the_package(self, how):
     self.write(ARRAYS, {'said': 'by us'})

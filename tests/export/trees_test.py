@@ -60,6 +60,7 @@ TREES = {
   'a leaf': lambda: quantized('int8'),
   'nothing': lambda: None,
   'whole numbers as keys': lambda: {0: W, 10: {2: W + 1}},
+  'a word of the format': lambda: {'__metadata__': W, 'w': 1 + W},
   'keys with slashes': lambda: {'a/b': {'c': W}, 'a': {'b/c': 1 + W}},
   'keys of all kinds': lambda: {'': W, ' ': {'': -W}, 'é"\\': {'.': 2 * W}},
   'python': lambda: [1, True, False, 'word', None, -0.5, 2**70, 1.0, 0, 0.0],
