@@ -92,6 +92,11 @@ NO_JSON = {
     "two entries 'x'",
   ),
   'not a number': (b'{"x": NaN}', 'NaN is no number'),
+  'infinite': (b'{"x": 1e999}', '1e999 is no number'),
+  'twice, of many': (
+    b'{%b"z": 0, "z": 0}' % b''.join(b'"%d": 0,' % i for i in range(100_000)),
+    "two entries 'z'",
+  ),
   'no text': (b'\xff\xfe', 'no JSON'),
   'digits': (b'{"x": ' + b'9' * 10_000 + b'}', 'no JSON'),
 }
@@ -117,6 +122,11 @@ class TensorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, '__metadata__.* is no name'):
       self.write({'__metadata__': np.ones(2)})
     self.assertFalse(self.path.exists())
+    self.write_header(b'{"x": [' + b'[],' * 6_000_000 + b'0]}')
+    with self.assertRaisesRegex(ValueError, '18000010.*at most 16777216'):
+      self.read_all()
+    with self.assertRaisesRegex(ValueError, 'Save the tree in several'):
+      self.write({'x': np.ones(2)}, {'much': ' ' * (1 << 24)})
 
   @parameterized.parameters('read', 'mapped')
   def test_read_back_here_and_by_the_package(self, how):
