@@ -83,6 +83,9 @@ def standing(job: job_lib.Job, stage: options.Stage) -> tuple[str, str]:
     return '', ''
   now = job.plan.fingerprint(stage)
   how = change(saved, now, stage.name)
+  begun = _newest(job.checkpoints(stage.name)) if how == AGAIN else None
+  if begun is not None and goes_on(stage.name, begun, now):
+    return SAME, ''  # It is being made again already.
   if how == ON:
     return how, told(stage, saved[f'stage.{stage.name}.steps'])
   if how == AGAIN:
@@ -100,7 +103,11 @@ def _saved(job, stage):
   directory = job.stage(stage.name)
   if directory.exists():
     return sealed.read(directory / job_lib.RESULT).get('config')
-  folder = job.checkpoints(stage.name)
+  return _newest(job.checkpoints(stage.name))
+
+
+def _newest(folder):
+  """The fingerprint of the newest checkpoint that can be read, or None."""
   for path in _steps(folder)[::-1]:
     try:
       return checkpoint.read_manifest(path)['config']

@@ -201,6 +201,26 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(_result(work, 'b')['lengths'], [6])
     self.assertEqual(sorted(os.listdir(work / 'stages')), ['a', 'b', 'c'])
 
+  def test_what_is_made_again_goes_on_after_a_kill(self):
+    without_report(self.monkeypatch)
+    work, longer = self._finished(), tiny(a=dict(steps=9))
+    original = loop._finish
+
+    def killed(job, built, *args):
+      if built.stage.name == 'b':
+        raise Killed()
+      original(job, built, *args)
+
+    with self.monkeypatch.context() as patch:
+      patch.setattr(loop, '_finish', killed)
+      with pytest.raises(Killed):
+        loop.run(longer, work)
+    self.assertIn('[b] is made again', self.capsys.readouterr().out)
+    loop.run(longer, work, dry_run=True)
+    loop.run(longer, work)
+    self.assertIn('[b] resumed at step 6.', self.capsys.readouterr().out)
+    self.assertEqual(_result(work, 'b')['lengths'], [])
+
   def test_other_changes_are_refused(self):
     work = self._finished()
     for change, message in (
