@@ -87,7 +87,14 @@ def standing(job: job_lib.Job, stage: options.Stage) -> tuple[str, str]:
   if begun is not None and goes_on(stage.name, begun, now):
     return SAME, ''  # It is being made again already.
   if how == ON:
-    return how, told(stage, saved[f'stage.{stage.name}.steps'])
+    before = saved[f'stage.{stage.name}.steps']
+    at = _stands(job.stage(stage.name), job.checkpoints(stage.name), before)
+    if _stalled(job, stage):
+      return how, (
+        f'is asked for more steps, and its patience ({stage.validation.patience}) was'
+        f' used up at step {at}: it trains none. Give it a larger patience, or 0.'
+      )
+    return how, told(stage, before, at)
   if how == AGAIN:
     keys = [*checkpoint.differences(saved, now)]
     others = dict.fromkeys(key.split('.')[1] for key in keys)
@@ -104,6 +111,23 @@ def _saved(job, stage):
   if directory.exists():
     return sealed.read(directory / job_lib.RESULT).get('config')
   return _newest(job.checkpoints(stage.name))
+
+
+def _stands(whole, folder, before):
+  """The last step that was trained; early stopping may end before `before`."""
+  paths = _steps(whole / 'state') or _steps(folder)
+  return int(paths[-1].name) if paths else before
+
+
+def _stalled(job, stage):
+  """Whether what a finished stage has seen uses up its patience of now."""
+  path = job.stage(stage.name) / job_lib.RESULT
+  seen = sealed.read(path).get('validation') if path.exists() else ()
+  if not seen:
+    return False
+  plan = job.plan
+  history = validation.history(stage, plan.task, plan.report.metric)
+  return history.from_json(seen).stalled
 
 
 def _newest(folder):
@@ -174,22 +198,22 @@ def linked(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def told(stage: options.Stage, before: int) -> str:
-  """What more steps mean for the schedules of a stage that had `before`."""
+def told(stage: options.Stage, before: int, at: int) -> str:
+  """What more steps mean for the schedules of a stage that had `before`, `at` one."""
   said, n = stage.optimizer, stage.steps
   if before == n:
     return 'goes on, with more patience.'
   old, new = (
-    float(optimizer.schedule(said.decay, steps, 1.0, said.warmup)(before))
+    float(optimizer.schedule(said.decay, steps, 1.0, said.warmup)(at))
     for steps in (before, n)
   )
   words = (
     f'has {n} steps instead of {before} and goes on; its schedules are those of'
-    f' {n} steps from here: at step {before} the learning rate ({said.decay}) was'
+    f' {n} steps from here: at step {at} the learning rate ({said.decay}) was'
     f' {old * said.learning_rate:.2g}, and is {new * said.learning_rate:.2g}'
   )
   end = validation.since(stage)
-  if end > before:
+  if end > at:
     words += (
       f'; masks, which were final, change again until step {end}, and begin less'
       ' sparse'
@@ -198,14 +222,15 @@ def told(stage: options.Stage, before: int) -> str:
 
 
 def lengths(
-  whole: pathlib.Path, config: checkpoint.Config, name: str
+  whole: pathlib.Path, config: checkpoint.Config, name: str, ended: int
 ) -> list[int]:
-  """The numbers of steps at which a stage ended before it went on.
+  """The steps at which a stage ended before it went on with other schedules.
 
   Args:
     whole: the directory of its result of before, if there is one.
     config: the fingerprint of the stage.
     name: of it.
+    ended: its last step now.
   """
   # Between the two renames of `put`, the result of before has its other name.
   found = [p for p in (whole, _old(whole)) if (p / job_lib.RESULT).exists()]
@@ -214,8 +239,11 @@ def lengths(
   result = sealed.read(found[0] / job_lib.RESULT)
   if change(result['config'], config, name) != ON:
     return []
-  before = result['config'][f'stage.{name}.steps']
-  return [*result.get('lengths', ()), before]
+  before, ends = result['config'][f'stage.{name}.steps'], result.get('lengths')
+  at = _stands(found[0], found[0], before)
+  # With the same schedules it is what one run is.
+  same = before == config[f'stage.{name}.steps'] or at == ended
+  return [*(ends or ()), *([] if same else [at])]
 
 
 def put(partial: pathlib.Path, whole: pathlib.Path) -> None:

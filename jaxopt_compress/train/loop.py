@@ -340,7 +340,8 @@ def _finish(job, built, state, history):
     trees.save(partial / job_lib.WEIGHTS, stored)
     result = {'stage': name, 'config': config, 'count': found.count, **quality}
     result |= {'step': step, 'validation': history.to_json()}
-    result['lengths'] = extend.lengths(whole, config, name)
+    ended = history.last or built.stage.steps
+    result['lengths'] = extend.lengths(whole, config, name, ended)
     result['weights'] = sealed.sha256(partial / job_lib.WEIGHTS)
     sealed.write(partial / job_lib.RESULT, result)
     if built.plan is not None:

@@ -217,8 +217,8 @@ def _trained(job, built) -> tuple[str, ...]:
   notes = (f'It {said}',) if said else ()
   if ends := result['lengths']:
     notes += (
-      f'It went on after {" and ".join(map(str, ends))} steps, where its schedules'
-      f' had come to their end: it is not what {stage.steps} steps in one run are.',
+      f'It went on after {" and ".join(map(str, ends))} steps, which had the'
+      f' schedules of fewer: it is not what {stage.steps} steps in one run are.',
     )
   return notes
 

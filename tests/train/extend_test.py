@@ -50,7 +50,7 @@ class ChangeTest(parameterized.TestCase):
       prune=options.Prune(rules=(('.*', 0.5),), span=(0.0, 0.7)),
     )
     self.assertEqual(
-      extend.told(stage, 100),
+      extend.told(stage, 100, 100),
       'has 200 steps instead of 100 and goes on; its schedules are those of 200 steps'
       ' from here: at step 100 the learning rate (linear) was 0, and is 0.1; masks,'
       ' which were final, change again until step 140, and begin less sparse.',
@@ -220,6 +220,27 @@ class RunTest(parameterized.TestCase):
     loop.run(longer, work)
     self.assertIn('[b] resumed at step 6.', self.capsys.readouterr().out)
     self.assertEqual(_result(work, 'b')['lengths'], [])
+
+  def test_early_stopped(self):
+    without_report(self.monkeypatch)
+    stops = dict(steps=8, eval_every=2, patience=1, metric='loss')
+
+    def run(**changes):
+      config = tiny(a=stops | changes)
+      config['data']['validation'] = 0.1
+      config['stages'] = ('a',)
+      loop.run(config, self.dir / 'w')
+      return self.capsys.readouterr().out, _result(self.dir / 'w', 'a')
+
+    self.monkeypatch.setattr(loop, '_validated', lambda *args: {'loss': 1.0})
+    _, found = run()
+    self.assertEqual(found['validation'][-1][0], 4)
+    log, found = run(steps=16)
+    self.assertIn('patience (1) was used up at step 4: it trains none', log)
+    self.assertEqual(found['lengths'], [])
+    log, found = run(steps=20, patience=2)
+    self.assertIn('at step 4 the learning rate', log)
+    self.assertEqual((found['lengths'], found['step']), ([4], 6))
 
   def test_other_changes_are_refused(self):
     work = self._finished()
