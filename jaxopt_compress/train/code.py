@@ -33,7 +33,7 @@ def digests(plan: plan_lib.Plan, stage: options.Stage) -> dict[str, str]:
   # A loss may have numbers behind its name.
   names = [x.split(',')[0] for x in said if named.is_own(x)]
   found = {name: named.digest(name) for name in names}
-  paths = [pathlib.Path(s.file) for s in needed if s.file]
+  paths = [pathlib.Path(s.file).expanduser() for s in needed if s.file]
   return found | {str(p): sealed.sha256(p) for p in paths if p.is_file()}
 
 

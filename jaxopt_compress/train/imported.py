@@ -74,9 +74,9 @@ def start(
 def read(said: str) -> Flat:
   """{name: array} of what a path names; names are joined by '/'."""
   path, _, stage = said.rpartition(':')
-  if not path or pathlib.Path(said).exists():
+  if not path or pathlib.Path(said).expanduser().exists():
     path, stage = said, ''
-  place = pathlib.Path(path)
+  place = pathlib.Path(path).expanduser()
   if not place.exists():
     raise ValueError(f'init is {said!r}, and there is no {place.absolute()}.')
   if (place / 'stages').is_dir():
@@ -230,6 +230,12 @@ def _filled(said, tree, names, found):
       )
   if missing or shaped:
     _refuse(said, missing, shaped, names, found)
+  nan = [n for n in names.values() if n is not None and _has_nan(found[n])]
+  if nan:
+    raise ValueError(
+      f'init is {said!r}, where {", ".join(nan[:6])} has NaN. Take a checkpoint from'
+      ' before it did.'
+    )
 
   def leaf(name, x):
     other = names[name]
@@ -239,6 +245,11 @@ def _filled(said, tree, names, found):
 
   flat = [leaf(name, x) for name, x in rules_lib.named_leaves(tree)]
   return jax.tree.unflatten(jax.tree.structure(tree), flat)
+
+
+def _has_nan(x):
+  x = np.asarray(x)
+  return jnp.issubdtype(x.dtype, jnp.inexact) and bool(np.isnan(x).any())
 
 
 def _refuse(said, missing, shaped, names, found):
@@ -298,4 +309,11 @@ def check(where: str, stage: options.Stage) -> None:
     except re.error as e:
       raise ValueError(
         f'{where}.init_map has {pair[0]!r}, which is no regular expression: {e}.'
+      ) from e
+    try:
+      re.sub(pair[0], pair[1] or '', '')
+    except (re.error, IndexError) as e:
+      raise ValueError(
+        f'{where}.init_map has {pair[1]!r}, which is no replacement for {pair[0]!r}:'
+        f' {e}.'
       ) from e

@@ -1,8 +1,10 @@
 """Weights of files, by name."""
 
 import json
+import os
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -48,6 +50,12 @@ class ImportedTest(parameterized.TestCase):
       self.root / 'a', {'params': PARAMS, 'variables': VARIABLES}
     )
     self.check(self.start('a'))
+
+  def test_of_a_home(self):
+    path = self.safetensors(FLAT)
+    with mock.patch.dict(os.environ, HOME=str(self.root)):
+      found = imported.start(f'~/{path}', (), OWN[0], {})
+    self.check(found, {})
 
   def test_of_compressed_weights(self):
     rules = [(r'.*kernel', quantization.schemes.scheme('W8A16')), (r'.*', None)]
@@ -135,6 +143,7 @@ class ImportedTest(parameterized.TestCase):
       ' Only there: x.',
     ),
     (FLAT, ((r'haed/.*', None),), "'haed/.*', which no name of the model"),
+    (FLAT | {'head/bias': B * np.nan}, (), 'head/bias has NaN'),
     (FLAT, ((r'head/bias', 'b'),), r'Missing: head/bias \(there b\)'),
     (
       {f'{p}/{n}': x for p in ('ema', 'raw') for n, x in FLAT.items()},
@@ -172,6 +181,11 @@ class ImportedTest(parameterized.TestCase):
     (dict(init='./x', init_map=('a',)), "has 'a'; a pair"),
     (dict(init='./x', init_map=(('a(', None),)), 'no regular expression'),
     (dict(init='./x', init_map=(('a', 3),)), 'a pair'),
+    (
+      dict(init='./x', init_map=(('(a)', r'\2'),)),
+      'no replacement for .*group',
+    ),
+    (dict(init='./x', init_map=(('a', r'\g<b>'),)), 'no replacement for'),
     (dict(init='./x', init_map=(('a', None),)), ''),
   )
   def test_words(self, said, message):
