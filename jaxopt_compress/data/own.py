@@ -82,7 +82,7 @@ def _stacked(found, names, where):
           f'{where}: example {i} has no {name!r}, as example 0 has: it is {there}.'
           ' Give all of them the same keys, or leave it out.'
         )
-    column = [np.asarray(e[name]) for e in examples]
+    column = [_even(e[name], f'{where}: {name!r}') for e in examples]
     for i, x in enumerate(column):
       if x.shape != column[0].shape:
         raise ValueError(
@@ -93,8 +93,17 @@ def _stacked(found, names, where):
   return columns
 
 
+def _even(x, what):
+  try:
+    return np.asarray(x)
+  except ValueError as e:
+    raise ValueError(
+      f'{what} has rows of different lengths. Bring all to one shape. ({e})'
+    ) from e
+
+
 def _array(x, what):
-  x = np.asarray(x)
+  x = _even(x, what)
   if x.dtype.kind in 'USO':
     said = 'text' if x.dtype.kind in 'US' else 'objects of Python'
     raise ValueError(

@@ -48,6 +48,8 @@ class OwnTest(parameterized.TestCase):
       [dict(x=[1.0], y=0), dict(x=[1.0, 2.0], y=0)],
       r"'x' of example 1 is \[2\], and of example 0 \[1\]",
     ),
+    (dict(x=[[1.0], [1.0, 2.0]], y=Y), "'x' has rows of different lengths"),
+    ([dict(x=[[1], [1, 2]], y=0)], "'x' has rows of different lengths"),
     (dict(x=X, y=['cat', 'dog', 'dog']), 'cat.*np.unique'),
     (dict(x=X, y=np.array([None, 1, 2])), 'objects of Python'),
     (dict(x=X * 1j, y=Y), 'complex128'),
