@@ -174,6 +174,7 @@ def _check(given, weights, takes, at_least):
     small = [path for path in mine if takes[path] == 'small']
     if small:
       why = f'{_few(small)} have fewer than at_least={at_least} elements'
+      why += ' (at_least=0 takes them)'
     elif mine:
       why = (
         f'{_few(mine)} go by {" and ".join(sorted({takes[p] for p in mine}))}'

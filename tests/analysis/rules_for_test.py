@@ -118,7 +118,7 @@ class RulesForTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('nothing_asked', {}, r'Say for which'),
     ('no_such_kind', dict(conv=1), r'conv=1 is for no weight: .* gather for 2, .* dot for 5'),
-    ('small', dict(gather=8), r'embed, position have fewer than at_least=4096'),
+    ('small', dict(gather=8), r'embed, position have fewer than at_least=4096 elements .at_least=0 takes'),
     ('a_stack_first', dict(dot=4, first=None, **SMALL), '(?s)q hold 3 layers'),
   )  # fmt: skip
   def test_refuses(self, given, message):
