@@ -119,7 +119,7 @@ def _arrays(source, data, seed, task) -> Examples:
   )
   train, validation, more = _held_back(train, validation, data, seed)
   train = _harder(train, data, seed)
-  _check_alike(train[data.input], test[data.input])
+  _check_alike(data, train, test)
   names = _names_of_classes(source, data)
   said = more + _said_of_classes(source, data, names, train, test)
   if data.unlabelled:
@@ -128,7 +128,7 @@ def _arrays(source, data, seed, task) -> Examples:
   if data.label_noise:
     said += f'; {data.label_noise:.0%} of the labels to train on are wrong'
   if validation:
-    _check_alike(train[data.input], validation[data.input])
+    _check_alike(data, train, validation)
   classes, scale = 0, None
   if task.classes:
     every = [x[data.target] for x in (train, test, validation) if x]
@@ -263,12 +263,14 @@ def _with_targets(data, arrays, task):
   return dict(arrays) | {data.target: targets}
 
 
-def _check_alike(train, test):
-  if train.shape[1:] != test.shape[1:]:
-    raise ValueError(
-      f'Examples to train on are {list(train.shape[1:])}, and held-out ones are'
-      f' {list(test.shape[1:])}. Bring them to one shape.'
-    )
+def _check_alike(data, train, test):
+  for what, key in (('Examples', data.input), ('Targets', data.target)):
+    ours, theirs = (list(x[key].shape[1:]) for x in (train, test))
+    if ours != theirs:
+      raise ValueError(
+        f'{what} to train on are {ours}, and held-out ones are {theirs}. Bring them to'
+        ' one shape.'
+      )
 
 
 def _names_of_classes(source, data):

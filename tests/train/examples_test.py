@@ -108,6 +108,14 @@ class ChecksTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       self.load(*args, **said)
 
+  def test_shapes_of_targets(self):
+    x, y = np.zeros((3, 2), 'f'), np.zeros(3, 'f')
+    train, test = dict(image=x, label=y), dict(image=x, label=x)
+    with self.assertRaisesRegex(
+      ValueError, r'Targets to train on are \[\], and'
+    ):
+      examples._check_alike(options.Data(name='digits'), train, test)
+
   def test_shapes(self):
     self.refuses(
       r'train on are \[4, 4, 1\], and held-out ones are \[5, 5, 1\]',
