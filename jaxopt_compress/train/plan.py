@@ -128,8 +128,7 @@ def parse(config: Mapping[str, Any]) -> Plan:
     options.Report, 'config.report', config.get('report', {})
   )
   stages = [_stage(n, config['stage'][n]) for n in names]
-  numbers = report.metric, *(s.validation.metric for s in stages)
-  task = tasks.read.read(asked, data.name, numbers)
+  task = tasks.read.read(asked, data.name, _numbers(report, stages))
   plan = Plan(
     seed=fields.number('config.seed', config.get('seed', 0), 0, _SEEDS),
     data=data,
@@ -148,9 +147,17 @@ def parse(config: Mapping[str, Any]) -> Plan:
 
 def scaled(plan: Plan, scale: tasks.regression.Scale) -> Plan:
   """The plan whose task knows the targets to train on."""
-  numbers = plan.report.metric, *(s.validation.metric for s in plan.stages)
+  numbers = _numbers(plan.report, plan.stages)
   task = tasks.read.read(plan.asked, plan.data.name, numbers, scale)
   return dataclasses.replace(plan, task=task)
+
+
+def _numbers(report, stages):
+  """{path in the config: the metric that it names}."""
+  found = {'config.report.metric': report.metric}
+  for s in stages:
+    found[f'config.stage.{s.name}.metric'] = s.validation.metric
+  return found
 
 
 def _task(said):

@@ -154,7 +154,7 @@ def outcome(stage: options.Stage, history: History) -> str:
   metric, last = history.metric, history.last
   if history.best is None:
     raise ValueError(
-      f'Stage {stage.name!r} keeps the step with the best {metric!r} on validation,'
+      f'Stage {stage.name!r} goes by {metric!r} on validation,'
       f' and in none of {len(history.seen)} evaluations was that a finite number.'
     )
   said, value = [], dict(history.seen)[history.best][metric]

@@ -152,7 +152,11 @@ class CheckTest(parameterized.TestCase):
     ('too_seldom', dict(eval_every=13), 'would be evaluated at its end alone'),
     ('word', dict(keep='bset'), "Did you mean 'best'"),
     ('metric', dict(metric='acuracy'), "Did you mean 'accuracy'"),
-    ('of_texts', dict(metric='perplexity'), "metric is 'perplexity'"),
+    (
+      'of_texts',
+      dict(metric='perplexity'),
+      "config.stage.a.metric is 'perplexity'",
+    ),
   )
   def test_mistakes(self, changes, message):
     with pytest.raises(ValueError, match=message):

@@ -8,10 +8,11 @@ report = dict(metric='my_pkg.metrics:f1')                  a `tasks.Metric`, or 
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import types
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ _UNSEEN = regression.Scale(0.0, 1.0)
 def read(
   said: options.Task,
   data: str,
-  metrics: Sequence[str] = (),
+  metrics: Mapping[str, str] = types.MappingProxyType({}),
   scale: regression.Scale = _UNSEEN,
 ) -> task_lib.Task:
   """The task.
@@ -48,7 +49,8 @@ def read(
   Args:
     said: what the config says of it.
     data: the name of the data, which has a task of its own.
-    metrics: names of numbers that are asked for, of the task or of the user's.
+    metrics: names of numbers that are asked for, of the task or of the user's, by their
+      paths in the config.
     scale: of the targets to train on, for 'regression'.
 
   Raises:
@@ -60,11 +62,11 @@ def read(
   task = _named(said, data, scale)
   found = dict(task.metrics)
   found['loss'] = task_lib.Metric(task.loss, False)
-  for name in metrics:
+  for where, name in metrics.items():
     if named.is_own(name):
-      found[name] = _metric(name)
+      found[name] = _metric(where, name)
     elif name:
-      choices.one_of('config.report.metric', name, found)
+      choices.one_of(where, name, found)
   return dataclasses.replace(task, metrics=found)
 
 
@@ -130,13 +132,13 @@ def _masked(function):
   return loss
 
 
-def _metric(name):
-  found = named.find('config.report.metric', name)
+def _metric(where, name):
+  found = named.find(where, name)
   if isinstance(found, task_lib.Metric):
     return found
   if not inspect.isroutine(found) and not callable(found):
     raise ValueError(
-      f'config.report.metric is {name!r}, of type {type(found).__name__}; a'
+      f'{where} is {name!r}, of type {type(found).__name__}; a'
       ' function (answers, targets, mask) -> (sum, count), or a'
       ' jaxopt_compress.train.tasks.Metric, is expected.'
     )

@@ -30,7 +30,8 @@ HERE = f'{__name__}:'
 
 
 def of(data='digits', metrics=(), **said):
-  return read.read(options.Task(**said), data, metrics)
+  named = {f'config.{i}.metric': name for i, name in enumerate(metrics)}
+  return read.read(options.Task(**said), data, named)
 
 
 class ReadTest(parameterized.TestCase):
@@ -100,7 +101,7 @@ class ReadTest(parameterized.TestCase):
       'of type function; a jaxopt_compress.train.tasks.Task',
     ),
     (dict(name=f'{HERE}MINE', loss='mse'), 'has its own'),
-    (dict(metrics=('acuracy',)), "config.report.metric is 'acuracy'"),
+    (dict(metrics=('acuracy',)), "config.0.metric is 'acuracy'"),
     (
       dict(metrics=(f'{HERE}NOT',)),
       'of type int; a function .answers, targets, mask',
