@@ -56,18 +56,25 @@ def start(
       arrays of another shape.
   """
   found = read(said)
-  prefix, used, result = None, set(), []
+  prefix, used, result, unsure = None, set(), [], []
   for what, tree in (('params', params), ('variables', variables)):
     wanted = dict(rules_lib.named_leaves(tree))
     names, prefix = _names(said, wanted, found, name_map, what, prefix)
     used |= {n for n in names.values() if n is not None}
     result.append(_filled(said, tree, names, found))
+    unsure += _unsure(wanted, names)
   _check_used(name_map, params, variables)
   left = [n for n in found if n not in used]
   told = f'{len(used)} arrays of {said}'
   if left:
     more = ', ...' if len(left) > 4 else ''
     told += f'; {len(left)} others are not read: {", ".join(left[:4])}{more}'
+  if unsure:
+    more = ', ...' if len(unsure) > 4 else ''
+    told += (
+      f'; {", ".join(unsure[:4])}{more}, square, from names that end in weight: taken'
+      ' for [in, out] as they are, and PyTorch has [out, in]'
+    )
   return *result, told
 
 
@@ -183,6 +190,18 @@ def _names(said, wanted, found, name_map, what, beside):
   rest = [n for n in wanted if n not in mapped]
   prefix = _prefix(said, rest, found, what, beside)
   return mapped | {n: prefix + n for n in rest}, prefix
+
+
+def _unsure(wanted, names):
+  """Kernels of a file's weights whose shapes cannot tell [in, out] from [out, in]."""
+  renamed = {
+    n: x.shape
+    for n, x in wanted.items()
+    if n.endswith('kernel') and len(x.shape) == 2
+    if (names[n] or '').endswith('weight')
+  }
+  # One that is not square, and fits, tells the order of the file.
+  return list(renamed) if all(a == b for a, b in renamed.values()) else []
 
 
 def _prefix(said, names, found, what, beside):

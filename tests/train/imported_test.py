@@ -156,6 +156,15 @@ class ImportedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       self.start(path, *name_map, own=(OWN[0], {}))
 
+  def test_square_weights_of_another_order(self):
+    own = {'a': {'kernel': A[:3]}, 'b': {'kernel': A}}
+    name_map = (r'(.*)/kernel', r'\1/weight')
+    path = self.safetensors({'a.weight': A[:3], 'b.weight': A})
+    *_, told = self.start(path, name_map, own=({'a': own['a']}, {}))
+    self.assertIn('a/kernel, square, from names that end in weight', told)
+    *_, told = self.start(path, name_map, own=(own, {}))
+    self.assertNotIn('square', told)  # b has rows and columns
+
   def test_names_that_are_one_here(self):
     export.trees.save(self.root / 'ours', {'a.b': A, 'a': {'b': A}})
     for path in ('ours', self.safetensors({'a.b': A, 'a/b': A + 1})):
