@@ -49,7 +49,7 @@ class StageRecord:
     difference: of answers that are no classes, root of the mean squared difference to
       the teacher's.
     parameters: how many values the tree stands for.
-    bytes_memory: bytes that its arrays occupy (`core.nbytes`).
+    bytes_memory: bytes that its arrays occupy (`jc.nbytes`).
     bytes_disk: bytes of the file or directory it was saved to.
     sparsity: fraction of the parameters that are exactly zero.
     flops: operations for one example, counted from the jaxpr.

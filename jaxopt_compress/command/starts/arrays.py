@@ -103,8 +103,9 @@ def get_config(arg=''):
     student=dict(name='arrays:Net', width=32),
   )
 
-  # What happens, in this order; take out what you do not need. A stage that changed
-  # runs again, and so do those that depend on it.
+  # What happens, in this order; take out what you do not need. With more steps a
+  # finished stage goes on, and those that depend on it run again; for other changes
+  # take another workdir.
   c.stages = ('teacher', 'pruned', 'student', 'int8')
   c.stage = _stages()
 
