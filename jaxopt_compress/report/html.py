@@ -217,16 +217,17 @@ def _table(caption, columns, rows, note='', first='') -> str:
   body = []
   for row in rows:
     texts = [c.show(row) for c in columns]
+    marks = ['bad' if c.bad and c.bad(row) else None for c in columns]
     cells = [
       _tag(
         'td' if i else 'th',
         html.escape(text),
-        class_=' '.join(filter(None, (kind, _bad(column, row)))) or None,
+        class_=' '.join(filter(None, (kind, mark))) or None,
         scope=None if i else 'row',
         data_value=_value(column, row, text),
       )
-      for i, (column, text, kind) in enumerate(
-        zip(columns, texts, classes, strict=True)
+      for i, (column, text, kind, mark) in enumerate(
+        zip(columns, texts, classes, marks, strict=True)
       )
     ]
     known = bool(first) and texts[0] == first
@@ -250,18 +251,6 @@ def _value(column, row, text) -> str:
   if math.isinf(value):
     return 'Infinity' if value > 0 else '-Infinity'
   return repr(value)
-
-
-def _bad(column, row) -> str:
-  """'bad' for a leaf that is made dense, and for a latency that is slower."""
-  if column.name == 'runs':
-    return 'bad' if row.native is False else ''
-  if not column.name.startswith('ms, batch '):
-    return ''
-  timing = row.latency.get(int(column.name.removeprefix('ms, batch ')))
-  if timing is None or timing.speed is None or timing.against == row.name:
-    return ''
-  return 'bad' if findings.verdict(timing) == 'slower' else ''
 
 
 def _figure(figure) -> str:

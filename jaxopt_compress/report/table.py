@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from jaxopt_compress.report import channels as channels_lib
+from jaxopt_compress.report import findings
 from jaxopt_compress.report import records
 
 
@@ -23,11 +24,14 @@ class Column:
     name: its header.
     show: the text of the cell of a record.
     sort: by what a page sorts it, a number or None; by its text without it.
+    bad: whether a page marks the cell of a record: a leaf that is made dense, a
+      latency that is slower.
   """
 
   name: str
   show: Callable[[Any], str]
   sort: Callable[[Any], float | int | None] | None = None
+  bad: Callable[[Any], bool] | None = None
 
 
 def render(
@@ -113,6 +117,7 @@ def of_stages(rows: Sequence[records.StageRecord]) -> list[Column]:
         f'ms, batch {b}',
         lambda r, b=b: _timing(r.latency.get(b)),
         lambda r, b=b: r.latency[b].median_ms if b in r.latency else None,
+        lambda r, b=b: _slower(r.latency.get(b), r.name),
       )
     )
   return columns
@@ -278,6 +283,12 @@ def _timing(t) -> str:
   return f'{number(t.median_ms, ".3g")}{speed}'
 
 
+def _slower(t, stage) -> bool:
+  if t is None or t.speed is None or t.against == stage:
+    return False
+  return findings.verdict(t) == 'slower'
+
+
 def _decibels(x) -> str:
   return 'exact' if x == math.inf else number(x, '.1f')
 
@@ -314,6 +325,6 @@ LEAVES = (
   _number('bytes', 'bytes', ','),
   _number('zeros', 'sparsity', '.1%'),
   Column('error dB', lambda r: _decibels(r.error_db), lambda r: r.error_db),
-  Column('runs', _runs),
+  Column('runs', _runs, bad=lambda r: r.native is False),
   Column('meets', lambda r: ', '.join(r.operations) or '-'),
 )

@@ -140,6 +140,17 @@ class HtmlTest(parameterized.TestCase):
     self.assertNotIn('nan', cells)
     self.assertNotIn('-', cells)
 
+  def test_what_is_marked(self):
+    """Leaves that are made dense and slower stages, whatever a metric is called."""
+    slow = records.Timing(0.1, against='float', speed=0.6)
+    stages = [
+      records.StageRecord('float', 0.9, 'runs'),
+      records.StageRecord('int8', 0.9, 'runs', latency={1: slow}),
+    ]
+    text = written(page.Report('x', stages, {'int8': report_records.LEAVES}))
+    marked = re.findall(r'<td class="[^"]*bad"[^>]*>([^<]*)<', text)
+    self.assertEqual(marked, ['0.1 (0.60x)', 'densified (conv: no rule)'])
+
   def test_hostile_names(self):
     stage = records.stage(
       HOSTILE, {'w': np.ones(2)}, value=0.5, notes=(HOSTILE,)
