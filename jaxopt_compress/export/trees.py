@@ -10,6 +10,7 @@ pickled. Every array has a checksum, and so has the header (`disk.tensors`).
 
 from collections.abc import Mapping
 import functools
+import glob
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from jaxopt_compress import modules
 from jaxopt_compress.core import array
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.disk import files
 from jaxopt_compress.disk import sealed
 from jaxopt_compress.disk import tensors
 from jaxopt_compress.export import numbers
@@ -74,6 +76,8 @@ def write(
     what = 'a folder' if path.is_dir() else 'in a folder that is not there'
     raise ValueError(f'{path} is {what}. Give the path of a file.')
   said, arrays = words.of_tree(tree, shared)
+  real = path.resolve()
+  files.remove_partial(real.parent, glob.escape(real.name))
   tensors.write(
     path,
     arrays,

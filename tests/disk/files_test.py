@@ -65,6 +65,21 @@ class ReplaceTest(absltest.TestCase):
     self.assertEqual(self._names(), ['a.txt'])
     files.remove_partial(pathlib.Path(self.path.parent, 'nowhere'))
 
+  def test_what_is_being_written_is_not_removed(self):
+    with files.replacing(self.path) as f:
+      f.write(b'whole')
+      files.remove_partial(self.path.parent)
+    self.assertEqual(self.path.read_text(), 'whole')
+    # Nor is a writer lost whose file is removed before it has its lock.
+    with mock.patch.object(files.fcntl, 'flock'):
+      with mock.patch.object(
+        os, 'fstat', side_effect=[mock.Mock(st_nlink=n) for n in (0, 1)]
+      ):
+        handle, name = files._begin(self.path)
+    os.close(handle)
+    self.assertLen(self._names(), 3)
+    self.assertIn(pathlib.Path(name).name, self._names())
+
 
 if __name__ == '__main__':
   absltest.main()

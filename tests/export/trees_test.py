@@ -357,6 +357,12 @@ class KilledTest(absltest.TestCase):
     tree = jc.load(path)
     self.assertTrue((tree['x'] == tree['n']).all())
     self.assertIn(tree['n'], (done, done + 1))
+    # What it left, if only now, is removed by the next one; no other file is.
+    for name in ('.net.abcdefgh.partial', '.other.abcdefgh.partial'):
+      path.with_name(name).touch()
+    jc.save(path, {})
+    left = sorted(p.name for p in path.parent.iterdir())
+    self.assertEqual(left, ['.other.abcdefgh.partial', 'net'])
 
 
 if __name__ == '__main__':
