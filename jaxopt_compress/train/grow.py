@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress.analysis.plan import config_delta
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
@@ -80,27 +79,15 @@ def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:
 
 
 def _resized(model, plan):
-  keywords = dict(model.keywords)
-  if isinstance(keywords.get('depths'), int):
-    # One number for all stages of a model says nothing of one of them.
-    keywords['depths'] = (keywords['depths'],) * len(keywords['widths'])
-
-  def shapes(keywords):
-    return shrink.tree_of(*model.shapes(keywords))
-
   try:
-    _, found = config_delta.config_delta(shapes, keywords, plan)
+    return model_lib.of_config(model, plan)
   except ValueError:
-    groups = plan.structure.groups
-    if any(
-      groups[n].fixed and groups[n].size != k for n, k in plan.sizes.items()
-    ):
+    if shrink.has_own_sizes(plan):
       raise
     # A width without a number: the program takes its size from the parameters.
     tree = shrink.tree_of(model.params, model.variables)
     large = jax.eval_shape(plan.apply, tree)
     return model_lib.with_shapes(model, large['params'], large['variables'])
-  return model_lib.build(model.name, found, model.inputs)
 
 
 def started(

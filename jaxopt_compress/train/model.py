@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxopt_compress import models
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.analysis.plan import config_delta
+from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.models import own
 from jaxopt_compress.train import evaluate
 from jaxopt_compress.train import metrics
@@ -139,6 +141,30 @@ def with_shapes(model: Model, params: Any, variables: Any) -> Model:
   """
   known = _known(model.apply, params, variables, model.inputs)
   return dataclasses.replace(model, **known)
+
+
+def tree_of(params: Any, variables: Any) -> dict[str, Any]:
+  """All that has sizes: statistics of norms belong to the channels of weights."""
+  return {'params': params, 'variables': variables}
+
+
+def of_config(model: Model, plan: plan_lib.Plan) -> Model:
+  """The model of other sizes, built again of the numbers of its config that give them.
+
+  Raises:
+    ValueError: no numbers give them.
+  """
+  keywords = dict(model.keywords)
+  own_name = named.is_own(keywords['name'])
+  if isinstance(keywords.get('depths'), int) and not own_name:
+    # One number for all stages of a model says nothing of one of them.
+    keywords['depths'] = (keywords['depths'],) * len(keywords['widths'])
+
+  def shapes(keywords):
+    return tree_of(*model.shapes(keywords))
+
+  _, found = config_delta.config_delta(shapes, keywords, plan)
+  return build(model.name, found, model.inputs, model.task)
 
 
 def _known(apply, params, variables, x):

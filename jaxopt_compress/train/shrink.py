@@ -29,6 +29,8 @@ from jaxopt_compress.analysis import observe as observe_lib
 from jaxopt_compress.analysis import statistics
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.analysis.layers import streams
+from jaxopt_compress.analysis.plan import config_delta
+from jaxopt_compress.analysis.plan import config_numbers
 from jaxopt_compress.analysis.plan import fold_sizes
 from jaxopt_compress.analysis.plan import plan as plan_lib
 from jaxopt_compress.analysis.structure import structure as structure_lib
@@ -40,6 +42,8 @@ from jaxopt_compress.pruning.structured import compensate
 from jaxopt_compress.train import fields
 from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
+
+tree_of = model_lib.tree_of
 
 # Scores that are no function of a weight and its gradients.
 OTHERS = ('activations', 'random')
@@ -106,11 +110,6 @@ def check(where: str, shrink: options.Shrink) -> None:
       f'{where} says {costs}: all of it, so nothing goes. Say less, or leave'
       ' `shrink` out.'
     )
-
-
-def tree_of(params: Any, variables: Any) -> dict[str, Any]:
-  """All that shrinks: statistics of norms belong to the channels of weights."""
-  return {'params': params, 'variables': variables}
 
 
 def structure(model: model_lib.Model) -> structure_lib.Structure:
@@ -253,14 +252,32 @@ def folding(
 
 
 def resized(model: model_lib.Model, plan: plan_lib.Plan) -> model_lib.Model:
-  """The model that runs what a plan leaves."""
+  """The model that runs what a plan leaves.
+
+  Raises:
+    ValueError: its program has sizes itself, and no numbers of its config set them.
+  """
   tree = tree_of(model.params, model.variables)
   small = jax.eval_shape(lambda tree: plan_lib.shrink(plan, tree), tree)
+  again = model
   if any(name in plan.structure.layers for name in plan.sources):
     # Layers with names are modules: a model that has fewer is another one.
     keywords = _shallower(model, small)
-    model = model_lib.build(model.name, keywords, model.inputs)
-  return model_lib.with_shapes(model, small['params'], small['variables'])
+    again = model_lib.build(model.name, keywords, model.inputs, model.task)
+  try:
+    return model_lib.with_shapes(again, small['params'], small['variables'])
+  except Exception:  # whatever a model raises that has other sizes
+    if not has_own_sizes(plan):
+      raise
+    return model_lib.of_config(model, plan)
+
+
+def has_own_sizes(plan: plan_lib.Plan) -> bool:
+  """Whether sizes change that the program has itself, as that of a Linen module."""
+  groups = plan.structure.groups
+  return any(
+    groups[n].fixed and groups[n].size != k for n, k in plan.sizes.items()
+  )
 
 
 def _shallower(model, small) -> dict[str, Any]:
@@ -317,7 +334,7 @@ def _selected(shrink, model, found, worth, budget):
     # Of layers alone, the rules say all.
     keep=shrink.keep or (None if budget else 1.0),
     budget=budget,
-    by=_rules(shrink, found, worth),
+    by=_rules(shrink, model, found, worth),
     scope=shrink.scope,
     at_least=int(shrink.at_least) if shrink.at_least >= 1 else shrink.at_least,
     multiple=shrink.multiple,
@@ -325,11 +342,11 @@ def _selected(shrink, model, found, worth, budget):
   )
 
 
-def _rules(shrink, found, worth):
+def _rules(shrink, model, found, worth):
   """`by` of `select`: layers first, as they are never exact."""
   by = list(shrink.by)
   if not shrink.layers:
-    return by or None
+    return by or _of_keywords(model, found, worth)
   layers = streams.groups(found)
   if not layers:
     raise ValueError(
@@ -344,6 +361,28 @@ def _rules(shrink, found, worth):
       if n not in layers
     ]
   return [*((re.escape(name), shrink.layers) for name in layers), *by]
+
+
+def _of_keywords(model, found, worth):
+  """Rules for a network that has all sizes itself: what its keywords set may go."""
+  groups = [found.groups[name] for name in worth]
+  exact = [g.name for g in groups if not g.inexact]
+  if not exact or not all(map(_kept, groups)):
+    return None
+
+  def shapes(keywords):
+    return tree_of(*model.shapes(keywords))
+
+  may = config_delta.settable(shapes, model.keywords, found, exact)
+  if not may:
+    has = list(config_numbers.numbers(model.keywords))
+    raise ValueError(
+      f'Model {model.name!r} has the sizes of {exact[:5]} itself, so that a smaller'
+      f' one is built of other keywords, and none of {has} sets them without one that'
+      ' has to stay. Let it have a keyword for each width that may go, as in'
+      ' nn.Dense(self.width).'
+    )
+  return [(re.escape(n), 'keep' if n in may else None) for n in worth]
 
 
 def _kept(group) -> bool:

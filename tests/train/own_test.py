@@ -150,6 +150,26 @@ class OwnTest(parameterized.TestCase):
       page.stages[0].value, np.sqrt((e**2).mean()), places=3
     )
 
+  def test_a_linen_network_shrinks(self):
+    net = dict(name=f'{NETS}Linen', width=8, num_classes=2)
+    said = (
+      dict(name=f'{HERE}load', input='x', target='y', size=32),
+      dict(net=net),
+      {
+        'a': dict(steps=1, batch_size=8),
+        'b': dict(init='a', shrink=dict(keep=0.5), steps=1, batch_size=8),
+      },
+    )
+    regression = dict(name='regression', standardize=True)
+    page = self.run_(*said, task=regression, report=dict(export=('b',)))
+    # Kernels and biases of two layers, and the scale and bias of a norm.
+    sizes = [4 * n + 2 * n + 2 + n + 2 * n for n in (8, 4)]
+    self.assertEqual([r.parameters for r in page.stages], sizes)
+    self.assertIn('outputs differ by at most 0;', page.facts['export of b'])
+    # The plan is read again, and nothing is trained.
+    page = self.run_(*said, task=regression, report=dict(export=('b',)))
+    self.assertEqual([r.parameters for r in page.stages], sizes)
+
   def test_a_task_of_ones_own(self):
     data = dict(name=f'{HERE}load', input='x', target='y', size=32)
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Channels go before a stage begins: how many is known first, then which."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import parameterized
@@ -16,6 +17,8 @@ from jaxopt_compress.train import model as model_lib
 from jaxopt_compress.train import options
 from jaxopt_compress.train import shrink
 from jaxopt_compress.train import stages
+from jaxopt_compress.train.tasks import classification
+from tests.models.own import networks
 
 DATA = options.Data(name='digits')
 X = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
@@ -98,6 +101,33 @@ class LayersTest(parameterized.TestCase):
     model = model_lib.build('mlp', dict(widths=(4, 4)), X)
     with pytest.raises(ValueError, match='has none that pass one value on'):
       shrink.guessed(options.Shrink(layers=0.5), model)
+
+
+class OwnSizesTest(parameterized.TestCase):
+  def build(self, name, **said):
+    said = dict(name=f'{networks.__name__}:{name}', **said)
+    task = dataclasses.replace(classification.classification, loss_name='own')
+    return model_lib.build('net', said, X, task)
+
+  def test_a_linen_network_is_built_again(self):
+    model = self.build('Linen', width=8)
+    plan = shrink.guessed(options.Shrink(keep=0.5), model)
+    for found in (plan, plan_lib.Plan.from_json(plan.to_json())):
+      small = shrink.resized(model, found)
+      self.assertEqual(small.keywords, model.keywords | {'width': 4})
+      self.assertEqual(small.params['Dense_1']['kernel'].shape, (4, 3))
+      self.assertIs(small.task, model.task)
+
+  def test_no_keyword_says_the_size(self):
+    model = self.build('linen_of_a_function', classes=3)
+    with pytest.raises(
+      ValueError, match=r"none of \['classes'\] sets.*nn.Dense\(self.width"
+    ):
+      shrink.guessed(options.Shrink(keep=0.5), model)
+    by = (('.*layers_1/kernel:-1', 0.5), ('.*', None))
+    plan = shrink.guessed(options.Shrink(keep=0.5, by=by), model)
+    with pytest.raises(ValueError, match='has to become a number of'):
+      shrink.resized(model, plan)
 
 
 class ShrinkTest(parameterized.TestCase):

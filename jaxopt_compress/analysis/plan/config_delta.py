@@ -11,6 +11,7 @@ and the shapes that they give are those of the plan, all of them, or it is an er
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 import itertools
@@ -21,6 +22,7 @@ from jaxopt_compress.analysis.layers import renumbered
 from jaxopt_compress.analysis.layers import siblings
 from jaxopt_compress.analysis.plan import config_numbers
 from jaxopt_compress.analysis.plan import plan as plan_lib
+from jaxopt_compress.analysis.structure import structure as structure_lib
 from jaxopt_compress.core import rules as rules_lib
 
 Shapes = dict[str, tuple[int, ...]]
@@ -62,6 +64,42 @@ def config_delta(
   model = _Model(shapes, config, plan)
   best = _first(model)
   return best, config_numbers.replaced(config, best)
+
+
+def settable(
+  shapes: Callable[[Any], Any],
+  config: Any,
+  structure: structure_lib.Structure,
+  names: Collection[str],
+) -> set[str]:
+  """Those of some groups that numbers of a config set, and no other group with them.
+
+  Args:
+    shapes, config: as of `config_delta`.
+    structure: of the network that is there.
+    names: of the groups that may have other sizes.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import jaxopt_compress as jc
+  >>> shapes = lambda n: {'a': jnp.ones((3, n[0])), 'b': jnp.ones((n[0], 2))}
+  >>> f = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
+  >>> found = jc.structure(f)(shapes([8]), jnp.ones((1, 3)))
+  >>> settable(shapes, [8], found, ['a:-1'])
+  {'a:-1'}
+  """
+  slopes = _Model(shapes, config, plan_lib.Plan(structure, {})).slopes.values()
+  reached = [[{*structure.axes[path][i]} for path, i in s] for s in slopes]
+  may, before = set(names), None
+  while may != before:
+    before, free, bound = may, set(), set()
+    for axes in reached:
+      if all(axis & may for axis in axes):
+        free.update(*axes)
+      else:
+        # Of several groups on one axis, another one may be what it sets.
+        bound.update(*(axis for axis in axes if len(axis) == 1))
+    may = may & free - bound
+  return may
 
 
 class _Model:
