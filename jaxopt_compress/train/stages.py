@@ -27,6 +27,7 @@ from jaxopt_compress.train import fields
 from jaxopt_compress.train import final as final_lib
 from jaxopt_compress.train import grow
 from jaxopt_compress.train import model as model_lib
+from jaxopt_compress.train import named
 from jaxopt_compress.train import on_policy
 from jaxopt_compress.train import optimizer as optimizer_lib
 from jaxopt_compress.train import options
@@ -96,6 +97,17 @@ def build_all(
   return built
 
 
+def _refuse(e, stage, source):
+  """Raises a ValueError for a mistake of the user's, or of a model of theirs."""
+  if isinstance(e, ValueError):
+    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+  if named.is_own(str(source.keywords.get('name', ''))):
+    raise ValueError(
+      f'Stage {stage.name!r}: config.models.{source.name} does not take it.'
+      f' {type(e).__name__}: {e}'
+    ) from e
+
+
 def build(
   stage: options.Stage,
   source: model_lib.Model,
@@ -141,8 +153,9 @@ def build(
     _check_read(stage, blank, template.learned)
     distil.check_numbers(stage, model.answers)
     redraw = on_policy.redraws(stage, model, data)
-  except ValueError as e:
-    raise ValueError(f'Stage {stage.name!r}: {e}') from e
+  except Exception as e:
+    _refuse(e, stage, source)
+    raise
   step = train_step_lib.train_step(
     features.of_student(asked, stage, model),
     penalty.added(

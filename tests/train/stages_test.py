@@ -1,6 +1,7 @@
 """A stage: its options, its mistakes, and what it starts from."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -28,6 +29,17 @@ class BuildTest(parameterized.TestCase):
     quantize = options.Quantize(rules=((r'.*/kernl', 'W8A8'), (r'.*', None)))
     with pytest.raises(ValueError, match="Stage 's': .*kernl"):
       stages.build(_stage(steps=1, quantize=quantize), model, (), DATA)
+
+  def test_what_a_model_raises_is_a_mistake(self):
+    """Of one's own it is said in a line; of ours it is a fault of ours."""
+    model = model_lib.build('mlp', dict(in_features=64, widths=(8,)), X)
+    own = dataclasses.replace(model, name='m', keywords={'name': 'nets:Mine'})
+    raised = mock.Mock(side_effect=RuntimeError('other shapes'))
+    with mock.patch.object(stages.compressing, 'compression_of', raised):
+      with pytest.raises(ValueError, match="'s': config.models.m .*: other"):
+        stages.build(_stage(steps=1), own, (), DATA)
+      with pytest.raises(RuntimeError):
+        stages.build(_stage(steps=1), model, (), DATA)
 
 
 class ReadTest(parameterized.TestCase):
