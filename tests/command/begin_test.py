@@ -63,6 +63,19 @@ class BeginTest(parameterized.TestCase):
     loop.run(config, os.path.join(self.folder, 'work'), dry_run=True)
     self.assertFalse(os.path.exists('work'))
 
+  def test_a_network_of_ones_own_has_no_widths(self):
+    """What it is asked for is changed by :runlocal no further than it can be."""
+    path = pathlib.Path(self.folder) / 'mine.py'
+    text = begin.begin(['images'])
+    for n, depth in (((64, 128), 2), ((32, 64), 1)):
+      words = f'dict(widths={n}, depths={depth}, **sizes)'
+      self.assertIn(words, text)
+      text = text.replace(words, "dict(name='nets:MyNet')")
+    path.write_text(text)
+    models = _config(path, 'runlocal').models
+    self.assertNotIn('widths', models.teacher)
+    self.assertNotIn('widths', models.student)
+
   def test_prints(self):
     self.assertEqual(begin.begin([]), begin.begin(['images']))
     self.assertIn('TRAIN, TEST = ', begin.begin([]))

@@ -106,6 +106,10 @@ def get_config(arg=''):
     for stage in c.stage.values():
       if stage.get('steps'):
         stage.update(steps=4, batch_size=8, eval_every=2)
-    c.models.teacher.widths, c.models.student.widths = (8, 16), (4, 8)
+    for name, widths in (('teacher', (8, 16)), ('student', (4, 8))):
+      if 'widths' in c.models.get(
+        name, {}
+      ):  # A network of your own has others.
+        c.models[name].widths = widths
     c.report.update(seconds=0.0, batches=(1,))
   return plan.complete(c)
