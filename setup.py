@@ -128,6 +128,7 @@ setuptools.setup(
       examples := [
         'flatbuffers>=24.3',
         'grain>=0.2.10',
+        'pillow>=10.0',
         'safetensors>=0.5',
         'scikit-learn>=1.4',
         'tqdm>=4.66',

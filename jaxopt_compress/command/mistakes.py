@@ -24,7 +24,7 @@ _LIMITS = {
 }
 # The modules of what setup.py lists as extras.
 _EXTRAS = {
-  'examples': ('flatbuffers', 'grain', 'safetensors', 'sklearn', 'tqdm'),
+  'examples': ('flatbuffers', 'grain', 'PIL', 'safetensors', 'sklearn', 'tqdm'),
   'tensorboard': ('tensorboardX',),
 }
 

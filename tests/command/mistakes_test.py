@@ -122,6 +122,7 @@ class MistakesTest(parameterized.TestCase):
     self.assertEqual(mistakes.said(MemoryError()), 'MemoryError')
 
   @parameterized.parameters(
+    ('PIL', "No PIL. Run pip install 'jaxopt_compress[examples]'."),
     ('grain', "No grain. Run pip install 'jaxopt_compress[examples]'."),
     ('sklearn.datasets', "No sklearn.datasets. Run pip install 'jaxopt"),
     ('tensorboardX', "No tensorboardX. Run pip install 'jaxopt_compress[tens"),
