@@ -17,6 +17,7 @@ from typing import Any
 from typing import NamedTuple
 
 from jaxopt_compress.analysis import uses as uses_lib
+from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
 
 # The keywords, in the order in which they speak of a weight, and what they are for.
@@ -57,6 +58,7 @@ def rules_for(
   first: Any = _LEFT_OUT,
   last: Any = _LEFT_OUT,
   at_least: int = 4096,
+  **unknown: Any,
 ) -> Rules:
   r"""Rules that give each weight the value of the operation that it is used in.
 
@@ -99,6 +101,8 @@ def rules_for(
   'l1'  'W8A8'  1 weight, 4,096 elements: dot
   '.*'  None    the rest: l2 (last), 1 leaf in no product
   """
+  for word in unknown:
+    choices.one_of('A keyword of rules_for', word, (*_ORDER, 'at_least'))
   values = zip(_ORDER, (last, first, gather, experts, conv, dot), strict=True)
   given = {k: v for k, v in values if v is not _LEFT_OUT}
   weights = {path: _weight(met) for path, met in uses_lib.checked(uses).items()}

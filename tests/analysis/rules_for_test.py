@@ -116,6 +116,7 @@ class RulesForTest(parameterized.TestCase):
     self.assertEqual(found, dict(sorted(want.items())))
 
   @parameterized.named_parameters(
+    ('a_typo', dict(dott=8), r"keyword of rules_for is 'dott'.*mean 'dot'"),
     ('nothing_asked', {}, r'Say for which'),
     ('no_such_kind', dict(conv=1), r'conv=1 is for no weight: .* gather for 2, .* dot for 5'),
     ('small', dict(gather=8), r'embed, position have fewer than at_least=4096 elements .at_least=0 takes'),
