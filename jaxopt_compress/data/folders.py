@@ -76,6 +76,8 @@ def read(
           f' have {pictures[0].shape}. Bring all to one size, and all to grey or'
           ' to colours: size=(64, 64) and channels=3 do both here.'
         )
+  if not root.is_dir():
+    raise ValueError(f'There is no folder {root}. Check the path.')
   if not pictures:
     raise ValueError(
       f'No images in {root}. It needs a folder for each class, with files'

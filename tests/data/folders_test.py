@@ -154,8 +154,10 @@ class FoldersTest(parameterized.TestCase):
       folders.read(str(self.root))
 
   def test_folders_that_do_not_fit(self):
-    with self.assertRaisesRegex(ValueError, 'No images in .* each class'):
+    with self.assertRaisesRegex(ValueError, 'There is no folder .*train'):
       folders.read(str(self.root), 'train')
+    with self.assertRaisesRegex(ValueError, 'No images in .* each class'):
+      folders.read(str(self.root))
     self.write('train/cat/0.png')
     self.write('train/cat/old/0.png')
     with self.assertRaisesRegex(ValueError, 'cat/old is a folder of images'):
