@@ -182,10 +182,11 @@ def _against(report):
     "'against' is the teacher of a stage; of one without, the reference of this"
     ' report.'
   )
-  if any(r.agreement for r in report.answers):
+  if ks := {k for r in report.answers for k in r.agreement}:
+    k = max(ks)
     said += (
-      " agreement@5: how often that one's first choice is among the first 5 of the"
-      ' stage.'
+      f" agreement@{k}: how often that one's first choice is among the first {k} of"
+      ' the stage.'
     )
   if any(r.difference is not None for r in report.answers):
     said += (

@@ -60,6 +60,10 @@ class PageTest(parameterized.TestCase):
     for told in (text, page.text(back)):
       self.assertIn('of one without, the reference of this report', told)
     self.assertNotIn('reference', page.text(page.Report('none to compare')))
+    few = dataclasses.replace(report.answers[1], agreement={1: 0.9, 3: 1.0})
+    told = page.text(page.Report('three classes', answers=[few]))
+    self.assertIn('agreement@3: how often', told)
+    self.assertNotIn('agreement@5', told)
 
   def test_json_is_strict(self):
     folder = temporary(self)
