@@ -58,10 +58,18 @@ def changed(job: job_lib.Job) -> dict[str, str]:
       if then.get(name, digest) != digest:
         stages.setdefault(name, []).append(stage.name)
   return {
-    name: f'has changed since {", ".join(some)} began; what is finished is kept as it'
-    ' is (remove its folder in stages, or take another workdir, to make it anew)'
+    name: f'has changed since {", ".join(some)} began; {_kept(job, some)}'
     for name, some in stages.items()
   }
+
+
+def _kept(job, stages) -> str:
+  if not any(job.stage(name).exists() for name in stages):
+    return 'what was trained goes on with it as it is now'
+  return (
+    'what is finished is kept as it is (remove its folder in stages, or take another'
+    ' workdir, to make it anew)'
+  )
 
 
 def _read(work) -> dict[str, Any]:

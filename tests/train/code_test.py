@@ -32,6 +32,7 @@ class CodeTest(parameterized.TestCase):
       plan=plan_lib.parse(config),
       work=self.root,
       checkpoints=lambda name: self.root / 'checkpoints' / name,
+      stage=lambda name: self.root / 'stages' / name,
     )
 
   def write(self, text):
@@ -52,7 +53,10 @@ class CodeTest(parameterized.TestCase):
     self.assertLen(found, 2)
     for name, said in found.items():
       self.assertStartsWith(name, str(self.root))
-      self.assertIn('has changed since a began', said)
+      self.assertIn('has changed since a began; what was trained goes', said)
+    job.stage('a').mkdir(parents=True)
+    for said in code.changed(job).values():
+      self.assertIn('what is finished is kept', said)
     # A stage that goes on keeps what it began with.
     job.checkpoints('a').mkdir(parents=True)
     code.note(job, job.plan.stages[0])
