@@ -75,7 +75,7 @@ def hoist(fun: Callable) -> Callable[..., tuple[Callable, dict]]:
     arrays = [x for _, x in rules_lib.named_leaves(params) if walk.is_array(x)]
     weights = {name: split.value(name, arrays) for name in split.leaves}
     run = _on_weights(fun, like, _sizes(params))
-    return run, _nested(weights)
+    return run, leaves_lib.nested(weights)
 
   return hoisted
 
@@ -237,22 +237,3 @@ def _checked(
         f' {want[1]}{list(want[0])} of its parameters. {_AGAIN}'
       )
   return given
-
-
-def _nested(named: Mapping[str, Any]) -> dict:
-  """Nested dicts, from names with '/'."""
-  tree = {}
-  for name, x in named.items():
-    *modules, last = name.split('/')
-    inner = tree
-    for module in modules:
-      inner = inner.setdefault(module, {})
-      if not isinstance(inner, dict):
-        break
-    if not isinstance(inner, dict) or last in inner:
-      raise ValueError(
-        f'{name!r} cannot be a leaf beside another one of that name, or of the name'
-        ' of its module. Rename the parameter.'
-      )
-    inner[last] = x
-  return tree

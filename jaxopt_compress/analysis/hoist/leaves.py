@@ -27,6 +27,7 @@ that computes it, as in 'kernel_div'.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from jaxopt_compress.analysis import moved
 from jaxopt_compress.analysis import storage
@@ -202,6 +203,25 @@ def joined(paths: Sequence[str]) -> str:
     middles = [*middles[: _MOST_NAMES - 1], f'{more}_more']
   ends = words[0][len(words[0]) - last :]
   return '/'.join([*words[0][:first], '&'.join(middles), *ends])
+
+
+def nested(named: Mapping[str, Any]) -> dict:
+  """Nested dicts, from names with '/'."""
+  tree = {}
+  for name, x in named.items():
+    *modules, last = name.split('/')
+    inner = tree
+    for module in modules:
+      inner = inner.setdefault(module, {})
+      if not isinstance(inner, dict):
+        break
+    if not isinstance(inner, dict) or last in inner:
+      raise ValueError(
+        f'{name!r} cannot be a leaf beside another one of that name, or of the name'
+        ' of its module. Rename the parameter.'
+      )
+    inner[last] = x
+  return tree
 
 
 def _common(words, most) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.analysis.hoist import leaves
 from jaxopt_compress.core import rules
 from jaxopt_compress.models.own import signature
 
@@ -31,7 +32,7 @@ def parts(where: str, build: Callable[..., Any], x: Any) -> tuple[Any, Any]:
   def init(key):
     found = dict(rules.named_leaves(build(key)))
     return tuple(
-      _nested(
+      leaves.nested(
         {n: found[n] for n, is_float in trained.items() if is_float is which}
       )
       for which in (True, False)
@@ -66,15 +67,3 @@ def _in_mode(model, train):
   if equinox is None:
     return model
   return equinox.nn.inference_mode(model, value=not train)
-
-
-def _nested(flat):
-  """{'a/b': x} as {'a': {'b': x}}."""
-  tree = {}
-  for name, x in flat.items():
-    *folders, last = name.split('/')
-    place = tree
-    for folder in folders:
-      place = place.setdefault(folder, {})
-    place[last] = x
-  return tree
