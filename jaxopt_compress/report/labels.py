@@ -29,7 +29,9 @@ def beside(
   for (x, y), name in zip(points, names, strict=True):
     places = list(_places(x, y, svg.wide(name)))
     free = (p for p in places if not _meets(p, taken, width))
-    place = next(free, places[0])
+    # Where all is full, over another name rather than over the edge.
+    inside = (p for p in places if not _meets(p, (), width))
+    place = next(free, next(inside, places[0]))
     taken.append(place)
     left, top, _, bottom = place
     middle = (top + bottom) / 2

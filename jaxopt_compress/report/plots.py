@@ -57,7 +57,8 @@ def _scatter(points, reference):
     )
   ]
   at = [(x(r.bytes_memory), y(r.value)) for r in points]
-  written = [(0, 0, x.start - 6, 380)]  # the numbers of the axis
+  # The numbers of the axes.
+  written = [(0, 0, x.start - 6, 380), (0, y.start + 2, 720, 380)]
   if bar is not None:
     said = f'within {pays.WITHIN:.0%} of {reference.name}'
     written.append(labels.above(x, y(bar), said, at))

@@ -48,3 +48,7 @@ class LabelsTest(parameterized.TestCase):
     drawn = labels.beside([(700, 50)], ['a name of a stage'], width=720)
     x = float(re.search(r'x="([\d.]+)"', drawn)[1])
     self.assertLess(x + svg.wide('a name of a stage'), 720)
+    full = [(600, 0, 720, 400), (400, 0, 700, 400)]
+    drawn = labels.beside([(700, 50)], ['a name of a stage'], 720, full)
+    x = float(re.search(r'<text[^>]* x="([\d.]+)"', drawn)[1])
+    self.assertLess(x + svg.wide('a name of a stage'), 720)
