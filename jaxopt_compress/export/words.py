@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
+import types
 import typing
 from typing import Any
 
@@ -259,12 +260,32 @@ def _record(said, hint, prefix, array_at):
   """A leaf, or a dataclass in one; `hint` is its type where it does not say it."""
   cls = _type(said['leaf']) if 'leaf' in said else _dataclass_of(hint)
   hints = typing.get_type_hints(cls)
-  return cls(
-    **{
-      key: _field(x, hints.get(key), prefix + key, array_at)
-      for key, x in said['fields'].items()
-    }
-  )
+  fields = {}
+  for key, x in said['fields'].items():
+    fields[key] = _field(x, hints.get(key), prefix + key, array_at)
+    if not _fits(fields[key], hints.get(key)):
+      raise ValueError(
+        f'{prefix}{key} is {fields[key]!r:.80}, not {hints[key]}'
+      )
+  return cls(**fields)
+
+
+def _fits(x, hint) -> bool:
+  """Whether a field is what its class says, where that is of arrays and words."""
+  origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    return any(_fits(x, kind) for kind in kinds)
+  if origin is tuple:
+    each = kinds[:1] * len(x) if ... in kinds and type(x) is tuple else kinds
+    whole = type(x) is tuple and len(x) == len(each)
+    return whole and all(map(_fits, x, each))
+  if hint is float:
+    return type(x) in (int, float)
+  if hint in (type(None), bool, int, str):
+    return type(x) is hint
+  # A leaf without its arrays has None for each.
+  words = (*_SCALARS, tuple, dict, np.dtype)
+  return hint is not jax.Array or not isinstance(x, words)
 
 
 def _field(said, hint, name, array_at):
