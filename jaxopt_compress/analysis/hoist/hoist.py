@@ -34,7 +34,8 @@ def hoist(fun: Callable) -> Callable[..., tuple[Callable, dict]]:
 
   The two parts together do what the function does, operation by operation, so that
   the result is the same to the bit where operations run one by one, as under
-  `jax.disable_jit`; where XLA fuses them it differs as other fusions differ. Nothing
+  `jax.disable_jit`, except for a loop over parameters, which may run compiled; where
+  XLA fuses them it differs as other fusions differ. Nothing
   is taken out of random operations, of a function with a derivative of its own, or of
   a `shard_map`; their parameters are leaves as they are.
 
