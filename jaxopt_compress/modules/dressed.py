@@ -22,13 +22,8 @@ from jaxopt_compress.modules import written
 def dress(tree: Any, like: Any) -> Any:
   """As `verbs.dress`."""
   share(tree, like)
+  check_reached(tree)
   for x in _objects(tree):
-    if isinstance(x, nnx.Module) and jax.tree_util.all_leaves([x]):
-      raise ValueError(
-        f'{type(x).__name__} is a module that is no pytree (pytree=False), so its'
-        ' weights are not reached. Derive it from nnx.Module without pytree=False,'
-        ' or take it apart: graphdef, params = nnx.split(model).'
-      )
     for node in _modules(x):
       kind = type(node).__dict__.get('__wrapped__', type(node))
       if written.has_leaves(node):
@@ -36,6 +31,17 @@ def dress(tree: Any, like: Any) -> Any:
       if kind is not type(node):
         object.__setattr__(node, '__class__', kind)
   return tree
+
+
+def check_reached(tree: Any) -> None:
+  """Raises ValueError for a module whose weights no tree map reaches."""
+  for x in _objects(tree):
+    if isinstance(x, nnx.Module) and jax.tree_util.all_leaves([x]):
+      raise ValueError(
+        f'{type(x).__name__} is a module that is no pytree (pytree=False), so its'
+        ' weights are not reached. Derive it from nnx.Module without pytree=False,'
+        ' or take it apart: graphdef, params = nnx.split(model).'
+      )
 
 
 def share(tree: Any, like: Any) -> None:

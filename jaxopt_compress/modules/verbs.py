@@ -58,11 +58,12 @@ def uses(fun):
 
   @functools.wraps(of_leaves)
   def used(params, *args, **kwargs):
-    found = of_leaves(params, *args, **kwargs)
     if not _flax_is_loaded():
-      return found
+      return of_leaves(params, *args, **kwargs)
     from jaxopt_compress.modules import dressed
 
+    dressed.check_reached(params)
+    found = of_leaves(params, *args, **kwargs)
     for paths in dressed.shared_paths(params):
       # One leaf, which is used wherever one of its paths is.
       together = dict.fromkeys(use for path in paths for use in found[path])

@@ -124,6 +124,8 @@ class CallTest(parameterized.TestCase):
 
     with self.assertRaisesRegex(ValueError, 'Opaque is a module that is no'):
       jc.quantize(Opaque(), [('.*', None)])
+    with self.assertRaisesRegex(ValueError, 'Opaque is a module that is no'):
+      jc.uses(lambda m: 2 * m.kernel)(Opaque())
 
 
 class TakenApartTest(parameterized.TestCase):
