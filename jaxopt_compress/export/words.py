@@ -340,6 +340,11 @@ def _scalar(x, name):
 
 def _children(x) -> list[tuple[Any, Any]] | None:
   """[(key of JAX, child), ...] of a node, one level down; None of a leaf."""
+  if type(x) is dict and len({type(k) is str for k in x}) > 1:
+    raise ValueError(
+      f'A dict has the keys {list(x)[:8]}, and JAX sorts keys of one kind only. Make'
+      ' all of them strings.'
+    )
   flat, _ = jax.tree_util.tree_flatten_with_path(
     x, is_leaf=lambda y: y is not x
   )

@@ -16,6 +16,7 @@ from flax import nnx
 from flax.core import freeze
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -290,6 +291,8 @@ class TreesTest(parameterized.TestCase):
     ('complex', [1j], '0 is 1j, of type complex'),
     ('function', {'f': print}, 'f is <built-in function print>'),
     ('key', {'a': {(1, 2): W}}, r'a has the key \(1, 2\)'),
+    ('keys of two kinds', {1: W, '1': W}, r"keys \[1, '1'\].*of one kind only"),
+    ('six bits', [np.ones(2, ml_dtypes.float6_e2m3fn)], 'which no file says'),
     ('abstract', {'w': jax.ShapeDtypeStruct((2,), 'f4')}, 'w is ShapeDtype'),
     ('parts that were cast', {'w': jax.tree.map(
       lambda x: x.astype(jnp.bfloat16), quantized('int8'))}, 'qvalue is bfloat16'),
