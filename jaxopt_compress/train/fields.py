@@ -141,6 +141,12 @@ def _value(where, value, said):
     return read(type(default), where, value)
   if said.also and type(value) is said.also:
     return value
+  if said.also is dict and type(value) is str:
+    raise ValueError(
+      f'{where} is {value!r}; such a word stands in rules,'
+      f" ((r'.*/kernel', {value!r}), (r'.*', None)), or beside what a weight is used"
+      f' for, dict(dot={value!r}).'
+    )
   return number(where, value, default, said.within)
 
 

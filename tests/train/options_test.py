@@ -152,6 +152,12 @@ class RangesTest(parameterized.TestCase):
 
 
 class StageTest(absltest.TestCase):
+  def test_a_word_alone_is_no_rule(self):
+    with self.assertRaisesRegex(ValueError, r"quantize is 'W8A9'.*dict\(dot="):
+      fields.read(
+        options.Stage, 'c', dict(name='s', model='m', quantize='W8A9')
+      )
+
   def test_keys(self):
     self.assertEqual(list(fields.defaults_of(options.Stage)), STAGE)
 
