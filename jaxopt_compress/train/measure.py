@@ -162,6 +162,12 @@ def _latency(job, built, finished, deployed):
       against=group[0].stage.name,
       seconds=job.plan.report.seconds,
     )
+  if not job.plan.report.seconds:  # A few calls, which say nothing of a speed.
+    unknown = dict(speed=None, speed_low=None, speed_high=None)
+    latency = {
+      name: {n: dataclasses.replace(t, **unknown) for n, t in found.items()}
+      for name, found in latency.items()
+    }
   return latency
 
 

@@ -70,6 +70,7 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(set(found.latency), {'float', 'int8'})
     self.assertEqual(set(found.latency['int8']), {1, 3})
     self.assertEqual(found.latency['int8'][1].against, 'float')
+    self.assertIsNone(found.latency['int8'][1].speed)  # of no seconds
     self.assertEqual(list(found.kernels), ['int8'])
     self.assertEmpty(found.exports)
 
