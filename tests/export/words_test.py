@@ -66,7 +66,7 @@ class WordsTest(parameterized.TestCase):
       words.to_static({**said, 'leaf': 'os.system'}, {}.get)
     leaf = jc.pruning.Masked(W, W > 0, gradient=print)
     with self.assertRaisesRegex(
-      ValueError, 'gradient is .*a builtin.*no file says'
+      ValueError, 'gradient is .*of type builtin.*no file says'
     ):
       words.of_static(leaf)
 
