@@ -132,7 +132,7 @@ class PruneTest(parameterized.TestCase):
       prune.prune(params, rules, in_out.IN_OUT)
 
   def test_shares_and_rows_need_axes(self):
-    params = {'w': jnp.ones((2, 4, 4)), 'v': jnp.ones((4, 4))}
+    params = {'w': jnp.ones((2, 4, 4)), 'v/kernel': jnp.ones((4, 4))}
     for options in (dict(allocation='erk'), dict(scope='row')):
       rules = [('.*', Sparsity(0.5, **options))]
       with self.assertRaisesRegex(ValueError, 'Which axes of w.*Pass uses'):

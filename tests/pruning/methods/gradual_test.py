@@ -145,14 +145,14 @@ class GradualTest(parameterized.TestCase):
     rules = [(r'w', spec)]
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always')
-      gradual(rules).init(params)
-      jax.jit(gradual(rules).init)(params)
+      gradual(rules, in_out.IN_OUT).init(params)
+      jax.jit(gradual(rules, in_out.IN_OUT).init)(params)
     self.assertEqual(len(caught), told)
     if told:
       self.assertRegex(str(caught[0].message), r'^w: .* of its 64 weights')
     # No two weights are equal, or which of them stays is all the same.
     for w in (jnp.arange(1.0, 65.0), jnp.maximum(jnp.arange(64.0) - 40, 0)):
-      gradual(rules).init({'w': w.reshape(8, 8)})
+      gradual(rules, in_out.IN_OUT).init({'w': w.reshape(8, 8)})
 
   def test_layers_of_a_stack_are_not_emptied_without_uses(self):
     w = jax.random.normal(jax.random.key(0), (3, 8, 8))
