@@ -27,7 +27,7 @@ ASYM = jc.Scheme(
 )
 
 
-def quantized(w, scheme='W8A16', uses=None):
+def quantized(w, scheme='W8A16', uses=in_out.IN_OUT):
   return jc.quantize({'w': w}, [(r'w', scheme)], uses)['w']
 
 
@@ -186,8 +186,8 @@ class ArraysTest(parameterized.TestCase):
     """qwix 0.1.8: all but slices, shapes and casts raise."""
     w = jax.random.normal(jax.random.key(3), w_shape) / np.sqrt(32)
     x = jax.random.normal(jax.random.key(4), x_shape)
-    uses = None
-    if len(w_shape) > 2:  # where Flax's convention says too little
+    uses = in_out.IN_OUT
+    if len(w_shape) > 2:
       uses = jc.uses(lambda p, x: f(p['w'], x))({'w': w}, x)
     q = quantized(w, 'W8A16', uses)
     self.assertIsInstance(q, jc.QArray)
