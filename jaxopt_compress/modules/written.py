@@ -90,7 +90,7 @@ def call(
     return program.write(values, keep)
 
 
-class _MaybeOverwritten(Exception):  # noqa: N818  (it never leaves this file)
+class _MaybeOverwritten(Exception):
   """A compressed weight is another object after a call than before."""
 
 

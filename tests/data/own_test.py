@@ -18,8 +18,8 @@ class OwnTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(x=X, y=Y, name=['a', 'b', 'c']),
     dict(x=X.tolist(), y=Y.tolist()),
-    [dict(x=x, y=y) for x, y in zip(X, Y)],  # noqa: B905
-    grain.MapDataset.source([dict(x=x, y=y) for x, y in zip(X, Y)]),  # noqa: B905
+    [dict(x=x, y=y) for x, y in zip(X, Y)],
+    grain.MapDataset.source([dict(x=x, y=y) for x, y in zip(X, Y)]),
   )
   def test_forms(self, *args, **kwargs):
     found = read(kwargs or (args[0] if len(args) == 1 else list(args)))

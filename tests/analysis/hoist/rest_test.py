@@ -87,7 +87,7 @@ class RestTest(absltest.TestCase):
     both = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), weights)
     got, _ = jax.vmap(on_weights, (0, None))(both, X)
     for i, scale in enumerate((1, 2)):
-      scaled = jax.tree.map(lambda w: scale * w, params)  # noqa: B023
+      scaled = jax.tree.map(lambda w, by=scale: by * w, params)
       np.testing.assert_allclose(got[i], fun(scaled, X)[0], rtol=1e-5)
 
 

@@ -34,7 +34,7 @@ class LinenPair(nn.Module):
 
 
 def linen_of_a_function(classes):
-  flatten = lambda x: x.reshape(len(x), -1)  # noqa: E731
+  flatten = lambda x: x.reshape(len(x), -1)
   return nn.Sequential([flatten, nn.Dense(4), nn.relu, nn.Dense(classes)])
 
 
