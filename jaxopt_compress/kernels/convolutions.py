@@ -1,0 +1,97 @@
+"""What kernels of convolutions do: images of any layout to what the C++ kernels read.
+
+    y = conv(there(x), leaf),   back(y)
+
+`there` takes the axes of an image to [images, height, width, channels], `back` the
+results to the order that the operation gives.
+"""
+
+import dataclasses
+
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import lift
+from jaxopt_compress.kernels import dispatch
+from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels.leaves import plan as plan_lib
+from jaxopt_compress.kernels.leaves import portable
+from jaxopt_compress.quantization import dot
+from jaxopt_compress.quantization import qarray
+
+_KERNELS = (leaves.PanelArray, leaves.StreamArray, leaves.QuadArray)
+
+
+def convolution(lhs, rhs, epilogue=None, **params):
+  if not isinstance(rhs, _KERNELS):
+    return lift.Dense('it is the image of a convolution, not the kernel')
+  declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
+  if declined:
+    return declined
+  images, feature, *space = params['dimension_numbers'].lhs_spec
+  out_images, out_feature, *out_space = params['dimension_numbers'].out_spec
+  if epilogue and out_feature != lhs.ndim - 1:
+    return NotImplemented
+  # Kernels read [images, height, width, channels]; an image of one axis has height
+  # one. `there` takes the axes of the operand to that order, `back` its results to
+  # the order that the operation gives.
+  there = (images, *space, feature)
+  given = (out_images, *out_space, out_feature)
+  back = tuple(given.index(i) for i in range(lhs.ndim))
+  flat = len(space) == 1
+
+  def to_kernel(x, order):
+    x = lax.transpose(x, order)
+    return x[:, None] if flat else x
+
+  def from_kernel(y, order):
+    return lax.transpose(y[:, 0] if flat else y, order)
+
+  kind = qarray.QArray if rhs.plan.act is None else qarray.QDotArray
+  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
+  wide = params | {'preferred_element_type': jnp.dtype(jnp.float32)}
+  origin = tuple(there.index(i) for i in range(lhs.ndim))
+
+  def in_xla(x, leaf):
+    y = rule(from_kernel(x, origin), portable.unpack(leaf), **wide)
+    return to_kernel(y, given)
+
+  if epilogue and epilogue.other is not None:
+    other = to_kernel(epilogue.other, given)
+    epilogue = dataclasses.replace(epilogue, other=other)
+  y = dispatch.convolution(
+    to_kernel(lhs, there), rhs, in_xla, epilogue, **_geometry(params, flat)
+  )
+  if y is NotImplemented:
+    return y
+  preferred = params['preferred_element_type']
+  return from_kernel(y, back).astype(dot.result_dtype(preferred, lhs, rhs))
+
+
+def _geometry(params, flat):
+  """Strides, padding and dilations along height and width."""
+  ones = ((1,), ((0, 0),)) if flat else ((), ())
+  return dict(
+    strides=(*ones[0], *params['window_strides']),
+    padding=(*ones[1], *map(tuple, params['padding'])),
+    lhs_dilation=(*ones[0], *params['lhs_dilation']),
+    rhs_dilation=(*ones[0], *params['rhs_dilation']),
+  )
+
+
+def _not_its_windows(leaf, params) -> lift.Dense | None:
+  """Declines convolutions that it is not the kernel of."""
+  m = leaf.plan.matrix
+  out, feature, *space = params['dimension_numbers'].rhs_spec
+  if plan_lib.stack(leaf) or leaf.plan.sparse is not None or len(space) > 2:
+    return lift.Dense('no kernel for this convolution')
+  if params['batch_group_count'] != 1:
+    return lift.Dense('a convolution grouped over the batch')
+  if params['feature_group_count'] != leaf.plan.feature_groups:
+    return lift.Dense('it is packed for another number of groups of features')
+  if any(p < 0 for pair in params['padding'] for p in pair):
+    return lift.Dense('a convolution that cuts its image')
+  rows = tuple(m.order[i] for i in (*space, feature))
+  if rows != tuple(range(len(m.rows))) or len(m.columns) != 1:
+    return lift.Dense('it is packed in another order than windows')
+  return None
