@@ -1,6 +1,7 @@
 """The one place where a product is given to a kernel.
 
     product(x, leaf) = x @ leaf,  x [..., m, k], leaf [..., k, n]
+    products(x, leaves, norm) = norm(x) @ leaf  of each
 
 On CPUs the library of C++ computes it, on GPUs and TPUs what was laid out for them
 goes to its kernel; anywhere else, and where the library was not built, the rules of
@@ -8,6 +9,7 @@ goes to its kernel; anywhere else, and where the library was not built, the rule
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -21,6 +23,7 @@ import numpy as np
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import numbers
@@ -63,6 +66,38 @@ def product(
     kernels['cpu'] = functools.partial(_matmul, out_dtype=out_dtype, path=path)
   in_xla = functools.partial(_in_xla, out_dtype=out_dtype)
   return _where_there_are(kernels, in_xla, x, leaf, epilogue)
+
+
+def products(
+  x: jax.Array,
+  weights: Sequence[leaves.PackedArray | leaves.TiledArray],
+  results: Sequence[jnp.dtype],
+  epilogue_of: Sequence[epilogues.Epilogue | None],
+  norm: norms.Norm | None = None,
+  keep: bool = False,
+) -> tuple[jax.Array, ...]:
+  """What several products with the same rows give: `norm(x) @ w` for each weight.
+
+  Args:
+    x: [stack..., m, k] floating.
+    weights: each as for `product`, with k rows.
+    results: for each weight, the dtype that its results are for.
+    epilogue_of: for each weight, what is done with its results, or None.
+    norm: of the rows of x, or None.
+    keep: whether the norm of x is wanted, too.
+
+  Returns:
+    [stack..., m, n] for each weight, float32, or bfloat16 if they are for that; and
+    with `keep` the rows that were multiplied: [stack..., m, k] of the dtype of x.
+  """
+  rows = x if norm is None else norm(x)
+  out = []
+  for leaf, result, epilogue in zip(weights, results, epilogue_of, strict=True):
+    y = product(rows, leaf, result, epilogue)
+    # An epilogue that is for XLA.
+    y = epilogue(product(rows, leaf, result)) if y is NotImplemented else y
+    out.append(y)
+  return (*out, rows) if keep else tuple(out)
 
 
 def _is_ours(leaf, epilogue) -> bool:
