@@ -7,5 +7,6 @@ from jaxopt_compress.kernels.leaves import TiledArray as TiledArray
 from jaxopt_compress.kernels.pack import pack as pack
 from jaxopt_compress.kernels.pack import packable as packable
 from jaxopt_compress.kernels.pack import unpack as unpack
+from jaxopt_compress.kernels.scores import attention as attention
 
 rules.register()
