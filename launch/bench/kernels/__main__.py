@@ -38,6 +38,7 @@ import jax
 import numpy as np
 
 from jaxopt_compress.kernels.cpu import native
+from launch.bench.kernels import bars as bars_lib
 from launch.bench.kernels import cells
 from launch.bench.kernels import mlp
 from launch.bench.kernels import models
@@ -73,25 +74,6 @@ _CONTEXT = flags.DEFINE_integer(
   'context', 128, 'Tokens that the cache of the decoder holds; it is half full.'
 )
 _TINY = flags.DEFINE_bool('tiny', False, 'Whole models, as small as possible.')
-
-
-class Bars:
-  """What is claimed, and whether it was measured."""
-
-  def __init__(self):
-    self._lines, self._missed = [], 0
-
-  def add(self, what: str, measured: float, wanted: float, note: str = ''):
-    missed = measured < wanted
-    self._missed += missed
-    word = 'MISSED' if missed else 'MET'
-    line = f'  {what:58s} {measured:6.2f} of {wanted:.2f}  {word:6s}  {note}'
-    self._lines.append(line.rstrip())
-
-  def show(self):
-    met = len(self._lines) - self._missed
-    print(f'\nBars: {met} met, {self._missed} missed')
-    print('\n'.join(self._lines))
 
 
 def _compile_ceilings(folder) -> turns.Worker | None:
@@ -285,7 +267,10 @@ def main(_):
   # Where it is the best there is, the automatic path is this one.
   if cells.VNNI in native.paths() and native.paths()[0] == 'amx':
     paths.append(cells.VNNI)
-  bars, how = Bars(), dict(rounds=_ROUNDS.value, budget=_TURN_MS.value / 1e3)
+  bars, how = (
+    bars_lib.Bars(),
+    dict(rounds=_ROUNDS.value, budget=_TURN_MS.value / 1e3),
+  )
   with tempfile.TemporaryDirectory() as folder:
     worker = _compile_ceilings(folder)
     _about_the_machine(worker)

@@ -1,0 +1,20 @@
+"""Which claims were measured."""
+
+
+class Bars:
+  """What is claimed, and whether it was measured."""
+
+  def __init__(self):
+    self._lines, self._missed = [], 0
+
+  def add(self, what: str, measured: float, wanted: float, note: str = ''):
+    missed = measured < wanted
+    self._missed += missed
+    word = 'MISSED' if missed else 'MET'
+    line = f'  {what:58s} {measured:8.4f} of {wanted:.4f}  {word:6s}  {note}'
+    self._lines.append(line.rstrip())
+
+  def show(self):
+    met = len(self._lines) - self._missed
+    print(f'\nBars: {met} met, {self._missed} missed')
+    print('\n'.join(self._lines))

