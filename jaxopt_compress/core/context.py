@@ -6,6 +6,7 @@ one call of a lifted function; the bodies of its jits, loops and branches share 
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 from typing import Any
@@ -25,28 +26,6 @@ class Dense:
   """
 
   reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-  """Several equations of a body that one rule computes together.
-
-  Attributes:
-    equation: the first of them, or the one equation of a body that it calls: what
-      is recorded as met.
-    operands: the variables and literals that the first one reads.
-    indices: the positions of the others in their body, in order.
-    reads: variables and literals that the others read besides.
-    run: (values of the operands, read) -> the result of the last equation, where
-      `read` gives the value of each of `reads`; `NotImplemented` or `Dense` where
-      the equations are left to run one by one.
-  """
-
-  equation: Any
-  operands: tuple[Any, ...]
-  indices: tuple[int, ...]
-  reads: tuple[Any, ...]
-  run: Callable[[list[Any], Callable[[Any], Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +68,10 @@ def _as_it_is(leaf, spec):
   return leaf
 
 
+def _none(_):
+  return ()
+
+
 @dataclasses.dataclass
 class Context:
   """What one evaluation needs to know.
@@ -101,8 +84,8 @@ class Context:
     record: called with a `Met` for every meeting.
     inline: evaluate jitted bodies in place instead of under `jax.jit`, so that
       each call of a shared body is recorded.
-    claims_for: leaf type -> what finds the equations that a rule of such a leaf
-      computes together: jaxpr -> {position of the first: `Claim`}; or None.
+    finders: leaf types -> what looks for `claims.Claim`s where one of them is.
+    opens: equation -> the body that it calls and nothing else, or None.
     jits: jitted evaluations of shared bodies, by the identity of their jaxpr and
       the scope around it.
     calls: the lines of the structural equations being evaluated, outermost
@@ -121,7 +104,8 @@ class Context:
   structural: Mapping[str, Callable]
   record: Callable[[Met], None] | None = None
   inline: bool = False
-  claims_for: Callable[[type], Callable | None] = {}.get
+  finders: Callable[[set[type]], Sequence[Callable]] = _none
+  opens: Callable[[Any], Any | None] = _none
   jits: dict[Any, tuple[Any, Callable]] = dataclasses.field(
     default_factory=dict
   )
@@ -135,7 +119,9 @@ class Context:
 
   def quiet(self) -> 'Context':
     """The same rules, and nothing recorded, observed or replaced."""
-    return Context(self.rule_for, self.structural, claims_for=self.claims_for)
+    return Context(
+      self.rule_for, self.structural, finders=self.finders, opens=self.opens
+    )
 
   def bodies(self, eqn) -> list[Any]:
     """The jaxprs that an equation runs; none for a first-order equation."""

@@ -5,7 +5,7 @@ as it was, custom derivatives included. Any other is
 
   structural  (jit, remat, scan, cond, while, custom_jvp, custom_vjp, shard_map):
               rebuilt around its body, with the leaf inside still compressed;
-  claimed     with equations that follow it, by one rule for all of them;
+  claimed     with others of its body, by one rule for all of them (`claims`);
   first-order at a scope that has a handler: the handler;
   first-order with a rule for (primitive, leaf type): the rule;
   else        the equation as it was, on the materialised array.
@@ -20,6 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import claims
 from jaxopt_compress.core import context
 from jaxopt_compress.core import jaxprs
 
@@ -47,58 +48,60 @@ def run(ctx, jaxpr, consts, args, names) -> list[tuple[Any, str | None]]:
 
 
 class _Evaluation:
-  """One pass over the equations of a body, in order.
+  """One pass over the equations of a body.
 
   Attributes:
     env: (value, name) of each variable that is known.
     compressed: the variables whose values are leaves.
+    steps: the equations in order, those of a claim together: `claims.in_order`.
     before: what each variable was before it was cast to vary along mesh axes.
-    last_use: the position of the equation that reads a variable last.
-    claims: `Claim`s by the positions of their first equations.
-    held: the positions of equations that are claimed and not run yet; of the last
-      one of a claim, the claim and its first position, of the others None.
+    last_use: the step that reads a variable last.
     waiting: equations without compressed operands, not run yet.
   """
 
   def __init__(self, ctx, jaxpr, consts, args, names):
-    self.ctx, self.jaxpr = ctx, jaxpr
+    self.ctx = ctx
     env = dict(zip(jaxpr.constvars, ((c, None) for c in consts), strict=True))
     env.update(zip(jaxpr.invars, zip(args, names, strict=True), strict=True))
     self.env = env
-    self.compressed = {v for v, (x, _) in env.items() if array.is_compressed(x)}
+    leaves = {v: x for v, (x, _) in env.items() if array.is_compressed(x)}
+    self.compressed = {*leaves}
+    # What is observed or replaced is looked at equation by equation.
+    alone = ctx.monoids or ctx.handler_at is not None
+    finders = () if alone else ctx.finders(set(map(type, leaves.values())))
+    # What several equations compute is found across the small jits of JAX's own.
+    self.jaxpr = jaxprs.flattened(jaxpr, ctx.opens) if finders else jaxpr
+    found = [claim for find in finders for claim in find(self.jaxpr, leaves)]
+    self.steps = claims.in_order(self.jaxpr, found)
     # What is observed is seen before it is cast to vary along a mesh axis of a
     # weight that it meets: the cast says nothing about the data.
     self.before = _before_casts(jaxpr) if ctx.monoids else {}
-    self.last_use = _last_use(jaxpr, self.before)
-    self.claims = self._find_claims()
-    self.held, self.waiting = {}, []
+    self.last_use = _last_use(self.steps, self.jaxpr.outvars, self.before)
+    self.waiting = []
 
   def run(self):
-    for i, eqn in enumerate(self.jaxpr.eqns):
-      if i in self.held:
-        self._end_of_claim(i)
-        continue
-      meets = any(jaxprs.is_var(v) and v in self.compressed for v in eqn.invars)
-      if not meets and not self.ctx.wants(eqn):
-        self.waiting.append(eqn)
-      elif meets and self._is_claimed(i):
-        claim = self.claims[i]
-        self.held |= dict.fromkeys(claim.indices) | {
-          claim.indices[-1]: (i, claim)
-        }
-      else:
-        self._run_waiting(i)
-        self._treat(eqn)
-    self._run_waiting(len(self.jaxpr.eqns))
+    for step, (claim, eqns) in enumerate(self.steps):
+      if claim is None or not self._claimed(step, claim, eqns):
+        for eqn in eqns:
+          self._run_or_wait(step, eqn)
+    self._run_waiting(len(self.steps))
     return self._read(self.jaxpr.outvars)
+
+  def _run_or_wait(self, step, eqn):
+    meets = any(jaxprs.is_var(v) and v in self.compressed for v in eqn.invars)
+    if meets or self.ctx.wants(eqn):
+      self._run_waiting(step)
+      self._treat(eqn)
+    else:
+      self.waiting.append(eqn)
 
   def _read(self, operands) -> list[tuple[Any, str | None]]:
     return [
       self.env[v] if jaxprs.is_var(v) else (v.val, None) for v in operands
     ]
 
-  def _run_waiting(self, position):
-    """Runs the equations that wait, for those from a position on."""
+  def _run_waiting(self, step):
+    """Runs the equations that wait, for those from a step on."""
     eqns, self.waiting = self.waiting, []
     if not eqns:
       return
@@ -111,7 +114,7 @@ class _Evaluation:
       if jaxprs.is_var(v) and v not in inside
     }
     # What nothing reads later is no result: XLA would have to keep it.
-    wanted = [v for v in made if self.last_use.get(v, -1) >= position]
+    wanted = [v for v in made if self.last_use.get(v, -1) >= step]
     outs = jaxprs.run_together(eqns, needed, wanted)
     self.env.update(zip(wanted, ((out, None) for out in outs), strict=True))
 
@@ -128,75 +131,23 @@ class _Evaluation:
       if array.is_compressed(out[0]):
         self.compressed.add(v)
 
-  # Claims: equations that one rule computes together.
-
-  def _find_claims(self) -> dict[int, context.Claim]:
-    """The claims by their first positions; what they read is kept to their ends."""
-    ctx, eqns = self.ctx, self.jaxpr.eqns
-    if ctx.monoids or ctx.handler_at is not None:
-      return {}  # each equation is looked at by itself
-    kinds = dict.fromkeys(type(self.env[v][0]) for v in self.compressed)
-    claims, taken = {}, set()
-    for find in dict.fromkeys(map(ctx.claims_for, kinds)):
-      for i, claim in find(self.jaxpr).items() if find else ():
-        if taken.isdisjoint((i, *claim.indices)):
-          taken.update((i, *claim.indices))
-          claims[i] = claim
-    # A rule reads when its last equation is due, or else the equations run then.
-    for i, claim in claims.items():
-      each = [v for j in (i, *claim.indices) for v in eqns[j].invars]
-      for v in filter(jaxprs.is_var, [*claim.reads, *each]):
-        self.last_use[v] = max(self.last_use.get(v, i), claim.indices[-1])
-    return claims
-
-  def _is_claimed(self, i) -> bool:
-    """Whether one operand of a claim is a leaf, of a type that makes claims."""
-    if i not in self.claims:
-      return False
-    known = [
-      self.env[v][0]
-      for v in self.claims[i].operands
-      if jaxprs.is_var(v) and v in self.env
-    ]
-    leaves = [x for x in known if array.is_compressed(x)]
-    return len(leaves) == 1 and bool(self.ctx.claims_for(type(leaves[0])))
-
-  def _end_of_claim(self, i):
-    """At the last equation of a claim all that its rule reads is there."""
-    held = self.held.pop(i)
-    if held is None:
-      return
-    self._run_waiting(i)
-    first, claim = held
-    result = self._claimed(claim)
-    last = self.jaxpr.eqns[claim.indices[-1]]
-    if result is NotImplemented or isinstance(result, context.Dense):
-      self._one_by_one((first, *claim.indices))
-    else:
-      _check(last, [result])
-      self.env[last.outvars[0]] = result, None
-
-  def _claimed(self, claim):
-    """What the rule of a claim makes of its equations."""
-    ctx, operands = self.ctx, self._read(claim.operands)
-    if any(array.is_compressed(x) for x, _ in self._read(claim.reads)):
-      return context.Dense('what follows it is compressed')
+  def _claimed(self, step, claim, eqns) -> bool:
+    """Whether the rule of a claim computes its equations, which it does here."""
+    self._run_waiting(step)
+    operands = self._read(claim.reads)
     with jaxprs.within(claim.equation):
-      y = claim.run([x for x, _ in operands], lambda v: self._read([v])[0][0])
-    if y is not NotImplemented and not isinstance(y, context.Dense):
-      ((_, name),) = [p for p in operands if array.is_compressed(p[0])]
-      ctx.note(claim.equation, name, native=True)
-    return y
-
-  def _one_by_one(self, positions):
-    for eqn in (self.jaxpr.eqns[i] for i in positions):
-      operands = self._read(eqn.invars)
-      if any(array.is_compressed(x) for x, _ in operands):
-        outs = _treat(self.ctx, eqn, operands)
-      else:
-        values = [x for x, _ in operands]
-        outs = [(y, None) for y in jaxprs.run_dense(eqn, values)]
-      self.env.update(zip(eqn.outvars, outs, strict=True))
+      outs = claim.run(lambda v: self._read([v])[0][0])
+    if outs is NotImplemented or isinstance(outs, context.Dense):
+      return False
+    for v, y in zip(claim.outs, outs, strict=True):
+      _check(claim.equation, [v], [y])
+      self.env[v] = y, None
+    for v, (x, name) in zip(claim.reads, operands, strict=True):
+      if array.is_compressed(x):
+        # A leaf has met the equation that reads it, if that is no call.
+        met = (e for e in eqns if v in e.invars and not jaxprs.inside(e))
+        self.ctx.note(next(met, claim.equation), name, native=True)
+    return True
 
 
 def _before_casts(jaxpr) -> dict[Any, Any]:
@@ -210,17 +161,17 @@ def _before_casts(jaxpr) -> dict[Any, Any]:
   return before
 
 
-def _last_use(jaxpr, before) -> dict[Any, int]:
-  """The position of the equation that reads each variable last."""
+def _last_use(steps, outvars, before) -> dict[Any, int]:
+  """The step that reads each variable last."""
   last = {}
-  for i, eqn in enumerate(jaxpr.eqns):
-    for v in eqn.invars:
+  for i, (_, eqns) in enumerate(steps):
+    for v in (v for eqn in eqns for v in eqn.invars):
       if jaxprs.is_var(v):
         last[v] = last[before.get(v, v)] = i
-  # Results are read behind the last equation.
-  for v in jaxpr.outvars:
+  # Results are read behind the last step.
+  for v in outvars:
     if jaxprs.is_var(v):
-      last[v] = len(jaxpr.eqns)
+      last[v] = len(steps)
   return last
 
 
@@ -298,7 +249,7 @@ def _first_order(ctx, eqn, operands):
       if j != i and array.is_compressed(y):
         ctx.note(eqn, other, stay[j], '' if stay[j] else context.TAKEN)
     outs = result if eqn.primitive.multiple_results else [result]
-    _check(eqn, outs)
+    _check(eqn, eqn.outvars, outs)
     return [(y, name if array.is_compressed(y) else None) for y in outs]
   for i, why in declined.items():
     ctx.note(eqn, operands[i][1], False, why.reason)
@@ -309,8 +260,8 @@ def _materialized(eqn, values):
   return [(y, None) for y in jaxprs.run_dense(eqn, array.materialize(values))]
 
 
-def _check(eqn, outs):
-  for v, y in zip(eqn.outvars, outs, strict=True):
+def _check(eqn, outvars, outs):
+  for v, y in zip(outvars, outs, strict=True):
     want, got = _type_of(v.aval), _type_of(y)
     assert want == got, (
       f'The rule for {eqn.primitive} gave {got}, the operation gives {want}.'

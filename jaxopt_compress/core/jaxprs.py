@@ -3,6 +3,7 @@
 This is the only file that imports `jax.extend`.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,89 @@ def origin(jaxpr, v) -> Any:
     if found and found[0] is not None and all(x is found[0] for x in found):
       return origin(jaxpr, found[0])
   return v
+
+
+# -------------------------------------------------------------------- flattened
+
+_SMALL = 60  # equations of a body that is written in place of its call
+
+
+def flattened(jaxpr, opens: Callable[[Any], Any | None]) -> Any:
+  """The same with the small bodies that `opens` gives in place of their calls.
+
+  Larger ones, which a model may call many times, stay apart.
+  """
+  bodies = [opens(eqn) for eqn in jaxpr.eqns]
+  if not any(body and _size(body) <= _SMALL for body in bodies):
+    return jaxpr
+  eqns, known = [], {}
+  _write(jaxpr.eqns, known, None, opens, eqns)
+  return core.Jaxpr(
+    jaxpr.constvars,
+    jaxpr.invars,
+    [_named(v, known) for v in jaxpr.outvars],
+    eqns,
+    jaxpr.effects,
+    jaxpr.debug_info,
+  )
+
+
+def _size(jaxpr) -> int:
+  """How many equations there are in a body and in those inside."""
+  return sum(1 + sum(map(_size, inside(eqn))) for eqn in jaxpr.eqns)
+
+
+def _write(eqns, known, call, opens, written):
+  """Adds equations of a body to `written`, and the names that they get to `known`.
+
+  Args:
+    eqns: of the body.
+    known: what its variables are called there.
+    call: where its call comes from; None for the outermost body.
+    opens: as for `flattened`.
+    written: equations so far.
+  """
+  for eqn in eqns:
+    ins = [_named(v, known) for v in eqn.invars]
+    source = eqn.source_info if call is None else _below(call, eqn.source_info)
+    body = opens(eqn)
+    if body and _size(body) <= _SMALL:
+      inner = dict(zip(body.invars, ins, strict=True))
+      _write(_needed(body), inner, source, opens, written)
+      outs = [_named(v, inner) for v in body.outvars]
+    elif call is None:
+      outs = eqn.outvars
+      written.append(eqn.replace(invars=ins))
+    else:  # a body that is called twice makes two of each variable
+      drop = [isinstance(v, core.DropVar) for v in eqn.outvars]
+      outs = [
+        v if dropped else core.Var(v.aval)
+        for v, dropped in zip(eqn.outvars, drop, strict=True)
+      ]
+      written.append(eqn.replace(invars=ins, outvars=outs, source_info=source))
+    known.update(zip(eqn.outvars, outs, strict=True))
+
+
+def _named(v, known):
+  return known.get(v, v) if is_var(v) else v
+
+
+def _needed(jaxpr) -> list[Any]:
+  """The equations that results or effects of a body need."""
+  needed, found = {v for v in jaxpr.outvars if is_var(v)}, []
+  for eqn in reversed(jaxpr.eqns):
+    if eqn.effects or not needed.isdisjoint(eqn.outvars):
+      needed.update(filter(is_var, eqn.invars))
+      found.append(eqn)
+  return found[::-1]
+
+
+def _below(outer, inner):
+  """Where an equation is whose body is written in place of its call."""
+  stack = outer.name_stack + inner.name_stack
+  # Bodies of JAX's own functions have no line of the user's; their call has.
+  line = inner if source_info_util.summarize(inner) else outer
+  return line.replace(name_stack=stack)
 
 
 # ----------------------------------------------------------------------- where

@@ -22,17 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import array
+from jaxopt_compress.core import claims as claims_lib
 from jaxopt_compress.core import context as context_lib
 from jaxopt_compress.core import interpret
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.core import structural
 
-Claim = context_lib.Claim
+Claim = claims_lib.Claim
 Dense = context_lib.Dense
 
 _RULES: dict[tuple[str, type], Callable] = {}
-_CLAIMS: dict[type, Callable] = {}
+_FINDERS: list[tuple[Callable, frozenset[type]]] = []
 
 
 def rule(
@@ -58,18 +59,23 @@ def rule(
 
 
 def claims(*leaf_types: type) -> Callable[[Callable], Callable]:
-  """Registers what finds equations that leaves of a type compute together.
+  """Registers what finds equations that one rule computes together.
 
-  `find(jaxpr)` returns `{position of the first equation: Claim}`; its claims do
-  not overlap. An equation is claimed where exactly one of its operands is a leaf,
-  and of one of these types; `Claim.run` may still decline.
+  `find(jaxpr, leaves)` returns a list of `Claim`s. It is asked about each body that
+  begins with a leaf of one of these types; `leaves` are its variables that are
+  leaves, with their values. Finders are asked in the order in which they are
+  registered: a claim that overlaps an earlier one is dropped.
   """
 
   def register(find):
-    _CLAIMS.update(dict.fromkeys(leaf_types, find))
+    _FINDERS.append((find, frozenset(leaf_types)))
     return find
 
   return register
+
+
+def _finders(kinds):
+  return [find for find, types in _FINDERS if not types.isdisjoint(kinds)]
 
 
 def rule_for(primitive, leaf_type):
@@ -90,9 +96,8 @@ def context(
       ones.
     **options: other fields of a `Context`.
   """
-  return context_lib.Context(
-    rule_for, structural.RULES, claims_for=_CLAIMS.get, **options
-  )
+  known = dict(finders=_finders, opens=structural.plain_body)
+  return context_lib.Context(rule_for, structural.RULES, **known | options)
 
 
 def lift(fun: Callable, *, strict=False, keep=False) -> Callable:

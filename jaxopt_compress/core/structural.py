@@ -44,6 +44,19 @@ def _jit(ctx, eqn, operands):
   return [(x, None) for x in ctx.jits[key][1](*args)]
 
 
+def plain_body(eqn):
+  """The body of a jit that says nothing of shardings or buffers; else None."""
+  p = eqn.params
+  if eqn.primitive.name != 'jit' or any(p.get('donated_invars', ())):
+    return None
+  places = *p.get('in_shardings', ()), *p.get('out_shardings', ())
+  if p['jaxpr'].consts or any(
+    isinstance(s, jax.sharding.Sharding) for s in places
+  ):
+    return None
+  return p['jaxpr'].jaxpr
+
+
 def _constrain(values, shardings):
   """Keeps the shardings that a jit inside the model asks of dense values."""
   return [

@@ -9,6 +9,7 @@ for it.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.kernels import flow as flow_lib
 from jaxopt_compress.kernels import formulas
 
 # Products whose results are looked after.
@@ -124,25 +126,30 @@ class Chain:
     return Epilogue(scale, shift, other, self.curve, self.times, self.relu)
 
 
-def find(jaxpr) -> dict[int, Chain]:
-  """The chains of a body by the index of their product."""
-  readers, makers = {}, {}
-  for i, eqn in enumerate(jaxpr.eqns):
-    for v in eqn.invars:
-      if not formulas.is_literal(v):
-        readers.setdefault(v, []).append(i)
-    makers |= dict.fromkeys(eqn.outvars, eqn)
-  for v in jaxpr.outvars:
-    if not formulas.is_literal(v):
-      readers.setdefault(v, []).append(None)
+def find(jaxpr, leaves: Iterable[Any] | None = None) -> dict[int, Chain]:
+  """The chains of a body by the index of their product.
+
+  Args:
+    jaxpr: the body.
+    leaves: variables that are leaves: products of others are left alone. None for
+      all products.
+  """
+  flow = flow_lib.Flow(jaxpr)
+  near = None if leaves is None else flow.perhaps_leaves(leaves)
   chains, taken = {}, set()
   for i, eqn in enumerate(jaxpr.eqns):
     found = product(eqn)
-    chain = found and _after(i, found, jaxpr, readers, makers, taken)
+    if not found or not (near is None or near.intersection(_variables(eqn))):
+      continue
+    chain = _after(i, found, flow, taken)
     if chain:
       chains[i] = chain
       taken.update(chain.indices)  # a sum of two products follows one of them
   return chains
+
+
+def _variables(eqn) -> list[Any]:
+  return [v for v in eqn.invars if not formulas.is_literal(v)]
 
 
 def product(eqn):
@@ -163,9 +170,9 @@ def product(eqn):
   return found[0], tuple(inner)
 
 
-def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
+def _after(at, found, flow, taken) -> Chain | None:
   """What follows the product at an index, as far as it is an epilogue."""
-  chain = Chain(at, *found)
+  chain, jaxpr, readers = Chain(at, *found), flow.jaxpr, flow.readers
   (v,) = jaxpr.eqns[at].outvars
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
     return None
@@ -175,7 +182,7 @@ def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
       break
     step = None
     if len(read) == 1:
-      step = _step(chain, read[0], jaxpr.eqns[read[0]], v, makers)
+      step = _step(chain, read[0], v, flow)
     if step is None and chain.curve is None and chain.other is None:
       name, indices = _curve(v, jaxpr, readers)
       if name and taken.isdisjoint(indices):
@@ -187,16 +194,16 @@ def _after(at, found, jaxpr, readers, makers, taken) -> Chain | None:
   return chain if chain.indices else None
 
 
-def _step(chain, i, eqn, v, makers) -> dict[str, Any] | None:
+def _step(chain, i, v, flow) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
-  more = dict(indices=(*chain.indices, i))
+  eqn, more = flow.jaxpr.eqns[i], dict(indices=(*chain.indices, i))
   relu = _relu(eqn, v)
   if relu is not None:
     return more | dict(relu=relu)
   if chain.other is not None:
     return None
   name = eqn.primitive.name
-  value = None if chain.curve else _affine(eqn, v, makers)
+  value = None if chain.curve else _affine(eqn, v, flow)
   if value is not None:
     return more | dict(steps=(*chain.steps, (name, value)))
   other = [o for o in eqn.invars if o is not v]
@@ -241,7 +248,7 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
   return None, ()
 
 
-def _affine(eqn, v, makers):
+def _affine(eqn, v, flow):
   """What is added to, taken off or multiplied with `v` along its last axis."""
   name = eqn.primitive.name
   if name not in ('add', 'sub', 'mul') or (
@@ -253,7 +260,7 @@ def _affine(eqn, v, makers):
     return None
   if all(n == 1 for n in other.aval.shape[:-1]):
     return other
-  made = makers.get(other) if not formulas.is_literal(other) else None
+  made = flow.maker(other)
   if made is None or made.primitive.name != 'broadcast_in_dim':
     return None
   source, last = made.invars[0], v.aval.ndim - 1

@@ -11,6 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from jaxopt_compress.analysis import table_rows
+from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import convolutions
 from jaxopt_compress.kernels import dispatch
@@ -284,21 +285,30 @@ _PRODUCTS = {
 }
 
 
-def with_epilogues(jaxpr) -> dict[int, lift.Claim]:
+def with_epilogues(jaxpr, leaves) -> list[lift.Claim]:
   """The products of a body that are computed with what follows them."""
-  return {i: _claim(chain) for i, chain in epilogues.find(jaxpr).items()}
+  chains = epilogues.find(jaxpr, leaves).values()
+  return [_claim(jaxpr, chain) for chain in chains]
 
 
-def _claim(chain):
+def _claim(jaxpr, chain):
   product = chain.equation
 
-  def run(operands, read):
+  def run(read):
+    operands = [read(v) for v in chain.operands]
+    # One of ours, and all that follows is dense.
+    others = [*operands, *(read(v) for v in chain.reads)]
+    found = [x for x in others if array.is_compressed(x)]
+    if len(found) != 1 or not isinstance(found[0], _PACKED):
+      return NotImplemented
     rule = _PRODUCTS[product.primitive]
-    return rule(*operands, **product.params, epilogue=chain.epilogue(read))
+    y = rule(*operands, **product.params, epilogue=chain.epilogue(read))
+    return y if y is NotImplemented or isinstance(y, lift.Dense) else (y,)
 
-  return lift.Claim(
-    product, chain.operands, chain.indices, tuple(chain.reads), run
-  )
+  indices = chain.product, *chain.indices
+  reads = *chain.operands, *chain.reads
+  last = jaxpr.eqns[chain.last]
+  return lift.Claim(product, indices, reads, tuple(last.outvars), run)
 
 
 # ------------------------------------------------------------------------- table

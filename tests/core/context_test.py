@@ -62,7 +62,8 @@ class ContextTest(parameterized.TestCase):
     quiet = ctx.quiet()
     self.assertIs(quiet.rule_for, ctx.rule_for)
     self.assertIs(quiet.structural, ctx.structural)
-    self.assertIs(quiet.claims_for, ctx.claims_for)
+    self.assertIs(quiet.finders, ctx.finders)
+    self.assertIs(quiet.opens, ctx.opens)
     self.assertEqual(
       (quiet.record, quiet.inline, quiet.handler_at), (None, False, None)
     )

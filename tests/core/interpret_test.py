@@ -40,26 +40,29 @@ def transpose(leaf, *, permutation):
 
 
 @lift.claims(Doubled)
-def sums(jaxpr):
+def sums(jaxpr, leaves):
   """The first product of a body and the sum right after it."""
+  assert all(isinstance(leaf, Doubled) for leaf in leaves.values())
   names = [eqn.primitive.name for eqn in jaxpr.eqns]
   if 'dot_general' not in names:
-    return {}
+    return []
   i = names.index('dot_general')
   j = names.index('add', i) if 'add' in names[i:] else None
   if j is None or jaxpr.eqns[i].outvars[0] not in jaxpr.eqns[j].invars:
-    return {}
+    return []
   product, total = jaxpr.eqns[i], jaxpr.eqns[j]
   (other,) = (v for v in total.invars if v is not product.outvars[0])
 
-  def run(operands, read):
-    x, leaf = operands
+  def run(read):
+    x, leaf = map(read, product.invars)
     if not isinstance(leaf, Doubled) or isinstance(x, Doubled):
       return NotImplemented
-    return x @ (leaf.x + leaf.x) + read(other) + 1000  # 1000: seen in results
+    if isinstance(read(other), Doubled):
+      return NotImplemented
+    return [x @ (leaf.x + leaf.x) + read(other) + 1000]  # seen in results
 
-  operands = tuple(product.invars)
-  return {i: lift.Claim(product, operands, (j,), (other,), run)}
+  reads = *product.invars, other
+  return [lift.Claim(product, (i, j), reads, tuple(total.outvars), run)]
 
 
 class EvaluateTest(parameterized.TestCase):

@@ -124,5 +124,75 @@ class JaxprsTest(parameterized.TestCase):
     self.assertEqual(seen[:2], [[], ['d']])
 
 
+def _body(eqn):
+  return eqn.params['jaxpr'].jaxpr if eqn.primitive.name == 'jit' else None
+
+
+@jax.jit
+def _pair(a, b):
+  dead = jnp.cos(a)
+  del dead
+  return b, jax.jit(jnp.tanh)(a) * a
+
+
+@jax.jit
+def _long(x):
+  for _ in range(61):
+    x = jnp.sin(x)
+  return x
+
+
+class FlattenedTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('nothing', lambda a, b: a + b, ['add']),
+    ('a call', lambda a, b: _pair(a, b)[1], ['tanh', 'mul']),
+    ('twice', lambda a, b: _pair(*_pair(a, b)), ['tanh', 'mul'] * 2),
+    (
+      'what it passes on',
+      lambda a, b: jnp.exp(_pair(a, b)[0]),
+      ['tanh', 'mul', 'exp'],
+    ),
+    (
+      'a large one',
+      lambda a, b: (_long(a), _pair(a, b)),
+      ['jit', 'tanh', 'mul'],
+    ),
+    (
+      'in a loop',
+      lambda a, b: lax.fori_loop(0, 2, lambda i, x: _pair(x, b)[1], a),
+      ['scan'],
+    ),
+  )
+  def test_same(self, f, names):
+    closed = jax.make_jaxpr(f)(0.5, 2.0)
+    flat = jaxprs.flattened(closed.jaxpr, _body)
+    # What only a result of a call that nobody reads needs is there as well.
+    found = [e.primitive.name for e in flat.eqns]
+    self.assertEqual(found, names)
+    made = [v for e in flat.eqns for v in e.outvars]
+    self.assertLen(set(map(id, made)), len(made))
+    values = dict(zip(flat.invars, (0.5, 2.0), strict=True))
+    wanted = [v for v in flat.outvars if v not in values]
+    made = dict(
+      zip(wanted, jaxprs.run_together(flat.eqns, values, wanted), strict=True)
+    )
+    got = [(values | made)[v] for v in flat.outvars]
+    want = jax.tree.leaves(f(0.5, 2.0))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+  def test_scopes_and_lines(self):
+    def f(x):
+      with jax.named_scope('model'):
+        return jax.jit(_tower)(jnp.where(x > 0, x, 1.0))
+
+    flat = jaxprs.flattened(_equations(f, 1.0), _body)
+    where = {e.primitive.name: jaxprs.scope_names(e) for e in flat.eqns}
+    self.assertEqual(where['sin'], ['model', 'tower'])
+    self.assertEqual(where['cos'], ['model', 'tower', 'top'])
+    self.assertEqual(where['select_n'], ['model'])
+    for eqn in flat.eqns:
+      self.assertRegex(jaxprs.source_of(eqn), r'jaxprs_test\.py:\d+')
+
+
 if __name__ == '__main__':
   absltest.main()

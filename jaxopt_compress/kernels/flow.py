@@ -1,0 +1,59 @@
+"""Who makes the variables of a body, who reads them, and which may be leaves."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxopt_compress.core import jaxprs
+
+# What gives the same entries in another form.
+MOVES = (
+  'reshape',
+  'squeeze',
+  'expand_dims',
+  'broadcast_in_dim',
+  'transpose',
+  'convert_element_type',
+  'slice',
+  'dynamic_slice',
+  'copy',
+  'pvary',
+  'stop_gradient',
+  'sharding_constraint',
+  'optimization_barrier',
+)
+
+
+class Flow:
+  """Makers and readers of the variables of a body.
+
+  Attributes:
+    jaxpr: the body.
+    makers: the position of the equation that makes each variable.
+    readers: the positions of those that read it, in order, one for each time;
+      None stands for the results of the body.
+  """
+
+  def __init__(self, jaxpr):
+    self.jaxpr = jaxpr
+    self.makers: dict[Any, int] = {}
+    self.readers: dict[Any, list[int | None]] = {}
+    for i, eqn in enumerate(jaxpr.eqns):
+      for v in filter(jaxprs.is_var, eqn.invars):
+        self.readers.setdefault(v, []).append(i)
+      self.makers |= dict.fromkeys(eqn.outvars, i)
+    for v in filter(jaxprs.is_var, jaxpr.outvars):
+      self.readers.setdefault(v, []).append(None)
+
+  def maker(self, v) -> Any | None:
+    """The equation that makes a variable; None for arguments and literals."""
+    at = self.makers.get(v) if jaxprs.is_var(v) else None
+    return None if at is None else self.jaxpr.eqns[at]
+
+  def perhaps_leaves(self, leaves: Iterable[Any]) -> set[Any]:
+    """The variables that may be leaves: those given, and what moves make of them."""
+    found = {*leaves}
+    for eqn in self.jaxpr.eqns:
+      if eqn.primitive.name in MOVES or jaxprs.inside(eqn):
+        if any(jaxprs.is_var(v) and v in found for v in eqn.invars):
+          found.update(eqn.outvars)
+    return found
