@@ -12,6 +12,7 @@ The library finds out which instructions the machine has when it is first called
 Its threads are XLA's own.
 """
 
+from collections.abc import Sequence
 import ctypes
 import dataclasses
 import enum
@@ -20,18 +21,20 @@ import importlib.machinery
 import os
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.core import jaxprs
+from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels import sparse_layout
+from jaxopt_compress.kernels.cpu import operands as operands_lib
 
-_TARGETS = ('matmul', 'sparse_matmul', 'conv', 'depthwise')
+_TARGETS = ('matmul', 'conv', 'depthwise')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
 # operands or attributes of a call change.
-_INTERFACE = 3
+_INTERFACE = 4
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
@@ -182,6 +185,34 @@ class Finish:
     )
 
 
+class Weight(NamedTuple):
+  """A stack of matrices that rows are multiplied by, and what follows the products.
+
+  Attributes:
+    payload: [..., panels, units, bytes] as `layout.to_panels` makes them; streams of
+      `sparse_layout.to_streams` if `offsets` are there.
+    scale: [..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn; None
+      for codes and streams of floats.
+    n: columns of the matrix.
+    zero: [..., groups, n] float32 or int8, in numbers of the format.
+    rounding: of the rows. What is static of it is the same of all weights.
+    finish: what is done with results.
+    out_dtype: float32 or bfloat16; int32 for codes.
+    offsets: None, or [..., panels + 1] of the runs of a stream.
+    constant: of a stream, `Sparse.constant`.
+  """
+
+  payload: jax.Array
+  scale: jax.Array | None
+  n: int
+  zero: jax.Array | None = None
+  rounding: Rounding = Rounding()
+  finish: Finish = Finish()
+  out_dtype: Any = jnp.float32
+  offsets: jax.Array | None = None
+  constant: int = 0
+
+
 def matmul(
   x: jax.Array,
   w: jax.Array,
@@ -197,46 +228,103 @@ def matmul(
   out_dtype=jnp.float32,
   path: str = '',
 ) -> jax.Array:
-  """A stack of products on the library; no derivative.
-
-  Leading axes broadcast. Rows that share a matrix are multiplied together.
+  """`matmuls` of one weight.
 
   Args:
-    x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
-    w: [..., panels, units, bytes] as `layout.to_panels` makes them.
-    scale: [..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn; None
-      for codes.
-    zero: [..., groups, n] float32 or int8, in numbers of the format.
-    rounding: how x is rounded.
-    finish: what is done with results.
-    format: in `layout.CODES`.
-    k, n: rows and columns of the matrix.
-    group: rows that share scales.
-    out_dtype: float32 or bfloat16; int32 for codes.
-    path: an instruction path; '' for the best.
+    x: as for `matmuls`.
+    w, scale, zero, rounding, finish, n, out_dtype: those of a `Weight`.
+    format, k, group, path: as for `matmuls`.
 
   Returns:
     [..., m, n].
+  """
+  weight = Weight(w, scale, n, zero, rounding, finish, out_dtype)
+  return matmuls(x, [weight], format=format, k=k, group=group, path=path)[0]
+
+
+def matmuls(
+  x: jax.Array,
+  weights: Sequence[Weight],
+  norm: norms.Norm | None = None,
+  *,
+  format: str,
+  k: int,
+  group: int,
+  keep: bool = False,
+  sparse: bool = False,
+  skips: bool = False,
+  path: str = '',
+) -> tuple[jax.Array, ...]:
+  """Products of the same rows with one or several weights; no derivative.
+
+  Rows become codes once, unless ranges are given that differ. Leading axes broadcast;
+  those of all results are the same. Rows that share a matrix are multiplied together.
+
+  Args:
+    x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
+    weights: what they are multiplied by, all of one format.
+    norm: what is done with the rows before, or None; its vectors are [..., k].
+    format: in `layout.CODES`; the type of a stream.
+    k: rows of the matrices.
+    group: rows that share scales.
+    keep: whether the norm of the rows is wanted, too.
+    sparse: whether weights are streams.
+    skips: whether streams leave out units without entries.
+    path: an instruction path; '' for the best.
+
+  Returns:
+    [..., m, n] for each weight; then, with `keep`, [..., m, k] of the dtype of x.
 
   Raises:
     RuntimeError: the library was not built.
   """
-  check_totals(rounding)
-  return call(
+  _check_library()
+  for weight in weights:
+    check_totals(weight.rounding)
+  operands = operands_lib.Operands([(x, 2)])
+  vectors = (None, None) if norm is None else (norm.scale, norm.shift)
+  vectors = [None if p is None else p.astype(jnp.float32) for p in vectors]
+  in_norm = operands.add([(p, 1) for p in vectors])
+  given = []
+  for weight in weights:
+    how, finish = weight.rounding, weight.finish
+    streams = [(weight.offsets, 1)] if sparse else []
+    operands.add([(weight.payload, 1 if sparse else 3), *streams])
+    given.append(
+      operands.add(_others((weight.scale, weight.zero), 2, how, finish, 2))
+    )
+  results = [((x.shape[-2], w.n), w.out_dtype) for w in weights]
+  results += [(x.shape[-2:], x.dtype)] * keep
+  finishes = [weight.finish for weight in weights]
+  return operands.call(
     'matmul',
-    [(x, 2), (w, 3)],
-    [(scale, 2), (zero, 2)],
-    rounding,
-    finish,
-    (x.shape[-2], n),
-    out_dtype,
+    results,
+    constant=np.int64([weight.constant for weight in weights]),
+    curve=','.join(finish.curve for finish in finishes),
+    floor=np.float32([finish.floor for finish in finishes]),
     format=format,
-    skips=False,
-    constant=np.int64(0),
-    k=np.int64(k),
-    n=np.int64(n),
+    given=np.int32(given),
     group=np.int64(group),
+    k=np.int64(k),
+    n=np.int64([weight.n for weight in weights]),
+    norm=_attributes(norm, in_norm, keep),
     path=path,
+    rounding=weights[0].rounding.attributes(),
+    skips=skips,
+    sparse=sparse,
+    times=np.int32([finish.times for finish in finishes]),
+  )
+
+
+def _attributes(norm, given, keep) -> dict[str, Any]:
+  """What C++ decodes of a norm: `Normal` of `source/matmul.cc`."""
+  there = norm is not None
+  return dict(
+    centered=there and norm.centered,
+    eps=np.float32(norm.eps if there else 0.0),
+    given=np.int32(given),
+    keep=keep,
+    there=there,
   )
 
 
@@ -275,23 +363,25 @@ def sparse_matmul(
   Returns:
     [..., m, n].
   """
-  check_totals(rounding)
-  return call(
-    'sparse_matmul',
-    [(x, 2), (stream, 1), (offsets, 1)],
-    [(scale, 2), (zero, 2)],
-    rounding,
-    finish,
-    (x.shape[-2], n),
-    out_dtype,
+  weight = Weight(
+    stream, scale, n, zero, rounding, finish, out_dtype, offsets, how.constant
+  )
+  (y,) = matmuls(
+    x,
+    [weight],
     format=how.type,
+    k=k,
+    group=group,
+    sparse=True,
     skips=how.skips,
-    constant=np.int64(how.constant),
-    k=np.int64(k),
-    n=np.int64(n),
-    group=np.int64(group),
     path=path,
   )
+  return y
+
+
+def _check_library():
+  if not available():
+    raise RuntimeError(f'No kernel: {MISSING}.')
 
 
 def check_totals(rounding: Rounding) -> None:
@@ -332,61 +422,29 @@ def call(
   Returns:
     [*stack, *inner].
   """
-  if not available():
-    raise RuntimeError(f'No kernel: {MISSING}.')
+  _check_library()
+  passed = operands_lib.Operands(operands)
   of_columns = scales[0][1]  # axes that numbers for columns have
-  # The order is that of `Operands` in `source/operands.h`.
-  others = [
-    *scales,
-    (rounding.totals, of_columns),
-    (finish.bias, of_columns),
-    (rounding.scale, 2),
-    (rounding.zero, 2),
-    (finish.other, len(inner)),
-  ]
-  lead = max(a.ndim - own for a, own in operands)
-  arrays = [_filled_up(a, lead + own) for a, own in operands]
-  stack = jnp.broadcast_shapes(*(a.shape[:lead] for a in arrays))
-  # Missing operands are not passed: XLA takes time for each. Bit i of `given` says
-  # whether the i-th is there.
-  given = sum(1 << i for i, (a, _) in enumerate(others) if a is not None)
-  arrays += [_filled_up(a, lead + own) for a, own in others if a is not None]
-  arrays = _alike(arrays)
-  function = jax.ffi.ffi_call(
-    f'jaxopt_compress_{name}',
-    _result((*stack, *inner), out_dtype, arrays[0]),
-    vmap_method='expand_dims',
-  )
-  return function(
-    *arrays,
+  columns = [p for p, _ in scales]
+  given = passed.add(_others(columns, of_columns, rounding, finish, len(inner)))
+  (y,) = passed.call(
+    name,
+    [(inner, out_dtype)],
     rounding=rounding.attributes(),
     finish=finish.attributes(),
     given=np.int32(given),
     **attributes,
   )
+  return y
 
 
-def _filled_up(a, ndim):
-  """An array with axes of size one before its own."""
-  return a.reshape((1,) * (ndim - a.ndim) + a.shape)
-
-
-def _alike(operands):
-  """Operands that all vary over the same mesh axes inside a `shard_map`."""
-  axes = frozenset().union(*(jaxprs.varying(jax.typeof(a)) for a in operands))
-  return [jaxprs.vary(a, axes) for a in operands]
-
-
-def _result(shape, dtype, like):
-  """Shape and dtype of a result, which varies over the mesh axes that `like` does."""
-  of = jax.typeof(like)
-  if not jaxprs.varying(of):
-    return jax.ShapeDtypeStruct(shape, dtype)
-  # JAX wants to know over which mesh a value varies.
-  whole = jax.sharding.PartitionSpec(*(None for _ in shape))
-  return jax.ShapeDtypeStruct(
-    shape,
-    dtype,
-    sharding=jax.sharding.NamedSharding(of.sharding.mesh, whole),
-    manual_axis_type=of.manual_axis_type,
-  )
+def _others(scales, of_columns, rounding, finish, inner):
+  """Operands that may be missing, in the order of `Operands` in `source/operands.h`."""
+  return [
+    *((p, of_columns) for p in scales),
+    (rounding.totals, of_columns),
+    (finish.bias, of_columns),
+    (rounding.scale, 2),
+    (rounding.zero, 2),
+    (finish.other, inner),
+  ]

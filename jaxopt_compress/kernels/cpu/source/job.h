@@ -8,8 +8,8 @@
 //
 //   y -> max(floor, curve(y) + other[r, n])    or times other[r, n]
 //
-// with x int8 codes of a row, a its scale and b its zero point; w codes of the
-// weight, s and z its scales and zero points, t the sums of its columns.
+// with x int8 codes of a row, or of its norm (norm.h), a its scale and b its zero point;
+// w codes of the weight, s and z its scales and zero points, t the sums of its columns.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,8 @@ struct Item {
   const float* bias;    // [n] or null
   float act_scale, act_zero;  // where they are given
   float global_scale;  // a factor of all s
+  const float *norm_scale, *norm_shift;  // [k] or null
+  void* normed;         // where norms of rows are wanted, of the type of x; or null
   void* out;            // [rows, n]
   const void* other;    // of the type and shape of out, or null
   // Made from x, tile by tile.
@@ -65,7 +67,14 @@ struct Rounding {
   bool symmetric;  // whether codes have no zero point
 };
 
+// What is done with rows of x before: norm.h, and `Norm` of kernels/norms.py.
+struct Norm {
+  bool there, centered;
+  float eps;
+};
+
 struct Job : Rounding {
+  Norm norm;
   Format format;
   Type x_type, scale_type, zero_type, out_type;
   float floor;             // the least that a result may be

@@ -141,25 +141,43 @@ struct Own {
   size_t out;      // also what is joined with results
 };
 
+// Operands that are passed one after the other.
+class Passed {
+ public:
+  explicit Passed(const ffi::RemainingArgs& args) : args_(args) {}
+
+  bool all() const { return next_ == args_.size(); }
+  bool has(size_t count) const { return next_ + count <= args_.size(); }
+  ffi::AnyBuffer take() { return args_.get<ffi::AnyBuffer>(next_++).value(); }
+
+  // The next one if it is there, or one without entries.
+  Part take(bool is_there, size_t own) {
+    return is_there ? Part(take(), own) : missing(own);
+  }
+
+  static Part missing(size_t own) {
+    static int64_t no_entries = 0;
+    static XLA_FFI_Buffer buffer = {
+        XLA_FFI_Buffer_STRUCT_SIZE, nullptr, XLA_FFI_DataType_F32, nullptr, 1,
+        &no_entries};
+    return {ffi::AnyBuffer(&buffer), own};
+  }
+
+ private:
+  const ffi::RemainingArgs& args_;
+  size_t next_ = 0;
+};
+
 struct Operands {
   Part x, w, scale, zero, totals, bias, act_scale, act_zero, other, out;
 
   // Those after x and the weight are passed if they are there: bit i of `given` says
   // whether the i-th is.
-  static std::optional<Operands> of(ffi::AnyBuffer x, ffi::AnyBuffer w,
-                                    const ffi::RemainingArgs& rest, int32_t given,
-                                    ffi::AnyBuffer out, Own own) {
-    static int64_t no_entries = 0;
-    static XLA_FFI_Buffer missing = {
-        XLA_FFI_Buffer_STRUCT_SIZE, nullptr, XLA_FFI_DataType_F32, nullptr, 1,
-        &no_entries};
-    if (static_cast<size_t>(__builtin_popcount(given)) != rest.size()) return {};
-    size_t next = 0;
+  static std::optional<Operands> of(ffi::AnyBuffer x, ffi::AnyBuffer w, Passed* rest,
+                                    int32_t given, ffi::AnyBuffer out, Own own) {
+    if (!rest->has(__builtin_popcount(given))) return {};
     const auto operand = [&](int i, size_t own) -> Part {
-      const bool is_there = given >> i & 1;
-      return {is_there ? rest.get<ffi::AnyBuffer>(next++).value()
-                       : ffi::AnyBuffer(&missing),
-              own};
+      return rest->take(given >> i & 1, own);
     };
     // Braces evaluate from left to right, the order in which operands are passed.
     return Operands{{x, own.x},
@@ -172,6 +190,15 @@ struct Operands {
                     operand(5, 2),
                     operand(6, own.out),
                     {out, own.out}};
+  }
+
+  // The same where nothing comes after them.
+  static std::optional<Operands> of(ffi::AnyBuffer x, ffi::AnyBuffer w,
+                                    const ffi::RemainingArgs& rest, int32_t given,
+                                    ffi::AnyBuffer out, Own own) {
+    Passed passed(rest);
+    const auto found = of(x, w, &passed, given, out, own);
+    return passed.all() ? found : std::nullopt;
   }
 
   // The leading axes of the result, which has enough of them.

@@ -27,6 +27,8 @@ inline const float* floats_of(const Job& job, const void* x, int64_t row,
   return room;
 }
 
+#include "norm.h"
+
 // The largest magnitude of a row; NaN or infinity where there is one.
 inline float largest(const float* x, int64_t k) {
   int32_t most = 0;
@@ -251,7 +253,7 @@ void prepare(const Job& job, const Tiles& t, const Item& item, int64_t tile,
       digits[d] = made + (r * job.digits + d) * (job.k + 64);
       slots[r * job.digits + d] = digits[d];
     }
-    const float* x = floats_of(job, item.x, first + r, room);
+    const float* x = row_of(job, item, first + r, room);
     Extent extent;
     extend(job, x, job.k, extent);
     const Range range = range_of(job, item, extent);

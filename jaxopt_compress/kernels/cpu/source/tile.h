@@ -343,7 +343,7 @@ void prepare_rows(const Job& job, const Tiles& t, const Item& item,
     float* out =
         reinterpret_cast<float*>(item.codes + tile * t.codes()) +
         r * float_stride(job);
-    const float* x = floats_of(job, item.x, tile * t.used + r, out);
+    const float* x = row_of(job, item, tile * t.used + r, out);
     if (x != out) std::memcpy(out, x, job.k * 4);
     for (int64_t i = job.k; i < float_stride(job); ++i) out[i] = 0.0f;
     if (job.skips && finite(scale)) scale = largest(out, job.k);
