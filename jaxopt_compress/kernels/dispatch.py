@@ -10,27 +10,23 @@ goes to its kernel; anywhere else, and where the library was not built, the rule
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import norms
+from jaxopt_compress.kernels import operands
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
-from jaxopt_compress.quantization import activation
-from jaxopt_compress.quantization import scales
 from jaxopt_compress.quantization import straight
 
 
@@ -52,7 +48,7 @@ def product(
     [stack..., m, n] float32; bfloat16 if they are for that. NotImplemented for an
     epilogue that is for XLA.
   """
-  out_dtype = jnp.bfloat16 if result == jnp.bfloat16 else jnp.float32
+  out_dtype = _out_dtype(result)
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
   kernels = {}
@@ -62,10 +58,9 @@ def product(
       tiled = functools.partial(_tiled, out_dtype=out_dtype)
       kernels = dict.fromkeys(names, tiled)
   elif native.available():
-    path = leaf.plan.path_for(x.shape[-2])
-    kernels['cpu'] = functools.partial(_matmul, out_dtype=out_dtype, path=path)
+    kernels['cpu'] = functools.partial(_matmul, out_dtype=out_dtype)
   in_xla = functools.partial(_in_xla, out_dtype=out_dtype)
-  return _where_there_are(kernels, in_xla, x, leaf, epilogue)
+  return _by_kernel(kernels, in_xla, x, leaf, epilogue)
 
 
 def products(
@@ -90,6 +85,28 @@ def products(
     [stack..., m, n] for each weight, float32, or bfloat16 if they are for that; and
     with `keep` the rows that were multiplied: [stack..., m, k] of the dtype of x.
   """
+  out_dtypes = tuple(map(_out_dtype, results))
+  weights, epilogue_of = tuple(weights), tuple(epilogue_of)
+
+  def whole(x, weights, epilogue_of, norm):
+    rows = x if norm is None else norm(x)
+    out = []
+    for leaf, epilogue, dtype in zip(
+      weights, epilogue_of, out_dtypes, strict=True
+    ):
+      y = _in_xla(rows, leaf, out_dtype=dtype)
+      out.append(y if epilogue is None else epilogue(y))
+    return (*out, rows) if keep else tuple(out)
+
+  sizes = *x.shape, *(n for leaf in weights for n in leaf.shape)
+  if _in_one_call(x, weights, epilogue_of) and 0 not in sizes:
+    if norm is not None and not operands.rounds_rows(x, weights[0]):
+      rows = norm(x)
+      out = products(rows, weights, results, epilogue_of)
+      return (*out, rows) if keep else out
+    fused = functools.partial(_matmuls, out_dtypes=out_dtypes, keep=keep)
+    args = x, weights, epilogue_of, norm
+    return _where_there_are({'cpu': fused}, whole, *args)
   rows = x if norm is None else norm(x)
   out = []
   for leaf, result, epilogue in zip(weights, results, epilogue_of, strict=True):
@@ -100,6 +117,36 @@ def products(
   return (*out, rows) if keep else tuple(out)
 
 
+def _in_one_call(x, weights, epilogue_of) -> bool:
+  """Whether the library multiplies rows by all of the weights at once."""
+  if not native.available():
+    return False
+
+  def kind(leaf):
+    plan, sparse = leaf.plan, leaf.plan.sparse
+    skips = sparse and (sparse.type, sparse.skips)
+    path = plan.path_for(x.shape[-2])
+    how = plan.format, plan.group, plan.act, skips, path
+    return type(leaf), plan.matrix.k, *how, plan_lib.stack(leaf)
+
+  panels = all(
+    isinstance(leaf, (leaves.PanelArray, leaves.StreamArray))
+    for leaf in weights
+  )
+  return (
+    panels
+    and all(kind(leaf) == kind(weights[0]) for leaf in weights)
+    and all(
+      epilogue is None or _is_ours(leaf, epilogue)
+      for leaf, epilogue in zip(weights, epilogue_of, strict=True)
+    )
+  )
+
+
+def _out_dtype(result):
+  return jnp.bfloat16 if result == jnp.bfloat16 else jnp.float32
+
+
 def _is_ours(leaf, epilogue) -> bool:
   """Whether a kernel does what follows its product."""
   if not isinstance(leaf, leaves.PackedArray) or not native.available():
@@ -108,19 +155,24 @@ def _is_ours(leaf, epilogue) -> bool:
   return bool(leaf.plan.format) or epilogue.scale is None
 
 
-def _where_there_are(kernels, in_xla, x, leaf, epilogue):
-  """By the kernel of the platform, if any; with the derivative of `in_xla`."""
+def _where_there_are(kernels, whole, *args):
+  """By the kernel of the platform, if any; with the derivative of `whole`."""
+  if not kernels:
+    return whole(*args)
+  fixed = jax.tree.map(lax.stop_gradient, args)
+  out = lax.platform_dependent(*fixed, **kernels, default=whole)
+  return straight.as_if(whole, out, *args)
+
+
+def _by_kernel(kernels, in_xla, x, leaf, epilogue):
+  """The product of one leaf by its kernel, as `in_xla` defines it."""
 
   def whole(x, leaf, epilogue):
     y = in_xla(x, leaf)
     return y if epilogue is None else epilogue(y)
 
-  args = x, leaf, epilogue
-  if not kernels or 0 in (*x.shape, *leaf.shape):
-    return whole(*args)
-  fixed = jax.tree.map(lax.stop_gradient, args)
-  out = lax.platform_dependent(*fixed, **kernels, default=whole)
-  return straight.as_if(whole, out, *args)
+  kernels = {} if 0 in (*x.shape, *leaf.shape) else kernels
+  return _where_there_are(kernels, whole, x, leaf, epilogue)
 
 
 def convolution(
@@ -159,7 +211,7 @@ def convolution(
       windows=conv.Windows(taps, **geometry),
       path=leaf.plan.path_for(x.shape[1] * x.shape[2]),
     )
-  return _where_there_are(kernels, in_xla, x, leaf, epilogue)
+  return _by_kernel(kernels, in_xla, x, leaf, epilogue)
 
 
 def _conv(x, leaf, epilogue, **how):
@@ -168,7 +220,7 @@ def _conv(x, leaf, epilogue, **how):
   groups, n = plan.feature_groups, plan.matrix.n // plan.feature_groups
   columns = (groups, 1, n) if groups > 1 else (1, n)
   return conv.conv(
-    *_operands(x, leaf, epilogue, (1, 2, 3), columns, jnp.float32),
+    *operands.of(x, leaf, epilogue, (1, 2, 3), columns, jnp.float32),
     format=numbers.LAYOUT[plan.format].name,
     n=n,
     group=plan.group,
@@ -180,26 +232,47 @@ def _conv(x, leaf, epilogue, **how):
 def _depthwise(x, leaf, epilogue, **how):
   """A convolution that keeps channels apart, on the library."""
   n = leaf.plan.matrix.n
-  operands = _operands(x, leaf, epilogue, (1, 2, 3), (1, n), jnp.float32)
-  return conv.depthwise(*operands, n=n, **how)
+  given = operands.of(x, leaf, epilogue, (1, 2, 3), (1, n), jnp.float32)
+  return conv.depthwise(*given, n=n, **how)
 
 
-def _matmul(x, leaf, epilogue, *, out_dtype, path):
+def _matmul(x, leaf, epilogue, *, out_dtype):
   """A product on the library."""
-  plan, n = leaf.plan, leaf.plan.matrix.n
-  x, payload, *rest = _operands(
-    x, leaf, epilogue, (x.ndim - 1,), (1, n), out_dtype
-  )
-  how = dict(
-    k=plan.matrix.k, n=n, group=plan.group, out_dtype=out_dtype, path=path
-  )
-  if isinstance(leaf, leaves.StreamArray):
-    offsets = plan_lib.part(leaf, 'offsets')
-    return native.sparse_matmul(
-      x, payload, offsets, *rest, how=plan.sparse, **how
+  how = dict(out_dtypes=(out_dtype,), keep=False)
+  return _matmuls(x, (leaf,), (epilogue,), None, **how)[0]
+
+
+def _matmuls(x, weights, epilogue_of, norm, *, out_dtypes, keep):
+  """Products of the same rows on the library, in one call."""
+  plan, passed = weights[0].plan, []
+  for leaf, epilogue, out_dtype in zip(
+    weights, epilogue_of, out_dtypes, strict=True
+  ):
+    n, sparse = leaf.plan.matrix.n, leaf.plan.sparse
+    rows, payload, scale, zero, rounding, finish = operands.of(
+      x, leaf, epilogue, (x.ndim - 1,), (1, n), out_dtype
     )
-  name = numbers.LAYOUT[plan.format].name
-  return native.matmul(x, payload, *rest, format=name, **how)
+    of_stream = (
+      (plan_lib.part(leaf, 'offsets'), sparse.constant) if sparse else ()
+    )
+    passed.append(
+      native.Weight(
+        payload, scale, n, zero, rounding, finish, out_dtype, *of_stream
+      )
+    )
+  sparse = plan.sparse
+  return native.matmuls(
+    rows,
+    passed,
+    norm,
+    format=sparse.type if sparse else numbers.LAYOUT[plan.format].name,
+    k=plan.matrix.k,
+    group=plan.group,
+    keep=keep,
+    sparse=sparse is not None,
+    skips=sparse is not None and sparse.skips,
+    path=plan.path_for(x.shape[-2]),
+  )
 
 
 def _tiled(x, leaf, epilogue, *, out_dtype):
@@ -223,154 +296,3 @@ def _in_xla(x, leaf, *, out_dtype):
   else:
     y = lax.dot_general(x, q, **options)
   return y.astype(out_dtype)
-
-
-# ------------------------------------------------------ what the library is given
-
-
-def _operands(x, leaf, epilogue, summed, columns, out_dtype):
-  """(x, payload, scale, zero, rounding, finish) of a call of the library.
-
-  Args:
-    x: the other operand.
-    leaf: for CPUs.
-    epilogue: or None.
-    summed: axes of x that products sum over.
-    columns: the shape of a number for each column, as the call has them.
-    out_dtype: of the results.
-  """
-  x = x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
-  x, rounding = _activations(x, leaf, summed)
-  scale, zero = _in_units(leaf)
-  factor = _float32(_part(leaf, 'global_scale'))
-  if factor is not None and rounding.act == native.Act.FLOAT:
-    rounding = dataclasses.replace(rounding, scale=factor)
-  elif factor is not None:  # its operand is that of a range
-    scale = leaf.scale_hat()
-  if epilogue is not None:
-    scale, rounding = _rescaled(scale, rounding, epilogue, columns)
-  finish = _finish(epilogue, columns, out_dtype)
-  return x, plan_lib.part(leaf, 'payload'), scale, zero, rounding, finish
-
-
-def _rescaled(scale, rounding, epilogue, shape):
-  """(scale, rounding) with the scales of an epilogue in those of the weight.
-
-  Args:
-    scale: [..., groups, n], or None.
-    rounding: of x, whose `totals` are sums of the weight.
-    epilogue: may scale the columns.
-    shape: of a number for each column, as the call has them.
-  """
-  if epilogue.scale is None:
-    return scale, rounding
-  factor = _of_columns(epilogue.scale, shape)
-  totals = rounding.totals
-  totals = None if totals is None else totals * factor
-  rounding = dataclasses.replace(rounding, totals=totals)
-  return scale.astype(jnp.float32) * factor, rounding
-
-
-def _finish(epilogue, shape, out_dtype) -> native.Finish:
-  """What the library does of an epilogue; `shape` as for `_rescaled`."""
-  if epilogue is None:
-    return native.Finish()
-  shift, other = epilogue.shift, epilogue.other
-  return native.Finish(
-    bias=None if shift is None else _of_columns(shift, shape),
-    other=None if other is None else other.astype(out_dtype),
-    curve=epilogue.curve or '',
-    times=epilogue.times,
-    floor=-np.inf if epilogue.relu is None else 0.0,
-  )
-
-
-def _of_columns(p, shape):
-  """A number for each column, or one for all, in a shape of so many entries."""
-  return jnp.broadcast_to(p, math.prod(shape)).reshape(shape)
-
-
-def _in_units(leaf):
-  """Scales and zero points as kernels have them, which count in units."""
-  plan, scale, zero = leaf.plan, _part(leaf, 'scale'), _part(leaf, 'zero')
-  unit = numbers.LAYOUT[plan.format].unit if plan.format else 1.0
-  if unit != 1:
-    scale = scale.astype(jnp.float32) * np.float32(unit)
-    zero = None if zero is None else zero * np.float32(1 / unit)
-  return scale, zero
-
-
-def _part(leaf, name):
-  """A part of a leaf, None where its layout has no such part."""
-  return plan_lib.part(leaf, name) if name in leaf.axes(leaf.plan) else None
-
-
-def _activations(x, leaf, summed):
-  """(x, its `Rounding`): how the library rounds x, where it can.
-
-  Else x is rounded here to what its codes stand for, and multiplied as it is.
-  Products sum over the axes `summed`, the last of which may be in groups.
-  """
-  act = leaf.plan.act
-  if act is None:
-    return x, native.Rounding()
-  integer = act.numbers.integer and act.numbers.step == 1
-  suits = (
-    integer
-    and act.format not in ('ternary',)
-    and act.scale == 'float32'
-    and act.range == 'absmax'
-    and act.rounding == 'nearest'
-    and act.granularity in ('token', 'channel', 'tensor')
-    # Zero points of fewer bits are not whole numbers.
-    and (act.symmetric or act.numbers.bits > 2)
-    and numbers.LAYOUT[leaf.plan.format].name != 'nf4'
-  )
-  if not suits:
-    if act.static:
-      q = activation.with_range(
-        x,
-        act,
-        _last(plan_lib.part(leaf, 'act_scale'), x),
-        _last(plan_lib.part(leaf, 'act_zero'), x),
-      )
-    else:
-      q = activation.quantize(x, act, summed, summed[-1])
-    return q.materialize(), native.Rounding()
-  fmt = act.numbers
-  rounding = native.Rounding(
-    totals=_float32(_part(leaf, 'totals')),
-    act=native.Act.DYNAMIC,
-    bound=fmt.bound,
-    low=fmt.lowest,
-    high=fmt.highest,
-    symmetric=act.symmetric,
-  )
-  if act.static:
-    given = plan_lib.part(leaf, 'act_scale'), plan_lib.part(leaf, 'act_zero')
-  elif act.granularity == 'tensor':
-    given = _range_of_all(x, act)
-  else:
-    return x, rounding
-  scale, zero = map(_float32, given)
-  return x, dataclasses.replace(
-    rounding, act=native.Act.STATIC, scale=scale, zero=zero
-  )
-
-
-def _float32(p):
-  return None if p is None else p.astype(jnp.float32)
-
-
-def _last(p, x):
-  return None if p is None else p.reshape((1,) * (x.ndim - p.ndim) + p.shape)
-
-
-def _range_of_all(x, act):
-  """(scale, zero) of one range for all of `x`: [1, 1]."""
-  everything = tuple((i - x.ndim, 0) for i in range(x.ndim))
-  x = x.astype(jnp.float32)
-  reach, center = scales.reach_and_center(x, act, everything)
-  scale = scales.stored(reach, act, everything, x.shape).scale
-  zero = None if center is None else scales.zero_point(center, scale, act)
-  return scale.reshape(1, 1), None if zero is None else zero.reshape(1, 1)

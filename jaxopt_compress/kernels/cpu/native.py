@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels import sparse_layout
-from jaxopt_compress.kernels.cpu import operands as operands_lib
+from jaxopt_compress.kernels.cpu import calls
 
 _TARGETS = ('matmul', 'conv', 'depthwise')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
@@ -281,7 +281,7 @@ def matmuls(
   _check_library()
   for weight in weights:
     check_totals(weight.rounding)
-  operands = operands_lib.Operands([(x, 2)])
+  operands = calls.Operands([(x, 2)])
   vectors = (None, None) if norm is None else (norm.scale, norm.shift)
   vectors = [None if p is None else p.astype(jnp.float32) for p in vectors]
   in_norm = operands.add([(p, 1) for p in vectors])
@@ -423,7 +423,7 @@ def call(
     [*stack, *inner].
   """
   _check_library()
-  passed = operands_lib.Operands(operands)
+  passed = calls.Operands(operands)
   of_columns = scales[0][1]  # axes that numbers for columns have
   columns = [p for p, _ in scales]
   given = passed.add(_others(columns, of_columns, rounding, finish, len(inner)))
