@@ -208,7 +208,7 @@ def packable(
     return planning.why_not_on_cpu(planned)
   if met - {'dot_general'}:
     return f'no kernel of a {target} for {sorted(met)}'
-  return tiled.suits(q.format, q.zero, planned.plan.act)
+  return tiled.suits(planned.plan, q.zero)
 
 
 def pack_leaf(

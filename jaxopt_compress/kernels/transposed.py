@@ -1,6 +1,6 @@
 """W8A8 on GPUs: XLA's own product of int8, of a weight that lies along k.
 
-    y = (codes_x @ codes_w^T) * scale_x * scale_w
+    y = (codes_x @ codes_w^T - zero_x * totals) * scale_x * scale_w
 
 Tensor cores read both operands of int8 along k. Of a weight [k, n] XLA makes that
 in every call, or, of few rows, a slow loop.
@@ -19,15 +19,20 @@ class Weight(NamedTuple):
   Attributes:
     codes: [1, n, k] int8.
     scale: [1, n] floating.
+    totals: [1, n] int32, for codes of x with zero points; None for symmetric ones.
   """
 
   codes: jax.Array
   scale: jax.Array
+  totals: jax.Array | None = None
 
 
-def lay_out(codes: jax.Array, scale: jax.Array) -> Weight:
+def lay_out(
+  codes: jax.Array, scale: jax.Array, *, symmetric: bool = True
+) -> Weight:
   """The layout of a weight codes [k, n] * scale [1, n]."""
-  return Weight(codes.T[None], scale)
+  totals = None if symmetric else _dynamic().totals(codes)
+  return Weight(codes.T[None], scale, totals)
 
 
 def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
@@ -38,13 +43,20 @@ def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
 
 def matmul(x: jax.Array, weight: Weight) -> jax.Array:
   """quantize(x) @ weight: [m, n] of the dtype of x [m, k]."""
-  # Imported here, as the room imports Pallas.
-  from jaxopt_compress.kernels.pallas import dynamic
-
-  codes, scale = dynamic.quantize(x)
+  symmetric = weight.totals is None
+  codes, scale, zero = _dynamic().quantize(x, symmetric=symmetric)
   along = (((1,), (1,)), ((), ()))
   sums = lax.dot_general(
     codes, weight.codes[0], along, preferred_element_type=jnp.int32
   )
+  if zero is not None:
+    sums = sums - zero * weight.totals
   y = sums.astype(jnp.float32) * scale * weight.scale.astype(jnp.float32)
   return y.astype(x.dtype)
+
+
+def _dynamic():
+  # Imported where it is needed, as the room imports Pallas.
+  from jaxopt_compress.kernels.pallas import dynamic
+
+  return dynamic

@@ -330,8 +330,17 @@ class QDotArray(array.CompressedArray):
     return self.weight.zero_codes()
 
   def describe(self):
-    act = self.act.format + (' static' if self.act.static else '')
-    return f'{self.weight.describe()}, {act} activations'
+    return f'{self.weight.describe()}, {act_words(self.act)}'
+
+
+def act_words(act: spec_lib.Spec) -> str:
+  """How the other operand is rounded, as `describe` of a leaf says it.
+
+  >>> act_words(spec_lib.Spec('int8', 'token', symmetric=False))
+  'int8 asym activations'
+  """
+  asym = '' if act.symmetric else ' asym'
+  return f'{act.format}{asym}{" static" if act.static else ""} activations'
 
 
 def quantize_array(

@@ -3,6 +3,10 @@
 W8A16 says weights of 8 bits, activations of 16: as they are. W8A8, W4A8, W4A4 and
 FP8_DYNAMIC also round the activations at run time; FP8 in ranges that were
 calibrated. MXFP8, MXFP4 and NVFP4 are the block formats of those names.
+
+Activations of W8A8 and W4A8 have a zero point for each token: what comes out of a
+norm or a gelu is far from centred, and its steps become up to half as wide. A range
+that is centred loses nothing by it. Without: 'int8, int8 token'.
 """
 
 import dataclasses
@@ -92,15 +96,15 @@ class Scheme:
     return ', '.join(words)
 
 
-_INT8 = Spec('int8', 'token')
+_INT8_ACT = Spec('int8', 'token', symmetric=False)
 _W4 = Spec('int4', 'group', 128, scale='bfloat16')
 _MX = functools.partial(Spec, granularity='group', group=32, scale='e8m0')
 _NV = Spec('e2m1', 'group', 16, scale='e4m3')
 
 W8A16 = Scheme(Spec('int8'))
-W8A8 = Scheme(Spec('int8'), act=_INT8)
+W8A8 = Scheme(Spec('int8'), act=_INT8_ACT)
 W4A16 = Scheme(_W4)
-W4A8 = Scheme(_W4, act=_INT8)
+W4A8 = Scheme(_W4, act=_INT8_ACT)
 W4A4 = Scheme(Spec('int4'), act=Spec('int4', 'token'))
 W2A16 = Scheme(Spec('int2', 'group', 64, symmetric=False, scale='bfloat16'))
 FP8 = Scheme(Spec('e4m3', 'tensor'), act=Spec('e4m3', 'tensor', static=True))
@@ -175,6 +179,16 @@ def scheme(value: Scheme | Spec | str | None) -> Scheme | None:
   return Scheme(
     spec_lib.parse(weight), *(spec_lib.parse(w, 'token') for w in others)
   )
+
+
+def words(scheme: Scheme) -> str:
+  """What `scheme` reads as this scheme.
+
+  >>> words(W8A8), words(W4A16)
+  ('int8 channel, int8 token asym', 'int4 g128 bfloat16')
+  """
+  parts = scheme.weight, scheme.act, scheme.grad
+  return ', '.join(part.describe() for part in parts if part is not None)
 
 
 def by_leaf(rules, params: Any) -> dict[str, Scheme | None]:

@@ -63,7 +63,7 @@ class ConvTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (f'{name}, {words}', name, words)
     for name in CONVS
-    for words in ('W8A8', 'int8', 'int4 g4 asym, int8', 'int8, int8 asym')
+    for words in ('W8A8', 'int8', 'int4 g4 asym, int8', 'int8, int8 token')
     # Channels kept apart have one scale each; three are too few for a group.
     if 'g4' not in words or name not in ('depthwise', 'strided')
   )

@@ -19,6 +19,7 @@ A = jax.random.uniform(jax.random.key(2), (70,)) - 0.5
 B = jax.random.normal(jax.random.key(3), (70,))
 SCHEMES = (
   'W8A8',
+  'int8, int8 token',
   'W4A16',
   'int8 asym, int8 asym',
   'int4 g32, int8',
@@ -193,7 +194,7 @@ class EpilogueTest(parameterized.TestCase):
 
   @parameterized.product(
     shape=[(3, 3, 16, 24), (3, 3, 8, 24), (3, 3, 1, 16)],
-    scheme=['W8A8', 'int8', 'int8 asym, int8 asym'],
+    scheme=['W8A8', 'int8, int8 token', 'int8', 'int8 asym, int8 asym'],
   )
   def test_convolutions(self, shape, scheme):
     w = jax.random.normal(jax.random.key(4), shape) / 5

@@ -122,7 +122,7 @@ class ProductsTest(parameterized.TestCase):
     q = quantized(w, ASYM)
     self.assertEqual(integer_dots(f, x, q), 1)
     self.assertLess(relative(f(x, q), x @ w), 1e-2)
-    symmetric = quantized(w, 'W8A8')
+    symmetric = quantized(w, 'int8, int8 token')
     self.assertLess(relative(f(x, q), x @ w), relative(f(x, symmetric), x @ w))
 
   def test_int4_by_int4(self):

@@ -37,7 +37,7 @@ class QuantizeTest(parameterized.TestCase):
       testcase_name='W8A8',
       scheme=jc.W8A8,
       type=jc.quantization.QDotArray,
-      says='int8 channel, int8 activations',
+      says='int8 channel, int8 asym activations',
       scale=(1, 6),
     ),
     dict(
@@ -58,7 +58,7 @@ class QuantizeTest(parameterized.TestCase):
       testcase_name='by name',
       scheme='W8A8',
       type=jc.quantization.QDotArray,
-      says='int8 channel, int8 activations',
+      says='int8 channel, int8 asym activations',
       scale=(1, 6),
     ),
   )

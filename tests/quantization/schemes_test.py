@@ -37,7 +37,7 @@ class SchemeTest(parameterized.TestCase):
         act=jc.schemes.Spec('int8', 'tensor'),
       ),
     )
-    self.assertEqual(schemes.scheme('int8, int8'), jc.W8A8)
+    self.assertEqual(schemes.scheme('int8, int8 asym'), jc.W8A8)
     for words, says in (
       ('int4 g', "a word of 'int4 g' is 'g'"),
       ('int4 asymm', "Did you mean 'asym'"),
@@ -72,7 +72,7 @@ class SchemeTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('W4A16 g32', 'int4 g128 bfloat16'),
-    ('W8A8, int8', 'int8 channel, int8 token'),
+    ('W8A8, int8', 'int8 channel, int8 token asym'),
     ('MXFP4 floor', 'e2m1 g32 mx even, e2m1 g32 mx even'),
   )
   def test_presets_stand_alone(self, words, its_words):

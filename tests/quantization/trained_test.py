@@ -164,7 +164,9 @@ class LeafTest(parameterized.TestCase):
       {'w': training_models.normal(8, 4)}, ()
     )['w']
     self.assertIsInstance(leaf, trained.FakeQuant)
-    self.assertEqual(leaf.describe(), 'fake int8 channel, int8 activations')
+    self.assertEqual(
+      leaf.describe(), 'fake int8 channel, int8 asym activations'
+    )
     self.assertEqual((leaf.shape, leaf.dtype), ((8, 4), jnp.float32))
     self.assertFalse(
       jc.fake_quantize([('w', training_models.W4G4)], uses=in_out.IN_OUT)

@@ -21,6 +21,7 @@ from jaxopt_compress.analysis import storage
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
+from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
 
 # Types of scales that the kernels read.
@@ -170,6 +171,5 @@ def describe(leaf, laid_out: str, bits: int = 0) -> str:
   words += ['asym'] * (getattr(leaf, 'zero', None) is not None)
   said = ' '.join(words)
   if plan.act is not None:
-    static = ' static' if plan.act.static else ''
-    said += f', {plan.act.format}{static} activations'
+    said += f', {qarray.act_words(plan.act)}'
   return f'{said}, {laid_out}'

@@ -21,8 +21,8 @@ from jaxopt_compress.kernels.leaves import portable as portable_lib
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
-# How W8A8 rounds the other operand: the one way that its kernels know.
-ACT = spec_lib.Spec('int8', 'token')
+# How the kernels of W8A8 can round the other operand, with a zero point and without.
+ACTS = tuple(spec_lib.Spec('int8', 'token', symmetric=s) for s in (False, True))
 # Up to how many rows GPUs multiply in Pallas, not XLA: it decodes weights in every
 # program that reads them, where XLA does it once, and scales of whole columns after.
 _MOST_ROWS_OF_GROUPS = 128
@@ -43,6 +43,8 @@ class TiledArray(array.CompressedArray):
       [stack..., 1, n, k].
     scale: [stack..., ...] as the kernel has it.
     zero: None, or like `scale`.
+    totals: None, or [stack..., 1, n'] int32 sums of the codes, for activations with
+      zero points.
     plan: what is static; `plan.format` is 'int8' or 'int4', `plan.target` 'gpu' or
       'tpu'.
   """
@@ -50,6 +52,7 @@ class TiledArray(array.CompressedArray):
   codes: jax.Array
   scale: jax.Array
   zero: jax.Array | None
+  totals: jax.Array | None
   plan: plan_lib.Plan = dataclasses.field(metadata={'static': True})
 
   shape = property(plan_lib.shape)
@@ -62,17 +65,17 @@ class TiledArray(array.CompressedArray):
 
   @staticmethod
   def axes(plan: plan_lib.Plan) -> dict[str, int]:
-    return dict(codes=3, scale=3 if plan.act is None else 2, zero=3)
+    return dict(codes=3, scale=3 if plan.act is None else 2, zero=3, totals=2)
 
   def weight(self):
     """What the kernel takes, with the axes of the stack."""
-    codes, scale, zero = (
+    codes, scale, zero, totals = (
       plan_lib.part(self, name) for name in self.axes(self.plan)
     )
     kernel = _kernel(self.plan)
     if self.plan.act is None:
       return kernel.Weight(codes, scale, zero)
-    return kernel.Weight(codes, scale)
+    return kernel.Weight(codes, scale, totals)
 
   def suits(self, rows: int) -> bool:
     """Whether products of so many rows are for the kernel."""
@@ -111,16 +114,25 @@ class TiledArray(array.CompressedArray):
     return plan_lib.describe(self, 'tiled')
 
 
-def suits(format: str, zero, act) -> str:
-  """Why there is no kernel for a weight; '' if there is."""
+def suits(plan: plan_lib.Plan, zero) -> str:
+  """Why there is no kernel for a weight with these zero points; '' if there is."""
+  format, act = plan.format, plan.act
   if format not in _BITS:
     return f'{format} has no kernel; {list(_BITS)} have'
-  if act is not None and (act != ACT or format != 'int8'):
+  if act is None:
+    return ''
+  if act not in ACTS or format != 'int8':
     return (
       'activations are rounded by the kernel of int8 x int8 only, per token'
     )
-  if act is not None and zero is not None:
-    return 'the kernel of int8 x int8 takes no zero points'
+  if zero is not None:
+    return 'the kernel of int8 x int8 takes no zero points of weights'
+  # Pallas takes time to import.
+  from jaxopt_compress.kernels.pallas import dynamic
+
+  most = dynamic.most_k(act.symmetric)
+  if plan.matrix.k > most:
+    return f'32 bits do not hold sums of more than {most} products'
   return ''
 
 
@@ -133,10 +145,12 @@ def tile(leaf: panels.PanelArray, target: str) -> TiledArray:
   lay_out = functools.partial(_kernel(plan).lay_out, **_numbers(plan))
   if plan.act is not None:
     parts = codes, scale.astype(jnp.float32)
+    lay_out = functools.partial(lay_out, symmetric=plan.act.symmetric)
   else:
     parts = (codes, scale) + (() if zero is None else (zero,))
   weight = _over_stack(lay_out, stack)(*parts)
-  parts = weight.codes, weight.scale, getattr(weight, 'zero', None)
+  parts = weight.codes, weight.scale
+  parts += tuple(getattr(weight, name, None) for name in ('zero', 'totals'))
   return TiledArray(
     *(plan_lib.full(p, stack, plan.matrix) for p in parts), plan
   )

@@ -1,7 +1,7 @@
 """Kernels for GPU (Triton) and TPU (Mosaic): products with compressed weights.
 
     weight_only  y = sum_g scale_g * (x_g @ (codes_g - zero_g))    W4A16, W8A16
-    dynamic      y = scale_x * scale_w * (codes_x @ codes_w) + b   W8A8
+    dynamic      y = scale_x * scale_w * ((codes_x - zero_x) @ codes_w) + b   W8A8
 
 Each module has three functions of arrays: `lay_out` makes the layout that the
 kernel reads, once; `restore` undoes it; `matmul` multiplies one matrix x [m, k].

@@ -1,13 +1,16 @@
 """W8A8: every row of x becomes int8 codes on the way to the product.
 
-    scale_x = max|x| / 127.5                      of each row
-    codes_x = clip(round(x / scale_x), -128, 127)
-    y       = (codes_x @ codes_w) * scale_x * scale_w + bias
+    scale_x = (high - low) / 255           low <= 0 <= high, the ends of each row
+    zero_x  = round(-1/2 - (high + low) / (2 scale_x))
+    codes_x = clip(round(x / scale_x) + zero_x, -128, 127)
+    totals  = sum_k codes_w
+    y       = (codes_x @ codes_w - zero_x * totals) * scale_x * scale_w + bias
 
-Scales and codes are those of `quantization`: products with reciprocals, ties to
-even, and a row of zeros has the smallest normal scale. A row with NaN or infinity
-has an infinite scale and codes of zero, so that all its results are NaN. Needs
-integer products: TPU v4's compiler refuses them, those of v5e and later do not.
+Symmetric codes have scale_x = max|x| / 127.5 and no zero_x. Scales and codes are
+those of `quantization`: products with reciprocals, ties to even, and a row of zeros
+has the smallest normal scale. A row with NaN or infinity has an infinite scale and
+codes of zero, so that all its results are NaN. Needs integer products: TPU v4's
+compiler refuses them, those of v5e and later do not.
 """
 
 from typing import NamedTuple
@@ -22,8 +25,9 @@ from jaxopt_compress.kernels.pallas import tiles as tiles_lib
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
 _PER_BOUND = np.float32(1 / 127.5)
-# |codes_x @ codes_w| <= 2^14 k < 2^31.
+# |codes_x @ codes_w| <= 2^14 k < 2^31; with zero points 255 * 128 k < 2^31.
 _MOST_K = 2**17 - 1
+_MOST_K_WITH_ZEROS = (2**31 - 1) // (255 * 128)
 # Up to how many rows the product of a TPU rounds them itself. Each of its programs
 # does that again for the rows it reads, where a pass of its own does it once; on GPUs
 # the pass was faster for one row, too.
@@ -36,18 +40,47 @@ class Weight(NamedTuple):
   Attributes:
     codes: [pieces, piece, n'] int8, see `layout`.
     scale: [1, n'] float32 or bfloat16.
+    totals: [1, n'] int32, for codes of x with zero points; None for symmetric ones.
   """
 
   codes: jax.Array
   scale: jax.Array
+  totals: jax.Array | None = None
 
 
-def lay_out(codes: jax.Array, scale: jax.Array) -> Weight:
+class Rows(NamedTuple):
+  """Rows of x as codes.
+
+  Attributes:
+    codes: [m, k] int8.
+    scale: [m, 1] float32.
+    zero: [m, 1] int32, or None.
+  """
+
+  codes: jax.Array
+  scale: jax.Array
+  zero: jax.Array | None = None
+
+
+def most_k(symmetric: bool) -> int:
+  """Rows of a weight whose products with codes of x an int32 surely sums."""
+  return _MOST_K if symmetric else _MOST_K_WITH_ZEROS
+
+
+def totals(codes: jax.Array) -> jax.Array:
+  """Sums of the columns of codes [k, n]: [1, n] int32."""
+  return jnp.sum(codes.astype(jnp.int32), axis=0, keepdims=True)
+
+
+def lay_out(
+  codes: jax.Array, scale: jax.Array, *, symmetric: bool = True
+) -> Weight:
   """The layout of a weight codes * scale.
 
   Args:
     codes: [k, n] int8.
     scale: [1, n] floating.
+    symmetric: whether rows of x are rounded without zero points.
   """
   k, n = codes.shape
   if scale.shape != (1, n):
@@ -56,7 +89,11 @@ def lay_out(codes: jax.Array, scale: jax.Array) -> Weight:
       ' Products of codes cannot have a scale a group: see weight_only.'
     )
   pieces = layout.rows(codes, layout.cut(k))
-  return Weight(layout.columns(pieces), layout.columns(scale))
+  return Weight(
+    layout.columns(pieces),
+    layout.columns(scale),
+    None if symmetric else layout.columns(totals(codes)),
+  )
 
 
 def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
@@ -65,21 +102,22 @@ def restore(weight: Weight, *, k: int, n: int) -> tuple[jax.Array, jax.Array]:
   return codes[:, :n], weight.scale[:, :n]
 
 
-def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Codes and scales of rows; runs inside and outside kernels.
+def quantize(x: jax.Array, *, symmetric: bool = True) -> Rows:
+  """Codes and scales of rows.
 
   Args:
     x: [m, k] floating.
+    symmetric: whether codes have no zero points.
 
-  Returns:
-    codes [m, k] int8, scale [m, 1] float32.
-
-  >>> codes, scale = quantize(jnp.array([[255., 1., -3.], [0., 0., 0.]]))
+  >>> codes, scale, _ = quantize(jnp.array([[255., 1., -3.], [0., 0., 0.]]))
   >>> codes.tolist(), scale[:, 0].tolist()
   ([[127, 0, -2], [0, 0, 0]], [2.0, 1.1754943508222875e-38])
+  >>> codes, scale, zero = quantize(jnp.array([[254., 1., -1.]]), symmetric=False)
+  >>> codes.tolist(), scale.tolist(), zero.tolist()
+  ([[127, -126, -128]], [[1.0]], [[-127]])
   """
-  scale = _scale(_largest(x))
-  return _codes(x, 1 / scale), scale
+  scale, zero = _range(x, symmetric)
+  return Rows(_codes(x, 1 / scale, zero), scale, zero)
 
 
 def matmul(
@@ -96,8 +134,9 @@ def matmul(
   """quantize(x) @ weight + bias. No derivatives.
 
   Args:
-    x: [m, k] float32, bfloat16 or float16; k < 2^17, so that sums fit in int32.
-    weight: made by `lay_out`.
+    x: [m, k] float32, bfloat16 or float16; k up to `most_k`, so that sums fit in
+      int32.
+    weight: made by `lay_out`; its `totals` say whether codes of x have zero points.
     bias: [n], or None.
     n: columns of the weight.
     platform: 'gpu' or 'tpu'; None for where it runs.
@@ -123,26 +162,29 @@ def matmul(
   # int8 has tiles of 32 rows on a TPU.
   least = 32 if platform == 'tpu' else 16
   rows = tiles.rows if tiles else tiles_lib.rows_of(m, platform, smallest=least)
-  scale = _scale(_largest(x))
+  scale, zero = _range(x, weight.totals is None)
   if fused is None:
     fused = platform == 'tpu' and m <= _FUSED_ROWS
-  of_x = x if fused else _codes(x, 1 / scale)
+  of_x = x if fused else _codes(x, 1 / scale, zero)
   operands = [
     contract_lib.rows(of_x, c, c.count, 1, rows, platform),
     contract_lib.Operand(weight.codes, False, 1),
   ]
-  operands += [_of_rows(1 / scale, rows)] if fused else []
+  of_zero = [] if zero is None else [_of_rows(zero, rows)]
+  operands += [_of_rows(1 / scale, rows), *of_zero] if fused else []
   fixed = [_of_rows(scale, rows), contract_lib.Operand(weight.scale, False)]
+  if zero is not None:
+    fixed += [*of_zero, contract_lib.Operand(weight.totals, False)]
   if bias is not None:
     fixed.append(contract_lib.Operand(layout.columns(shift), False))
 
-  def term(b, x_ref, codes_ref, *inverse):
-    codes = _codes(x_ref[b], inverse[0][...]) if inverse else x_ref[b]
+  def term(b, x_ref, codes_ref, *how):
+    codes = _codes(x_ref[b], *(r[...] for r in how)) if how else x_ref[b]
     return contract_lib.dot(codes, codes_ref[b])
 
   y = contract_lib.contract(
     term,
-    _scaled,
+    _scaled if zero is None else _scaled_with_zeros,
     operands,
     fixed,
     bundles=c.count,
@@ -167,9 +209,10 @@ def _check(x, weight, bias, c, n):
     )
   if bias is not None and bias.shape != (n,):
     raise ValueError(f'bias is {list(bias.shape)}; expected {[n]}.')
-  if k > _MOST_K:
+  most = most_k(weight.totals is None)
+  if k > most:
     raise ValueError(
-      f'k = {k}: int32 sums of products of int8 hold up to k = {_MOST_K}. Cut k in'
+      f'k = {k}: int32 sums of products of int8 hold up to k = {most}. Cut k in'
       ' parts and add their results.'
     )
 
@@ -177,7 +220,7 @@ def _check(x, weight, bias, c, n):
 def _of_rows(a, rows):
   """[m, 1] as an operand, filled up to whole blocks with ones: they may be divided by."""
   fill = -a.shape[0] % rows
-  padded = jnp.pad(a, ((0, fill), (0, 0)), constant_values=1.0)
+  padded = jnp.pad(a, ((0, fill), (0, 0)), constant_values=1)
   return contract_lib.Operand(padded, True)
 
 
@@ -187,26 +230,62 @@ def _scaled(total, scale_x, scale_w, shift=None):
   return y if shift is None else y + shift.astype(jnp.float32)
 
 
+def _scaled_with_zeros(total, scale_x, scale_w, zero, totals, shift=None):
+  """The same, of codes with zero points: integers until the scales."""
+  return _scaled(total - zero * totals, scale_x, scale_w, shift)
+
+
 # ------------------------------------------------------------------------- codes
+
+
+def _range(x, symmetric):
+  """(scale, zero) of each row: [m, 1] float32, and int32 or None."""
+  if symmetric:
+    return _scale(_largest(x)), None
+  # Halves first: the difference of two large numbers is infinite.
+  high, low = (
+    jnp.maximum(_most(sign * x), 0) * np.float32(0.5) for sign in (1, -1)
+  )
+  scale = _scale(high + low)
+  zero = np.float32(-0.5) - (high - low) * (1 / scale)
+  # Of rows that have no range, whose codes are zero, zero is the zero point.
+  zero = jnp.where(scale < jnp.inf, zero, 0.0)
+  return scale, _in_range(zero).astype(jnp.int32)
 
 
 def _largest(x):
   """max|x| of each row, [m, 1] float32; infinite where there is a NaN."""
-  size = jnp.abs(x.astype(jnp.float32))
+  return _most(jnp.abs(x))
+
+
+def _most(x):
+  """max x of each row, [m, 1] float32; infinite where there is a NaN."""
+  x = x.astype(jnp.float32)
   # The maximum of Triton passes NaN by.
-  size = jnp.where(size == size, size, jnp.inf)
-  return jnp.max(size, axis=1, keepdims=True)
+  return jnp.max(jnp.where(x == x, x, jnp.inf), axis=1, keepdims=True)
 
 
-def _scale(largest):
-  return jnp.maximum(largest * _PER_BOUND, _TINY)
+def _scale(reach):
+  return jnp.maximum(reach * _PER_BOUND, _TINY)
 
 
-def _codes(x, inverse):
+def _codes(x, inverse, zero=None):
+  """[m, k] int8; runs inside and outside kernels."""
   scaled = x.astype(jnp.float32) * inverse
   scaled = jnp.where(scaled == scaled, scaled, 0.0)
-  scaled = jnp.minimum(jnp.maximum(scaled, -128.0), 127.0)
-  return _round(scaled).astype(jnp.int32).astype(jnp.int8)
+  if zero is None:
+    return _in_range(scaled).astype(jnp.int32).astype(jnp.int8)
+  # Rounded before the zero point is added: a sum of floats would round again.
+  codes = _round(scaled) + zero.astype(jnp.float32)
+  return _clip(codes).astype(jnp.int32).astype(jnp.int8)
+
+
+def _in_range(x):
+  return _round(_clip(x))
+
+
+def _clip(x):
+  return jnp.minimum(jnp.maximum(x, -128.0), 127.0)
 
 
 def _round(x):

@@ -16,8 +16,10 @@ SCHEMES = {
   'int8 g32': 'int8 g32, tiled',
   'int4 g32 bfloat16': 'int4 g32, tiled',
   'int4 g32 asym': 'int4 g32 asym, tiled',
-  'W8A8': 'int8 channel, int8 activations, tiled',
+  'W8A8': 'int8 channel, int8 asym activations, tiled',
+  'int8, int8 token': 'int8 channel, int8 activations, tiled',
 }
+ROUNDED = 'W8A8', 'int8, int8 token'  # the other operand, too
 
 
 def _matmul(p, x):
@@ -58,7 +60,7 @@ class TiledTest(parameterized.TestCase):
     f = jax.jit(jc.lift(_matmul, strict=True))
     with lowering.device(platform):
       text = f.trace(p, x).lower(lowering_platforms=(platform,)).as_text()
-    if (words, platform) == ('W8A8', 'cuda'):  # XLA's own, of both along k
+    if words in ROUNDED and platform == 'cuda':  # XLA's own, of both along k
       self.assertRegex(text, r'dot_general.*\[1\] x \[1\].*xi8>')
       self.assertNotIn('triton', text)
     else:
@@ -94,7 +96,8 @@ class TiledTest(parameterized.TestCase):
     for words, why in (
       ('NF4', 'nf4 has no kernel'),
       ('int4, int8', 'int8 x int8 only'),
-      ('int8 asym, int8', 'takes no zero points'),
+      ('int8 asym, int8', 'takes no zero points of weights'),
+      ('int8, int8 tensor', 'int8 x int8 only'),
     ):
       with self.assertWarnsRegex(UserWarning, why):
         jc.pack(
