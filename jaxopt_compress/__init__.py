@@ -70,6 +70,7 @@ from jaxopt_compress.quantization import W4A16
 from jaxopt_compress.quantization import W8A8
 from jaxopt_compress.quantization import W8A16
 from jaxopt_compress.quantization.quantize import quantize
+from jaxopt_compress.quantization.sensitivity import sensitivity
 
 # All of them are defined by now.
 for _leaf in CompressedArray.__subclasses__():
@@ -127,6 +128,7 @@ __all__ = [
   'save',
   'schemes',
   'select',
+  'sensitivity',
   'shrink',
   'sparsify',
   'statistics',

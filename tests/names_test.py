@@ -12,7 +12,7 @@ import jaxopt_compress as jc
 # What everybody writes. The rest is one level down.
 VERBS = """
   lift materialize explain uses hoist rules_for observe features quantize
-  fake_quantize calibrate
+  fake_quantize calibrate sensitivity
   prune sparsify structure importance select shrink grow widen
   chain freeze cast nbytes pack unpack save load
 """.split()

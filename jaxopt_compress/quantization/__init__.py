@@ -4,8 +4,12 @@ from jaxopt_compress.quantization import operations as operations
 from jaxopt_compress.quantization import quantize as quantize
 from jaxopt_compress.quantization import ranges as ranges
 from jaxopt_compress.quantization import schemes as schemes
+from jaxopt_compress.quantization import sensitivity as sensitivity
+from jaxopt_compress.quantization.agreement import Agreement as Agreement
+from jaxopt_compress.quantization.agreement import compare as compare
 from jaxopt_compress.quantization.cache import QCache as QCache
 from jaxopt_compress.quantization.cache import quantize_cache as quantize_cache
+from jaxopt_compress.quantization.costs import Costs as Costs
 from jaxopt_compress.quantization.qarray import QArray as QArray
 from jaxopt_compress.quantization.qarray import QDotArray as QDotArray
 from jaxopt_compress.quantization.schemes import FP8 as FP8

@@ -8,6 +8,8 @@ share a scale, its scheme.
 """
 
 import collections
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import functools
 import math
@@ -20,15 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress import modules
+from jaxopt_compress.analysis import storage
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.core import array
 from jaxopt_compress.core import choices
 from jaxopt_compress.core import rules as rules_lib
+from jaxopt_compress.quantization import agreement
 from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import schemes as schemes_lib
 from jaxopt_compress.quantization import spec as spec_lib
 
 _PRUNED = 0.2  # so many zeros are no accident
+# Rows of results below this cosine with the float ones, on average, are others.
+_COLLAPSED = 0.9
 
 
 def layout(path: str, leaf: Any, spec: spec_lib.Spec, uses: dict | None):
@@ -255,6 +261,8 @@ def quantize(
   importance: dict | None = None,
   key: jax.Array | None = None,
   donate: bool = False,
+  check: Iterable[Any] | None = None,
+  apply: Callable | None = None,
 ) -> Any:
   """Turns the weights that rules name into codes.
 
@@ -275,15 +283,20 @@ def quantize(
     key: for stochastic rounding; a different one is drawn for each leaf.
     donate: delete each array of `params` once it is quantised, so that no more
       than one leaf is held twice.
+    check: batches, as in `jc.calibrate`, on which the float network is compared with
+      the quantised one: cosine and agreement are printed, and a network that has
+      collapsed is an error. None for no check.
+    apply: the function of parameters and a batch that is checked; None where `params`
+      is called itself, as NNX modules are.
 
   Returns:
     The tree with `QArray` leaves (`QDotArray` where activations are rounded).
 
   Raises:
     ValueError: uncovered leaf, unused rule, unknown scheme, or a leaf that
-      cannot be quantised as its rule says.
+      cannot be quantised as its rule says. With `check`, results that are no numbers
+      any more, or whose mean cosine with the float ones is below 0.9.
 
-  >>> from jaxopt_compress.analysis import storage
   >>> q = quantize({'kernel': jnp.ones((4, 2))}, [(r'kernel', 'W8A16')])
   >>> q['kernel'].describe(), storage.nbytes(q)
   ('int8 channel', 16)
@@ -291,6 +304,11 @@ def quantize(
   chosen = schemes_lib.by_leaf(rules, params)
   known_paths('ranges', ranges, chosen)
   known_paths('importance', importance, chosen)
+  reference = None
+  if check is not None:
+    # Before arrays are deleted.
+    reference = agreement.Reference(_called(apply, params), params, check)
+    before = storage.nbytes(params)
   # Of arrays that are there twice, the last to be quantised deletes them.
   left = collections.Counter(
     id(part)
@@ -329,7 +347,43 @@ def quantize(
           part.delete()
     return q
 
-  return modules.dress(rules_lib.map_named(quantized, params), params)
+  out = modules.dress(rules_lib.map_named(quantized, params), params)
+  if reference is not None:
+    _judge(reference, out, before)
+  return out
+
+
+def _called(apply, params) -> Callable:
+  """What is checked: `apply`, or the module itself."""
+  if apply is not None:
+    return apply
+  if not callable(params):
+    raise ValueError(
+      f'check=batches, and {type(params).__name__} is not called itself. Give the'
+      ' function of parameters and a batch, too: apply=apply.'
+    )
+  return lambda module, *args, **kwargs: module(*args, **kwargs)
+
+
+def _judge(reference, tree, before) -> None:
+  """Prints how near a quantised network is; raises where it is another one."""
+  found = reference.compare(tree)
+  if not found.lost and found.cosine >= _COLLAPSED:
+    after = storage.nbytes(tree)
+    print(f'jc.quantize: {found}; {before:,} bytes are {after:,}')
+    return
+  weights = reference.compare(array.map_leaves(_weight_alone, tree))
+  raise ValueError(
+    f'The quantised network is another one: {found}, and {_COLLAPSED} is the least'
+    f' cosine. Of the weights alone, without what they meet: {weights}.'
+    ' jc.sensitivity(apply, params, rules, batches, uses=uses) tells which weight'
+    ' costs how much, and makes rules that hold.'
+    ' To measure it anyway: jc.quantization.compare.'
+  )
+
+
+def _weight_alone(leaf):
+  return leaf.weight if isinstance(leaf, qarray.QDotArray) else leaf
 
 
 def known_paths(what: str, given: dict | None, leaves: dict) -> None:
