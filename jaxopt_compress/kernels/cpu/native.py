@@ -9,7 +9,7 @@ columns: `source/job.h`. A `Rounding` says how x becomes codes, a `Finish` what 
 done with y.
 
 The library finds out which instructions the machine has when it is first called.
-Its threads are XLA's own.
+It has a thread for each further processor that XLA uses; they sleep when there is no call.
 """
 
 from collections.abc import Sequence

@@ -1,23 +1,23 @@
-// Two rounds of tasks shared between the calling thread and a pool.
+// Two rounds of tasks shared between the calling thread and helpers.
 //
 // Threads that are awake claim tasks, the caller first of all. No thread waits for a task
-// that is not claimed, so the caller may itself be a thread of the pool, and the pool
-// may never get round to helping. A helper that comes late finds nothing to claim and
+// that is not claimed, so helpers may be late, or busy for another caller. A helper that comes late finds nothing to claim and
 // touches nothing of the caller's.
 #pragma once
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
 #if defined(__linux__)
-#include <pthread.h>
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
@@ -60,7 +60,11 @@ class Region {
     }
   }
 
-  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  // Works until all is done. Returns whether all tasks had the memory they needed.
+  bool done() {
+    work();
+    return !failed_.load(std::memory_order_relaxed);
+  }
 
   static void pause() {
 #if defined(__x86_64__)
@@ -97,68 +101,116 @@ class Region {
   alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
 };
 
-// Where a helper that is done waits a little for the next region instead of sleeping:
-// waking a thread can take longer than a product. There is room for one helper.
-class Lounge {
+// A thread that helps callers. When it is done it waits a little for the next region
+// before it sleeps: waking a thread takes longer than a product does.
+class Helper {
  public:
   using Work = std::shared_ptr<Region>;
   using Time = std::chrono::microseconds;
 
-  // Gives work to the helper that waits; false if none does.
+  // Starts the thread, which lives as long as the process.
+  Helper() { std::thread(&Helper::live, this).detach(); }
+
+  // Hands work over; false if the helper is busy.
   bool give(const Work& work) {
-    if (state_.load(std::memory_order_relaxed) != kWaits) return false;
-    auto given = std::make_unique<Work>(work);
-    uintptr_t expected = kWaits;
-    const bool taken = state_.compare_exchange_strong(
-        expected, reinterpret_cast<uintptr_t>(given.get()));
-    if (taken) given.release();
-    return taken;
-  }
-
-  // Waits for work; null if none came, or if another helper waits already. After a
-  // while it lets other threads have the processor.
-  Work wait(Time patience) {
-    uintptr_t expected = kEmpty;
-    if (!state_.compare_exchange_strong(expected, kWaits)) return nullptr;
-    const auto start = std::chrono::steady_clock::now();
-    while (state_.load(std::memory_order_relaxed) == kWaits) {
-      const auto waited = std::chrono::steady_clock::now() - start;
-      if (waited >= patience) break;
-      if (waited >= kWithin) std::this_thread::yield();
-      for (int i = 0; i < 8; ++i) Region::pause();
+    int found = state_.load(std::memory_order_relaxed);
+    if (found != kWaits && found != kSleeps) return false;
+    if (!state_.compare_exchange_strong(found, kTaken, std::memory_order_acquire)) {
+      return false;
     }
-    const uintptr_t found = state_.exchange(kEmpty);
-    if (found == kWaits) return nullptr;
-    const std::unique_ptr<Work> given(reinterpret_cast<Work*>(found));
-    return std::move(*given);
+    work_ = work;
+    if (found == kWaits) {
+      state_.store(kGiven, std::memory_order_release);
+      return true;
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      state_.store(kGiven, std::memory_order_release);
+    }
+    given_.notify_one();
+    return true;
   }
 
-  // For how long: within a program XLA soon needs its threads for other work, after the
-  // last product of a program it hardly does.
-  static constexpr Time kWithin{50}, kBetween{500};
+  // For how long it waits: within a program the next call comes soon, after the last
+  // product of a program it takes longer.
+  static constexpr Time kWithin{300}, kBetween{1000};
 
  private:
-  static constexpr uintptr_t kEmpty = 0, kWaits = 1;
+  enum State { kBusy, kWaits, kSleeps, kTaken, kGiven };
 
-  std::atomic<uintptr_t> state_{kEmpty};
+  void live() {
+    Time patience = kWithin;
+    while (true) {
+      state_.store(kWaits);
+      wait(patience);
+      const Work work = std::move(work_);
+      state_.store(kBusy);
+      patience = work->patience;
+      work->work();
+    }
+  }
+
+  // Waits until there is work. Before long it lets other threads have the processor,
+  // those of XLA, which compute what is between two products.
+  void wait(Time patience) {
+    constexpr Time kAlone{2};
+    const auto start = std::chrono::steady_clock::now();
+    while (state_.load(std::memory_order_acquire) != kGiven) {
+      const auto waited = std::chrono::steady_clock::now() - start;
+      if (waited >= patience) return sleep();
+      if (waited >= kAlone) std::this_thread::yield();
+      for (int i = 0; i < 8; ++i) Region::pause();
+    }
+  }
+
+  void sleep() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    int found = kWaits;
+    state_.compare_exchange_strong(found, kSleeps);
+    // If work came in between, it is here any moment.
+    if (found != kWaits) lock.unlock();
+    if (found == kWaits) {
+      given_.wait(lock, [this] { return state_.load() == kGiven; });
+    }
+    while (state_.load(std::memory_order_acquire) != kGiven) Region::pause();
+  }
+
+  std::atomic<int> state_{kBusy};
+  Work work_;
+  std::mutex mutex_;
+  std::condition_variable given_;
 };
 
-inline Lounge lounge;
+// The helpers of all callers. XLA's own threads are left to XLA: while they look out for
+// more work, as they do after each task, they would keep helpers from their processors.
+class Crew {
+ public:
+  static constexpr int64_t kMost = 255;
 
-// Whether this thread is one of XLA's own, by its name. If XLA renames them, helpers
-// wait in vain, and nothing else changes.
-inline bool is_of_xla() {
-  static thread_local const bool is = [] {
-#if defined(__linux__)
-    char name[16] = {};
-    pthread_getname_np(pthread_self(), name, sizeof(name));
-    return std::strncmp(name, "tf_XLA", 6) == 0;
-#else
-    return true;
-#endif
-  }();
-  return is;
-}
+  // Asks up to `count` helpers that are not busy to work on a region.
+  void ask(int64_t count, const Helper::Work& work) {
+    count = count < kMost ? count : kMost;
+    if (size_.load(std::memory_order_acquire) < count) start(count);
+    const int64_t size = size_.load(std::memory_order_acquire);
+    for (int64_t i = 0; i < size && count > 0; ++i) count -= all_[i]->give(work);
+  }
+
+ private:
+  // Starts helpers until there are `count`. They never end, nor are they destroyed.
+  void start(int64_t count) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (int64_t i = size_.load(); i < count; ++i) {
+      all_[i] = new Helper;
+      size_.store(i + 1, std::memory_order_release);
+    }
+  }
+
+  std::mutex mutex_;
+  std::atomic<int64_t> size_{0};
+  Helper* all_[kMost] = {};
+};
+
+inline Crew crew;
 
 // A product of a program: its weight, and a number that is different in each run.
 struct Site {
@@ -166,8 +218,7 @@ struct Site {
   int64_t run;
 };
 
-// Whether this product was the last of its program when it ran before. On a thread that
-// is not one of XLA's own, the products of a program follow each other.
+// Whether this product was the last of its program when it ran before.
 inline bool ends_program(const Site& site) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // a hash of addresses
   thread_local Site before = {nullptr, 0};
@@ -187,36 +238,21 @@ inline bool ends_program(const Site& site) {
   return place(site) == site.weight;
 }
 
-// Runs both rounds on this thread and up to `helpers` threads of a pool. Returns
-// whether all tasks had the memory they needed.
-//
-// XLA computes short programs on the thread that calls them. There the next call comes
-// soon, and the helper waits for it. Other programs keep their pool busy themselves.
+// Runs both rounds on this thread and up to `helpers` other ones. Returns whether all
+// tasks had the memory they needed.
 template <typename Pool>
-bool run(Pool& pool, const Site& site, int64_t helpers, Region::Task task,
+bool run(Pool&, const Site& site, int64_t helpers, Region::Task task,
          const void* context, int64_t first, int64_t second) {
-  auto region = std::make_shared<Region>(task, context, first, second);
-  if (!is_of_xla()) {
-    region->patience = ends_program(site) ? Lounge::kBetween : Lounge::kWithin;
-  }
+  if (helpers == 0) return Region(task, context, first, second).done();
+  const auto region = std::make_shared<Region>(task, context, first, second);
+  region->patience = ends_program(site) ? Helper::kBetween : Helper::kWithin;
   // From here on a helper may be at work for this call, so nothing may end the call but
-  // the end of all work. Where there is no memory to ask helpers, it does without them.
+  // the end of all work. Where there is no memory for helpers, it does without them.
   try {
-    const bool given = helpers > 0 && lounge.give(region);
-    for (int64_t i = given ? 1 : 0; i < helpers; ++i) {
-      pool.Schedule([region]() mutable {
-        while (region != nullptr) {
-          region->work();
-          const Lounge::Time patience = region->patience;
-          region = nullptr;
-          if (patience.count() > 0) region = lounge.wait(patience);
-        }
-      });
-    }
+    crew.ask(helpers, region);
   } catch (...) {
   }
-  region->work();
-  return !region->failed();
+  return region->done();
 }
 
 // Memory that a thread keeps and reuses; its contents are lost when it grows. If it is
