@@ -41,12 +41,18 @@ class Claim:
 def in_order(jaxpr, claims: Sequence[Claim]) -> list[tuple[Claim | None, list]]:
   """[(claim or None, its equations)]: each after those that it needs.
 
-  Of two claims of one equation, and of those that need each other, the first stays.
+  Of two claims of one equation, of those that need each other, and of one that reads
+  what another one does not tell, the first stays.
   """
-  apart, taken = [], set()
+  apart, taken, untold, read = [], set(), set(), set()
   for claim in claims:
-    if taken.isdisjoint(claim.indices):
+    made = {v for i in claim.indices for v in jaxpr.eqns[i].outvars}
+    own, needed = made - {*claim.outs}, {*filter(jaxprs.is_var, claim.reads)}
+    clear = untold.isdisjoint(needed) and read.isdisjoint(own)
+    if clear and taken.isdisjoint(claim.indices):
       taken.update(claim.indices)
+      untold |= own
+      read |= needed
       apart.append(claim)
   order, circle = _order(jaxpr.eqns, apart)
   if circle:

@@ -19,6 +19,7 @@ from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import matrix as matrix_lib
+from jaxopt_compress.kernels.attends import claim
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
@@ -332,5 +333,6 @@ def register() -> None:
   """Tells `lift` what these leaves do."""
   for primitive, rule, kinds in _RULES:
     lift.rule(primitive, *kinds)(rule)
+  lift.claims(*_PACKED)(claim.find)
   # Kernels for GPUs and TPUs take no epilogues.
   lift.claims(*_PACKED)(with_epilogues)

@@ -62,6 +62,18 @@ class InOrderTest(parameterized.TestCase):
   def test_of_two_that_overlap_the_first_stays(self):
     self.assertEqual(_order(_chain, (2, 4), (0, 4))[1], [(2, 4)])
 
+  def test_what_a_claim_does_not_tell_no_other_reads(self):
+    jaxpr = jax.make_jaxpr(_chain)(1.0, 2.0).jaxpr
+    (a,), (b,) = (jaxpr.eqns[i].outvars for i in (0, 1))
+    inner = claims.Claim(None, (0, 1), (), (b,), print)
+    for v, most in ((a, 1), (b, None)):
+      other = claims.Claim(None, (3, 5), (v,), (), print)
+      for both in ((inner, other), (other, inner)):
+        steps = claims.in_order(jaxpr, both)
+        found = [claim for claim, _ in steps if claim]
+        first = [both[0]] if most else [inner, other]
+        self.assertEqual(found, first)
+
   def test_of_two_that_need_each_other_the_first_stays(self):
     f = lambda x, y: (jnp.cos(jnp.sin(x)), jnp.tanh(jnp.exp(y)))
     self.assertEqual(_order(f, (0, 3), (1, 2))[1], [(0, 3)])

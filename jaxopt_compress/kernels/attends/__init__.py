@@ -1,0 +1,1 @@
+"""Attention of a program, found by what it computes, and given to a kernel."""

@@ -1,0 +1,194 @@
+"""Attention of a program, computed by one kernel.
+
+What `match` finds is claimed where nothing else reads what is in between. The kernel
+reads queries, keys and values where they were written, and its results lie as what
+follows them reads them. Derivatives are those of the program.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.core import array
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import lift
+from jaxopt_compress.kernels import flow as flow_lib
+from jaxopt_compress.kernels import scores as scores_lib
+from jaxopt_compress.kernels.attends import match
+from jaxopt_compress.kernels.attends import roles as roles_lib
+from jaxopt_compress.kernels.cpu import attention
+from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.quantization import straight
+
+
+def find(jaxpr, leaves) -> list[lift.Claim]:
+  """The claims of attention in a body."""
+  del leaves  # a program with leaves is worth a look everywhere
+  if not native.available():
+    return []
+  flow = flow_lib.Flow(jaxpr)
+  claims = [_claim(flow, found) for found in match.find(flow)]
+  return [c for c in claims if c is not None]
+
+
+def _claim(flow, found: match.Attention) -> lift.Claim | None:
+  """The claim of attention; None where others read what is in between."""
+  eqns = flow.jaxpr.eqns
+  path = _slice(flow, found.out.v, set(found.sources))
+  members = _alone(flow, path, found.out.v)
+  if not {flow.makers[found.scores.product.outvars[0]], path[-1]} <= {*members}:
+    return None
+  made = {v for i in path for v in eqns[i].outvars}
+  inputs = [v for i in path for v in eqns[i].invars if jaxprs.is_var(v)]
+  reads = [v for v in dict.fromkeys([*found.sources, *inputs]) if v not in made]
+  equation = found.scores.product
+
+  def dense(*values):
+    known = dict(zip(reads, values, strict=True))
+    return jaxprs.run_together([eqns[i] for i in path], known, [found.out.v])[0]
+
+  def run(read):
+    values = [read(v) for v in reads]
+    if any(map(array.is_compressed, values)):
+      return NotImplemented
+    return (_compute(found, dense, dict(zip(reads, values, strict=True))),)
+
+  outside = [v for i in members for v in eqns[i].invars if jaxprs.is_var(v)]
+  mine = {v for i in members for v in eqns[i].outvars}
+  outside = [v for v in dict.fromkeys([*reads, *outside]) if v not in mine]
+  return lift.Claim(equation, members, tuple(outside), (found.out.v,), run)
+
+
+def _slice(flow, out, sources) -> tuple[int, ...]:
+  """The positions of the equations that make `out` of its sources."""
+  found, due = set(), [out]
+  while due:
+    at = flow.makers.get(due.pop())
+    if at is not None and at not in found:
+      found.add(at)
+      inputs = filter(jaxprs.is_var, flow.jaxpr.eqns[at].invars)
+      due += [v for v in inputs if v not in sources]
+  return tuple(sorted(found))
+
+
+def _alone(flow, path, out) -> tuple[int, ...]:
+  """Those of a path that are read by others of it alone, and what nothing reads."""
+  eqns = flow.jaxpr.eqns
+  members = set(path)
+  unread = {
+    i
+    for i, eqn in enumerate(eqns)
+    if not eqn.effects and not any(flow.readers.get(v) for v in eqn.outvars)
+  }
+  for i in reversed(path):
+    readers = {
+      j
+      for v in eqns[i].outvars
+      if v is not out
+      for j in flow.readers.get(v, ())
+    }
+    if not readers <= members | unread:
+      members.remove(i)
+    else:
+      members |= readers & unread
+  return tuple(sorted(members))
+
+
+# ---------------------------------------------------------------------- running
+
+
+def _compute(found: match.Attention, dense, values):
+  """Attention by the kernel of CPUs, elsewhere as the program has it."""
+
+  def on_cpu(*args):
+    return _by_kernel(found, dict(zip(values, args, strict=True)))
+
+  args = tuple(values.values())
+  fixed = jax.tree.map(lax.stop_gradient, args)
+  out = lax.platform_dependent(*fixed, cpu=on_cpu, default=dense)
+  return straight.as_if(dense, out, *args)
+
+
+def _by_kernel(found: match.Attention, values):
+  """Attention by the kernel.
+
+  Args:
+    found: what is computed.
+    values: of its sources.
+  """
+  s, r, parts = found.scores, found.roles, found.parts
+
+  def read(seen):
+    return values[seen.v] if jaxprs.is_var(seen.v) else jnp.asarray(seen.v.val)
+
+  flat = {
+    name: parts.flat(getattr(found, name).seen.layout)
+    for name in ('query', 'key', 'value')
+  }
+  arrays = {name: read(getattr(found, name).seen) for name in flat}
+  for factor in s.factors:
+    arrays['query'] = arrays['query'] * read(factor).reshape(
+      (1,) * arrays['query'].ndim
+    )
+  dtype = _dtype(arrays.values())
+  placed = {
+    name: roles_lib.as_operand(x.astype(dtype), flat[name], r, name, parts)
+    for name, x in arrays.items()
+  }
+  bias = mask = lengths = None
+  for seen, factor in s.biases:
+    more = _beside(found, seen, read(seen).astype(jnp.float32) * factor)
+    bias = more if bias is None else bias + more
+  for seen, yes in found.visible.masks:
+    x = read(seen).astype(bool)
+    more = _beside(found, seen, x if yes else ~x)
+    mask = more if mask is None else mask & more
+  for seen, more in found.visible.lengths:
+    here = _lengths(found, seen, read(seen)) + more
+    lengths = here if lengths is None else jnp.minimum(lengths, here)
+  word = r.order('out', parts.flat(found.out.layout)) or 'bthd'
+  form = attention.Form(
+    *(word for _, word in placed.values()),
+    out=word,
+    scale=s.scale,
+    **(dict(masked=s.masked) if s.masks else {}),
+    **_bounds(found),
+  )
+  operands = attention.Operands(
+    *(x for x, _ in placed.values()), bias=bias, mask=mask, key_lengths=lengths
+  )
+  wanted = found.out.v.aval
+  y = scores_lib.attend(operands, form, _dtype([wanted]))
+  y = roles_lib.from_result(y, word, parts.flat(found.out.layout), r, parts)
+  return y.reshape(wanted.shape).astype(wanted.dtype)
+
+
+def _beside(found, seen, x):
+  flat = found.parts.flat(seen.layout)
+  return roles_lib.as_scores(x, flat, found.roles, found.parts)
+
+
+def _lengths(found, seen, x):
+  """The largest of a value for each batch: [batch] int32."""
+  r, parts = found.roles, found.parts
+  x = roles_lib.as_scores(x, parts.flat(seen.layout), r, parts)
+  size = parts.size(r.batch)
+  # Of what differs along places, the last place sees most.
+  return jnp.broadcast_to(x.max((1, 2, 3)), (size,)).astype(jnp.int32)
+
+
+def _bounds(found):
+  """`causal` and `window` of a form."""
+  right, left = found.visible.right, found.visible.left
+  most = found.parts.size(found.roles.places) + found.parts.size(
+    found.roles.keys
+  )
+  if left is None and right in (None, 0):
+    return dict(causal=right == 0)
+  window = (most if left is None else left), (most if right is None else right)
+  return dict(causal=right == 0, window=window)
+
+
+def _dtype(values):
+  narrow = all(x.dtype == jnp.bfloat16 for x in values)
+  return jnp.bfloat16 if narrow else jnp.float32

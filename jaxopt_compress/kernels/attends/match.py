@@ -1,0 +1,194 @@
+"""Attention in a program: two products around a softmax.
+
+    y = softmax(where(mask, scale (q k) + bias, masked)) v
+
+It is found by what is computed, whatever axes there are and however they lie, as
+libraries and people write it. A program that does something else with scores or
+weights is none: dropout, a soft cap.
+"""
+
+import dataclasses
+from typing import Any
+
+from jax import lax
+
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.kernels import flow as flow_lib
+from jaxopt_compress.kernels.attends import axes
+from jaxopt_compress.kernels.attends import logits as logits_lib
+from jaxopt_compress.kernels.attends import roles as roles_lib
+from jaxopt_compress.kernels.attends import softmaxes
+from jaxopt_compress.kernels.attends import traced
+from jaxopt_compress.kernels.attends import visible as visible_lib
+from jaxopt_compress.quantization import product
+
+# Masked scores count as nothing beside others; a program may say so with any
+# number that is as small.
+_MASKED = -1e4
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """Attention of a body.
+
+  Attributes:
+    scores: what is made of the product of queries and keys.
+    visible: which keys a query may see.
+    query, key, value: where they were written.
+    out: the result, behind moves and casts.
+    roles: what its axes are for.
+    parts: of all axes.
+  """
+
+  scores: logits_lib.Scores
+  visible: visible_lib.Visible
+  query: logits_lib.Operand
+  key: logits_lib.Operand
+  value: logits_lib.Operand
+  out: traced.Seen
+  roles: roles_lib.Roles
+  parts: axes.Parts
+
+  @property
+  def sources(self) -> list[Any]:
+    """The variables that it is computed from."""
+    s = self.scores
+    seen = [x.seen for x in (self.query, self.key, self.value)]
+    more = (*s.biases, *self.visible.masks, *self.visible.lengths)
+    seen += [*s.factors, *(x for x, _ in more)]
+    return [x.v for x in seen if jaxprs.is_var(x.v)]
+
+
+def find(flow: flow_lib.Flow) -> list[Attention]:
+  """All attention of a body, by its second products, in order."""
+  found = []
+  for eqn in flow.jaxpr.eqns:
+    if eqn.primitive is lax.dot_general_p:
+      # The softmax is either operand. What other attention makes is its result.
+      ends = {a.out.v for a in found}
+      sides = (_with_weights(flow, eqn, side, ends) for side in (0, 1))
+      found += [a for a in sides if a is not None][:1]
+  return found
+
+
+def _with_weights(flow, eqn, side, ends) -> Attention | None:
+  """The attention that ends in a product, one operand of which is the softmax."""
+  trace = traced.Trace(flow, ends=ends)
+  out = traced.Seen(eqn.outvars[0], trace.parts.new(eqn.outvars[0].aval.shape))
+  both, summed = _operands(trace, eqn, out.layout)
+  weights, value = both[side], both[1 - side]
+  soft = softmaxes.find(trace, weights)
+  rest = None if soft else (soft := softmaxes.power(trace, weights))
+  if soft is None or {*trace.parts.flat(summed)} != {
+    *trace.parts.known(soft.keys)
+  }:
+    return None
+  out = _result(trace, out, rest)
+  if out is None:
+    return None
+  for scores in logits_lib.find(trace, soft.x):
+    if scores.masks and scores.masked > _MASKED:
+      continue
+    if found := _attention(trace, scores, soft, value, out):
+      return found
+  return None
+
+
+def _operands(trace, eqn, layout):
+  """([lhs, rhs], the axes summed over) of a product, by the layout of its result."""
+  d = product.dims(eqn.params['dimension_numbers'])
+  shapes = [v.aval.shape for v in eqn.invars]
+  summed = trace.parts.new([shapes[0][i] for i in d.contracting[0]])
+  rest, found = iter(layout[len(d.batch[0]) :]), []
+  for side, v in enumerate(eqn.invars):
+    known = dict(zip(d.batch[side], layout, strict=False))
+    known |= dict(zip(d.contracting[side], summed, strict=True))
+    whole = tuple(
+      known[i] if i in known else next(rest) for i in range(v.aval.ndim)
+    )
+    found.append(traced.Seen(v, whole))
+  return found, summed
+
+
+def _result(trace, out, rest) -> traced.Seen | None:
+  """The result behind what moves it, and behind the division if that is missing."""
+  while (readers := trace.flow.readers.get(out.v, ())) and len(readers) == 1:
+    if readers[0] is None:
+      break
+    eqn = trace.flow.jaxpr.eqns[readers[0]]
+    name = eqn.primitive.name
+    if name == 'convert_element_type':
+      layout = out.layout if logits_lib.floats(eqn.outvars[0]) else None
+    elif rest is not None and name in ('div', 'mul'):
+      layout = _if_divided(trace, eqn, out, rest)
+      rest = None if layout else rest
+    else:
+      layout = axes.after(trace.parts, eqn, out.layout)
+    if layout is None:
+      break
+    out = traced.Seen(eqn.outvars[0], layout)
+  return out if rest is None else None
+
+
+def _if_divided(trace, eqn, out, rest):
+  """The layout of a result that an equation divides by the sum of powers."""
+  operands = trace.operands(eqn, out.layout)
+  others = [x for x in operands if x.v is not out.v]
+  inverse = eqn.primitive.name == 'mul'
+  if len(others) != 1 or not (inverse or eqn.invars[0] is out.v):
+    return None
+  fits = softmaxes.divides(trace, others[0], rest, inverse=inverse)
+  return out.layout if fits else None
+
+
+def _attention(trace, scores, soft, value, out) -> Attention | None:
+  """What scores are part of, if it all fits together."""
+  parts = trace.parts
+  both, summed = _operands(trace, scores.product, scores.layout)
+  keys = {*parts.known(soft.keys)}
+  with_keys = [bool(keys & {*parts.flat(x.layout)}) for x in both]
+  if sum(with_keys) != 1:
+    return None
+  key, query = both[with_keys.index(True)], both[with_keys.index(False)]
+  query, key, value = (
+    logits_lib.operand(trace, x) for x in (query, key, value)
+  )
+  operands = query, key, value
+  if value.scale != 1 or not all(logits_lib.floats(x.seen.v) for x in operands):
+    return None
+  if not logits_lib.floats(out.v) or 0 in out.v.aval.shape:
+    return None
+  scores = dataclasses.replace(
+    scores,
+    scale=scores.scale * query.scale * key.scale,
+    biases=tuple((trace.back(x), f) for x, f in scores.biases),
+  )
+  in_order = tuple(p for p in parts.flat(key.seen.layout) if p in keys)
+  conditions = [
+    c
+    for x, yes in scores.masks
+    for c in visible_lib.conditions(trace, x, yes, in_order)
+  ]
+  roles = _roles(trace, scores, conditions, operands, out, keys, summed)
+  if roles is None:
+    return None
+  visible = visible_lib.resolve(conditions, parts, roles.batch, roles.places)
+  return Attention(scores, visible, *operands, out, roles, parts)
+
+
+def _roles(trace, scores, conditions, operands, out, keys, summed):
+  """What the axes are for."""
+  parts = trace.parts
+  beside = [x for x, _ in scores.biases]
+  beside += [c.seen for c in conditions if c.places is None and c.last is None]
+  diagonals = [c.places for c in conditions if c.places is not None]
+  flat = [parts.flat(x.layout) for x in (*(x.seen for x in operands), out)]
+  index = tuple(p for p in parts.flat(scores.layout) if p not in keys)
+  shapes = roles_lib.Shapes(
+    parts,
+    index,
+    *flat,
+    tuple(parts.flat(x.layout) for x in beside),
+    diagonals[0] if diagonals else None,
+  )
+  return roles_lib.choose(shapes, keys, parts.flat(summed))

@@ -1,0 +1,164 @@
+"""Attention is found in programs, and computed as they do."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.core import jaxprs
+from jaxopt_compress.core import structural
+from jaxopt_compress.kernels import flow
+from jaxopt_compress.kernels.attends import claim
+from jaxopt_compress.kernels.attends import match
+from tests.kernels.attends import programs
+
+
+def _flat(f, *args):
+  """The program of a function, without the jits of JAX's own."""
+  jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+  return jaxprs.flattened(jaxpr, structural.plain_body)
+
+
+def _beside_a_leaf(f):
+  """(f with a packed leaf in its program, the leaf)."""
+  w = {'kernel': programs.normal(9, 32, 16)}
+
+  def both(w, *args):
+    return f(*args), jnp.ones((1, 32)) @ w['kernel']
+
+  uses = jc.uses(lambda w: jnp.ones((1, 32)) @ w['kernel'])(w)
+  q = jc.quantize(w, [('kernel', 'int8')], uses)
+  return both, jc.pack(q, uses, target='cpu')
+
+
+def _assert_close(got, want, within):
+  def close(a, b):
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    np.testing.assert_allclose(a, b, rtol=0, atol=within)
+
+  jax.tree.map(close, got, want)
+
+
+def _lies(found, name):
+  seen = found.out if name == 'out' else getattr(found, name).seen
+  flat = found.parts.flat(seen.layout)
+  return found.roles.order(name, flat) is not None
+
+
+class ClaimTest(parameterized.TestCase):
+  @parameterized.parameters(*programs.PROGRAMS)
+  def test_what_is_found(self, name):
+    p = programs.PROGRAMS[name]
+    jaxpr = _flat(p.run, *p.args)
+    claims = claim.find(jaxpr, {})
+    self.assertLen(claims, p.found)
+    if not p.found:
+      return
+    (a,) = match.find(flow.Flow(jaxpr))
+    v = a.visible
+    moved = [n for n in ('query', 'key', 'value', 'out') if not _lies(a, n)]
+    self.assertEqual(tuple(moved), p.moved)
+    self.assertEqual(
+      (v.right, v.left, len(v.lengths)), (p.right, p.left, p.lengths)
+    )
+    self.assertEqual(tuple(m.v.aval.shape for m, _ in v.masks), p.masks)
+
+  @parameterized.parameters(*programs.PROGRAMS)
+  def test_computes_the_same(self, name):
+    p = programs.PROGRAMS[name]
+    f, leaf = _beside_a_leaf(p.run)
+    got, _ = jax.jit(jc.lift(f))(leaf, *p.args)
+    _assert_close(got, jax.jit(p.run)(*p.args), p.within)
+
+
+_Q, _K, _V = programs.Q, programs.K, programs.V
+
+
+def _causal(q, k, v):
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+class TransformsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.f, self.leaf = _beside_a_leaf(_causal)
+    self.lifted = lambda *args: jc.lift(self.f)(self.leaf, *args)[0]
+
+  def test_grad(self):
+    def loss(f):
+      return jax.jit(jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1, 2)))
+
+    want = loss(_causal)(_Q, _K, _V)
+    _assert_close(loss(self.lifted)(_Q, _K, _V), want, 1e-5)
+
+  def test_vmap(self):
+    args = [jnp.stack([x, 2 * x]) for x in (_Q, _K, _V)]
+    got = jax.jit(jax.vmap(self.lifted))(*args)
+    _assert_close(got, jax.vmap(_causal)(*args), 2e-6)
+
+  def test_vmap_of_keys_alone(self):
+    keys = jnp.stack([_K, 2 * _K])
+    axes = (None, 0, None)
+    got = jax.jit(jax.vmap(self.lifted, axes))(_Q, keys, _V)
+    _assert_close(got, jax.vmap(_causal, axes)(_Q, keys, _V), 2e-6)
+
+  def test_scan(self):
+    def turn(leaf, x):
+      y, _ = self.f(leaf, x, _K, _V)
+      return y, y.sum()
+
+    def run(leaf):
+      return jax.lax.scan(lambda x, _: turn(leaf, x), _Q, None, 3)
+
+    want = run({'kernel': jnp.ones((32, 16))})
+    _assert_close(jax.jit(jc.lift(run))(self.leaf), want, 1e-5)
+
+  def test_remat(self):
+    def loss(leaf, *args):
+      y, z = jax.checkpoint(self.f)(leaf, *args)
+      return (y**2).sum() + z.sum()
+
+    dense = {'kernel': jnp.ones((32, 16))}
+    want = jax.grad(loss, 1)(dense, _Q, _K, _V)
+    got = jax.jit(jax.grad(lambda *a: jc.lift(loss)(self.leaf, *a)))
+    _assert_close(got(_Q, _K, _V), want, 1e-5)
+
+  @parameterized.parameters(True, False)
+  def test_shard_map(self, check_vma):
+    mesh = jax.make_mesh(
+      (2,),
+      ('x',),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:2],
+    )
+    spec = jax.P('x')
+    run = jax.shard_map(
+      self.f,
+      mesh=mesh,
+      in_specs=(jax.P(), spec, spec, spec),
+      out_specs=(spec, jax.P()),
+      check_vma=check_vma,
+    )
+    got, _ = jax.jit(jc.lift(run))(self.leaf, _Q, _K, _V)
+    _assert_close(got, _causal(_Q, _K, _V), 2e-6)
+
+
+class MaskedTest(parameterized.TestCase):
+  @parameterized.parameters(-np.inf, np.finfo(np.float32).min, -1e9)
+  def test_a_query_that_sees_nothing(self, masked):
+    # All keys of the first sentence are padding.
+    seen = jnp.array([[False] * 7, [True] * 7])[:, None, None]
+
+    def run(q, k, v):
+      s = jnp.where(seen, jnp.einsum('bqhd,bkhd->bhqk', q, k), masked)
+      return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(s), v)
+
+    f, leaf = _beside_a_leaf(run)
+    got, _ = jax.jit(jc.lift(f))(leaf, _Q, _K, _V)
+    _assert_close(got, run(_Q, _K, _V), 2e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()
