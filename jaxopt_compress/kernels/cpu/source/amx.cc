@@ -18,8 +18,8 @@
 namespace jaxopt_compress {
 namespace {
 
-#include "rows.h"
 #include "lanes512.h"
+#include "rows.h"
 #include "panel.h"
 #include "sparse.h"
 #include "pixels.h"

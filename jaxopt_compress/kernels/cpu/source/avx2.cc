@@ -12,8 +12,6 @@
 namespace jaxopt_compress {
 namespace {
 
-#include "rows.h"
-
 struct V {
   using I = __m256i;
   using F = __m256;
@@ -22,7 +20,7 @@ struct V {
   };
   static constexpr int kLanes = 8;
   static constexpr int kMost = 3;
-  static constexpr bool kExpands = false, kExpandsNarrow = false;
+  static constexpr bool kExpands = false, kExpandsNarrow = false, kRounds = false;
 
   static I none() { return _mm256_setzero_si256(); }
   static I load(const void* p) {
@@ -86,6 +84,21 @@ struct V {
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F at_least(F floor, F y) { return _mm256_max_ps(floor, y); }
+  static F at_most(F top, F y) { return _mm256_min_ps(top, y); }
+  static float lowest(F x) {
+    float all[kLanes], low;
+    put(all, x);
+    low = all[0];
+    for (int i = 1; i < kLanes; ++i) low = all[i] < low ? all[i] : low;
+    return low;
+  }
+  static float highest(F x) { return -lowest(sub(V::all(0.0f), x)); }
+  static bool has_nan(F x) {
+    float all[kLanes], sum = 0.0f;
+    put(all, x);
+    for (int i = 0; i < kLanes; ++i) sum += all[i];
+    return sum != sum;
+  }
 
   static Numbers numbers(const float* p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
@@ -99,6 +112,7 @@ struct V {
   }
 };
 
+#include "rows.h"
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"

@@ -12,9 +12,8 @@
 namespace jaxopt_compress {
 namespace {
 
-#include "rows.h"
-
 #include "lanes512.h"
+#include "rows.h"
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"

@@ -8,7 +8,7 @@ struct V {
   using Numbers = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kMost = 14;
-  static constexpr bool kExpands = true;
+  static constexpr bool kExpands = true, kRounds = true;
 #if defined(__AVX512VBMI2__)
   static constexpr bool kExpandsNarrow = true;
 #else
@@ -60,6 +60,10 @@ struct V {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F at_least(F floor, F y) { return _mm512_max_ps(floor, y); }
+  static F at_most(F top, F y) { return _mm512_min_ps(top, y); }
+  static float lowest(F x) { return _mm512_reduce_min_ps(x); }
+  static float highest(F x) { return _mm512_reduce_max_ps(x); }
+  static bool has_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 
   static I bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   // Consecutive values, moved to the lanes whose bits are set.
@@ -79,6 +83,80 @@ struct V {
   static F high_half(I x) {
     return _mm512_castsi512_ps(
         _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+  }
+
+  // What becomes of the numbers of a row.
+  struct Grid {
+    F inverse, least, most;
+    I zero, low, high;
+
+    Grid(float inverse, float zero, float low, float high)
+        : inverse(_mm512_set1_ps(inverse)),
+          least(_mm512_set1_ps(low - zero)),
+          most(_mm512_set1_ps(high - zero)),
+          zero(_mm512_set1_epi16(static_cast<int16_t>(zero))),
+          low(_mm512_set1_epi8(static_cast<int8_t>(low))),
+          high(_mm512_set1_epi8(static_cast<int8_t>(high))) {}
+  };
+  // Codes of 64 numbers: `round_some` of rows.h.
+  template <bool kOwn>
+  static I codes(const float* x, const Grid& grid) {
+    I q[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      F v = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), grid.inverse);
+      if constexpr (!kOwn) {
+        v = _mm512_min_ps(_mm512_max_ps(v, grid.least), grid.most);
+      }
+      q[i] = _mm512_cvtps_epi32(v);
+    }
+    // Packing saturates, and what it leaves is apart by lanes of 128 bits.
+    const I a = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), grid.zero);
+    const I b = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), grid.zero);
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11,
+                                      15);
+    const I codes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+    return _mm512_min_epi8(_mm512_max_epi8(codes, grid.low), grid.high);
+  }
+  // Sixteen four-byte entries of up to sixteen rows, from place `at` of each: entry by
+  // entry, `step` bytes from one to the next.
+  static void interleave(const int8_t* const* rows, int64_t count, int64_t at,
+                         int8_t* out, int64_t step) {
+    I a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      a[r] = r < count ? _mm512_loadu_si512(rows[r] + at) : _mm512_setzero_si512();
+    }
+    // Twice pairs of rows, then twice lanes of 128 bits: 16 by 16, transposed.
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+      b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+      a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 16; r += 8) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        b[r + i] = _mm512_shuffle_i32x4(a[r + i], a[r + 4 + i], 0x88);
+        b[r + 4 + i] = _mm512_shuffle_i32x4(a[r + i], a[r + 4 + i], 0xdd);
+      }
+    }
+    const __mmask16 used = static_cast<__mmask16>((1u << count) - 1);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      // b[i] has entries i % 4 + 4 (i / 4) and eight more of eight rows.
+      const I first = _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88);
+      const I second = _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd);
+      _mm512_mask_storeu_epi32(out + i * step, used, first);
+      _mm512_mask_storeu_epi32(out + (8 + i) * step, used, second);
+    }
   }
 
   static Numbers numbers(const float* p) { return _mm512_loadu_ps(p); }

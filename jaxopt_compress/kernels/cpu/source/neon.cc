@@ -12,8 +12,6 @@
 namespace jaxopt_compress {
 namespace {
 
-#include "rows.h"
-
 struct V {
   using I = int32x4_t;
   using F = float32x4_t;
@@ -22,7 +20,7 @@ struct V {
   };
   static constexpr int kLanes = 4;
   static constexpr int kMost = 3;
-  static constexpr bool kExpands = false, kExpandsNarrow = false;
+  static constexpr bool kExpands = false, kExpandsNarrow = false, kRounds = false;
 
   static I none() { return vdupq_n_s32(0); }
   static I load(const void* p) {
@@ -81,6 +79,10 @@ struct V {
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F at_least(F floor, F y) { return vmaxq_f32(floor, y); }
+  static F at_most(F top, F y) { return vminq_f32(top, y); }
+  static float lowest(F x) { return vminvq_f32(x); }
+  static float highest(F x) { return vmaxvq_f32(x); }
+  static bool has_nan(F x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 
   static Numbers numbers(const float* p) { return {p}; }
   static F number(const Numbers& numbers, I raw, int shift) {
@@ -92,6 +94,7 @@ struct V {
   }
 };
 
+#include "rows.h"
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"

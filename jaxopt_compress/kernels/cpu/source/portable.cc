@@ -7,8 +7,6 @@
 namespace jaxopt_compress {
 namespace {
 
-#include "rows.h"
-
 // Vector types of GCC and Clang, which compile to whatever registers there are.
 typedef int32_t Integers __attribute__((vector_size(16)));
 typedef uint32_t Unsigned __attribute__((vector_size(16)));
@@ -20,7 +18,7 @@ struct V {
   using Numbers = const float*;
   static constexpr int kLanes = 4;
   static constexpr int kMost = 3;
-  static constexpr bool kExpands = false, kExpandsNarrow = false;
+  static constexpr bool kExpands = false, kExpandsNarrow = false, kRounds = false;
 
   static I none() { return integers(0); }
   static I load(const void* p) {
@@ -87,6 +85,21 @@ struct V {
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F at_least(F floor, F y) { return y < floor ? floor : y; }
+  static F at_most(F top, F y) { return y > top ? top : y; }
+  static float lowest(F x) {
+    float all[kLanes], low;
+    put(all, x);
+    low = all[0];
+    for (int i = 1; i < kLanes; ++i) low = all[i] < low ? all[i] : low;
+    return low;
+  }
+  static float highest(F x) { return -lowest(sub(V::all(0.0f), x)); }
+  static bool has_nan(F x) {
+    float all[kLanes], sum = 0.0f;
+    put(all, x);
+    for (int i = 0; i < kLanes; ++i) sum += all[i];
+    return sum != sum;
+  }
 
   static Numbers numbers(const float* p) { return p; }
   static F number(Numbers numbers, I raw, int shift) {
@@ -95,6 +108,7 @@ struct V {
   }
 };
 
+#include "rows.h"
 #include "tile.h"
 #include "pixels.h"
 #include "gather.h"
