@@ -7,6 +7,7 @@ results to the order that the operation gives.
 """
 
 import dataclasses
+import functools
 
 from jax import lax
 import jax.numpy as jnp
@@ -19,7 +20,12 @@ from jaxopt_compress.kernels.leaves import portable
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import qarray
 
-_KERNELS = (leaves.PanelArray, leaves.StreamArray, leaves.QuadArray)
+_KERNELS = (
+  leaves.PanelArray,
+  leaves.StreamArray,
+  leaves.QuadArray,
+  leaves.FloatArray,
+)
 
 
 def convolution(lhs, rhs, epilogue=None, **params):
@@ -30,8 +36,6 @@ def convolution(lhs, rhs, epilogue=None, **params):
     return declined
   images, feature, *space = params['dimension_numbers'].lhs_spec
   out_images, out_feature, *out_space = params['dimension_numbers'].out_spec
-  if epilogue and out_feature != lhs.ndim - 1:
-    return NotImplemented
   # Kernels read [images, height, width, channels]; an image of one axis has height
   # one. `there` takes the axes of the operand to that order, `back` its results to
   # the order that the operation gives.
@@ -47,13 +51,11 @@ def convolution(lhs, rhs, epilogue=None, **params):
   def from_kernel(y, order):
     return lax.transpose(y[:, 0] if flat else y, order)
 
-  kind = qarray.QArray if rhs.plan.act is None else qarray.QDotArray
-  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
-  wide = params | {'preferred_element_type': jnp.dtype(jnp.float32)}
+  in_order = _of_portable(rhs.plan, params)
   origin = tuple(there.index(i) for i in range(lhs.ndim))
 
   def in_xla(x, leaf):
-    y = rule(from_kernel(x, origin), portable.unpack(leaf), **wide)
+    y = in_order(from_kernel(x, origin), portable.unpack(leaf))
     return to_kernel(y, given)
 
   if epilogue and epilogue.other is not None:
@@ -66,6 +68,16 @@ def convolution(lhs, rhs, epilogue=None, **params):
     return y
   preferred = params['preferred_element_type']
   return from_kernel(y, back).astype(dot.result_dtype(preferred, lhs, rhs))
+
+
+def _of_portable(plan, params):
+  """The convolution with what a packed kernel was before: (x, leaf or array) -> y."""
+  wide = params | {'preferred_element_type': jnp.dtype(jnp.float32)}
+  if not plan.format:
+    return functools.partial(lax.conv_general_dilated, **wide)
+  kind = qarray.QArray if plan.act is None else qarray.QDotArray
+  rule = lift.rule_for(lax.conv_general_dilated_p, kind)
+  return functools.partial(rule, **wide)
 
 
 def _geometry(params, flat):

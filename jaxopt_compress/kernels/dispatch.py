@@ -24,6 +24,7 @@ from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels import operands
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import floats
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
@@ -151,8 +152,10 @@ def _is_ours(leaf, epilogue) -> bool:
   """Whether a kernel does what follows its product."""
   if not isinstance(leaf, leaves.PackedArray) or not native.available():
     return False
-  # Weights of floats have no scales that one of the epilogue could be taken into.
-  return bool(leaf.plan.format) or epilogue.scale is None
+  # Streams of floats have no scales that one of the epilogue could be taken into.
+  return not isinstance(leaf, leaves.StreamArray) or (
+    bool(leaf.plan.format) or epilogue.scale is None
+  )
 
 
 def _where_there_are(kernels, whole, *args):
@@ -177,7 +180,7 @@ def _by_kernel(kernels, in_xla, x, leaf, epilogue):
 
 def convolution(
   x: jax.Array,
-  leaf: leaves.PanelArray | leaves.QuadArray,
+  leaf: leaves.PanelArray | leaves.QuadArray | leaves.FloatArray,
   in_xla: Callable[[jax.Array, Any], jax.Array],
   epilogue: epilogues.Epilogue | None = None,
   **geometry,
@@ -197,17 +200,13 @@ def convolution(
   """
   if epilogue is not None and not _is_ours(leaf, epilogue):
     return NotImplemented
-  apart = isinstance(leaf, leaves.QuadArray)
-  if apart and epilogue and (epilogue.curve or epilogue.other is not None):
-    first, then = epilogue.split()
-    return then(convolution(x, leaf, in_xla, first, **geometry))
   kernels = {}
   if native.available():
     rows = leaf.plan.matrix.rows
     # The last of the rows is the channel; an image of one axis has height one.
     taps = rows[:-1] if len(rows) == 3 else (1, *rows[:-1])
     kernels['cpu'] = functools.partial(
-      _depthwise if apart else _conv,
+      _CONVOLUTIONS[type(leaf)],
       windows=conv.Windows(taps, **geometry),
       path=leaf.plan.path_for(x.shape[1] * x.shape[2]),
     )
@@ -234,6 +233,26 @@ def _depthwise(x, leaf, epilogue, **how):
   n = leaf.plan.matrix.n
   given = operands.of(x, leaf, epilogue, (1, 2, 3), (1, n), jnp.float32)
   return conv.depthwise(*given, n=n, **how)
+
+
+def _float_conv(x, leaf, epilogue, **how):
+  """A convolution whose weight is of floats, on the library."""
+  plan = leaf.plan
+  groups = 0 if plan.depthwise else plan.feature_groups
+  n = plan.matrix.n // max(groups, 1)
+  payload = plan_lib.part(leaf, 'payload')
+  if epilogue is not None and epilogue.scale is not None:
+    payload = floats.times_columns(leaf, epilogue.scale)
+  columns = (groups, 1, n) if groups > 1 else (1, n)
+  finish = operands.finish_of(epilogue, columns, jnp.float32)
+  return conv.float_conv(x, payload, finish, n=n, feature_groups=groups, **how)
+
+
+_CONVOLUTIONS = {
+  leaves.PanelArray: _conv,
+  leaves.QuadArray: _depthwise,
+  leaves.FloatArray: _float_conv,
+}
 
 
 def _matmul(x, leaf, epilogue, *, out_dtype):

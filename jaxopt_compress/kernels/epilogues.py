@@ -56,11 +56,6 @@ class Epilogue:
     default=None, metadata={'static': True}
   )
 
-  def split(self) -> tuple['Epilogue', 'Epilogue']:
-    """What is done along columns, and what comes after it."""
-    rest = dataclasses.replace(self, scale=None, shift=None)
-    return Epilogue(self.scale, self.shift), rest
-
   def __call__(self, y: jax.Array) -> jax.Array:
     """The same in XLA."""
     along_columns = (1,) * (y.ndim - 1) + (-1,)
@@ -100,6 +95,14 @@ class Chain:
   curve: str | None = None
   times: bool = False
   relu: Callable | None = None
+
+  @property
+  def axis(self) -> int:
+    """Of the columns in its results, counted from the end."""
+    if self.equation.primitive is not lax.conv_general_dilated_p:
+      return -1
+    spec = self.equation.params['dimension_numbers'].out_spec
+    return spec[1] - len(spec)
 
   @property
   def last(self) -> int:
@@ -203,7 +206,7 @@ def _step(chain, i, v, flow) -> dict[str, Any] | None:
   if chain.other is not None:
     return None
   name = eqn.primitive.name
-  value = None if chain.curve else _affine(eqn, v, flow)
+  value = None if chain.curve else _affine(eqn, v, chain.axis, flow)
   if value is not None:
     return more | dict(steps=(*chain.steps, (name, value)))
   other = [o for o in eqn.invars if o is not v]
@@ -248,8 +251,8 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
   return None, ()
 
 
-def _affine(eqn, v, flow):
-  """What is added to, taken off or multiplied with `v` along its last axis."""
+def _affine(eqn, v, axis, flow):
+  """What is added to, taken off or multiplied with `v` along one of its axes."""
   name = eqn.primitive.name
   if name not in ('add', 'sub', 'mul') or (
     name == 'sub' and eqn.invars[0] is not v
@@ -258,17 +261,18 @@ def _affine(eqn, v, flow):
   (other,) = [o for o in eqn.invars if o is not v] or [None]
   if other is None or eqn.outvars[0].aval.dtype != v.aval.dtype:
     return None
-  if all(n == 1 for n in other.aval.shape[:-1]):
+  sizes = other.aval.shape
+  if all(n == 1 for i, n in enumerate(sizes) if i != axis + len(sizes)):
     return other
   made = flow.maker(other)
   if made is None or made.primitive.name != 'broadcast_in_dim':
     return None
-  source, last = made.invars[0], v.aval.ndim - 1
+  source = made.invars[0]
   shape, axes = source.aval.shape, made.params['broadcast_dimensions']
   if made.params['shape'] != v.aval.shape:
     return None
   along = {a for a, n in zip(axes, shape, strict=True) if n > 1}
-  return source if along <= {last} else None
+  return source if along <= {v.aval.ndim + axis} else None
 
 
 def _relu(eqn, v) -> Callable | None:

@@ -21,6 +21,9 @@ group, taps are laid out themselves, four of a column side by side:
     [quads, taps x, columns, 4]   number[q][x][n][i] = w(4 q + i, x, n)
 
 with int8 numbers, a multiple of 16 columns, and zeros past the end.
+
+Floats lie in panels of 16 columns, row after row, [panels, k, 16]; where each channel is
+a group, tap after tap, [taps, columns]. Zeros fill columns up.
 """
 
 from typing import NamedTuple
@@ -29,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 COLUMNS = 32  # of a panel
+_FLOATS = 16  # columns of a panel of floats
 _STEPS = 4  # rows that are multiplied at once
 
 
@@ -185,6 +189,25 @@ def from_quads(quads: jax.Array, height: int, n: int) -> jax.Array:
   *lead, _, width, columns, _ = quads.shape
   x = jnp.moveaxis(quads, -1, -3).reshape(*lead, -1, width, columns)
   return x[..., :height, :, :n]
+
+
+def to_float_panels(w: jax.Array) -> jax.Array:
+  """[..., k, n] floats as [..., panels, k, 16]."""
+  *lead, k, _ = w.shape
+  x = to_float_taps(w)
+  return jnp.swapaxes(x.reshape(*lead, k, -1, _FLOATS), -3, -2)
+
+
+def from_float_panels(panels: jax.Array, n: int) -> jax.Array:
+  """The inverse of `to_float_panels`."""
+  *lead, _, k, _ = panels.shape
+  return jnp.swapaxes(panels, -3, -2).reshape(*lead, k, -1)[..., :n]
+
+
+def to_float_taps(w: jax.Array) -> jax.Array:
+  """[..., taps, n] floats as [..., taps, columns]."""
+  fill = [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[-1] % _FLOATS)]
+  return jnp.pad(w, fill)
 
 
 def _joined(parts):

@@ -40,7 +40,7 @@ def of(x, leaf, epilogue, summed, columns, out_dtype):
     scale = leaf.scale_hat()
   if epilogue is not None:
     scale, rounding = _rescaled(scale, rounding, epilogue, columns)
-  finish = _finish(epilogue, columns, out_dtype)
+  finish = finish_of(epilogue, columns, out_dtype)
   return x, plan_lib.part(leaf, 'payload'), scale, zero, rounding, finish
 
 
@@ -62,7 +62,7 @@ def _rescaled(scale, rounding, epilogue, shape):
   return scale.astype(jnp.float32) * factor, rounding
 
 
-def _finish(epilogue, shape, out_dtype) -> native.Finish:
+def finish_of(epilogue, shape, out_dtype) -> native.Finish:
   """What the library does of an epilogue; `shape` as for `_rescaled`."""
   if epilogue is None:
     return native.Finish()

@@ -22,6 +22,7 @@ from jaxopt_compress.core import rules as rules_lib
 from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import planning
 from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.kernels.leaves import floats as floats_lib
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import panels
 from jaxopt_compress.kernels.leaves import quads
@@ -43,6 +44,7 @@ def pack(
   target: str | None = None,
   rows: Sequence[int] = (1, 16, 128),
   sparse: bool | None = None,
+  floats: bool | None = None,
   skipped: Callable[[str, str], None] | None = None,
 ) -> Any:
   """Lays quantised and pruned weights out for the kernels of a kind of machine.
@@ -73,6 +75,10 @@ def pack(
       Not under `jax.jit`, where zeros are not known. None for where that should be
       faster for each of `rows`: for a few, if not all weights fit into the caches.
       True for less memory.
+    floats: lay the kernels of convolutions that are arrays of float32 out, too, if
+      `uses` tells of them and nothing else reads them. Their convolutions are the
+      same up to the order of sums. None for where that is faster: where there is
+      the library.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
       Where all do, a warning says why.
 
@@ -109,6 +115,8 @@ def pack(
     if target == 'cpu' and sparse is not False:
       thin = _without_zeros(path, leaf, uses, laid, pays)
       laid = laid if thin is None else thin
+    if laid is None and target == 'cpu' and floats is not False:
+      laid = _floats(path, leaf, uses, floats)
     if laid is not None:
       made[path] = laid if target == 'cpu' else tiled.tile(laid, target)
     elif array.is_compressed(leaf):
@@ -274,6 +282,24 @@ def _by_groups(p, q, plan, stack):
   sizes = (*rows, *matrix.columns)
   wanted = q.shape[:stack] + tuple(sizes[i] for i in matrix.order)
   return matrix.to_matrix(jnp.broadcast_to(p, wanted))
+
+
+def _floats(path, leaf, uses, always) -> floats_lib.FloatArray | None:
+  """The kernel of a convolution that is an array of floats; None for others."""
+  if array.is_compressed(leaf) or getattr(leaf, 'ndim', 0) < 3:
+    return None
+  if not (always or native.available()):
+    return None
+  try:
+    planned = planning.plan_of_floats(path, leaf, uses)
+  except ValueError:  # which of its axes are contracted is not known
+    return None
+  return None if planned.why else _laid_out(leaf, planned.plan)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _laid_out(w, plan):
+  return floats_lib.lay_out(plan.matrix.to_matrix(w), plan)
 
 
 def _range(p, stack):

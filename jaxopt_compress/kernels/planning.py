@@ -7,6 +7,8 @@ kernels need, which is that groups that share scales lie together.
 from typing import Any
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from jaxopt_compress.analysis import uses as uses_lib
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels.cpu import native
@@ -47,6 +49,32 @@ def plan(path: str, leaf: Any, uses: dict | None) -> Planned:
     (u.feature_groups for u in uses_lib.of(path, uses) or ()), default=1
   )
   made = plan_lib.Plan(q.format, q.dtype, matrix, group, act, groups)
+  return Planned(made, stack)
+
+
+def plan_of_floats(path: str, w: Any, uses: dict | None) -> Planned:
+  """The plan of an array of floats that convolutions alone read."""
+  found = uses_lib.of(path, uses) or ()
+  alone = found and all(
+    u.primitive == 'conv_general_dilated' and u.contracted and not u.in_product
+    for u in found
+  )
+  if not alone or remade_by(path, uses):
+    return Planned(why='other than convolutions read it')
+  if w.dtype != jnp.float32 or 0 in w.shape:
+    return Planned(why='it is empty or not of float32')
+  matrix, stack, why = as_matrix(path, w, uses)
+  groups = max(u.feature_groups for u in found)
+  if not why and (
+    len(matrix.rows) not in (2, 3)
+    or len(matrix.columns) != 1
+    or (stack and groups > 1)
+  ):
+    why = 'no kernel for this convolution'
+  if why:
+    return Planned(why=why)
+  dtype = jnp.dtype(jnp.float32)
+  made = plan_lib.Plan('', dtype, matrix, matrix.k, feature_groups=groups)
   return Planned(made, stack)
 
 

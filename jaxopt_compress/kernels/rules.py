@@ -26,7 +26,12 @@ from jaxopt_compress.kernels.leaves import portable
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import product
 
-_PACKED = (leaves.PanelArray, leaves.StreamArray, leaves.QuadArray)
+_PACKED = (
+  leaves.PanelArray,
+  leaves.StreamArray,
+  leaves.QuadArray,
+  leaves.FloatArray,
+)
 # Seen as matrices, leaves of every layout move and multiply alike.
 _ALL = (*_PACKED, leaves.TiledArray)
 
@@ -70,7 +75,7 @@ def dot_general(
 def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
   """Declines products that do not sum over the rows of each matrix."""
   stack, m = len(plan_lib.stack(leaf)), leaf.plan.matrix
-  if leaf.plan.feature_groups > 1:
+  if leaf.plan.feature_groups > 1 or isinstance(leaf, leaves.FloatArray):
     return lift.Dense('it is packed for a convolution')
   if sorted(batch) != list(range(stack)):
     return lift.Dense('its stacked axes are not batch axes of the product')
@@ -203,6 +208,8 @@ def convert(leaf, *, new_dtype, **_):
   # Types with fewer bits than bfloat16 would round the codes again.
   if not floating or jnp.finfo(new_dtype).nmant < 7:
     return lift.Dense(f'a conversion to {new_dtype}')
+  if isinstance(leaf, leaves.FloatArray) and new_dtype != leaf.dtype:
+    return lift.Dense('its floats would be rounded')
   return plan_lib.seen_as(leaf, leaf.plan.matrix, jnp.dtype(new_dtype))
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxopt_compress as jc
+from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels.cpu import native
 
 # On machines without the library, too: the portable path computes the same.
 pack = functools.partial(jc.pack, target='cpu')
@@ -86,6 +88,53 @@ class ConvTest(parameterized.TestCase):
     for leaf in (p, jc.unpack(p)):
       dense = jc.materialize(q)['w']
       self.assertLess(_distance(jc.materialize(leaf)['w'], dense), 1e-6)
+
+  @parameterized.named_parameters((name, name) for name in CONVS)
+  def test_law_of_floats(self, name):
+    f, image, kernel = CONVS[name]
+    x = jax.random.normal(_KEYS[0], image) + 0.3
+    params = {'w': jax.random.normal(_KEYS[1], kernel)}
+    p = pack(params, jc.uses(f)(params, x), floats=True)
+    self.assertIsInstance(p['w'], leaves.FloatArray)
+    g = jc.lift(f, strict=True)
+    loss = lambda x, q: jnp.mean(g(q, x) ** 2)
+    run = jax.jit(lambda q, x: (g(q, x), jax.grad(loss)(x, q)))
+    for got, expected in zip(run(p, x), run(params, x), strict=True):
+      self.assertLess(_distance(got, expected), 2e-6)
+
+  @parameterized.product(
+    name=('same', 'channels first', 'depthwise', 'grouped'),
+    words=(None, 'W8A8'),
+  )
+  def test_what_follows(self, name, words):
+    conv, image, kernel = CONVS[name]
+    x = jax.random.normal(_KEYS[0], image) + 0.3
+    first = name == 'channels first'
+    n = kernel[0] if first else kernel[-1]
+    of_columns = (1, n, 1, 1) if first else (1, 1, 1, n)
+    params = {
+      'w': jax.random.normal(_KEYS[1], kernel),
+      'scale': jnp.linspace(0.5, 1.5, n).reshape(of_columns),
+      'shift': jnp.linspace(-1.0, 1.0, n).reshape(of_columns),
+    }
+    shape = jax.eval_shape(conv, params, x).shape
+    other = jax.random.normal(_KEYS[2], shape)
+
+    def f(p, x):
+      y = conv(p, x) * p['scale'] + p['shift']
+      return jax.nn.relu(jax.nn.silu(y) + other)
+
+    uses = jc.uses(f)(params, x)
+    q = jc.quantize(params, [('w', words), ('.*', None)], uses)
+    p = pack(q, uses, floats=True)
+    g = jax.jit(jc.lift(f))
+    # A code may fall to the other side.
+    bound = 2e-6 if words is None else 2e-2
+    self.assertLess(_distance(g(p, x), g(q, x)), bound)
+    if native.available():
+      program = g.lower(p, x).as_text()
+      self.assertIn('curve = "silu"', program)
+      self.assertNotIn('stablehlo.maximum', program)
 
   def test_vmap(self):
     f, image, kernel = CONVS['same']

@@ -169,7 +169,7 @@ def depthwise(
     scale: [..., 1, n] of the types of `native.matmul`; None for codes.
     zero: [..., 1, n] float32 or int8; None for Act.CODES.
     rounding: as for `conv`.
-    finish: a bias and a floor, and no more.
+    finish: what is done with results; its bias is [..., 1, n].
     windows: where they are.
     n: features, a multiple of the channels.
     out_dtype, path: as for `conv`.
@@ -185,6 +185,66 @@ def depthwise(
     finish,
     (x.shape[-4], *windows.count(*x.shape[-3:-1]), n),
     out_dtype,
+    windows=windows.attribute(),
+    path=path,
+  )
+
+
+def float_conv(
+  x: jax.Array,
+  w: jax.Array,
+  finish: native.Finish = native.Finish(),
+  *,
+  windows: Windows,
+  n: int,
+  feature_groups: int = 1,
+  path: str = '',
+) -> jax.Array:
+  """A stack of convolutions with weights of floats; no derivative.
+
+      y[i, p, n] = sum_k w_kn x_i[p, k] + bias_n
+
+  Nothing is multiplied by the zeros of `windows.lhs_dilation`. Sums are of float32;
+  a window of padding alone gives the bias.
+
+  Args:
+    x: [..., images, height, width, channels] float32 or bfloat16.
+    w: [..., feature_groups, panels, height * width * channels, 16] float32,
+      `layout.to_float_panels` of the kernel of each group; or [..., height * width,
+      columns], `layout.to_float_taps`, where channels are kept apart.
+    finish: what is done with results; its bias as for `conv`.
+    windows: where they are.
+    n: features of one of their groups; all, where channels are kept apart.
+    feature_groups: how many groups of features; 0 where channels are kept apart.
+    path: an instruction path; '' for the best.
+
+  Returns:
+    [..., images, out height, out width, features] float32.
+
+  Raises:
+    RuntimeError: the library was not built.
+  """
+  apart = feature_groups == 0
+  of_columns = 2 if apart else 3
+  if not apart:
+    w = _grouped(w, feature_groups, 3)
+    if finish.bias is not None:
+      bias = _grouped(finish.bias, feature_groups, 2)
+      finish = dataclasses.replace(finish, bias=bias)
+  return native.call(
+    'float_conv',
+    [(x, 4), (w, 2 if apart else 4)],
+    [(None, of_columns), (None, of_columns)],
+    native.Rounding(),
+    finish,
+    (
+      x.shape[-4],
+      *windows.count(*x.shape[-3:-1]),
+      n if apart else feature_groups * n,
+    ),
+    jnp.float32,
+    apart=apart,
+    n=np.int64(n),
     windows=windows.attribute(),
     path=path,
   )

@@ -134,8 +134,8 @@ def lay_out(
   """
   stack, groups = codes.shape[:-2], plan.feature_groups
   name = numbers.LAYOUT[plan.format].name
-  payload = layout.to_panels(_by_group(codes, groups), name, plan.group)
-  of_columns = [_by_group(p, groups) for p in (scale, zero, totals)]
+  payload = layout.to_panels(by_group(codes, groups), name, plan.group)
+  of_columns = [by_group(p, groups) for p in (scale, zero, totals)]
   return PanelArray(
     *(
       plan_lib.full(p, stack, plan.matrix)
@@ -145,7 +145,7 @@ def lay_out(
   )
 
 
-def _by_group(p, groups):
+def by_group(p: jax.Array | None, groups: int) -> jax.Array | None:
   """[..., rows, n] to [..., groups of features, rows, n / groups]."""
   if p is None or groups == 1:
     return p

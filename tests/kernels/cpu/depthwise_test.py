@@ -117,12 +117,16 @@ class DepthwiseTest(parameterized.TestCase):
     self.assertTrue(np.isnan(y[0]).all())
     self.assertTrue(np.isfinite(y[1]).all())
 
-  def test_what_follows_is_a_bias_and_a_floor(self):
+  def test_what_follows(self):
     case = APART['seven']
-    x, _, quads, _ = _apart(case)
-    scale = np.ones((1, 7), np.float32)
-    with self.assertRaisesRegex(Exception, 'only a bias and a floor'):
-      _depthwise(x, quads, scale, case, finish=native.Finish(curve='gelu'))
+    x, w, quads, options = _apart(case)
+    scale = np.full((1, 7), 0.01, np.float32)
+    expected = 0.01 * oracle.convolve(x.astype(np.float64), w, **options)
+    other = np.random.default_rng(1).normal(size=expected.shape)
+    finish = native.Finish(curve='silu', other=jnp.float32(other), floor=0.0)
+    y = _depthwise(x, quads, scale, case, finish=finish, act=Act.FLOAT)
+    bent = expected / (1 + np.exp(-expected))
+    self.assertLess(oracle.distance(y, np.maximum(bent + other, 0)), 1e-5)
 
 
 def _apart(case):

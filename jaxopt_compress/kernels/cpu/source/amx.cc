@@ -340,7 +340,7 @@ bool here() {
 }  // namespace
 
 const Path kAmx = {"amx", here, tiles, workspace, prepare,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, nullptr};
 
 }  // namespace jaxopt_compress
 

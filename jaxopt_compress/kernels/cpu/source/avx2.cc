@@ -118,6 +118,7 @@ struct V {
 #include "gather.h"
 #include "slide.h"
 #include "depthwise.h"
+#include "floats.h"
 
 bool here() {
 #if defined(__AVXVNNI__)
@@ -133,10 +134,10 @@ bool here() {
 
 #if defined(__AVXVNNI__)
 const Path kAvxVnni = {"avx-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 #else
 const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 #endif
 
 }  // namespace jaxopt_compress

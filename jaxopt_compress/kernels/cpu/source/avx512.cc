@@ -19,6 +19,7 @@ namespace {
 #include "gather.h"
 #include "slide.h"
 #include "depthwise.h"
+#include "floats.h"
 
 bool here() {
   return __builtin_cpu_supports("avx512f") &&
@@ -33,10 +34,10 @@ bool here() {
 
 #if defined(__AVX512VBMI2__)
 const Path kAvx512Vbmi2 = {"avx512-vbmi2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 #else
 const Path kAvx512Vnni = {"avx512-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 #endif
 
 }  // namespace jaxopt_compress

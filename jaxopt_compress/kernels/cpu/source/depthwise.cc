@@ -79,9 +79,6 @@ ffi::Error describe(const Operands& p, const Options& options, Call* call) {
   if (!sizes) return wrong("shapes do not fit each other");
   const ffi::Error finish = set_finish(p, options.finish, &job);
   if (finish.failure()) return finish;
-  if (job.finishes()) {
-    return wrong("only a bias and a floor follow a convolution of channels kept apart");
-  }
   if (!p.w.is(Type::kS8)) return wrong("types do not fit each other");
   const ffi::Error checked = check_operands(p, job, job.act != Act::kCodes);
   if (checked.failure()) return checked;

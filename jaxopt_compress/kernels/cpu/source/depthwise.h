@@ -127,6 +127,7 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
   const int8_t* image_codes =
       reinterpret_cast<const int8_t*>(stack.codes) + image * s.planes * plane;
   const int64_t out_x = s.x.out();
+  const float floor = job.finishes() ? -__builtin_inff() : job.floor;
   // Registers are stored straight to the results if those are whole registers of 32 bits.
   const bool straight = n % V::kLanes == 0 && job.out_type != Type::kBf16;
   for (int64_t oy = first; oy < last; ++oy) {
@@ -169,8 +170,9 @@ void depthwise(const Job& job, const Scene& s, const Stack& stack,
         }
         v = V::mul(v, V::get(scale + c));
         v = V::fma(v, V::all(a), V::get(bias + c));
-        V::put(y + c, V::at_least(V::all(job.floor), v));
+        V::put(y + c, V::at_least(V::all(floor), v));
       }
+      if (job.finishes()) finish(job, item, at, static_cast<int>(n), y);
       if (job.out_type == Type::kBf16) {
         uint16_t* out = static_cast<uint16_t*>(item.out) + at;
         for (int64_t c = 0; c < n; ++c) out[c] = to_bf16(y[c]);

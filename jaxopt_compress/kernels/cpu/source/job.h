@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "codes.h"
+#include "course.h"
 #include "image.h"
 
 namespace jaxopt_compress {
@@ -126,6 +127,13 @@ inline int64_t scales_workspace(const Job& job) {
   return (2 * job.groups + 2) * kColumns * 4;
 }
 
+// Bytes for the lines of a task of a convolution of floats: float_conv in floats.h.
+inline int64_t float_workspace(const FloatScene& s, const Job& job) {
+  const int64_t lines = (s.lines + 1) * s.line(job.stride);
+  const int64_t row = s.row() + depth_columns(job.n);
+  return 4 * (lines + row) + 8 * (s.block * s.y.taps + s.lines + 2) + 64;
+}
+
 // An instruction path.
 struct Path {
   const char* name;
@@ -153,6 +161,10 @@ struct Path {
   // Rows `first` to `last` of the results for an image, each channel on its own.
   void (*depthwise)(const Job&, const Scene&, const Stack&, const Item&,
                     int64_t image, int64_t first, int64_t last, char* workspace);
+  // Some results of a convolution whose weight is of floats; null if the path leaves
+  // those to another.
+  void (*float_conv)(const Job&, const FloatScene&, const Item&, const FloatPart&,
+                     char* workspace);
 };
 
 extern const Path kAmx, kAvx512Vbmi2, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;

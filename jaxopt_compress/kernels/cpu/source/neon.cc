@@ -100,13 +100,14 @@ struct V {
 #include "gather.h"
 #include "slide.h"
 #include "depthwise.h"
+#include "floats.h"
 
 bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
 
 }  // namespace
 
 const Path kNeonDot = {"neon-dotprod", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 
 }  // namespace jaxopt_compress
 

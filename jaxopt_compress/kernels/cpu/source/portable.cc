@@ -114,12 +114,13 @@ struct V {
 #include "gather.h"
 #include "slide.h"
 #include "depthwise.h"
+#include "floats.h"
 
 bool here() { return true; }
 
 }  // namespace
 
 const Path kPortable = {"portable", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise};
+    multiply, prepare_image, gather, slide, depthwise, float_conv};
 
 }  // namespace jaxopt_compress
