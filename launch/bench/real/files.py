@@ -1,10 +1,16 @@
 """Files for other runtimes, kept in a folder from run to run."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import json
 import os
 import pathlib
+import re
 import subprocess
+
+import numpy as np
+
+from launch.bench.real import measure
 
 Maker = Callable[..., str]
 
@@ -48,3 +54,41 @@ def maker(python: str, folder: str) -> Maker:
     return str(path)
 
   return make
+
+
+def pattern(names: Sequence[str]) -> str:
+  """A regular expression of exactly these."""
+  return '|'.join(map(re.escape, names))
+
+
+def onnx_files(
+  make: Maker,
+  source: str,
+  name: str,
+  calibration: dict[str, np.ndarray],
+  sizes: dict[str, int] | None = None,
+) -> list[measure.File]:
+  """An ONNX file as it is, and rounded by onnxruntime's two ways.
+
+  Args:
+    make: of files.
+    source: the file.
+    name: what files made of it begin with.
+    calibration: inputs that ranges are taken from, each with an axis of batches.
+    sizes: {name of a size of inputs: what it is in those that are made}.
+  """
+  at = 'onnxruntime'
+  prepared = make(
+    'onnx_prepared', f'{name}.onnx', source=source, sizes=sizes or {}
+  )
+  seen = pathlib.Path(prepared).parent / f'{name}_calibration.npz'
+  if not seen.exists():
+    np.savez(seen, **calibration)
+  dynamic = make('onnx_dynamic', f'{name}_dynamic.onnx', source=prepared)
+  how = dict(source=prepared, calibration=str(seen))
+  static = make('onnx_static', f'{name}_static.onnx', **how)
+  return [
+    measure.File(f'{at} float', at, source, measure.FLOAT),
+    measure.File(f'{at} int8 dynamic', at, dynamic, measure.INT8),
+    measure.File(f'{at} int8 static', at, static, measure.INT8),
+  ]

@@ -12,7 +12,8 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
+# Not the folder of this file, where modules have names of packages.
+sys.path[0] = str(pathlib.Path(__file__).parents[3])
 
 
 def find(package: str) -> str:
@@ -131,6 +132,105 @@ def onnx_dynamic(source: str, path: str):
     # Of what comes out of its own operators it does not know the type.
     extra_options={'DefaultTensorType': onnx.TensorProto.FLOAT},
   )
+
+
+def onnx_prepared(source: str, path: str, sizes: dict[str, int]):
+  """The same graph with its constants folded, named sizes of inputs fixed."""
+  import onnx
+  from onnx import version_converter
+  from onnxruntime import quantization as q
+  from onnxruntime.tools import onnx_model_utils
+
+  model = onnx.load(source)
+  if model.opset_import[0].version < 13:  # which has no scales of channels
+    model = version_converter.convert_version(model, 13)
+  for name, size in sizes.items():
+    onnx_model_utils.make_dim_param_fixed(model.graph, name, size)
+  onnx.save(model, path)
+  q.quant_pre_process(path, path, skip_symbolic_shape=True)
+
+
+def onnx_static(source: str, path: str, calibration: str):
+  """Weights int8 by channel; what meets them uint8, of ranges that were seen."""
+  from onnxruntime import quantization as q
+
+  with np.load(calibration) as found:
+    arrays = dict(found)
+
+  class Reader(q.CalibrationDataReader):
+    def __init__(self):
+      count = len(next(iter(arrays.values())))
+      chosen = np.unique(np.linspace(0, count - 1, 16).astype(int))
+      self._left = [
+        {n: np.asarray(a[i]) for n, a in arrays.items()} for i in chosen
+      ]
+
+    def get_next(self):
+      return self._left.pop() if self._left else None
+
+  q.quantize_static(
+    source,
+    path,
+    Reader(),
+    quant_format=q.QuantFormat.QDQ,
+    per_channel=True,
+    activation_type=q.QuantType.QUInt8,
+    weight_type=q.QuantType.QInt8,
+  )
+
+
+def onnx_dump(source: str, path: str):
+  """What `onnx_program.load` reads: the graph as JSON, beside its arrays."""
+  import onnx
+  from onnx import helper
+  from onnx import numpy_helper
+
+  arrays = {}
+
+  def keep(name, array):
+    if name in arrays and not np.array_equal(arrays[name], array):
+      raise ValueError(f'{source} has two constants of the name {name}.')
+    arrays[name] = array
+
+  def attribute(a):
+    value = helper.get_attribute_value(a)
+    if a.type == onnx.AttributeProto.GRAPH:
+      return described(value)
+    return value.decode() if isinstance(value, bytes) else value
+
+  def described(graph):
+    for tensor in graph.initializer:
+      keep(tensor.name, numpy_helper.to_array(tensor))
+    nodes = []
+    for node in graph.node:
+      if node.op_type == 'Constant':
+        keep(node.output[0], constant(node.attribute[0]))
+        continue
+      found = {}
+      for a in node.attribute:
+        if a.type == onnx.AttributeProto.TENSOR:
+          # The value that an operator fills with: a list of one number.
+          found[a.name] = numpy_helper.to_array(a.t).tolist()
+        else:
+          found[a.name] = attribute(a)
+      ends = list(node.input), list(node.output)
+      nodes.append((node.op_type, *ends, found))
+    return {
+      'inputs': [x.name for x in graph.input if x.name not in arrays],
+      'outputs': [x.name for x in graph.output],
+      'nodes': nodes,
+    }
+
+  def constant(a):
+    value = helper.get_attribute_value(a)
+    if a.name == 'value':
+      return numpy_helper.to_array(value)
+    kind = np.int64 if a.name.startswith('value_int') else np.float32
+    return np.asarray(value, kind)
+
+  graph = json.dumps(described(onnx.load(source).graph))
+  with open(path, 'wb') as f:
+    np.savez(f, graph=np.frombuffer(graph.encode(), np.uint8), **arrays)
 
 
 class _Rounded:

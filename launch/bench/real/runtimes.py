@@ -15,7 +15,8 @@ import time
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
+# Not the folder of this file, where modules have names of packages.
+sys.path[0] = str(pathlib.Path(__file__).parents[3])
 
 from launch.bench.kernels import rivals  # noqa: E402  it is not installed there
 
@@ -41,7 +42,7 @@ class _OnnxRuntime:
     }
 
   def prepared(self, feed):
-    return {name: feed[name].astype(t) for name, t in self._types.items()}
+    return {name: np.asarray(feed[name], t) for name, t in self._types.items()}
 
   def run(self, feed):
     return self._session.run(None, feed)
@@ -70,7 +71,7 @@ class _LiteRT:
 
   def prepared(self, feed):
     return {
-      at['index']: feed[name].astype(at['dtype'])
+      at['index']: np.asarray(feed[name], at['dtype'])
       for name, at in self._inputs.items()
     }
 
