@@ -85,10 +85,13 @@ def onnx_files(
   if not seen.exists():
     np.savez(seen, **calibration)
   dynamic = make('onnx_dynamic', f'{name}_dynamic.onnx', source=prepared)
-  how = dict(source=prepared, calibration=str(seen))
-  static = make('onnx_static', f'{name}_static.onnx', **how)
-  return [
+  found = [
     measure.File(f'{at} float', at, source, measure.FLOAT),
     measure.File(f'{at} int8 dynamic', at, dynamic, measure.INT8),
-    measure.File(f'{at} int8 static', at, static, measure.INT8),
   ]
+  for word, every in (('static', False), ('static, all', True)):
+    file = f'{name}_{"all" if every else "static"}.onnx'
+    how = dict(source=prepared, calibration=str(seen), every=every)
+    path = make('onnx_static', file, **how)
+    found.append(measure.File(f'{at} int8 {word}', at, path, measure.INT8))
+  return found

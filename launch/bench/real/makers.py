@@ -150,8 +150,14 @@ def onnx_prepared(source: str, path: str, sizes: dict[str, int]):
   q.quant_pre_process(path, path, skip_symbolic_shape=True)
 
 
-def onnx_static(source: str, path: str, calibration: str):
-  """Weights int8 by channel; what meets them uint8, of ranges that were seen."""
+def onnx_static(source: str, path: str, calibration: str, every: bool):
+  """Weights int8 by channel; what meets them uint8, of ranges that were seen.
+
+  Args:
+    source, path: files.
+    calibration: a file of inputs, each with an axis of batches.
+    every: all operators that can work on codes, not products alone.
+  """
   from onnxruntime import quantization as q
 
   with np.load(calibration) as found:
@@ -176,6 +182,9 @@ def onnx_static(source: str, path: str, calibration: str):
     per_channel=True,
     activation_type=q.QuantType.QUInt8,
     weight_type=q.QuantType.QInt8,
+    op_types_to_quantize=None if every else ['Conv', 'MatMul', 'Gemm'],
+    # Of scales by channel it would compare arrays as numbers.
+    extra_options={'QDQDisableWeightAdjustForInt32Bias': True},
   )
 
 
