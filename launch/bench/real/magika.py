@@ -75,4 +75,6 @@ def load(folder: str, make: files.Maker) -> measure.Model:
     ),
     judged_cell=f'{_CELLS[0]} files',
     bars={'argmax': 0.98},
+    # onnxruntime is 4e-4 from a float64 run of the graph, ours 8e-6.
+    parity=1e-3,
   )

@@ -22,9 +22,6 @@ from launch.bench.kernels import turns
 
 XLA = 'XLA float32'
 FLOAT, INT8, INT4 = 'float', 'int8', 'int4'
-# How far from the original runtime float results may be, of the largest of them.
-_PARITY = 1e-4
-
 
 class File(NamedTuple):
   """What another runtime runs.
@@ -75,6 +72,8 @@ class Model(NamedTuple):
     judged_cell: the cell whose files are judged.
     forms: of ours.
     bars: {word: the least of it that an int8 form must have}.
+    parity: how far from the original runtime float results may be, of the
+      largest of them.
   """
 
   name: str
@@ -90,6 +89,7 @@ class Model(NamedTuple):
   judged_cell: str
   forms: tuple[Form, ...] = FORMS
   bars: dict[str, float] = {}
+  parity: float = 1e-4
 
 
 class Runtimes:
@@ -210,10 +210,10 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
       if i == 0:
         far = float(np.abs(found - want).max() / np.abs(want).max())
         print(f'  float against {file.name}: {far:.1e} of the largest')
-        if not far <= _PARITY:
+        if not far <= model.parity:
           raise RuntimeError(
             f'{model.name} is not what {file.name} computes: {far:.1e} apart'
-            f' where {_PARITY:.0e} may be. Compare {file.path} node by node.'
+            f' where {model.parity:.0e} may be. Compare {file.path} node by node.'
           )
       else:
         words[file.name] = model.judge(found, want)
