@@ -23,6 +23,7 @@ from launch.bench.kernels import turns
 XLA = 'XLA float32'
 FLOAT, INT8, INT4 = 'float', 'int8', 'int4'
 
+
 class File(NamedTuple):
   """What another runtime runs.
 
