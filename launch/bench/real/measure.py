@@ -50,7 +50,7 @@ class Form(NamedTuple):
 
 FORMS = (
   Form('int8', jc.W8A8, INT8),
-  Form('int8 asym', 'int8, int8 token asym', INT8),
+  Form('int8 sym', 'int8, int8 token', INT8),
   Form('int4 g128', jc.W4A8, INT4),
 )
 
@@ -72,7 +72,8 @@ class Model(NamedTuple):
     files: `(name of a cell) -> [File]`, the original first.
     judged_cell: the cell whose files are judged.
     forms: of ours.
-    bars: {word: the least of it that an int8 form must have}.
+    bars: {word: the least of it that an int8 form must have}; None is what the
+      best int8 rival has.
     parity: how far from the original runtime float results may be, of the
       largest of them.
   """
@@ -89,7 +90,7 @@ class Model(NamedTuple):
   files: Callable[[str], list[File]]
   judged_cell: str
   forms: tuple[Form, ...] = FORMS
-  bars: dict[str, float] = {}
+  bars: dict[str, float | None] = {}
   parity: float = 1e-4
 
 
@@ -196,8 +197,7 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
     RuntimeError: ours is not what the original runtime computes.
   """
   want = results(model, forms[XLA])
-  kinds = {form.name: form.kind for form in model.forms}
-  words = {}
+  words, seen = {}, {}
   for name, params in forms.items():
     if name != XLA:
       words[name] = model.judge(results(model, params), want)
@@ -217,13 +217,17 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
             f' where {model.parity:.0e} may be. Compare {file.path} node by node.'
           )
       else:
-        words[file.name] = model.judge(found, want)
+        words[file.name], seen[file.name] = model.judge(found, want), file.kind
   for name, found in words.items():
     line = '  '.join(f'{word} {x:.5f}' for word, x in found.items())
     print(f'    {name:36s}{line}', flush=True)
-    for word, least in model.bars.items():
-      if kinds.get(name) == INT8:
-        bars.add(f'{model.name}: {name}, {word}', found[word], least)
+  for word, least in model.bars.items():
+    others = [words[name][word] for name, kind in seen.items() if kind == INT8]
+    least = max(others, default=0.0) if least is None else least
+    for form in model.forms:
+      if form.kind == INT8 and form.name in words:
+        what = f'{model.name}: {form.name}, {word}'
+        bars.add(what, words[form.name][word], least)
 
 
 def _here(f, spent, *args):

@@ -10,5 +10,5 @@ PACKAGE = ocr.PACKAGE
 def load(folder: str, make: files.Maker) -> measure.Model:
   """The detector of the package in `folder`, and files for rivals."""
   x = ocr.pages(8)[:, None]
-  how = dict(cells=(1,), judge=ocr.overlap, bars={'pixels': 0.98})
+  how = dict(cells=(1,), judge=ocr.overlap, bars={'overlap': None})
   return ocr.load('det', folder, make, x, **how)

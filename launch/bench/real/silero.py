@@ -111,5 +111,5 @@ def load(folder: str, make: files.Maker) -> measure.Model:
     judge=judge,
     files=listed,
     judged_cell=f'{_STREAMS} streams',
-    bars={'agree': 0.99},
+    bars={'agree': None},
   )

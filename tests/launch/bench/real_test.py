@@ -10,8 +10,11 @@ import numpy as np
 from jaxopt_compress.kernels.cpu import native
 from launch.bench.kernels import bars as bars_lib
 from launch.bench.kernels import turns
+from launch.bench.real import magika
 from launch.bench.real import measure
 from launch.bench.real import minilm
+from launch.bench.real import ocr
+from launch.bench.real import silero
 
 
 class _Runtime:
@@ -88,6 +91,23 @@ class RealTest(absltest.TestCase):
     self.assertIn('rounded                             cosine 1.00000', out)
     _, out = _printed(bars.show)
     self.assertIn('1 met, 0 missed', out)
+
+  def test_texts_are_as_far_as_letters_must_be_changed(self):
+    self.assertEqual(ocr.spelled(np.array([0, 5, 5, 0, 5, 3])), [5, 5, 3])
+    self.assertEqual(ocr.distance([1, 2, 3], [2, 3, 4]), 2)
+    self.assertEqual(ocr.distance([], [1, 2]), 2)
+    a, b = np.eye(4)[[[1, 2, 0, 3]]], np.eye(4)[[[1, 2, 2, 2]]]
+    found = ocr.read(b, a)
+    self.assertEqual(found['argmax'], 0.5)
+    self.assertAlmostEqual(found['text'], 2 / 3)
+
+  def test_sounds_and_files_are_what_networks_are_given(self):
+    x = silero.chunks(2, 3)
+    self.assertEqual(x.shape, (3, 2, 576))
+    np.testing.assert_array_equal(x[0, :, 512:], x[1, :, :64])
+    found = magika.codes(b'  ab ')
+    self.assertEqual(found[:3].tolist(), [97, 98, 32])
+    self.assertEqual(found[-4:].tolist(), [32, 32, 97, 98])
 
   def test_floats_that_disagree_are_an_error(self):
     model = _model()
