@@ -54,10 +54,9 @@ def judge(found: np.ndarray, want: np.ndarray) -> dict[str, float]:
 def load(folder: str, make: files.Maker) -> measure.Model:
   """The model of the package in `folder`, and files for rivals."""
   [source] = pathlib.Path(folder).glob('models/standard*/model.onnx')
-  graph, arrays = onnx_program.read(
+  run, params, weights = onnx_program.load(
     make('onnx_dump', 'magika.npz', source=str(source))
   )
-  run, params = onnx_program.program(graph, arrays)
   x = contents(_JUDGED)
   judged = x.reshape(_JUDGED // 16, 16, -1)
   return measure.Model(
@@ -66,7 +65,7 @@ def load(folder: str, make: files.Maker) -> measure.Model:
     params=params,
     inputs=('bytes',),
     carry={},
-    where=files.pattern(onnx_program.weights(graph, params)),
+    where=files.pattern(weights),
     cells={f'{n} files': (x[:n],) for n in _CELLS},
     judged=(judged,),
     judge=judge,

@@ -8,6 +8,7 @@ seconds of each contestant, in turns         wall, and of the processor
 from collections.abc import Callable
 import os
 import pathlib
+import re
 import tempfile
 import time
 from typing import Any
@@ -153,7 +154,13 @@ def packed(model: Model, form: Form) -> tuple[Any, dict[str, str]]:
   params = jax.tree.map(np.asarray, model.params)
   first = next(iter(model.cells.values()))
   uses = jc.uses(model.apply)(params, *first)
-  rules = [(model.where, form.scheme), (r'.*', None)]
+  # Weights of a branch that is not taken meet nothing.
+  idle = [
+    (re.escape(path), None)
+    for path, found in uses.items()
+    if not found and re.fullmatch(model.where, path)
+  ]
+  rules = [*idle, (model.where, form.scheme), (r'.*', None)]
   q = jc.quantize(params, rules, uses)
   skipped = {}
   leaves = jc.pack(q, uses, skipped=skipped.__setitem__)

@@ -92,10 +92,9 @@ def pages(count: int) -> np.ndarray:
 def load(name, folder, make, x, cells, judge, bars) -> measure.Model:
   """A model of the package in `folder`, judged by `x` [batches, batch, ...]."""
   source = pathlib.Path(folder) / 'models' / f'ch_PP-OCRv4_{name}_infer.onnx'
-  graph, arrays = onnx_program.read(
+  run, params, weights = onnx_program.load(
     make('onnx_dump', f'ocr_{name}.npz', source=str(source))
   )
-  run, params = onnx_program.program(graph, arrays)
   every = x.reshape(-1, *x.shape[2:])
   made = {'x': x}
   return measure.Model(
@@ -104,7 +103,7 @@ def load(name, folder, make, x, cells, judge, bars) -> measure.Model:
     params=params,
     inputs=('x',),
     carry={},
-    where=files.pattern(onnx_program.weights(graph, params)),
+    where=files.pattern(weights),
     cells={
       f'{n}x{"x".join(map(str, x.shape[3:]))}': (every[:n],) for n in cells
     },

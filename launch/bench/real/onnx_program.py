@@ -1,13 +1,14 @@
 """An ONNX graph as a JAX function of its floats.
 
-    apply, params = load('graph.npz')        # makers.onnx_dump writes it
+    apply, params, weights = load('graph.npz')      # makers.onnx_dump writes it
     outputs = apply(params, *inputs)
 
     value[output] = operator(value[input], ...)       node after node
 
 Floats of more than one number are parameters, by their names in the graph. All else is
 constant: what depends on constants and shapes alone is computed by numpy, while the
-function is traced, and so is which branch an `If` takes. What operators mean is said in
+function is traced, and so is which branch an `If` takes; what depends on parameters alone,
+once, and is a parameter then. What operators mean is said in
 https://onnx.ai/onnx/operators.
 """
 
@@ -43,52 +44,83 @@ class Graph(NamedTuple):
   nodes: list[Node]
 
 
-def load(path: str) -> tuple[Callable[..., tuple], dict[str, np.ndarray]]:
-  """(apply, params) of a graph that `makers.onnx_dump` wrote.
+class Program(NamedTuple):
+  """A graph as a function.
 
-  Returns:
+  Attributes:
     apply: `(params, *inputs) -> outputs`. Inputs that decide about shapes or
       branches are numpy arrays.
     params: {name: float array of more than one number}.
+    weights: names of those that products have as one of their operands.
   """
-  return program(*read(path))
+
+  apply: Callable[..., tuple]
+  params: dict[str, np.ndarray]
+  weights: list[str]
 
 
-def read(path: str) -> tuple[dict, dict[str, np.ndarray]]:
-  """(description of the graph, its arrays by name)."""
+def load(path: str) -> Program:
+  """A graph that `makers.onnx_dump` wrote."""
   with np.load(path) as found:
     arrays = dict(found)
-  return json.loads(arrays.pop('graph').tobytes()), arrays
+  return program(json.loads(arrays.pop('graph').tobytes()), arrays)
 
 
-def program(
-  graph: dict, arrays: dict[str, np.ndarray]
-) -> tuple[Callable[..., tuple], dict[str, np.ndarray]]:
+def program(graph: dict, arrays: dict[str, np.ndarray]) -> Program:
   """The same, of the description and its arrays by name."""
-  sizes = {n for node in graph['nodes'] for n in _about_shapes(node)}
+  arrays = dict(arrays)
+  graph = _folded(graph, arrays)
+  used = {name: None for node in _everywhere(graph) for name in node[1]}
+  used |= dict.fromkeys(graph['outputs'])
+  sizes = {n for node in _everywhere(graph) for n in _about_shapes(node)}
   floats = {n for n, a in arrays.items() if a.dtype.kind == 'f' and a.size > 1}
-  floats -= sizes
-  params = {name: arrays[name] for name in sorted(floats)}
-  constants = {n: a for n, a in arrays.items() if n not in floats}
+  params = {n: arrays[n] for n in sorted(floats - sizes) if n in used}
+  constants = {n: a for n, a in arrays.items() if n not in params}
+  weights = {
+    name: None
+    for op, inputs, *_ in _everywhere(graph)
+    for i in _WEIGHTS.get(op, ())
+    for name in inputs[i : i + 1]
+  }
   graph = _graph(graph)
 
   def apply(params, *inputs):
     given = dict(zip(graph.inputs, inputs, strict=True))
     return _run(graph, constants | params | given)
 
-  return apply, params
+  return Program(apply, params, [name for name in weights if name in params])
 
 
-def weights(graph: dict, params: dict[str, np.ndarray]) -> list[str]:
-  """Names of the parameters that products have as one of their operands."""
-  found = {}
-  for op, inputs, _, attributes in graph['nodes']:
-    for i in _WEIGHTS.get(op, ()):
-      found |= {name: None for name in inputs[i : i + 1]}
-    for inner in attributes.values():
+def _folded(graph, arrays):
+  """The graph without what arrays alone decide, which becomes arrays.
+
+  Exported gates of a recurrent cell, for one, are put in order at every call.
+  """
+  nodes = []
+  for op, inputs, outputs, attributes in graph['nodes']:
+    attributes = {
+      name: _folded(x, arrays) if isinstance(x, dict) else x
+      for name, x in attributes.items()
+    }
+    known = all(not name or name in arrays for name in inputs)
+    # Branches may have the same names for different things.
+    if op == 'If' or not known or any(name in arrays for name in outputs):
+      nodes.append((op, inputs, outputs, attributes))
+      continue
+    node = Node(op, inputs, outputs, attributes)
+    found = _computed(node, [arrays[n] if n else None for n in inputs])
+    arrays |= zip(outputs, map(np.asarray, found))
+  return graph | {'nodes': nodes}
+
+
+def _everywhere(graph):
+  """Nodes of a graph and of the branches in it; what branches return."""
+  for node in graph['nodes']:
+    yield node
+    for inner in node[3].values():
       if isinstance(inner, dict):
-        found |= dict.fromkeys(weights(inner, params))
-  return [name for name in found if name in params]
+        yield from _everywhere(inner)
+        yield 'Identity', inner['outputs'], [], {}
 
 
 def _about_shapes(node):

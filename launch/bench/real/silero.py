@@ -68,10 +68,9 @@ def judge(found: np.ndarray, want: np.ndarray) -> dict[str, float]:
 def load(folder: str, make: files.Maker) -> measure.Model:
   """The model of the package in `folder`, and files for rivals."""
   source = pathlib.Path(folder) / 'data' / 'silero_vad_16k_op15.onnx'
-  graph, arrays = onnx_program.read(
+  run, params, weights = onnx_program.load(
     make('onnx_dump', 'silero.npz', source=str(source))
   )
-  run, params = onnx_program.program(graph, arrays)
   rate = np.array(_RATE)
 
   def apply(params, x, state, _):
@@ -98,7 +97,7 @@ def load(folder: str, make: files.Maker) -> measure.Model:
     params=params,
     inputs=names,
     carry={'state': (1, 'stateN')},
-    where=files.pattern(onnx_program.weights(graph, params)),
+    where=files.pattern(weights),
     cells={
       f'{n} streams': (
         audio[20, :n],

@@ -47,9 +47,9 @@ class OnnxProgramTest(parameterized.TestCase):
     )
     arrays = dict(w=_normal(4, 3, 3, 3), b=_normal(4), d=_normal(5, 4))
     arrays |= dict(e=_normal(5), zero=np.array([0]), two=np.array([2]))
-    apply, params = onnx_program.program(graph, arrays)
+    apply, params, weights = onnx_program.program(graph, arrays)
     self.assertCountEqual(params, ['w', 'b', 'd', 'e'])
-    self.assertEqual(onnx_program.weights(graph, params), ['w', 'd'])
+    self.assertEqual(weights, ['w', 'd'])
     x = _normal(2, 3, 6, 6)
     [y] = jax.jit(apply)(params, x)
     wide = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
@@ -62,11 +62,28 @@ class OnnxProgramTest(parameterized.TestCase):
 
   def test_its_weights_can_be_rounded(self):
     nodes = [['MatMul', ['x', 'w'], ['y'], {}]]
-    apply, params = onnx_program.program(_graph(nodes), {'w': _normal(64, 32)})
+    apply, params, _ = onnx_program.program(
+      _graph(nodes), {'w': _normal(64, 32)}
+    )
     x = _normal(3, 64)
     q = jc.quantize(params, [('w', jc.W8A8)], jc.uses(apply)(params, x))
     [y], [want] = jc.lift(apply)(q, x), apply(params, x)
     self.assertLess(np.abs(y - want).max() / np.abs(want).max(), 0.02)
+
+  def test_what_parameters_alone_decide_is_computed_once(self):
+    nodes = [
+      ['Slice', ['w', 'one', 'three'], ['part'], {}],
+      ['Concat', ['part', 'w'], ['both'], {'axis': 0}],
+      ['MatMul', ['x', 'both'], ['y'], {}],
+    ]
+    arrays = dict(w=_normal(3, 4), one=np.array([1]), three=np.array([3]))
+    apply, params, weights = onnx_program.program(_graph(nodes), arrays)
+    self.assertEqual(weights, ['both'])
+    self.assertCountEqual(params, ['both'])
+    x = _normal(2, 5)
+    both = np.concatenate([arrays['w'][1:3], arrays['w']])
+    np.testing.assert_allclose(apply(params, x)[0], x @ both, rtol=1e-5)
+    self.assertNotIn('concatenate', str(jax.make_jaxpr(apply)(params, x)))
 
   def test_a_branch_is_chosen_by_what_is_known(self):
     inner = _graph([['Mul', ['x', 'three'], ['z'], {}]], (), ('z',))
@@ -78,17 +95,17 @@ class OnnxProgramTest(parameterized.TestCase):
       ['If', ['same'], ['y'], branches],
     ]
     arrays = {'two': np.array([2]), 'three': np.float32(3)}
-    apply, params = onnx_program.program(_graph(nodes), arrays)
+    apply, params, _ = onnx_program.program(_graph(nodes), arrays)
     self.assertEmpty(params)
     self.assertEqual(apply({}, jnp.ones(2))[0].tolist(), [3, 3])
     self.assertEqual(apply({}, jnp.ones(3))[0].tolist(), [1, 1, 1])
     nodes = [['If', ['x'], ['y'], branches]]
-    apply, _ = onnx_program.program(_graph(nodes), arrays)
+    apply, *_ = onnx_program.program(_graph(nodes), arrays)
     with self.assertRaisesRegex(ValueError, 'depends on data'):
       apply({}, jnp.bool_(True))
 
   def test_unknown_operators_are_named(self):
-    apply, _ = onnx_program.program(_graph([['Magic', ['x'], ['y'], {}]]), {})
+    apply, *_ = onnx_program.program(_graph([['Magic', ['x'], ['y'], {}]]), {})
     with self.assertRaisesRegex(ValueError, 'Magic'):
       apply({}, jnp.ones(2))
 
