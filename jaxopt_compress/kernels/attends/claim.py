@@ -5,6 +5,8 @@ reads queries, keys and values where they were written, and its results lie as w
 follows them reads them. Derivatives are those of the program.
 """
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import flow as flow_lib
 from jaxopt_compress.kernels import scores as scores_lib
 from jaxopt_compress.kernels.attends import match
+from jaxopt_compress.kernels.attends import operands
 from jaxopt_compress.kernels.attends import roles as roles_lib
 from jaxopt_compress.kernels.cpu import attention
 from jaxopt_compress.kernels.cpu import native
@@ -44,13 +47,14 @@ def _claim(flow, found: match.Attention) -> lift.Claim | None:
   equation = found.scores.product
 
   def dense(*values):
-    known = dict(zip(reads, values, strict=True))
+    known = dict(zip(reads, array.materialize(list(values)), strict=True))
     return jaxprs.run_together([eqns[i] for i in path], known, [found.out.v])[0]
 
   def run(read):
     values = [read(v) for v in reads]
-    if any(map(array.is_compressed, values)):
-      return NotImplemented
+    for v, x in zip(reads, values, strict=True):
+      if array.is_compressed(x) and not operands.readable(found, v, x):
+        return NotImplemented
     return (_compute(found, dense, dict(zip(reads, values, strict=True))),)
 
   outside = [v for i in members for v in eqns[i].invars if jaxprs.is_var(v)]
@@ -117,24 +121,8 @@ def _by_kernel(found: match.Attention, values):
     values: of its sources.
   """
   s, r, parts = found.scores, found.roles, found.parts
-
-  def read(seen):
-    return values[seen.v] if jaxprs.is_var(seen.v) else jnp.asarray(seen.v.val)
-
-  flat = {
-    name: parts.flat(getattr(found, name).seen.layout)
-    for name in ('query', 'key', 'value')
-  }
-  arrays = {name: read(getattr(found, name).seen) for name in flat}
-  for factor in s.factors:
-    arrays['query'] = arrays['query'] * read(factor).reshape(
-      (1,) * arrays['query'].ndim
-    )
-  dtype = _dtype(arrays.values())
-  placed = {
-    name: roles_lib.as_operand(x.astype(dtype), flat[name], r, name, parts)
-    for name, x in arrays.items()
-  }
+  placed, orders = operands.of(found, values)
+  read = functools.partial(operands.read, values)
   bias = mask = lengths = None
   for seen, factor in s.biases:
     more = _beside(found, seen, read(seen).astype(jnp.float32) * factor)
@@ -148,17 +136,17 @@ def _by_kernel(found: match.Attention, values):
     lengths = here if lengths is None else jnp.minimum(lengths, here)
   word = r.order('out', parts.flat(found.out.layout)) or 'bthd'
   form = attention.Form(
-    *(word for _, word in placed.values()),
+    **orders,
     out=word,
     scale=s.scale,
     **(dict(masked=s.masked) if s.masks else {}),
     **_bounds(found),
   )
-  operands = attention.Operands(
-    *(x for x, _ in placed.values()), bias=bias, mask=mask, key_lengths=lengths
+  read_by_it = attention.Operands(
+    **placed, bias=bias, mask=mask, key_lengths=lengths
   )
   wanted = found.out.v.aval
-  y = scores_lib.attend(operands, form, _dtype([wanted]))
+  y = scores_lib.attend(read_by_it, form, operands.dtype([wanted]))
   y = roles_lib.from_result(y, word, parts.flat(found.out.layout), r, parts)
   return y.reshape(wanted.shape).astype(wanted.dtype)
 
@@ -187,8 +175,3 @@ def _bounds(found):
     return dict(causal=right == 0)
   window = (most if left is None else left), (most if right is None else right)
   return dict(causal=right == 0, window=window)
-
-
-def _dtype(values):
-  narrow = all(x.dtype == jnp.bfloat16 for x in values)
-  return jnp.bfloat16 if narrow else jnp.float32

@@ -18,6 +18,7 @@ from jaxopt_compress.kernels.attends import axes
 from jaxopt_compress.kernels.attends import logits as logits_lib
 from jaxopt_compress.kernels.attends import roles as roles_lib
 from jaxopt_compress.kernels.attends import softmaxes
+from jaxopt_compress.kernels.attends import stacked
 from jaxopt_compress.kernels.attends import traced
 from jaxopt_compress.kernels.attends import visible as visible_lib
 from jaxopt_compress.quantization import product
@@ -38,6 +39,8 @@ class Attention:
     out: the result, behind moves and casts.
     roles: what its axes are for.
     parts: of all axes.
+    layer: None, or the number or variable of the layer that key and value are of
+      caches of all layers: then these have another axis first of all.
   """
 
   scores: logits_lib.Scores
@@ -48,6 +51,7 @@ class Attention:
   out: traced.Seen
   roles: roles_lib.Roles
   parts: axes.Parts
+  layer: Any = None
 
   @property
   def sources(self) -> list[Any]:
@@ -56,7 +60,8 @@ class Attention:
     seen = [x.seen for x in (self.query, self.key, self.value)]
     more = (*s.biases, *self.visible.masks, *self.visible.lengths)
     seen += [*s.factors, *(x for x, _ in more)]
-    return [x.v for x in seen if jaxprs.is_var(x.v)]
+    found = [x.v for x in seen if jaxprs.is_var(x.v)]
+    return found if not hasattr(self.layer, 'aval') else [*found, self.layer]
 
 
 def find(flow: flow_lib.Flow) -> list[Attention]:
@@ -173,7 +178,25 @@ def _attention(trace, scores, soft, value, out) -> Attention | None:
   if roles is None:
     return None
   visible = visible_lib.resolve(conditions, parts, roles.batch, roles.places)
-  return Attention(scores, visible, *operands, out, roles, parts)
+  key, value, layer = _whole(trace, roles, key, value)
+  return Attention(scores, visible, query, key, value, out, roles, parts, layer)
+
+
+def _whole(trace, roles, key, value):
+  """(key, value, None), or the caches of all layers that they are cut from."""
+  found = []
+  for name, x in (('key', key), ('value', value)):
+    lies = roles.order(name, trace.parts.flat(x.seen.layout)) is not None
+    found.append(stacked.find(trace, x.seen) if lies else None)
+  k, v = found
+  if k is None or v is None or k.meant != v.meant:
+    return key, value, None
+  if k.whole.v.aval.shape[0] != v.whole.v.aval.shape[0]:
+    return key, value, None
+  key, value = (
+    dataclasses.replace(x, seen=cut.whole) for x, cut in ((key, k), (value, v))
+  )
+  return key, value, k.index
 
 
 def _roles(trace, scores, conditions, operands, out, keys, summed):
