@@ -31,6 +31,17 @@ EXTREMES = st.sampled_from(('any', 'any', 'low', 'high', 'both'))
 SEEDS = st.integers(0, 2**32 - 1)
 WHOLE = ('int8', 'int4', 'int3', 'int2', 'ternary')
 BAD = st.sampled_from((None, None, None, np.nan, np.inf, -np.inf))
+PRODUCT = dict(
+  seed=SEEDS,
+  lead=LEADS,
+  m=ROWS,
+  k=SIZES,
+  n=SIZES,
+  group=SIZES,
+  x_type=st.sampled_from(('float32', jnp.bfloat16)),
+  extremes=EXTREMES,
+  bad=BAD,
+)
 
 
 def examples(test):
@@ -242,3 +253,27 @@ def result_of(draws, how):
   if how.act is Act.CODES:
     return jnp.int32
   return (jnp.float32, jnp.bfloat16)[draws.rng.integers(2)]
+
+
+def expected_products(draws, x, w, p, how, group, n, in_floats=False):
+  """[(results, bound)] of a stack: [..., m, n]."""
+  found = []
+  for fused in ways(how):
+    y, bound = np.zeros((2, *draws.lead, x.shape[-2], n))
+    for i in draws.stack():
+      rows = oracle.rounded(
+        np.broadcast_to(x, draws.lead + x.shape[-2:])[i], how, fused
+      )
+      ones = np.ones((-(-w.shape[-2] // group), n))
+      y[i], bound[i] = oracle.product(
+        rows,
+        draws.at(w, 2, i).astype(np.float64),
+        scale=draws.at(p['scale'], 2, i, ones),
+        zero=draws.at(p['zero'], 2, i, 0 * ones),
+        group=group,
+        totals=draws.at(p['totals'], 2, i, 0 * ones[:1]),
+        bias=draws.at(p['bias'], 2, i, 0 * ones[:1]),
+        in_floats=in_floats,
+      )
+    found.append((y, bound))
+  return found

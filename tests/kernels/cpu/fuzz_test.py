@@ -12,7 +12,6 @@ import fuzz_draws
 import fuzz_oracle as oracle
 import hypothesis
 from hypothesis import strategies as st
-import jax.numpy as jnp
 import kernel_oracle
 import numpy as np
 
@@ -28,49 +27,12 @@ def setUpModule():
     raise absltest.unittest.SkipTest('The CPU kernels were not built here.')
 
 
-PRODUCT = dict(
-  seed=fuzz_draws.SEEDS,
-  lead=fuzz_draws.LEADS,
-  m=fuzz_draws.ROWS,
-  k=fuzz_draws.SIZES,
-  n=fuzz_draws.SIZES,
-  group=fuzz_draws.SIZES,
-  x_type=st.sampled_from(('float32', jnp.bfloat16)),
-  extremes=fuzz_draws.EXTREMES,
-  bad=fuzz_draws.BAD,
-)
-
-
-def expected_products(draws, x, w, p, how, group, n, in_floats=False):
-  """[(results, bound)] of a stack: [..., m, n]."""
-  found = []
-  for fused in fuzz_draws.ways(how):
-    y, bound = np.zeros((2, *draws.lead, x.shape[-2], n))
-    for i in draws.stack():
-      rows = oracle.rounded(
-        np.broadcast_to(x, draws.lead + x.shape[-2:])[i], how, fused
-      )
-      ones = np.ones((-(-w.shape[-2] // group), n))
-      y[i], bound[i] = oracle.product(
-        rows,
-        draws.at(w, 2, i).astype(np.float64),
-        scale=draws.at(p['scale'], 2, i, ones),
-        zero=draws.at(p['zero'], 2, i, 0 * ones),
-        group=group,
-        totals=draws.at(p['totals'], 2, i, 0 * ones[:1]),
-        bias=draws.at(p['bias'], 2, i, 0 * ones[:1]),
-        in_floats=in_floats,
-      )
-    found.append((y, bound))
-  return found
-
-
 class FuzzTest(absltest.TestCase):
   @fuzz_draws.examples
   @hypothesis.given(
     name=st.sampled_from(tuple(layout.CODES)),
     how=fuzz_draws.roundings(),
-    **PRODUCT,
+    **fuzz_draws.PRODUCT,
   )
   def test_matmul(
     self, seed, lead, m, k, n, group, x_type, extremes, bad, name, how
@@ -97,7 +59,9 @@ class FuzzTest(absltest.TestCase):
     w = kernel_oracle.numbers(codes, name)
     fuzz_draws.compare(
       got,
-      expected_products(draws, x, w, p, how, group, n, name == 'nf4'),
+      fuzz_draws.expected_products(
+        draws, x, w, p, how, group, n, name == 'nf4'
+      ),
       how,
       finish,
     )
@@ -110,7 +74,7 @@ class FuzzTest(absltest.TestCase):
     constant=st.sampled_from((None, False, True)),
     junk=st.sampled_from((False, False, True)),
     how=fuzz_draws.roundings(),
-    **PRODUCT,
+    **fuzz_draws.PRODUCT,
   )
   def test_sparse_matmul(
     self,
@@ -159,7 +123,9 @@ class FuzzTest(absltest.TestCase):
     known = fuzz_draws.records(how, finish, p)
     got = fuzz_draws.on_paths(call, (x, stream, offsets, p['scale']), known)
     if not junk:
-      expected = expected_products(draws, x, w, p, how, group, n, floats)
+      expected = fuzz_draws.expected_products(
+        draws, x, w, p, how, group, n, floats
+      )
       fuzz_draws.compare(got, expected, how, finish)
 
   @fuzz_draws.examples
