@@ -35,6 +35,7 @@ class Region {
 
   // How long a helper waits for another region when it is done.
   std::chrono::microseconds patience{0};
+  const int caller = processor();
 
   void work() {
     for (int round = 0; round < 2; ++round) {
@@ -72,6 +73,14 @@ class Region {
 #endif
   }
 
+  static int processor() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return 0;
+#endif
+  }
+
  private:
   // The next task, or n (below 2^32) if all are claimed. Even and odd processors take
   // tasks from opposite ends. So each takes the same ones when the same product comes
@@ -83,14 +92,6 @@ class Region {
     const int64_t front = before & 0xffffffff, back = before >> 32;
     if (front + back >= n) return n;
     return last ? n - 1 - back : front;
-  }
-
-  static int processor() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return 0;
-#endif
   }
 
   std::atomic<bool> failed_{false};
@@ -146,8 +147,25 @@ class Helper {
       const Work work = std::move(work_);
       state_.store(kBusy);
       patience = work->patience;
+      leave(work->caller);
       work->work();
     }
+  }
+
+  // Moves this thread off the processor of a caller, to any other that it may have. Linux
+  // may have woken it there, behind the caller, and leaves threads that do not sleep
+  // where they are, even if another processor is idle.
+  static void leave(int caller) {
+#if defined(__linux__)
+    if (Region::processor() != caller) return;
+    cpu_set_t all;
+    if (sched_getaffinity(0, sizeof(all), &all) != 0) return;
+    cpu_set_t others = all;
+    CPU_CLR(caller, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    sched_setaffinity(0, sizeof(others), &others);
+    sched_setaffinity(0, sizeof(all), &all);
+#endif
   }
 
   // Waits until there is work. Before long it lets other threads have the processor,
