@@ -2,7 +2,8 @@
 
     out[t] = sum_s softmax_s(scale q[t] k[s] + bias[t, s]) v[s]
 
-Heads may lie in any order, share keys, and read codes of a cache.
+On CPUs the library computes it, block by block; elsewhere XLA does. Derivatives are
+those of the program for XLA.
 """
 
 import functools
@@ -14,10 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.kernels.cpu import attention as cpu
+from jaxopt_compress.kernels.cpu import native
+from jaxopt_compress.quantization import straight
+
+_OURS = (jnp.float32, jnp.bfloat16)
 
 
 def attend(p: cpu.Operands, form: cpu.Form, out_dtype=None) -> jax.Array:
-  """Attention over heads that lie in any order, keys maybe in codes.
+  """Attention over heads that lie in any order, by the kernel of the platform.
 
   Args:
     p: what it reads.
@@ -28,7 +33,22 @@ def attend(p: cpu.Operands, form: cpu.Form, out_dtype=None) -> jax.Array:
     [batch, T, heads, d of values], its axes in the order `form.out`.
   """
   out_dtype = jnp.dtype(p.query.dtype if out_dtype is None else out_dtype)
-  return in_xla(p, form, out_dtype)
+  whole = functools.partial(in_xla, form=form, out_dtype=out_dtype)
+  if not native.available() or not _is_ours(p, out_dtype):
+    return whole(p)
+  ours = functools.partial(cpu.attention, form=form, out_dtype=out_dtype)
+  fixed = jax.tree.map(lax.stop_gradient, p)
+  out = lax.platform_dependent(fixed, cpu=ours, default=whole)
+  return straight.as_if(whole, out, p)
+
+
+def _is_ours(p, out_dtype):
+  """Whether the library has these types, and there is something to do."""
+  types = p.query.dtype, p.key.dtype, p.value.dtype, out_dtype
+  known = all(t in (*_OURS, jnp.int8) for t in types)
+  biased = p.bias is None or p.bias.dtype in _OURS
+  filled = all(p.query.shape + p.key.shape + p.value.shape)
+  return known and biased and filled
 
 
 def in_xla(p: cpu.Operands, form: cpu.Form, out_dtype) -> jax.Array:
@@ -117,7 +137,10 @@ def attention(
   key_value_seq_lengths: jax.Array | None = None,
   local_window_size: int | tuple[int, int] | None = None,
 ) -> jax.Array:
-  """`jax.nn.dot_product_attention`, with the same arguments.
+  """`jax.nn.dot_product_attention`, fast on CPUs.
+
+  Differentiable; works under jit, grad, vmap, scan, remat and shard_map. On CPUs a key
+  that a block of queries may not attend to is not read: nothing comes of a NaN there.
 
   Args:
     query: [batch, T, heads, d] floating, or without the batch.

@@ -29,5 +29,6 @@ preload="$($g -print-file-name=libasan.so) $($g -print-file-name=libstdc++.so)"
 export JAXOPT_COMPRESS_KERNELS=$library
 export JAXOPT_COMPRESS_EXAMPLES=${EXAMPLES:-500}
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
-[ $# -gt 0 ] || set -- tests/kernels/cpu/fuzz_test.py tests/kernels/cpu/fuzz_conv_test.py
+[ $# -gt 0 ] || set -- tests/kernels/cpu/fuzz_test.py \
+  tests/kernels/cpu/fuzz_conv_test.py tests/kernels/cpu/fuzz_attention_test.py
 LD_PRELOAD=$preload "$python" -m pytest -n0 -q -s "$@"

@@ -1,5 +1,8 @@
 """Attention as a call, against JAX's own, in every form it has."""
 
+import functools
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 from jaxopt_compress import kernels
 from jaxopt_compress.kernels import scores
 from jaxopt_compress.kernels.cpu import attention as cpu
+from jaxopt_compress.kernels.cpu import native
 
 
 def _normal(seed, *shape):
@@ -109,6 +113,92 @@ class AttentionTest(parameterized.TestCase):
   def test_orders(self):
     with self.assertRaisesRegex(ValueError, 'orders? of axes'):
       cpu.Form(query='bhdt')
+
+
+class TransformsTest(parameterized.TestCase):
+  """The same under every transform, and derivatives of JAX's own program."""
+
+  @parameterized.named_parameters(
+    ('jit', lambda f: jax.jit(f)),
+    ('remat', lambda f: jax.jit(jax.checkpoint(f))),
+    (
+      'vmap',
+      lambda f: (
+        lambda q, k, v: jax.vmap(f)(q[:, None], k[:, None], v[:, None])[:, 0]
+      ),
+    ),
+    (
+      'vmap of keys alone',
+      lambda f: (
+        lambda q, k, v: jnp.stack(
+          [
+            jax.vmap(f, (None, 0, 0))(q[i : i + 1], k[:, None], v[:, None])[
+              i, 0
+            ]
+            for i in range(len(q))
+          ]
+        )
+      ),
+    ),
+    (
+      'scan',
+      lambda f: (
+        lambda q, k, v: jax.lax.map(
+          lambda p: f(*(x[None] for x in p))[0], (q, k, v)
+        )
+      ),
+    ),
+  )
+  def test_transforms(self, transform):
+    q, k, v = _qkv(2, t=12, s=9)
+
+    def run(f):
+      def loss(*p):
+        y = transform(functools.partial(f, is_causal=True))(*p)
+        return (y * y).sum(), y
+
+      return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    got, expected = run(kernels.attention), run(jax.nn.dot_product_attention)
+    for y, want in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+      np.testing.assert_allclose(y, want, atol=1e-5)
+
+  @parameterized.parameters(True, False)
+  def test_shard_map(self, check_vma):
+    mesh = jax.make_mesh(
+      (2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    q, k, v = (
+      _normal(0, 4, 5, 4, 8),
+      _normal(1, 1, 7, 4, 8),
+      _normal(2, 1, 7, 4, 8),
+    )
+    batch, whole = jax.P('data'), jax.P()
+
+    def shards(f):
+      def each(q, k, v):
+        wide = (len(q), *k.shape[1:])
+        return f(q, jnp.broadcast_to(k, wide), jnp.broadcast_to(v, wide))
+
+      return jax.shard_map(
+        each,
+        mesh=mesh,
+        in_specs=(batch, whole, whole),
+        out_specs=batch,
+        check_vma=check_vma,
+      )
+
+    np.testing.assert_allclose(
+      shards(kernels.attention)(q, k, v),
+      shards(jax.nn.dot_product_attention)(q, k, v),
+      atol=2e-6,
+    )
+
+  def test_without_the_library(self):
+    q, k, v = _qkv()
+    with mock.patch.object(native, 'available', lambda: False):
+      y, expected = _both(q, k, v)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
 
 
 class AttendTest(parameterized.TestCase):

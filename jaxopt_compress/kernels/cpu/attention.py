@@ -1,8 +1,10 @@
-"""What attention is given, as kernels take it.
+"""Attention on the library of C++ kernels.
 
     out[t] = sum_s p[t, s] v[s],   p[t] = softmax(scale q[t] k[s] + bias[t, s])
 
-with a score of `masked` where a query may not attend to a key.
+with a score of `masked` where a query may not attend to a key. Scores are computed
+and used block by block and never stored as a whole (Dao et al. 2022,
+https://arxiv.org/abs/2205.14135, algorithm 1): `source/attention.h`.
 
 Keys and values may be codes with a scale for each row, and a layer of a stacked
 cache is read where it lies.
@@ -11,7 +13,11 @@ cache is read where it lies.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxopt_compress.kernels.cpu import calls
+from jaxopt_compress.kernels.cpu import native
 
 # The order of batch, place (token), head and feature in memory.
 ORDERS = ('bthd', 'bhtd', 'bhdt')
@@ -48,6 +54,21 @@ class Form:
           f'{name}={getattr(self, name)!r} is no order of axes. Orders are'
           f' {", ".join(orders)}.'
         )
+
+  def attributes(self) -> dict[str, object]:
+    """What C++ decodes: `Form` of `source/attention.cc`."""
+    left, right = self.window if self.window is not None else (-1, -1)
+    return dict(
+      causal=self.causal,
+      key=self.key,
+      left=np.int64(left),
+      masked=np.float32(self.masked),
+      out=self.out,
+      query=self.query,
+      right=np.int64(right),
+      scale=np.float32(self.scale),
+      value=self.value,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -87,3 +108,51 @@ def sizes(p: Operands, form: Form) -> dict[str, int]:
   found = dict(zip(form.query, p.query.shape[-4:], strict=True))
   own = p.value.shape[-4:]
   return found | {'d': own[form.value.index('d')]}
+
+
+def attention(
+  p: Operands, form: Form, *, out_dtype=None, path: str = ''
+) -> jax.Array:
+  """Attention on the library; no derivative.
+
+  A key that none of a block of queries may attend to is not read, so nothing comes of
+  a NaN there.
+
+  Args:
+    p: what it reads.
+    form: what is static.
+    out_dtype: float32 or bfloat16; that of the query if it is None.
+    path: an instruction path; '' for the best.
+
+  Returns:
+    [batch, T, heads, d of values], its axes in the order `form.out`. Leading axes of
+    operands broadcast and lead the result.
+
+  Raises:
+    RuntimeError: the library was not built.
+  """
+  if not native.available():
+    raise RuntimeError(f'No kernel: {native.MISSING}.')
+  cached = 4 + (p.layer is not None)
+  passed = calls.Operands([(p.query, 4), (p.key, cached), (p.value, cached)])
+  given = passed.add(
+    [
+      (p.bias, 4),
+      (p.mask, 4),
+      (p.query_lengths, 1),
+      (p.key_lengths, 1),
+      (p.key_scale, cached),
+      (p.value_scale, cached),
+      (p.layer, 0),
+    ]
+  )
+  shape = tuple(sizes(p, form)[axis] for axis in form.out)
+  dtype = jnp.dtype(p.query.dtype if out_dtype is None else out_dtype)
+  (out,) = passed.call(
+    'attention',
+    [(shape, dtype)],
+    form=form.attributes(),
+    given=np.int32(given),
+    path=path,
+  )
+  return out

@@ -31,10 +31,10 @@ from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels.cpu import calls
 
-_TARGETS = ('matmul', 'conv', 'depthwise', 'float_conv')
+_TARGETS = ('matmul', 'conv', 'depthwise', 'float_conv', 'attention')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
 # operands or attributes of a call change.
-_INTERFACE = 5
+_INTERFACE = 6
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'

@@ -13,6 +13,7 @@
 
 #include <cstring>
 
+#include "heads.h"
 #include "job.h"
 
 namespace jaxopt_compress {
@@ -26,6 +27,8 @@ namespace {
 #include "gather.h"
 #include "slide.h"
 #include "depthwise.h"
+#include "attention.h"
+#include "decode.h"
 
 constexpr int kTileRows = 16;
 constexpr int kStride = kColumns * kSteps;  // of a row of a panel
@@ -340,7 +343,8 @@ bool here() {
 }  // namespace
 
 const Path kAmx = {"amx", here, tiles, workspace, prepare,
-    multiply, prepare_image, gather, slide, depthwise, nullptr};
+    multiply, prepare_image, gather, slide, depthwise, nullptr,
+    attention_workspace, attend, find, merge};
 
 }  // namespace jaxopt_compress
 

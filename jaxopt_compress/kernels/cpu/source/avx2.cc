@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "heads.h"
 #include "job.h"
 
 namespace jaxopt_compress {
@@ -100,6 +101,29 @@ struct V {
     return sum != sum;
   }
 
+  static F nearest(F x) { return _mm256_round_ps(x, 8); }
+  // 2^-n of a whole number n from -127 to 126; 0 of 127.
+  static F halved(F n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_sub_epi32(_mm256_set1_epi32(127), _mm256_cvtps_epi32(n)), 23));
+  }
+  static float total(F x) {
+    const __m128 half =
+        _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static F from_halves(const char* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+        16));
+  }
+  static F from_bytes(const char* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static constexpr bool kTurns = false;
+
   static Numbers numbers(const float* p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
   }
@@ -119,6 +143,8 @@ struct V {
 #include "slide.h"
 #include "depthwise.h"
 #include "floats.h"
+#include "attention.h"
+#include "decode.h"
 
 bool here() {
 #if defined(__AVXVNNI__)
@@ -134,10 +160,12 @@ bool here() {
 
 #if defined(__AVXVNNI__)
 const Path kAvxVnni = {"avx-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 #else
 const Path kAvx2 = {"avx2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 #endif
 
 }  // namespace jaxopt_compress

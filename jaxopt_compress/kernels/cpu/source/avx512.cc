@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "heads.h"
 #include "job.h"
 
 namespace jaxopt_compress {
@@ -20,6 +21,8 @@ namespace {
 #include "slide.h"
 #include "depthwise.h"
 #include "floats.h"
+#include "attention.h"
+#include "decode.h"
 
 bool here() {
   return __builtin_cpu_supports("avx512f") &&
@@ -34,10 +37,12 @@ bool here() {
 
 #if defined(__AVX512VBMI2__)
 const Path kAvx512Vbmi2 = {"avx512-vbmi2", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 #else
 const Path kAvx512Vnni = {"avx512-vnni", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 #endif
 
 }  // namespace jaxopt_compress

@@ -133,6 +133,9 @@ inline int64_t float_workspace(const FloatScene& s, const Job& job) {
   const int64_t row = s.row() + depth_columns(job.n);
   return 4 * (lines + row) + 8 * (s.block * s.y.taps + s.lines + 2) + 64;
 }
+struct Heads;
+struct Head;
+struct Keys;
 
 // An instruction path.
 struct Path {
@@ -165,6 +168,14 @@ struct Path {
   // those to another.
   void (*float_conv)(const Job&, const FloatScene&, const Item&, const FloatPart&,
                      char* workspace);
+  // Attention of rows `first` to `last` of a head.
+  int64_t (*attention_workspace)(const Heads&, int64_t rows);  // bytes
+  void (*attend)(const Heads&, const Head&, int64_t first, int64_t last,
+                 char* workspace);
+  // What few rows of a head find in a run of keys, and the results of several such.
+  void (*find)(const Heads&, const Head&, Keys keys, float* found, char* workspace);
+  void (*merge)(const Heads&, const Head&, int64_t count, const float* found,
+                char* workspace);
 };
 
 extern const Path kAmx, kAvx512Vbmi2, kAvx512Vnni, kAvxVnni, kAvx2, kNeonDot, kPortable;

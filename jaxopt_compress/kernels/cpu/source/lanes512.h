@@ -65,6 +65,89 @@ struct V {
   static float highest(F x) { return _mm512_reduce_max_ps(x); }
   static bool has_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 
+  static F nearest(F x) { return _mm512_roundscale_ps(x, 0); }
+  // 2^-n of a whole number n from -127 to 126; 0 of 127.
+  static F halved(F n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_cvtps_epi32(n)), 23));
+  }
+  static float total(F x) { return _mm512_reduce_add_ps(x); }
+  static F from_halves(const char* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))),
+        16));
+  }
+  static F from_bytes(const char* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  // The totals of four registers.
+  static void totals(F a, F b, F c, F d, float* out) {
+    const F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const F all = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all),
+                                      _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half),
+                                  _mm256_extractf128_ps(half, 1)));
+  }
+  static constexpr bool kTurns = true;
+  // out[i * pitch + r] = factor rows[r][i], i < n <= 16; of 16 rows, 0 past `count`.
+  static void turn(const float* const* rows, int count, int n, float factor, float* out,
+                   int64_t pitch) {
+    const __mmask16 some = static_cast<__mmask16>(n < 16 ? (1 << n) - 1 : 0xffff);
+    const F by = _mm512_set1_ps(factor);
+    F a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      a[r] = r < count ? _mm512_mul_ps(_mm512_maskz_loadu_ps(some, rows[r]), by)
+                       : _mm512_setzero_ps();
+    }
+    // Pairs of rows, then pairs of pairs: each quarter of a register is a small square.
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+      b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
+    }
+    const auto low = [](F x, F y) {
+      return _mm512_castpd_ps(
+          _mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+    };
+    const auto high = [](F x, F y) {
+      return _mm512_castpd_ps(
+          _mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+    };
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+      a[r] = low(b[r], b[r + 2]);
+      a[r + 1] = high(b[r], b[r + 2]);
+      a[r + 2] = low(b[r + 1], b[r + 3]);
+      a[r + 3] = high(b[r + 1], b[r + 3]);
+    }
+    // Then the quarters of registers that are four apart.
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      b[r] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0x88);
+      b[r + 4] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0xdd);
+      b[r + 8] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0x88);
+      b[r + 12] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const F columns[4] = {_mm512_shuffle_f32x4(b[r], b[r + 8], 0x88),
+                            _mm512_shuffle_f32x4(b[r + 4], b[r + 12], 0x88),
+                            _mm512_shuffle_f32x4(b[r], b[r + 8], 0xdd),
+                            _mm512_shuffle_f32x4(b[r + 4], b[r + 12], 0xdd)};
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        if (r + 4 * q < n) _mm512_storeu_ps(out + (r + 4 * q) * pitch, columns[q]);
+      }
+    }
+  }
+
   static I bytes(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   // Consecutive values, moved to the lanes whose bits are set.
   static F expand_floats(uint16_t bits, const uint8_t* p) {

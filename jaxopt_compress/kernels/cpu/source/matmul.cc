@@ -337,7 +337,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
 }  // namespace jaxopt_compress
 
 // Which operands and attributes calls have: `_INTERFACE` in `native.py`.
-JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 5; }
+JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 6; }
 
 // Names of the instruction paths that this machine has, best first.
 JAXOPT_COMPRESS_SHOWN const char* jaxopt_compress_paths() {

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "heads.h"
 #include "job.h"
 
 namespace jaxopt_compress {
@@ -84,6 +85,24 @@ struct V {
   static float highest(F x) { return vmaxvq_f32(x); }
   static bool has_nan(F x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 
+  static F nearest(F x) { return vrndnq_f32(x); }
+  // 2^-n of a whole number n from -127 to 126; 0 of 127.
+  static F halved(F n) {
+    return vreinterpretq_f32_s32(
+        vshlq_n_s32(vsubq_s32(vdupq_n_s32(127), vcvtq_s32_f32(n)), 23));
+  }
+  static float total(F x) { return vaddvq_f32(x); }
+  static F from_halves(const char* p) {
+    return vreinterpretq_f32_u32(
+        vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16));
+  }
+  static F from_bytes(const char* p) {
+    int8_t x[8] = {};
+    std::memcpy(x, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(x)))));
+  }
+  static constexpr bool kTurns = false;
+
   static Numbers numbers(const float* p) { return {p}; }
   static F number(const Numbers& numbers, I raw, int shift) {
     uint32_t codes[4];
@@ -101,13 +120,16 @@ struct V {
 #include "slide.h"
 #include "depthwise.h"
 #include "floats.h"
+#include "attention.h"
+#include "decode.h"
 
 bool here() { return getauxval(AT_HWCAP) & (1 << 20); }  // HWCAP_ASIMDDP
 
 }  // namespace
 
 const Path kNeonDot = {"neon-dotprod", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 
 }  // namespace jaxopt_compress
 

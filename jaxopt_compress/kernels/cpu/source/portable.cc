@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "heads.h"
 #include "job.h"
 
 namespace jaxopt_compress {
@@ -101,6 +102,29 @@ struct V {
     return sum != sum;
   }
 
+  static F nearest(F x) {
+    return F{__builtin_nearbyintf(x[0]), __builtin_nearbyintf(x[1]),
+             __builtin_nearbyintf(x[2]), __builtin_nearbyintf(x[3])};
+  }
+  // 2^-n of a whole number n from -127 to 126; 0 of 127, and of NaN.
+  static F halved(F n) {
+    const F known = n == n ? n : F{} + 127.0f;
+    return reinterpret_cast<F>((127 - __builtin_convertvector(known, I)) << 23);
+  }
+  static float total(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+  static F from_halves(const char* p) {
+    uint16_t x[4];
+    std::memcpy(x, p, 8);
+    return reinterpret_cast<F>(Unsigned{x[0], x[1], x[2], x[3]} << 16);
+  }
+  static F from_bytes(const char* p) {
+    int8_t x[4];
+    std::memcpy(x, p, 4);
+    return F{static_cast<float>(x[0]), static_cast<float>(x[1]),
+             static_cast<float>(x[2]), static_cast<float>(x[3])};
+  }
+  static constexpr bool kTurns = false;
+
   static Numbers numbers(const float* p) { return p; }
   static F number(Numbers numbers, I raw, int shift) {
     const I code = (raw >> shift) & 15;
@@ -115,12 +139,15 @@ struct V {
 #include "slide.h"
 #include "depthwise.h"
 #include "floats.h"
+#include "attention.h"
+#include "decode.h"
 
 bool here() { return true; }
 
 }  // namespace
 
 const Path kPortable = {"portable", here, tiles, workspace, prepare_rows,
-    multiply, prepare_image, gather, slide, depthwise, float_conv};
+    multiply, prepare_image, gather, slide, depthwise, float_conv,
+    attention_workspace, attend, find, merge};
 
 }  // namespace jaxopt_compress
