@@ -14,13 +14,15 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
+from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
 from jaxopt_compress.quantization import dot
 from jaxopt_compress.quantization import qarray
 
-_KERNELS = (
+KERNELS = (
   leaves.PanelArray,
   leaves.StreamArray,
   leaves.QuadArray,
@@ -29,7 +31,7 @@ _KERNELS = (
 
 
 def convolution(lhs, rhs, epilogue=None, **params):
-  if not isinstance(rhs, _KERNELS):
+  if not isinstance(rhs, KERNELS):
     return lift.Dense('it is the image of a convolution, not the kernel')
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
   if declined:
@@ -107,3 +109,39 @@ def _not_its_windows(leaf, params) -> lift.Dense | None:
   if rows != tuple(range(len(m.rows))) or len(m.columns) != 1:
     return lift.Dense('it is packed in another order than windows')
   return None
+
+
+def turned(leaf, *, dimensions):
+  """A kernel with its windows turned round, as a transposed convolution has them.
+
+  The payload is laid out anew in each call, which takes little beside a convolution.
+  """
+  plan, stack = leaf.plan, plan_lib.stack(leaf)
+  m = plan.matrix
+  entries = [m.order[i - len(stack)] for i in dimensions]
+  if min(dimensions) < len(stack) or max(entries) >= len(m.rows) - 1:
+    return lift.Dense('turned round along other axes than those of a window')
+  if plan.grouped or plan.sparse is not None:
+    return lift.Dense('turned round, with scales that change along it')
+
+  def turn(rows):
+    """[..., k, n] with the entries of these axes backwards."""
+    lead = rows.shape[:-2]
+    x = rows.reshape(*lead, *m.rows, rows.shape[-1])
+    return jnp.flip(x, [len(lead) + e for e in entries]).reshape(rows.shape)
+
+  payload = plan_lib.part(leaf, 'payload')
+  if isinstance(leaf, leaves.FloatArray):
+    payload = turn(payload)
+  elif isinstance(leaf, leaves.QuadArray):
+    height, n = m.rows[-3], m.n
+    taps = layout.from_quads(payload, height, n)
+    rows = turn(taps.reshape(*taps.shape[:-3], -1, n))
+    payload = layout.to_quads(rows.reshape(taps.shape))
+  else:
+    name = numbers.LAYOUT[plan.format].name
+    n = m.n // plan.feature_groups
+    codes = layout.from_panels(payload, name, plan.group, m.k, n)
+    payload = layout.to_panels(turn(codes), name, plan.group)
+  payload = plan_lib.full(payload, stack, m)
+  return dataclasses.replace(leaf, payload=payload)

@@ -92,7 +92,11 @@ def products_of(path: str, uses: dict | None) -> set[str]:
 def remade_by(path: str, uses: dict | None) -> set[str]:
   """Moves of a weight for which packed leaves have no rule."""
   found = uses_lib.of(path, uses) or ()
-  return set().union(*(u.remade for u in found))
+  # Transposed convolutions turn windows round, for which there is a rule.
+  turned = {'conv_general_dilated': {'rev'}}
+  return set().union(
+    *(set(u.remade) - turned.get(u.primitive, set()) for u in found)
+  )
 
 
 def as_matrix(

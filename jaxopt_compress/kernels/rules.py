@@ -326,6 +326,7 @@ _RULES = (
   (lax.conv_general_dilated_p, convolutions.convolution, _PACKED),
   ('ragged_dot_general', ragged_dot, _PACKED),
   (lax.gather_p, gather, _PACKED),
+  (lax.rev_p, convolutions.turned, convolutions.KERNELS),
   (lax.transpose_p, transpose, _ALL),
   (lax.convert_element_type_p, convert, _ALL),
   (lax.reshape_p, reshape, _ALL),

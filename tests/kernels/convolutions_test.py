@@ -136,6 +136,23 @@ class ConvTest(parameterized.TestCase):
       self.assertIn('curve = "silu"', program)
       self.assertNotIn('stablehlo.maximum', program)
 
+  @parameterized.product(words=(None, 'W8A8', 'int4, int8'), groups=(1, 2, 8))
+  def test_a_transposed_convolution_turns_its_windows(self, words, groups):
+    def f(p, x):
+      w = jax.lax.rev(p['w'], (0, 1))
+      conv = _conv(padding=((1, 2), (2, 2)), lhs_dilation=(2, 2), groups=groups)
+      return conv({'w': w}, x)
+
+    x = jax.random.normal(_KEYS[0], (1, 4, 5, 8)) + 0.3
+    params = {'w': jax.random.normal(_KEYS[1], (3, 3, 8 // groups, 16))}
+    uses = jc.uses(f)(params, x)
+    q = jc.quantize(params, [('w', words)], uses)
+    p = pack(q, uses, floats=True)
+    self.assertIsInstance(p['w'], leaves.PackedArray)
+    g = jax.jit(jc.lift(f, strict=True))
+    bound = 2e-6 if words is None else 2e-2
+    self.assertLess(_distance(g(p, x), jax.jit(jc.lift(f))(q, x)), bound)
+
   def test_vmap(self):
     f, image, kernel = CONVS['same']
     x = jax.random.normal(_KEYS[0], (3, *image))
