@@ -60,7 +60,8 @@ def in_order(jaxpr, claims: Sequence[Claim]) -> list[tuple[Claim | None, list]]:
     # One that needs itself goes before one that another one needs.
     alone = [claim for claim in closing if _order(jaxpr.eqns, [claim])[1]]
     worst = (alone or closing)[-1]
-    return in_order(jaxpr, [claim for claim in apart if claim is not worst])
+    # Those that it overlapped have their turn again.
+    return in_order(jaxpr, [claim for claim in claims if claim is not worst])
   by_first = {claim.indices[0]: claim for claim in apart}
   steps = [(by_first.get(i), i) for i in order]
   return [

@@ -2,13 +2,14 @@
 
     y -> relu(curve(y * scale + shift) + other),  or times other
 
-each of which may be missing; with one scale and shift for each entry of the last axis,
+each of which may be missing; with one scale and shift for each column,
 one of `CURVES`, and `other` as large as y: a bias, a normalisation with known
 moments, an activation, a residual sum, a gate. XLA would read and write all of y again
 for it.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 import dataclasses
 from typing import Any
@@ -39,7 +40,7 @@ class Epilogue:
   """What is done with the results of a product.
 
   Attributes:
-    scale, shift: None, or [n] float32, for each entry of the last axis.
+    scale, shift: None, or [n] float32, for each column; [1] for all.
     other: None, or what is added afterwards or a factor, of the shape of the
       results.
     curve: None, or in `CURVES`: before `other`.
@@ -79,8 +80,11 @@ class Chain:
     product: index of the product in its body.
     equation, operands: the product itself, which may be all that a jitted function
       does, and what it reads.
+    shape: of the results.
+    columns: the axes of results that are those of the weight, in order.
     indices: of what follows it, in order.
-    steps: ('add', 'sub' or 'mul', variable or literal) of the affine ones.
+    steps: ('add', 'sub' or 'mul', variable or literal, the axis of the results that
+      each of its axes lies along) of the affine ones.
     other: the variable that is added to the curve of that or, with `times`, a
       factor of it; or None.
     curve, times, relu: as in `Epilogue`.
@@ -89,36 +93,32 @@ class Chain:
   product: int
   equation: Any
   operands: tuple[Any, ...]
+  shape: tuple[int, ...]
+  columns: tuple[int, ...]
   indices: tuple[int, ...] = ()
-  steps: tuple[tuple[str, Any], ...] = ()
+  steps: tuple[tuple[str, Any, tuple[int, ...]], ...] = ()
   other: Any = None
   curve: str | None = None
   times: bool = False
   relu: Callable | None = None
 
   @property
-  def axis(self) -> int:
-    """Of the columns in its results, counted from the end."""
-    if self.equation.primitive is not lax.conv_general_dilated_p:
-      return -1
-    spec = self.equation.params['dimension_numbers'].out_spec
-    return spec[1] - len(spec)
-
-  @property
   def last(self) -> int:
-    return self.indices[-1]
+    return (self.product, *self.indices)[-1]
 
   @property
   def reads(self) -> list[Any]:
     """What it needs besides the operands."""
     others = [] if self.other is None else [self.other]
-    return [v for _, v in self.steps] + others
+    return [v for _, v, _ in self.steps] + others
 
-  def epilogue(self, read: Callable[[Any], jax.Array]) -> Epilogue:
-    """With the values that `read` has of variables and literals."""
+  def epilogue(self, read: Callable[[Any], jax.Array]) -> Epilogue | None:
+    """With the values that `read` has of variables and literals; None for nothing."""
+    if not self.indices:
+      return None
     scale = shift = None
-    for name, v in self.steps:
-      value = jnp.asarray(read(v), jnp.float32).reshape(-1)
+    for name, v, axes in self.steps:
+      value = self._of_columns(jnp.asarray(read(v), jnp.float32), axes)
       if name == 'mul':
         scale = value if scale is None else scale * value
         shift = None if shift is None else shift * value
@@ -128,24 +128,37 @@ class Chain:
     other = None if self.other is None else read(self.other)
     return Epilogue(scale, shift, other, self.curve, self.times, self.relu)
 
+  def _of_columns(self, value, axes):
+    """What lies along some of the columns, for each: [n]; [1] of one number."""
+    if value.size == 1:
+      return value.reshape(-1)
+    pairs = [(a, n) for a, n in zip(axes, value.shape, strict=True) if n > 1]
+    sizes = [self.shape[a] for a in self.columns]
+    along = [self.columns.index(a) for a, _ in pairs]
+    value = value.reshape([n for _, n in pairs])
+    return lax.broadcast_in_dim(value, sizes, along).reshape(-1)
 
-def find(jaxpr, leaves: Iterable[Any] | None = None) -> dict[int, Chain]:
+
+def find(
+  jaxpr, leaves: Iterable[Any] | None = None, taken: Iterable[int] = ()
+) -> dict[int, Chain]:
   """The chains of a body by the index of their product.
 
   Args:
     jaxpr: the body.
     leaves: variables that are leaves: products of others are left alone. None for
       all products.
+    taken: indices of equations that are left alone.
   """
   flow = flow_lib.Flow(jaxpr)
   near = None if leaves is None else flow.perhaps_leaves(leaves)
-  chains, taken = {}, set()
+  chains, taken = {}, {*taken}
   for i, eqn in enumerate(jaxpr.eqns):
-    found = product(eqn)
+    found = None if i in taken else product(eqn)
     if not found or not (near is None or near.intersection(_variables(eqn))):
       continue
-    chain = _after(i, found, flow, taken)
-    if chain:
+    chain = following(i, flow, taken)
+    if chain.indices:
       chains[i] = chain
       taken.update(chain.indices)  # a sum of two products follows one of them
   return chains
@@ -173,31 +186,62 @@ def product(eqn):
   return found[0], tuple(inner)
 
 
-def _after(at, found, flow, taken) -> Chain | None:
-  """What follows the product at an index, as far as it is an epilogue."""
-  chain, jaxpr, readers = Chain(at, *found), flow.jaxpr, flow.readers
+def alone(at: int, jaxpr) -> Chain:
+  """A chain of the product at an index and nothing that follows it."""
+  eqn = jaxpr.eqns[at]
+  equation, operands = product(eqn)
+  shape = eqn.outvars[0].aval.shape
+  return Chain(at, equation, operands, shape, _columns(equation))
+
+
+def following(
+  at: int,
+  flow: flow_lib.Flow,
+  taken: Collection[int] = (),
+  later: Collection[Any] = (),
+) -> Chain:
+  """What follows the product at an index, as far as it is an epilogue.
+
+  Args:
+    at: the index.
+    flow: of the body.
+    taken: indices of equations that are left alone.
+    later: variables that cannot be read with the product.
+  """
+  jaxpr, readers = flow.jaxpr, flow.readers
   (v,) = jaxpr.eqns[at].outvars
+  chain = alone(at, jaxpr)
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
-    return None
+    return chain
   while chain.relu is None:
     read = [i for i in readers.get(v, ()) if i not in taken]
     if not read or len(read) < len(readers[v]) or None in read:
       break
     step = None
     if len(read) == 1:
-      step = _step(chain, read[0], v, flow)
+      step = _step(chain, read[0], v, flow, later)
     if step is None and chain.curve is None and chain.other is None:
       name, indices = _curve(v, jaxpr, readers)
-      if name and taken.isdisjoint(indices):
+      if name and not any(i in taken for i in indices):
         step = dict(curve=name, indices=chain.indices + indices)
     if step is None:
       break
     chain = dataclasses.replace(chain, **step)
     (v,) = jaxpr.eqns[chain.last].outvars
-  return chain if chain.indices else None
+  return chain
 
 
-def _step(chain, i, v, flow) -> dict[str, Any] | None:
+def _columns(eqn) -> tuple[int, ...]:
+  """The axes of the results of a product that are those of its second operand."""
+  numbers, (out,) = eqn.params['dimension_numbers'], eqn.outvars
+  if eqn.primitive is lax.conv_general_dilated_p:
+    return (numbers.out_spec[1],)
+  (_, summed), (_, batch) = numbers
+  free = eqn.invars[1].aval.ndim - len(summed) - len(batch)
+  return tuple(range(out.aval.ndim - free, out.aval.ndim))
+
+
+def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
   eqn, more = flow.jaxpr.eqns[i], dict(indices=(*chain.indices, i))
   relu = _relu(eqn, v)
@@ -206,14 +250,17 @@ def _step(chain, i, v, flow) -> dict[str, Any] | None:
   if chain.other is not None:
     return None
   name = eqn.primitive.name
-  value = None if chain.curve else _affine(eqn, v, chain.axis, flow)
+  value = None if chain.curve else _affine(eqn, v, chain.columns, flow)
   if value is not None:
-    return more | dict(steps=(*chain.steps, (name, value)))
+    if not formulas.is_literal(value[0]) and value[0] in later:
+      return None
+    return more | dict(steps=(*chain.steps, (name, *value)))
   other = [o for o in eqn.invars if o is not v]
   if (
     name not in ('add', 'mul')
     or len(other) != 1
     or formulas.is_literal(other[0])
+    or other[0] in later
   ):
     return None
   if other[0].aval.shape != v.aval.shape:
@@ -251,28 +298,28 @@ def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
   return None, ()
 
 
-def _affine(eqn, v, axis, flow):
-  """What is added to, taken off or multiplied with `v` along one of its axes."""
+def _affine(eqn, v, columns, flow):
+  """What is added to, taken off or multiplied with `v` along its columns.
+
+  Returns (variable or literal, the axis of `v` that each of its axes lies along).
+  """
   name = eqn.primitive.name
   if name not in ('add', 'sub', 'mul') or (
     name == 'sub' and eqn.invars[0] is not v
   ):
     return None
-  (other,) = [o for o in eqn.invars if o is not v] or [None]
-  if other is None or eqn.outvars[0].aval.dtype != v.aval.dtype:
+  (source,) = [o for o in eqn.invars if o is not v] or [None]
+  if source is None or eqn.outvars[0].aval.dtype != v.aval.dtype:
     return None
-  sizes = other.aval.shape
-  if all(n == 1 for i, n in enumerate(sizes) if i != axis + len(sizes)):
-    return other
-  made = flow.maker(other)
-  if made is None or made.primitive.name != 'broadcast_in_dim':
-    return None
-  source = made.invars[0]
-  shape, axes = source.aval.shape, made.params['broadcast_dimensions']
-  if made.params['shape'] != v.aval.shape:
-    return None
-  along = {a for a, n in zip(axes, shape, strict=True) if n > 1}
-  return source if along <= {v.aval.ndim + axis} else None
+  axes = tuple(range(source.aval.ndim))  # of as many axes as v, or a scalar
+  made = flow.maker(source)
+  if made is not None and made.primitive.name == 'broadcast_in_dim':
+    # What is spread over rows is read as it is before.
+    if made.params['shape'] == v.aval.shape:
+      source, axes = made.invars[0], made.params['broadcast_dimensions']
+  sizes = source.aval.shape
+  along = {a for a, n in zip(axes, sizes, strict=True) if n > 1}
+  return (source, axes) if along.issubset(columns) else None
 
 
 def _relu(eqn, v) -> Callable | None:

@@ -1,5 +1,6 @@
 """Who makes the variables of a body, who reads them, and which may be leaves."""
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ MOVES = (
   'sharding_constraint',
   'optimization_barrier',
 )
+_ALIKE = ('reshape', 'squeeze', 'transpose', 'convert_element_type')
 
 
 class Flow:
@@ -49,6 +51,19 @@ class Flow:
     at = self.makers.get(v) if jaxprs.is_var(v) else None
     return None if at is None else self.jaxpr.eqns[at]
 
+  def needs(self, v: Any, made: Collection[int]) -> bool:
+    """Whether a variable is made of what the equations at some positions make."""
+    first, seen, waiting = min(made), set(), [v]
+    while waiting:
+      v = waiting.pop()
+      at = self.makers.get(v, -1) if jaxprs.is_var(v) else -1
+      if at in made:
+        return True
+      if at > first and at not in seen:
+        seen.add(at)
+        waiting.extend(self.jaxpr.eqns[at].invars)
+    return False
+
   def perhaps_leaves(self, leaves: Iterable[Any]) -> set[Any]:
     """The variables that may be leaves: those given, and what moves make of them."""
     found = {*leaves}
@@ -57,3 +72,17 @@ class Flow:
         if any(jaxprs.is_var(v) and v in found for v in eqn.invars):
           found.update(eqn.outvars)
     return found
+
+  def first_alike(self) -> dict[Any, Any]:
+    """For what moves make, the first variable that the same moves make of the same."""
+    first, known = {}, {}
+    for eqn in self.jaxpr.eqns:
+      if eqn.primitive.name not in _ALIKE:
+        continue
+      v, *more = eqn.invars
+      if more or not jaxprs.is_var(v):
+        continue
+      how = (*sorted((k, str(p)) for k, p in eqn.params.items()),)
+      key = eqn.primitive.name, first.get(v, v), how
+      first[eqn.outvars[0]] = known.setdefault(key, eqn.outvars[0])
+    return first

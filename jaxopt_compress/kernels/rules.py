@@ -1,9 +1,8 @@
-"""What leaves for the kernels do: products, gathers of rows, and moves on the way there.
+"""What leaves for the kernels do: gathers of rows, moves on the way to products, claims.
 
 Every rule is a function with a name; `register` puts them in the table of `lift`.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -14,112 +13,18 @@ from jaxopt_compress.analysis import table_rows
 from jaxopt_compress.core import array
 from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import convolutions
-from jaxopt_compress.kernels import dispatch
+from jaxopt_compress.kernels import dots
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import leaves
 from jaxopt_compress.kernels import matrix as matrix_lib
+from jaxopt_compress.kernels import shared
 from jaxopt_compress.kernels.attends import claim
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
-from jaxopt_compress.quantization import dot
-from jaxopt_compress.quantization import product
 
-_PACKED = (
-  leaves.PanelArray,
-  leaves.StreamArray,
-  leaves.QuadArray,
-  leaves.FloatArray,
-)
-# Seen as matrices, leaves of every layout move and multiply alike.
-_ALL = (*_PACKED, leaves.TiledArray)
-
-
-def dot_general(
-  lhs,
-  rhs,
-  *,
-  dimension_numbers,
-  preferred_element_type,
-  epilogue=None,
-  **_,
-):
-  side = int(isinstance(rhs, _ALL))
-  leaf, x = (rhs, lhs) if side else (lhs, rhs)
-  d = product.dims(dimension_numbers)
-  declined = dot.refuses(x) or _not_its_matrices(
-    leaf, d.contracting[side], d.batch[side]
-  )
-  if declined:
-    return declined
-  held = d.contracting[1 - side] + d.batch[1 - side]
-  x_free = [i for i in range(x.ndim) if i not in held]
-  rows = _as_rows(x, leaf, d, side, x_free)
-  if epilogue:
-    # It goes along the columns as the kernel writes them: the last axis of results.
-    columns = len(leaf.shape) - len(d.contracting[side])
-    if not side or plan_lib.stack(leaf) or columns != 1:
-      return NotImplemented
-    if epilogue.other is not None:
-      other = epilogue.other.reshape(rows.shape[-2], leaf.plan.matrix.n)
-      epilogue = dataclasses.replace(epilogue, other=other)
-  result = dot.result_dtype(preferred_element_type, x, leaf)
-  y = dispatch.product(rows, leaf, result, epilogue)
-  if y is NotImplemented:
-    return y
-  sizes = [x.shape[i] for i in x_free]
-  return _as_results(y, leaf, d, side, sizes).astype(result)
-
-
-def _not_its_matrices(leaf, contracting, batch) -> lift.Dense | None:
-  """Declines products that do not sum over the rows of each matrix."""
-  stack, m = len(plan_lib.stack(leaf)), leaf.plan.matrix
-  if leaf.plan.feature_groups > 1 or isinstance(leaf, leaves.FloatArray):
-    return lift.Dense('it is packed for a convolution')
-  if sorted(batch) != list(range(stack)):
-    return lift.Dense('its stacked axes are not batch axes of the product')
-  if any(i < stack for i in contracting):
-    return lift.Dense('a product that sums over a stacked axis')
-  summed = {m.order[i - stack] for i in contracting}
-  summed = {e for e in summed if m.sizes[e] > 1}
-  if summed != {e for e in range(len(m.rows)) if m.rows[e] > 1}:
-    return lift.Dense('it is packed for a product over other axes')
-  return None
-
-
-def _as_rows(x, leaf, d, side, x_free):
-  """The other operand as [stack..., rows, k]."""
-  stack, m = plan_lib.stack(leaf), leaf.plan.matrix
-  # Contracted axes come in the order in which the matrix has its rows, batch axes in
-  # that of the stack; each axis of x has the place of the axis that it meets.
-  contracted = sorted(
-    zip(d.contracting[side], d.contracting[1 - side], strict=True),
-    key=lambda pair: m.order[pair[0] - len(stack)],
-  )
-  batch = sorted(zip(d.batch[side], d.batch[1 - side], strict=True))
-  order = (*(j for _, j in batch), *x_free, *(j for _, j in contracted))
-  x = lax.transpose(x, order)
-  count = math.prod(x.shape[len(stack) : len(stack) + len(x_free)])
-  return x.reshape(*stack, count, m.k)
-
-
-def _as_results(y, leaf, d, side, x_free_sizes):
-  """[stack..., rows, n] as [batch..., free of lhs..., free of rhs...]."""
-  stack, m = plan_lib.stack(leaf), leaf.plan.matrix
-  lead, x_end = len(stack), len(stack) + len(x_free_sizes)
-  free = [i for i in range(lead, leaf.ndim) if i not in d.contracting[side]]
-  # n is made of the free axes of the leaf in the order of the matrix.
-  by_entry = sorted(free, key=lambda i: m.order[i - lead])
-  y = y.reshape(*stack, *x_free_sizes, *(leaf.shape[i] for i in by_entry))
-  # From there to the order of the product: batch axes as it names them, then the
-  # free axes of each operand in the order of that operand.
-  in_batch = sorted(d.batch[side])
-  of_batch = [in_batch.index(i) for i in d.batch[side]]
-  of_x = list(range(lead, x_end))
-  of_leaf = [x_end + by_entry.index(i) for i in free]
-  order = (*of_batch, *(of_x + of_leaf if side else of_leaf + of_x))
-  return lax.transpose(y, order)
+_PACKED, _ALL = dots.PACKED, dots.ALL
 
 
 # ---------------------------------------------------------------------- experts
@@ -288,18 +193,29 @@ def _of_stack(leaf, sizes, cut):
 # -------------------------------------------------------- with what follows them
 
 _PRODUCTS = {
-  lax.dot_general_p: dot_general,
+  lax.dot_general_p: dots.dot_general,
   lax.conv_general_dilated_p: convolutions.convolution,
 }
 
 
-def with_epilogues(jaxpr, leaves) -> list[lift.Claim]:
-  """The products of a body that are computed with what follows them."""
-  chains = epilogues.find(jaxpr, leaves).values()
-  return [_claim(jaxpr, chain) for chain in chains]
+def claims(jaxpr, leaves) -> list[lift.Claim]:
+  """Attention, products of the same rows, and the others with what follows them.
+
+  Each leaves alone what is taken by those before.
+  """
+  attention = claim.find(jaxpr, leaves)
+  taken = {i for found in attention for i in found.indices}
+  groups = shared.find(jaxpr, leaves, taken)
+  taken.update(i for group in groups for i in group.indices)
+  chains = epilogues.find(jaxpr, leaves, taken).values()
+  return [
+    *attention,
+    *(shared.claim(jaxpr, group) for group in groups),
+    *(_with_epilogue(jaxpr, chain) for chain in chains),
+  ]
 
 
-def _claim(jaxpr, chain):
+def _with_epilogue(jaxpr, chain):
   product = chain.equation
 
   def run(read):
@@ -322,7 +238,7 @@ def _claim(jaxpr, chain):
 # ------------------------------------------------------------------------- table
 
 _RULES = (
-  (lax.dot_general_p, dot_general, _ALL),
+  (lax.dot_general_p, dots.dot_general, _ALL),
   (lax.conv_general_dilated_p, convolutions.convolution, _PACKED),
   ('ragged_dot_general', ragged_dot, _PACKED),
   (lax.gather_p, gather, _PACKED),
@@ -341,6 +257,5 @@ def register() -> None:
   """Tells `lift` what these leaves do."""
   for primitive, rule, kinds in _RULES:
     lift.rule(primitive, *kinds)(rule)
-  lift.claims(*_PACKED)(claim.find)
   # Kernels for GPUs and TPUs take no epilogues.
-  lift.claims(*_PACKED)(with_epilogues)
+  lift.claims(*_PACKED)(claims)

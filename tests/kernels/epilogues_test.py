@@ -167,7 +167,7 @@ class FindTest(parameterized.TestCase):
     f, steps, rest = FOUND[name]
     closed = jax.make_jaxpr(f)(X, W, B)
     chain = next(iter(epilogues.find(closed.jaxpr).values()))
-    self.assertEqual([s for s, _ in chain.steps], steps)
+    self.assertEqual([name for name, _, _ in chain.steps], steps)
     words = [chain.curve or '', 'times' if chain.times else '']
     words.append('' if chain.other is None else 'other')
     words.append('relu' if chain.relu else '')
@@ -200,7 +200,9 @@ class FindTest(parameterized.TestCase):
       if hasattr(v, 'val'):
         return v.val
       (maker,) = [e for e in jaxpr.eqns if v in e.outvars] or [None]
-      return env[v] if maker is None else read(maker.invars[0])
+      if maker is None:
+        return env[v]
+      return read(maker.invars[0]).reshape(v.aval.shape)
 
     epilogue = chain.epilogue(read)
     got = epilogue(args[0] @ args[1])
