@@ -70,7 +70,8 @@ class _Evaluation:
     alone = ctx.monoids or ctx.handler_at is not None
     finders = () if alone else ctx.finders(set(map(type, leaves.values())))
     # What several equations compute is found across the small jits of JAX's own.
-    self.jaxpr = jaxprs.flattened(jaxpr, ctx.opens) if finders else jaxpr
+    flat = jaxprs.flattened(jaxpr, ctx.opens, leaves) if finders else jaxpr
+    self.jaxpr = flat
     found = [claim for find in finders for claim in find(self.jaxpr, leaves)]
     self.steps = claims.in_order(self.jaxpr, found)
     # What is observed is seen before it is cast to vary along a mesh axis of a

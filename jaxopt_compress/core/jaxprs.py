@@ -4,6 +4,7 @@ This is the only file that imports `jax.extend`.
 """
 
 from collections.abc import Callable
+from collections.abc import Container
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,19 +54,32 @@ def origin(jaxpr, v) -> Any:
 
 # -------------------------------------------------------------------- flattened
 
-_SMALL = 60  # equations of a body that is written in place of its call
+# Equations of a body that is written in place of its call. One that has leaves, such as
+# a layer, is evaluated once for all of its calls if it stays apart.
+_SMALL, _SMALL_WITH_LEAVES = 60, 15
 
 
-def flattened(jaxpr, opens: Callable[[Any], Any | None]) -> Any:
+def flattened(
+  jaxpr, opens: Callable[[Any], Any | None], leaves: Container[Any] = ()
+) -> Any:
   """The same with the small bodies that `opens` gives in place of their calls.
 
-  Larger ones, which a model may call many times, stay apart.
+  Args:
+    jaxpr: not closed.
+    opens: equation -> the body that it calls and nothing else, or None.
+    leaves: variables that are leaves.
   """
-  bodies = [opens(eqn) for eqn in jaxpr.eqns]
-  if not any(body and _size(body) <= _SMALL for body in bodies):
+
+  def small(eqn):
+    body = opens(eqn)
+    meets = any(is_var(v) and v in leaves for v in eqn.invars)
+    most = _SMALL_WITH_LEAVES if meets else _SMALL
+    return body if body and _size(body) <= most else None
+
+  if not any(map(small, jaxpr.eqns)):
     return jaxpr
   eqns, known = [], {}
-  _write(jaxpr.eqns, known, None, opens, eqns)
+  _write(jaxpr.eqns, known, None, small, eqns)
   return core.Jaxpr(
     jaxpr.constvars,
     jaxpr.invars,
@@ -88,14 +102,14 @@ def _write(eqns, known, call, opens, written):
     eqns: of the body.
     known: what its variables are called there.
     call: where its call comes from; None for the outermost body.
-    opens: as for `flattened`.
+    opens: what stands in place of a call, or None.
     written: equations so far.
   """
   for eqn in eqns:
     ins = [_named(v, known) for v in eqn.invars]
     source = eqn.source_info if call is None else _below(call, eqn.source_info)
     body = opens(eqn)
-    if body and _size(body) <= _SMALL:
+    if body is not None:
       inner = dict(zip(body.invars, ins, strict=True))
       _write(_needed(body), inner, source, opens, written)
       outs = [_named(v, inner) for v in body.outvars]

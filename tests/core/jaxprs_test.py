@@ -180,6 +180,17 @@ class FlattenedTest(parameterized.TestCase):
     want = jax.tree.leaves(f(0.5, 2.0))
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
+  def test_a_layer_stays_apart(self):
+    def f(w, x):
+      layer = jax.jit(lambda w, x: sum(jnp.sin(w * x) for _ in range(6)))
+      return layer(w, x) + jax.jit(jnp.cos)(w) + layer(x, x)
+
+    jaxpr = _equations(f, 1.0, 2.0)
+    for leaves, jits in (((), 0), (jaxpr.invars[:1], 1), (jaxpr.invars, 2)):
+      flat = jaxprs.flattened(jaxpr, _body, leaves)
+      names = [e.primitive.name for e in flat.eqns]
+      self.assertEqual(names.count('jit'), jits)
+
   def test_scopes_and_lines(self):
     def f(x):
       with jax.named_scope('model'):
