@@ -86,11 +86,7 @@ def sensitivity(
   >>> sorted({(row.path, row.part) for row in found.rows})[:2]
   [('a', 'activations'), ('a', 'both')]
   """
-  schemes = {
-    path: scheme
-    for path, scheme in schemes_lib.by_leaf(rules, params).items()
-    if scheme is not None
-  }
+  schemes = _rounded(rules, params)
   if not schemes:
     raise ValueError(
       'Every rule leaves its weights as they are, so that nothing is rounded. Give'
@@ -100,25 +96,29 @@ def sensitivity(
   how = dict(uses=uses, ranges=ranges)
   reference = agreement.Reference(apply, params, batches)
 
-  def measure(rules):
-    q = quantize_lib.quantize(params, rules, **how)
-    return reference.compare(q)
+  def program_of(schemes):
+    forms = {path: [('both', scheme)] for path, scheme in schemes.items()}
+    return _Program(reference, params, forms, **how)
 
-  program = _Program(
-    reference, params, {p: [('both', s)] for p, s in schemes.items()}, **how
-  )
+  program = program_of(schemes)
   found = costs.Costs(
     rows=costs.sorted_rows(list(_rows(program))),
-    together=program.measured({slot: (1, 1) for slot in program.slots}),
+    together=program.together(),
     weights={path: _weight(program, path, s) for path, s in schemes.items()},
     given=tuple(rules_lib.pairs(rules)),
-    measure=measure,
+    measure=lambda rules: program_of(_rounded(rules, params)).together(),
   )
   tried = _to_try(found, others, examine)
   if not tried:
     return found
   program = _Program(reference, params, tried, **how)
   return dataclasses.replace(found, better=tuple(_better(program)))
+
+
+def _rounded(rules, params) -> dict[str, schemes_lib.Scheme]:
+  """The scheme of each weight that rules round, by its path."""
+  chosen = schemes_lib.by_leaf(rules, params)
+  return {path: s for path, s in chosen.items() if s is not None}
 
 
 # ---------------------------------------------------------------------- one program
@@ -168,6 +168,10 @@ class _Program:
     numbers = jnp.asarray(numbers)
     got = (self._run(numbers, batch) for batch in self.reference.batches)
     return agreement.total(got, self.reference.wanted)
+
+  def together(self):
+    """The `Agreement` where every slot has its first form."""
+    return self.measured(dict.fromkeys(self.slots, (1, 1)))
 
   def bytes(self, path: str, form: int) -> int:
     """Of a weight in a form, from 1; 0 is float."""
