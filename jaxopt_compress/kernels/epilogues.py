@@ -3,7 +3,7 @@
     y -> relu(curve(y * scale + shift) + other),  or times other
 
 each of which may be missing; with one scale and shift for each column,
-one of `CURVES`, and `other` as large as y: a bias, a normalisation with known
+one of `curves.CURVES`, and `other` as large as y: a bias, a normalisation with known
 moments, an activation, a residual sum, a gate. XLA would read and write all of y again
 for it.
 """
@@ -18,19 +18,12 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels import flow as flow_lib
 from jaxopt_compress.kernels import formulas
 
 # Products whose results are looked after.
 PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
-# Curves that are known by what they compute.
-CURVES = {
-  'gelu': jax.nn.gelu,
-  'silu': jax.nn.silu,
-  'sigmoid': jax.nn.sigmoid,
-  'tanh': jnp.tanh,
-}
-_MOST_EQUATIONS = 12  # that a curve is looked for in
 _JIT = formulas.JIT
 
 
@@ -43,7 +36,7 @@ class Epilogue:
     scale, shift: None, or [n] float32, for each column; [1] for all.
     other: None, or what is added afterwards or a factor, of the shape of the
       results.
-    curve: None, or in `CURVES`: before `other`.
+    curve: None, or in `curves.CURVES`: before `other`.
     times: whether `other` is a factor.
     relu: None, or what computes it, with its own derivative at zero: at the end.
   """
@@ -65,7 +58,7 @@ class Epilogue:
       out = out * self.scale.reshape(along_columns)
     if self.shift is not None:
       out = out + self.shift.reshape(along_columns)
-    out = out if self.curve is None else CURVES[self.curve](out)
+    out = out if self.curve is None else curves.CURVES[self.curve](out)
     if self.other is not None:
       out = out * self.other if self.times else out + self.other
     out = out if self.relu is None else self.relu(out)
@@ -218,12 +211,13 @@ def following(
     if not read or len(read) < len(readers[v]) or None in read:
       break
     step = None
-    if len(read) == 1:
-      step = _step(chain, read[0], v, flow, later)
-    if step is None and chain.curve is None and chain.other is None:
-      name, indices = _curve(v, jaxpr, readers)
+    if chain.curve is None and chain.other is None:
+      # First, as curves begin with what is a step by itself: a relu, a sum.
+      name, indices = curves.find(v, jaxpr, readers)
       if name and not any(i in taken for i in indices):
         step = dict(curve=name, indices=chain.indices + indices)
+    if step is None and len(read) == 1:
+      step = _step(chain, read[0], v, flow, later)
     if step is None:
       break
     chain = dataclasses.replace(chain, **step)
@@ -270,34 +264,6 @@ def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   return more | dict(other=other[0], times=name == 'mul')
 
 
-def _curve(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
-  """(name, indices of its equations) of the curve that a variable goes through.
-
-  (None, ()) where it goes through none.
-  """
-  waiting, inside, indices = set(readers[v]), {v}, []
-  while waiting and len(indices) < _MOST_EQUATIONS:
-    i = min(waiting)
-    waiting.discard(i)
-    eqn = jaxpr.eqns[i]
-    known = all(formulas.is_literal(o) or o in inside for o in eqn.invars)
-    if not known or len(eqn.outvars) != 1:
-      break
-    indices.append(i)
-    if not waiting:  # so far, nothing else reads what is inside
-      eqns = [jaxpr.eqns[j] for j in indices]
-      found = formulas.of_equations(eqns, v, eqn.outvars[0])
-      for name, curve in CURVES.items():
-        if found and found == formulas.of_curve(curve, jnp.dtype(v.aval.dtype)):
-          return name, tuple(indices)
-    more = [j for o in eqn.outvars for j in readers.get(o, ())]
-    if None in more:
-      break
-    inside.update(eqn.outvars)
-    waiting.update(more)
-  return None, ()
-
-
 def _affine(eqn, v, columns, flow):
   """What is added to, taken off or multiplied with `v` along its columns.
 
@@ -338,7 +304,7 @@ def _relu(eqn, v) -> Callable | None:
   )
   if values is None or not _is_maximum(values):
     return None
-  found = formulas.of_derivative(formulas.as_function(eqn), v.aval)
+  found = formulas.of_derivative(formulas.as_function([eqn], v, out), v.aval)
   known = formulas.of_known_derivative(jax.nn.relu, v.aval.shape, v.aval.dtype)
   return jax.nn.relu if found is not None and found == known else None
 

@@ -21,6 +21,9 @@ X = ('of', 0)  # the variable that a formula is of
 # Parameters that change what an equation computes; others say shapes and types.
 _PARAMETERS = ('y', 'new_dtype', 'accuracy', 'exponent')
 
+# Operands of these have no order.
+_COMMUTE = ('add', 'mul', 'max', 'min')
+
 
 def of_equations(eqns, v, out, enter=JIT) -> tuple | None:
   """The formula of equations that make a variable of another one.
@@ -41,13 +44,17 @@ def of_equations(eqns, v, out, enter=JIT) -> tuple | None:
   return tuple(lines), words[out]
 
 
-def of_function(f: Callable, x: jax.ShapeDtypeStruct) -> tuple | None:
+def of_function(
+  f: Callable, x: jax.ShapeDtypeStruct, enter=JIT
+) -> tuple | None:
   """The formula of a function of one array of a shape and dtype."""
   jaxpr = jax.make_jaxpr(f)(x).jaxpr
-  return of_equations(jaxpr.eqns, jaxpr.invars[0], jaxpr.outvars[0])
+  return of_equations(jaxpr.eqns, jaxpr.invars[0], jaxpr.outvars[0], enter)
 
 
-def of_derivative(f: Callable, x: jax.ShapeDtypeStruct) -> tuple | None:
+def of_derivative(
+  f: Callable, x: jax.ShapeDtypeStruct, enter=JIT
+) -> tuple | None:
   """The formula of f'(x) t, as the rules of `f` say, not its definition."""
 
   def tangent(both):
@@ -58,7 +65,7 @@ def of_derivative(f: Callable, x: jax.ShapeDtypeStruct) -> tuple | None:
   (out,) = jaxpr.outvars
   # The rule also calls f for its value, and f is not looked into: what the tangent
   # does not need is left out.
-  if is_literal(out) or not _write(jaxpr.eqns, {out}, words, lines, JIT):
+  if is_literal(out) or not _write(jaxpr.eqns, {out}, words, lines, enter):
     return None
   return tuple(lines), words[out]
 
@@ -70,16 +77,16 @@ def of_curve(f: Callable, dtype) -> tuple | None:
 
 
 @functools.cache
-def of_known_derivative(f: Callable, shape, dtype) -> tuple | None:
+def of_known_derivative(f: Callable, shape, dtype, enter=JIT) -> tuple | None:
   """`of_derivative`, kept: for functions of a module."""
-  return of_derivative(f, jax.ShapeDtypeStruct(shape, dtype))
+  return of_derivative(f, jax.ShapeDtypeStruct(shape, dtype), enter)
 
 
-def as_function(eqn) -> Callable[[jax.Array], jax.Array]:
-  """What an equation of one operand computes, with its own derivative."""
+def as_function(eqns, v, out) -> Callable[[jax.Array], jax.Array]:
+  """What equations make of a variable, with their own derivatives."""
 
   def run(x):
-    return jaxprs.run_dense(eqn, [x])[0]
+    return jaxprs.run_together(eqns, {v: x}, [out])[0]
 
   return run
 
@@ -124,6 +131,8 @@ def _write(eqns, wanted, words, lines, enter) -> bool:
     elif (value := _constant(eqn, operands)) is not None:
       results = [value]
     else:
+      if eqn.primitive.name in _COMMUTE:
+        operands = tuple(sorted(operands, key=repr))
       told = tuple(str(eqn.params.get(name)) for name in _PARAMETERS)
       lines.append((eqn.primitive.name, told, operands))
       # Results are known by the line that makes them, whatever they are called.

@@ -12,6 +12,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
@@ -70,7 +71,7 @@ def finish_of(epilogue, shape, out_dtype) -> native.Finish:
   return native.Finish(
     bias=None if shift is None else of_columns(shift, shape),
     other=None if other is None else other.astype(out_dtype),
-    curve=epilogue.curve or '',
+    curve=curves.kernel(epilogue.curve or ''),
     times=epilogue.times,
     floor=-np.inf if epilogue.relu is None else 0.0,
   )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.core import jaxprs
+from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels import epilogues
 
 W, X = jnp.ones((8, 4)), jnp.ones((3, 8))
@@ -101,13 +102,22 @@ FOUND = {  # function, steps, what follows them
     'gelu',
   ),
 }
+# What is written otherwise, or only looks like one of them: what is found of it.
+OTHER_CURVES = {
+  'hard swish of a user': (
+    lambda y: y * jnp.minimum(jnp.maximum(y + 3.0, 0.0), 6.0) / 6.0,
+    'hard_swish, clip of a sum',
+  ),
+  'another slope': (lambda y: jax.nn.leaky_relu(y, 0.2), None),
+  'another reach': (lambda y: jnp.clip(y, 0.0, 5.0), None),
+  'erf of something else': (lambda y: 0.5 * y * (1 + lax.erf(y)), None),
+}
 NOT_FOUND = {
   'nothing': lambda x, w, b: x @ w,
   'read twice': lambda x, w, b: (y := x @ w) + b + y,
   'returned': lambda x, w, b: ((y := x @ w), y + b),
   'taken from': lambda x, w, b: b - x @ w,
   'along rows': lambda x, w, b: x @ w + jnp.arange(3.0)[:, None],
-  'the exact gelu': lambda x, w, b: jax.nn.gelu(x @ w, approximate=False),
   'part of gelu': lambda x, w, b: (y := x @ w) * 0.5 * (1 + jnp.tanh(y)),
   'silu and more': lambda x, w, b: BOTH(x @ w)[0],
   'relu with a derivative of its own': lambda x, w, b: straight_relu(x @ w),
@@ -144,12 +154,12 @@ class AsJaxWritesThemTest(parameterized.TestCase):
   """Fails where a release of JAX writes one of these functions another way."""
 
   @parameterized.product(
-    name=[*epilogues.CURVES, 'relu'],
+    name=[*curves.CURVES, 'relu'],
     where=list(WHERE),
     dtype=['float32', 'bfloat16'],
   )
   def test_is_found(self, name, where, dtype):
-    f = epilogues.CURVES.get(name, jax.nn.relu)
+    f = curves.CURVES.get(name, jax.nn.relu)
     x, w = X.astype(dtype), W.astype(dtype)
     jaxpr = jax.make_jaxpr(WHERE[where](f))(x, w).jaxpr
     found = [c.curve or ('relu' if c.relu else '') for c in _chains(jaxpr)]
@@ -157,7 +167,7 @@ class AsJaxWritesThemTest(parameterized.TestCase):
       found,
       [name],
       f'JAX {jax.__version__} writes {name} as {jax.make_jaxpr(f)(x)}, which'
-      ' kernels/epilogues.py does not know: products are followed by XLA.',
+      ' kernels/curves.py does not know: products are followed by XLA.',
     )
 
 
@@ -172,6 +182,23 @@ class FindTest(parameterized.TestCase):
     words.append('' if chain.other is None else 'other')
     words.append('relu' if chain.relu else '')
     self.assertEqual(' '.join(filter(None, words)), rest)
+
+  @parameterized.named_parameters((n, *c) for n, c in OTHER_CURVES.items())
+  def test_other_curves(self, f, name):
+    jaxpr = jax.make_jaxpr(lambda x, w: f(x @ w))(X, W).jaxpr
+    found = [c.curve for c in epilogues.find(jaxpr).values() if c.curve]
+    self.assertEqual(found, [name] if name else [])
+
+  @parameterized.parameters(*curves.CURVES)
+  def test_derivatives_of_curves(self, name):
+    """At the kinks, where ways of writing a curve differ, and beside them."""
+    f = curves.CURVES[name]
+    jaxpr = jax.make_jaxpr(lambda x, w: f(x @ w))(X, W).jaxpr
+    (chain,) = epilogues.find(jaxpr).values()
+    y = jnp.array([[-3.0, -1.0, 0.0, 2.0, 3.0, 6.0]])
+    got = jax.vjp(chain.epilogue(None), y)[1](jnp.ones_like(y))
+    want = jax.vjp(f, y)[1](jnp.ones_like(y))
+    np.testing.assert_array_equal(got[0], want[0])
 
   @parameterized.named_parameters((n, n) for n in NOT_FOUND)
   def test_not_found(self, name):

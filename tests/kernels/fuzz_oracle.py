@@ -9,6 +9,7 @@ float32, as the kernels do it, and so are equal to theirs; sums are of float64.
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels.cpu import native
@@ -22,12 +23,25 @@ def _sigmoid(y):
   return 1 / (1 + np.exp(-y))
 
 
+def _softplus(y):
+  return np.maximum(y, 0) + np.log1p(np.exp(-np.abs(y)))
+
+
 # What the library has curves for, in float64.
 CURVES = {
   'gelu': lambda y: y * _sigmoid(np.sqrt(8 / np.pi) * (y + 0.044715 * y**3)),
   'silu': lambda y: y * _sigmoid(y),
   'sigmoid': _sigmoid,
   'tanh': np.tanh,
+  'exact_gelu': lambda y: y * special.ndtr(y),
+  'relu6': lambda y: np.clip(y, 0, 6),
+  'hard_sigmoid': lambda y: np.clip(y + 3, 0, 6) / 6,
+  'hard_swish': lambda y: y * np.clip(y + 3, 0, 6) / 6,
+  'leaky_relu': lambda y: np.maximum(y, 0.01 * y),
+  'squared_relu': lambda y: np.maximum(y, 0) ** 2,
+  'elu': lambda y: np.where(y > 0, y, np.expm1(np.minimum(y, 0))),
+  'softplus': _softplus,
+  'mish': lambda y: y * np.tanh(_softplus(y)),
 }
 
 
@@ -55,9 +69,10 @@ class Finish(NamedTuple):
     """(results, bounds) from those of a product."""
     if self.curve:
       with np.errstate(over='ignore', invalid='ignore'):
+        # Curves are at most as steep as that, but for the square.
+        steep = 2 * np.abs(y) + bound if self.curve == 'squared_relu' else 1.2
         y = CURVES[self.curve](y)
-        # Curves are at most as steep as that.
-        bound = 1.2 * bound + 1e-5 * np.abs(y)
+        bound = steep * bound + 1e-5 * np.abs(y)
     if self.other is None:
       return y, bound
     other = np.float64(self.other)

@@ -27,7 +27,7 @@ inline typename V::F decay(typename V::F x) {
   // x log2(e) = f - n with a whole number n.
   const F n = V::nearest(V::mul(x, V::all(-kLog2e)));
   const F f = V::fma(x, V::all(kLog2e), n);
-  // The series of growth() in curves.h.
+  // The series of kGrowth in curves.h.
   F p = V::all(1.5252734e-5f);
   p = V::fma(p, f, V::all(1.5403530e-4f));
   p = V::fma(p, f, V::all(1.3333558e-3f));

@@ -72,6 +72,13 @@ struct V {
 
   static F all(float x) { return _mm256_set1_ps(x); }
   static F get(const float* p) { return _mm256_loadu_ps(p); }
+  // The first n columns of a register, or all; zeros for the rest.
+  static F get(const float* p, int n) {
+    if (n >= kLanes) return get(p);
+    float some[kLanes] = {};
+    std::memcpy(some, p, 4 * n);
+    return get(some);
+  }
   static void put(float* p, F x) { _mm256_storeu_ps(p, x); }
   // The first n columns of a register, or all.
   static void put(float* p, F x, int n) {
@@ -86,6 +93,13 @@ struct V {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F at_least(F floor, F y) { return _mm256_max_ps(floor, y); }
   static F at_most(F top, F y) { return _mm256_min_ps(top, y); }
+  // p 2^(whole - 1), from -126, where that is 0.
+  static F scaled(F p, F whole) {
+    const I power = _mm256_add_epi32(_mm256_cvtps_epi32(whole), integers(126));
+    return mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)));
+  }
+  static F where_negative(F x, F a, F b) { return _mm256_blendv_ps(b, a, x); }
+  static F quotient(F a, F b) { return _mm256_div_ps(a, b); }
   static float lowest(F x) {
     float all[kLanes], low;
     put(all, x);

@@ -40,21 +40,15 @@ const Format* format_of(const Format (&formats)[kCount], std::string_view name) 
   return nullptr;
 }
 
-namespace {
-
-#include "curves.h"
-
 // The place of a curve among all; kNoCurve for a name that none has.
 inline int curve_of(std::string_view name) {
   int at = 0;
-  for (const Curve& curve : kCurves) {
-    if (name == curve.name) return at;
+  for (const char* curve : kCurves) {
+    if (name == curve) return at;
     ++at;
   }
   return kNoCurve;
 }
-
-}  // namespace
 
 inline bool known(const Rounding& rounding) {
   return rounding.act >= Act::kCodes && rounding.act <= Act::kFloat;

@@ -30,7 +30,14 @@ namespace jaxopt_compress {
 //              or, where numbers of the weight are not integers, float32 products
 enum class Act : int { kCodes = 0, kDynamic = 1, kStatic = 2, kFloat = 3 };
 
-// A place in kCurves of curves.h, or this: results go through nothing.
+// Curves that results may go through, each bend_NAME in curves.h.
+#define JAXOPT_COMPRESS_CURVES(X)                                                    \
+  X(gelu) X(exact_gelu) X(silu) X(sigmoid) X(tanh) X(relu6) X(hard_sigmoid)          \
+  X(hard_swish) X(leaky_relu) X(squared_relu) X(elu) X(softplus) X(mish)
+#define JAXOPT_COMPRESS_NAME(name) #name,
+constexpr const char* kCurves[] = {JAXOPT_COMPRESS_CURVES(JAXOPT_COMPRESS_NAME)};
+#undef JAXOPT_COMPRESS_NAME
+// A place in kCurves, or this: results go through nothing.
 constexpr int kNoCurve = -1;
 
 enum class Type { kNone, kF32, kBf16, kS8, kS32, kE8m0, kE4m3, kU8, kOther };
@@ -79,7 +86,7 @@ struct Job : Rounding {
   Format format;
   Type x_type, scale_type, zero_type, out_type;
   float floor;             // the least that a result may be
-  int curve;               // in curves.h
+  int curve;               // in kCurves
   bool joins, times;       // whether there is another operand; whether it is a factor
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;

@@ -49,6 +49,10 @@ struct V {
 
   static F all(float x) { return _mm512_set1_ps(x); }
   static F get(const float* p) { return _mm512_loadu_ps(p); }
+  // The first n columns of a register, or all; zeros for the rest.
+  static F get(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(n < 16 ? (1 << n) - 1 : 0xffff, p);
+  }
   static void put(float* p, F x) { _mm512_storeu_ps(p, x); }
   // The first n columns of a register, or all.
   static void put(float* p, F x, int n) {
@@ -61,6 +65,21 @@ struct V {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F at_least(F floor, F y) { return _mm512_max_ps(floor, y); }
   static F at_most(F top, F y) { return _mm512_min_ps(top, y); }
+  // p 2^(whole - 1), from -126, where that is 0. (What
+  // underflows takes a hundred cycles, and vscalefps, too.)
+  static F scaled(F p, F whole) {
+    const I power = _mm512_add_epi32(_mm512_cvtps_epi32(whole), integers(126));
+    return mul(p, _mm512_castsi512_ps(_mm512_slli_epi32(power, 23)));
+  }
+  static F where_negative(F x, F a, F b) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
+  }
+  // a / b to 2^-22: a division takes as long as sixteen multiplications.
+  static F quotient(F a, F b) {
+    F r = _mm512_rcp14_ps(b);
+    r = _mm512_mul_ps(r, _mm512_fnmadd_ps(b, r, _mm512_set1_ps(2.0f)));
+    return _mm512_mul_ps(a, r);
+  }
   static float lowest(F x) { return _mm512_reduce_min_ps(x); }
   static float highest(F x) { return _mm512_reduce_max_ps(x); }
   static bool has_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }

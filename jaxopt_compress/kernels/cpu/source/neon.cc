@@ -67,6 +67,13 @@ struct V {
 
   static F all(float x) { return vdupq_n_f32(x); }
   static F get(const float* p) { return vld1q_f32(p); }
+  // The first n columns of a register, or all; zeros for the rest.
+  static F get(const float* p, int n) {
+    if (n >= kLanes) return get(p);
+    float some[kLanes] = {};
+    std::memcpy(some, p, 4 * n);
+    return get(some);
+  }
   static void put(float* p, F x) { vst1q_f32(p, x); }
   // The first n columns of a register, or all.
   static void put(float* p, F x, int n) {
@@ -81,6 +88,15 @@ struct V {
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F at_least(F floor, F y) { return vmaxq_f32(floor, y); }
   static F at_most(F top, F y) { return vminq_f32(top, y); }
+  // p 2^(whole - 1), from -126, where that is 0.
+  static F scaled(F p, F whole) {
+    const I power = vaddq_s32(vcvtq_s32_f32(whole), vdupq_n_s32(126));
+    return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(power, 23)));
+  }
+  static F where_negative(F x, F a, F b) {
+    return vbslq_f32(vcltzq_s32(vreinterpretq_s32_f32(x)), a, b);
+  }
+  static F quotient(F a, F b) { return vdivq_f32(a, b); }
   static float lowest(F x) { return vminvq_f32(x); }
   static float highest(F x) { return vmaxvq_f32(x); }
   static bool has_nan(F x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }

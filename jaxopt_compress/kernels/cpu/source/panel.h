@@ -187,36 +187,64 @@ inline typename V::F added(const Job& job, const PanelScales& scales, int64_t gr
   return V::fma(V::floats(V::less(sum, job.format.offset * of_x)), s, y);
 }
 
-template <typename Read>
-inline void join(bool times, int n, float* y, Read other) {
-  if (times) {
-    for (int i = 0; i < n; ++i) y[i] *= other(i);
-  } else {
-    for (int i = 0; i < n; ++i) y[i] += other(i);
+// The first `n` of what is joined with a register of results.
+inline typename V::F other_of(const Job& job, const void* other, int64_t at, int n) {
+  if (job.out_type == Type::kF32) {
+    return V::get(static_cast<const float*>(other) + at, n);
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(other) + at;
+  float y[V::kLanes] = {};
+  for (int i = 0; i < V::kLanes && i < n; ++i) y[i] = from_bf16(from[i]);
+  return V::get(y);
+}
+
+using Bend = typename V::F (*)(typename V::F);
+
+// Finishes rows of `n` results each, from the one at place `at` of all: curve, other,
+// floor. They are read and written at y, `stride` from one row to the next.
+template <Bend kBend>
+void finish_by(const Job& job, const Item& item, int64_t at, int rows, int n,
+               int64_t stride, float* y) {
+  const typename V::F floor = V::all(job.floor);
+  for (int r = 0; r < rows; ++r, at += job.stride, y += stride) {
+    for (int c = 0; c < n; c += V::kLanes) {
+      typename V::F v = V::get(y + c, n - c);
+      if constexpr (kBend != nullptr) v = kBend(v);
+      if (job.joins) {
+        const typename V::F other = other_of(job, item.other, at + c, n - c);
+        v = job.times ? V::mul(v, other) : V::add(v, other);
+      }
+      V::put(y + c, V::at_least(floor, v), n - c);
+    }
   }
 }
 
-// Finishes `n` results, from the one at place `at` of all: curve, other, floor.
-void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
-  if (job.curve != kNoCurve) kCurves[job.curve].bend(n, y);
-  if (job.joins && job.out_type == Type::kF32) {
-    const float* other = static_cast<const float*>(item.other) + at;
-    join(job.times, n, y, [other](int i) { return other[i]; });
-  } else if (job.joins) {
-    const uint16_t* other = static_cast<const uint16_t*>(item.other) + at;
-    join(job.times, n, y, [other](int i) { return from_bf16(other[i]); });
-  }
-  for (int i = 0; i < n; ++i) y[i] = y[i] < job.floor ? job.floor : y[i];
+using Finisher = void (*)(const Job&, const Item&, int64_t, int, int, int64_t, float*);
+
+// In the order of kCurves.
+#define JAXOPT_COMPRESS_FINISHER(name) &finish_by<&bend_##name>,
+constexpr Finisher kFinishers[] = {JAXOPT_COMPRESS_CURVES(JAXOPT_COMPRESS_FINISHER)};
+#undef JAXOPT_COMPRESS_FINISHER
+
+// `finish_by` the curve of the job.
+inline void finish(const Job& job, const Item& item, int64_t at, int rows, int n,
+                   int64_t stride, float* y) {
+  const Finisher by =
+      job.curve == kNoCurve ? &finish_by<nullptr> : kFinishers[job.curve];
+  by(job, item, at, rows, n, stride, y);
+}
+
+// The same for one row.
+inline void finish(const Job& job, const Item& item, int64_t at, int n, float* y) {
+  finish(job, item, at, 1, n, n, y);
 }
 
 // Finishes rows of a panel, which are float32.
 inline void finish_rows(const Job& job, const Item& item, int64_t panel, int64_t row,
                         int rows) {
-  const int n = columns_of(job, panel);
-  for (int64_t r = row; r < row + rows; ++r) {
-    const int64_t at = r * job.stride + panel * kColumns;
-    finish(job, item, at, n, static_cast<float*>(item.out) + at);
-  }
+  const int64_t at = row * job.stride + panel * kColumns;
+  finish(job, item, at, rows, columns_of(job, panel), job.stride,
+         static_cast<float*>(item.out) + at);
 }
 
 // Stores one row of results of a panel in the type of the result.
@@ -234,7 +262,7 @@ inline void store_row(const Job& job, const Item& item, int64_t panel,
     V::put(out + c, result(scales, c, a, minus_b, V::get(y + c)),
            wide ? n - c : V::kLanes);
   }
-  if (job.finishes()) finish(job, item, at, n, out);
+  if (job.finishes()) finish(job, item, at, 1, n, kColumns, out);
   if (wide) return;
   uint16_t* half = static_cast<uint16_t*>(item.out) + at;
   for (int i = 0; i < n; ++i) half[i] = to_bf16(y[i]);

@@ -73,6 +73,13 @@ struct V {
     std::memcpy(&x, p, 16);
     return x;
   }
+  // The first n columns of a register, or all; zeros for the rest.
+  static F get(const float* p, int n) {
+    if (n >= kLanes) return get(p);
+    float some[kLanes] = {};
+    std::memcpy(some, p, 4 * n);
+    return get(some);
+  }
   static void put(float* p, F x) { std::memcpy(p, &x, 16); }
   // The first n columns of a register, or all.
   static void put(float* p, F x, int n) {
@@ -87,6 +94,14 @@ struct V {
   static F sub(F a, F b) { return a - b; }
   static F at_least(F floor, F y) { return y < floor ? floor : y; }
   static F at_most(F top, F y) { return y > top ? top : y; }
+  // p 2^(whole - 1), from -126, where that is 0.
+  static F scaled(F p, F whole) {
+    return p * reinterpret_cast<F>(__builtin_convertvector(whole + 126.0f, I) << 23);
+  }
+  static F where_negative(F x, F a, F b) {
+    return reinterpret_cast<I>(x) < 0 ? a : b;
+  }
+  static F quotient(F a, F b) { return a / b; }
   static float lowest(F x) {
     float all[kLanes], low;
     put(all, x);

@@ -1,0 +1,162 @@
+"""Curves that results of a product go through, as programs write them.
+
+A row of `CURVES` is a way of writing a curve. The first word of its name is what the
+kernels call the curve; what follows says which of several ways it is. They agree in
+values, but for rounding, and each has its own derivative where the curve has a kink.
+Programs are known by what they compute (`formulas`), not by names.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from jaxopt_compress.kernels import formulas
+
+_ENTER = (*formulas.JIT, 'custom_jvp_call')
+_MOST_EQUATIONS = 16  # that a curve is looked for in
+
+
+def _half_times_erf(x):
+  """As torch and Hugging Face write it."""
+  return 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))
+
+
+def _times_half_erf(x):
+  return x * 0.5 * (1.0 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _times_normal(x):
+  return x * (0.5 * (1 + lax.erf(x / math.sqrt(2))))
+
+
+def _inner_half(x):
+  """As exported programs often have it: the product with x first, then a half."""
+  return x * (1 + lax.erf(x / math.sqrt(2))) * 0.5
+
+
+def _clip_sixth(x):
+  return x * jnp.clip(x / 6 + 0.5, 0.0, 1.0)
+
+
+def _clip_times_sixth(x):
+  return x * jnp.clip(x * (1 / 6) + 0.5, 0.0, 1.0)
+
+
+def _relu6_of_sum(x):
+  return x * jax.nn.relu6(x + 3) / 6
+
+
+def _clip_of_sum(x):
+  return x * jnp.clip(x + 3, 0.0, 6.0) / 6
+
+
+def _relu6_times(x):
+  return x * (jax.nn.relu6(x + 3) * (1 / 6))
+
+
+CURVES = {
+  'gelu': jax.nn.gelu,
+  'exact_gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'exact_gelu, half x first': _half_times_erf,
+  'exact_gelu, x half first': _times_half_erf,
+  'exact_gelu, half of erf': _times_normal,
+  'exact_gelu, half last': _inner_half,
+  'silu': jax.nn.silu,
+  'sigmoid': jax.nn.sigmoid,
+  'tanh': jnp.tanh,
+  'relu6': jax.nn.relu6,
+  'relu6, clip': lambda x: jnp.clip(x, 0.0, 6.0),
+  'hard_sigmoid': jax.nn.hard_sigmoid,
+  'hard_sigmoid, clip': lambda x: jnp.clip(x / 6 + 0.5, 0.0, 1.0),
+  'hard_sigmoid, sum first': lambda x: jnp.clip(x + 3, 0.0, 6.0) / 6,
+  'hard_swish': jax.nn.hard_swish,
+  'hard_swish, clip': _clip_sixth,
+  'hard_swish, clip of a product': _clip_times_sixth,
+  'hard_swish, relu6': _relu6_of_sum,
+  'hard_swish, clip of a sum': _clip_of_sum,
+  'hard_swish, a sixth': _relu6_times,
+  'leaky_relu': jax.nn.leaky_relu,
+  'squared_relu': lambda x: jnp.square(jax.nn.relu(x)),
+  'elu': jax.nn.elu,
+  'softplus': jax.nn.softplus,
+  'mish': jax.nn.mish,
+}
+
+
+def kernel(name: str) -> str:
+  """What the kernels call a curve of `CURVES`."""
+  return name.partition(',')[0]
+
+
+def find(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
+  """The longest curve that a variable of a body goes through.
+
+  Args:
+    v: the variable.
+    jaxpr: the body.
+    readers: indices of the equations that read a variable; None for a result.
+
+  Returns:
+    (name in `CURVES`, indices of its equations); (None, ()) where it goes through none.
+  """
+  waiting, inside, indices = set(readers[v]), {v}, []
+  best = None, ()
+  while waiting and len(indices) < _MOST_EQUATIONS:
+    i = min(waiting)
+    waiting.discard(i)
+    eqn = jaxpr.eqns[i]
+    known = all(formulas.is_literal(o) or o in inside for o in eqn.invars)
+    if not known or len(eqn.outvars) != 1:
+      break
+    indices.append(i)
+    if not waiting:  # so far, nothing else reads what is inside
+      name = _named([jaxpr.eqns[j] for j in indices], v, eqn.outvars[0])
+      best = (name, tuple(indices)) if name else best
+    more = [j for o in eqn.outvars for j in readers.get(o, ())]
+    if None in more:
+      break
+    inside.update(eqn.outvars)
+    waiting.update(more)
+  return best
+
+
+def _named(eqns: Sequence[Any], v, out) -> str | None:
+  """The name of the curve that equations compute, derivatives included."""
+  values = formulas.of_equations(eqns, v, out, enter=_ENTER)
+  if values is None:
+    return None
+  names = _names_of_values(jnp.dtype(v.aval.dtype)).get(values, ())
+  if not names:
+    return None
+  # What has a derivative rule of its own is known by that, too.
+  plain = formulas.of_equations(eqns, v, out)
+  for name in names:
+    known = formulas.of_curve(CURVES[name], jnp.dtype(v.aval.dtype))
+    if plain is not None or known is not None:
+      if plain == known:
+        return name
+      continue
+    # Its values are read in the tangent, too, where its rule has been followed.
+    x, theirs = v.aval, formulas.as_function(eqns, v, out)
+    theirs = formulas.of_derivative(theirs, x, _ENTER)
+    ours = formulas.of_known_derivative(CURVES[name], x.shape, x.dtype, _ENTER)
+    if theirs is not None and theirs == ours:
+      return name
+  return None
+
+
+@functools.cache
+def _names_of_values(dtype) -> dict[tuple, tuple[str, ...]]:
+  """The curves of each formula of values."""
+  found: dict[tuple, tuple[str, ...]] = {}
+  scalar = jax.ShapeDtypeStruct((), dtype)
+  for name, curve in CURVES.items():
+    formula = formulas.of_function(curve, scalar, enter=_ENTER)
+    if formula is not None:
+      found[formula] = (*found.get(formula, ()), name)
+  return found
