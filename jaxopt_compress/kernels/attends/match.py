@@ -186,8 +186,9 @@ def _whole(trace, roles, key, value):
   """(key, value, None), or the caches of all layers that they are cut from."""
   found = []
   for name, x in (('key', key), ('value', value)):
-    lies = roles.order(name, trace.parts.flat(x.seen.layout)) is not None
-    found.append(stacked.find(trace, x.seen) if lies else None)
+    cut = stacked.find(trace, x.seen)
+    axes_of = cut and tuple(map(trace.parts.known, cut.whole.layout))
+    found.append(cut if cut and roles.as_it_is(name, axes_of) else None)
   k, v = found
   if k is None or v is None or k.meant != v.meant:
     return key, value, None
@@ -205,7 +206,8 @@ def _roles(trace, scores, conditions, operands, out, keys, summed):
   beside = [x for x, _ in scores.biases]
   beside += [c.seen for c in conditions if c.places is None and c.last is None]
   diagonals = [c.places for c in conditions if c.places is not None]
-  flat = [parts.flat(x.layout) for x in (*(x.seen for x in operands), out)]
+  layouts = [x.layout for x in (*(x.seen for x in operands), out)]
+  flat = [parts.flat(x) for x in layouts]
   index = tuple(p for p in parts.flat(scores.layout) if p not in keys)
   shapes = roles_lib.Shapes(
     parts,
@@ -213,5 +215,6 @@ def _roles(trace, scores, conditions, operands, out, keys, summed):
     *flat,
     tuple(parts.flat(x.layout) for x in beside),
     diagonals[0] if diagonals else None,
+    tuple(tuple(map(parts.known, x)) for x in layouts),
   )
   return roles_lib.choose(shapes, keys, parts.flat(summed))

@@ -63,6 +63,15 @@ class Roles:
         return word
     return None
 
+  def as_it_is(self, name: str, layout: axes.Layout) -> bool:
+    """Whether an operand has the four axes of its order already.
+
+    XLA copies a cache that is written in place and read in another shape.
+    """
+    letters = self.axes_of(name)
+    word = self.order(name, sum(layout, ()))
+    return word is not None and tuple(letters[c] for c in word) == layout
+
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
@@ -74,6 +83,7 @@ class Shapes:
     query, key, value, out: their parts in order.
     beside: parts of each bias and mask.
     diagonal: parts of places that a causal mask compares, or None.
+    layouts: of query, key, value and out, the parts of each axis.
   """
 
   parts: axes.Parts
@@ -84,6 +94,7 @@ class Shapes:
   out: tuple[int, ...]
   beside: tuple[tuple[int, ...], ...]
   diagonal: tuple[int, ...] | None = None
+  layouts: tuple[axes.Layout, ...] = ()
 
 
 def choose(s: Shapes, keys: Iterable[int], contracted: Iterable[int]):
@@ -159,7 +170,11 @@ def _cost(s: Shapes, r: Roles):
   if s.diagonal is not None and s.diagonal != r.places:
     cost += s.parts.size((*r.places, *r.keys))
   usual = min(1, max(len(r.batch) + len(r.heads) - 1, 0))
-  return cost, len(r.heads) != usual, -s.parts.size(r.places)
+  seen = sum(
+    not r.as_it_is(name, layout)
+    for name, layout in zip(ORDERS, s.layouts, strict=False)
+  )
+  return cost, seen, len(r.heads) != usual, -s.parts.size(r.places)
 
 
 def _present(r: Roles, flat) -> list[tuple[int, ...]]:

@@ -87,6 +87,18 @@ class OperandsTest(parameterized.TestCase):
     seen = _read_by_kernel(jc.lift(step), packed, *args)
     self.assertLen(seen, 2)
 
+  @parameterized.parameters(1, 2)
+  def test_a_cache_is_not_copied(self, batch):
+    module, params, step = _decoder(scan=False)
+    args = jnp.zeros((batch, 1), int), module.init_cache(batch)
+    packed = _packed(params, step, *args)
+    f = jax.jit(jc.lift(step), donate_argnums=2)
+    text = f.lower(packed, *args).compile().as_text()
+    cache = f'f32[2,{batch},4,16,8]'
+    made = [line for line in text.splitlines() if f'= {cache}' in line]
+    self.assertNotEmpty([x for x in made if 'dynamic-update-slice' in x])
+    self.assertEmpty([x for x in made if ' copy(' in x])
+
   def test_a_narrow_cache_of_wide_queries(self):
     def step(w, q, k, v, i):
       k, v = (x[i].astype(jnp.float32) for x in (k, v))

@@ -78,6 +78,13 @@ class RolesTest(parameterized.TestCase):
     want = y.reshape(2, 5, 3, 4, 6).transpose(4, 1, 3, 2, 0)
     np.testing.assert_array_equal(back, want)
 
+  def test_four_axes_stay_what_they_are(self):
+    _, r, of, _ = _chosen('btngd', 'bsnd', 'bsnm', 'btngm')
+    axes_of = tuple(map(of, 'bsnd'))
+    self.assertTrue(r.as_it_is('key', axes_of))
+    self.assertFalse(r.as_it_is('key', axes_of[:1] + axes_of))
+    self.assertFalse(r.as_it_is('key', (of('bs'), (), *axes_of[2:])))
+
   def test_beside_scores(self):
     _, r, of, parts = _chosen('btngd', 'bsnd', 'bsnm', 'btngm')
     x = jnp.arange(35).reshape(7, 5)
