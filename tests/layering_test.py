@@ -86,6 +86,9 @@ _STRUCTURAL = {
 
 # Files without a test of their name, and the test that they share with others.
 _TESTED_IN = {
+  # What a call of the library is made of, as its callers make it.
+  'kernels/cpu/calls.py': 'kernels/cpu/native_test.py',
+  'kernels/operands.py': 'kernels/dispatch_test.py',
   # The loop of the Pallas kernels and its blocks, which have no other use.
   'kernels/pallas/contract.py': 'kernels/pallas/weight_only_test.py',
   'kernels/pallas/tiles.py': 'kernels/pallas/weight_only_test.py',

@@ -340,17 +340,22 @@ def quantize(
       isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(q)
     ):
       jax.block_until_ready(q)
-      for part in jax.tree.leaves(x):
-        left[id(part)] -= 1
-        # Numpy's have no memory on the device.
-        if not left[id(part)] and isinstance(part, jax.Array):
-          part.delete()
+      _delete(x, left)
     return q
 
   out = modules.dress(rules_lib.map_named(quantized, params), params)
   if reference is not None:
     _judge(reference, out, before)
   return out
+
+
+def _delete(x, left: collections.Counter) -> None:
+  """Deletes arrays of which no other leaf is `left` to be quantised."""
+  for part in jax.tree.leaves(x):
+    left[id(part)] -= 1
+    # Numpy's have no memory on the device.
+    if not left[id(part)] and isinstance(part, jax.Array):
+      part.delete()
 
 
 def _called(apply, params) -> Callable:

@@ -61,6 +61,18 @@ def _normed(draws, norm, x):
 
 
 class FuzzProductsTest(absltest.TestCase):
+  def _checked(self, path, kept, draws, norm, x):
+    """The norm of rows that a call kept, which must be that of an oracle."""
+    self.assertEqual(kept.dtype, x.dtype)
+    rows = np.asarray(kept)
+    y, bound = _normed(draws, norm, x)
+    rounding = 2.0**-8 if x.dtype == jnp.bfloat16 else 0.0
+    off = np.abs(np.float64(rows) - y)
+    right = off <= bound + rounding * np.abs(y) + 1e-30
+    right |= np.isnan(rows.astype(np.float32)) & ~np.isfinite(y)
+    self.assertTrue(right.all(), path)
+    return rows
+
   @fuzz_draws.examples
   @hypothesis.given(
     name=st.sampled_from(('int8', 'int8', 'int4', 'int3', 'e2m1', 'nf4')),
@@ -125,16 +137,7 @@ class FuzzProductsTest(absltest.TestCase):
       ]
 
     for path, got in zip(native.paths(), run(x, arrays, norm), strict=True):
-      rows = x
-      if keep:
-        self.assertEqual(got[-1].dtype, x.dtype)
-        rows = np.asarray(got[-1])
-        y, bound = _normed(draws, norm, x)
-        rounding = 2.0**-8 if x.dtype == jnp.bfloat16 else 0.0
-        off = np.abs(np.float64(rows) - y)
-        right = off <= bound + rounding * np.abs(y) + 1e-30
-        right |= np.isnan(rows.astype(np.float32)) & ~np.isfinite(y)
-        self.assertTrue(right.all(), path)
+      rows = self._checked(path, got[-1], draws, norm, x) if keep else x
       for y, (mine, columns, codes, p, finish) in zip(got, expectations):
         w = kernel_oracle.numbers(codes, name)
         expected = fuzz_draws.expected_products(
