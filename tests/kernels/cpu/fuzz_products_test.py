@@ -60,6 +60,24 @@ def _normed(draws, norm, x):
   return y, bound
 
 
+def _on_paths(x, weights, norm, **how):
+  """What each instruction path makes of several weights, in one program."""
+  arrays = [w._replace(n=None, out_dtype=None, constant=None) for w in weights]
+
+  @jax.jit
+  def run(x, arrays, norm):
+    passed = [
+      a._replace(n=w.n, out_dtype=w.out_dtype, constant=0)
+      for a, w in zip(arrays, weights, strict=True)
+    ]
+    return [
+      native.matmuls(x, passed, norm, path=path, **how)
+      for path in native.paths()
+    ]
+
+  return run(x, arrays, norm)
+
+
 class FuzzProductsTest(absltest.TestCase):
   def _checked(self, path, kept, draws, norm, x):
     """The norm of rows that a call kept, which must be that of an oracle."""
@@ -120,23 +138,10 @@ class FuzzProductsTest(absltest.TestCase):
       )
       expectations.append((mine, columns, codes, p, finish))
 
-    arrays = [
-      w._replace(n=None, out_dtype=None, constant=None) for w in weights
-    ]
-
-    @jax.jit
-    def run(x, arrays, norm):
-      passed = [
-        a._replace(n=w.n, out_dtype=w.out_dtype, constant=0)
-        for a, w in zip(arrays, weights, strict=True)
-      ]
-      how = dict(format=name, k=k, group=group, keep=keep)
-      return [
-        native.matmuls(x, passed, norm, path=path, **how)
-        for path in native.paths()
-      ]
-
-    for path, got in zip(native.paths(), run(x, arrays, norm), strict=True):
+    found = _on_paths(
+      x, weights, norm, format=name, k=k, group=group, keep=keep
+    )
+    for path, got in zip(native.paths(), found, strict=True):
       rows = self._checked(path, got[-1], draws, norm, x) if keep else x
       for y, (mine, columns, codes, p, finish) in zip(got, expectations):
         w = kernel_oracle.numbers(codes, name)
