@@ -4,6 +4,8 @@ from collections.abc import Collection
 from collections.abc import Iterable
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxopt_compress.core import jaxprs
 
 # What gives the same entries in another form.
@@ -23,6 +25,16 @@ MOVES = (
   'optimization_barrier',
 )
 _ALIKE = ('reshape', 'squeeze', 'transpose', 'convert_element_type')
+
+
+def keeps_numbers(old, new) -> bool:
+  """Whether a float type has every number of another."""
+  old, new = jnp.dtype(old), jnp.dtype(new)
+  if not all(jnp.issubdtype(t, jnp.floating) for t in (old, new)):
+    return False
+  a, b = jnp.finfo(old), jnp.finfo(new)
+  # Types of 8 bits have no promotion that could be asked.
+  return a.nmant <= b.nmant and a.minexp >= b.minexp and a.maxexp <= b.maxexp
 
 
 class Flow:

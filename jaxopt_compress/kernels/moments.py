@@ -140,7 +140,11 @@ def _origins(flow, v) -> list[Any]:
   while (made := flow.maker(found[-1])) is not None:
     if _is_square(made):
       found = [made.invars[0]]  # not the square
-    elif made.primitive.name == 'convert_element_type':
+    elif made.primitive.name == 'convert_element_type' and (
+      flow_lib.keeps_numbers(
+        made.invars[0].aval.dtype, made.outvars[0].aval.dtype
+      )
+    ):
       found.append(made.invars[0])
     else:
       break
@@ -234,12 +238,19 @@ def _is_number(word, value) -> bool:
 
 
 def _same(eqn, operands, x, flow):
-  """Of the same meaning: in another type, or spread in the order of rows."""
+  """Of the same meaning: in another type, or spread in the order of rows.
+
+  What is rounded to fewer bits than x has is another value.
+  """
   del flow
   word, *_ = operands
   name, (out,) = eqn.primitive.name, eqn.outvars
-  if word is None or word.name == 'number' or name == 'convert_element_type':
+  if word is None or word.name == 'number':
     return word
+  if name == 'convert_element_type':
+    old, new = eqn.invars[0].aval.dtype, out.aval.dtype
+    keeps = flow_lib.keeps_numbers(old, new)
+    return word if keeps or new == x.dtype else None
   if name == 'broadcast_in_dim':
     axes = tuple(eqn.params['broadcast_dimensions'])
     aligned = axes == tuple(range(len(axes)))

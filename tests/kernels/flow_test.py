@@ -42,6 +42,15 @@ class FlowTest(absltest.TestCase):
     want = {'reshape': True, 'transpose': True, 'cond': True}
     self.assertEqual(of, dict.fromkeys(of, False) | want)
 
+  def test_keeps_numbers(self):
+    wider = ('float8_e4m3fn', 'bfloat16', 'float32')
+    for i, old in enumerate(wider):
+      for j, new in enumerate(wider):
+        self.assertEqual(flow.keeps_numbers(old, new), i <= j, (old, new))
+    self.assertFalse(flow.keeps_numbers('float16', 'bfloat16'))
+    self.assertFalse(flow.keeps_numbers('bfloat16', 'float16'))
+    self.assertFalse(flow.keeps_numbers('int8', 'float32'))
+
 
 if __name__ == '__main__':
   absltest.main()

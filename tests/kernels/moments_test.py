@@ -173,6 +173,32 @@ def of_groups(x, a, b):
   return y.reshape(x.shape)
 
 
+def _rounded(x, dtype=jnp.float8_e4m3fn):
+  return x.astype(dtype).astype(x.dtype)
+
+
+def with_the_mean_of_rounded(x, a, b):
+  x = x - _mean(_rounded(x))
+  return x * lax.rsqrt(_mean(x**2) + 1e-5)
+
+
+def with_squares_of_rounded(x, a, b):
+  return x * lax.rsqrt(_mean(_rounded(x) ** 2) + 1e-6)
+
+
+def with_the_mean_rounded(x, a, b):
+  x = x - _rounded(_mean(x), jnp.bfloat16)
+  return x * lax.rsqrt(_mean(x**2) + 1e-5)
+
+
+def rounded_after(x, a, b):
+  return _rounded(rms(x, a, b))
+
+
+def rounded_to_bfloat16_after(x, a, b):
+  return _rounded(rms(x, a, b), jnp.bfloat16)
+
+
 def not_rows(x, a, b):
   return jnp.swapaxes(by_hand(x, a, b), 0, 1)
 
@@ -188,6 +214,9 @@ NOT_FOUND = (
   known_moments,
   of_another,
   of_groups,
+  with_squares_of_rounded,
+  rounded_after,
+  rounded_to_bfloat16_after,
   not_rows,
 )
 
@@ -243,6 +272,23 @@ class MomentsTest(parameterized.TestCase):
   @parameterized.named_parameters((f.__name__, f) for f in NOT_FOUND)
   def test_not_found(self, f):
     self.assertIsNone(_find(f, X)[0])
+
+  @parameterized.parameters(
+    (jnp.float8_e4m3fn, rms),
+    (jnp.bfloat16, rms),
+    (jnp.float8_e4m3fn, by_hand),
+    (jnp.bfloat16, by_hand),
+  )
+  def test_of_what_was_rounded_before(self, dtype, norm):
+    found, jaxpr, _ = _find(lambda x, a, b: norm(_rounded(x, dtype), a, b), X)
+    made = flow_lib.Flow(jaxpr).maker(found.x)
+    self.assertEqual(made.primitive.name, 'convert_element_type')
+    self.assertEqual(made.invars[0].aval.dtype, dtype)
+
+  @parameterized.parameters(with_the_mean_rounded, with_the_mean_of_rounded)
+  def test_with_a_mean_that_is_rounded(self, f):
+    # Of x less that mean it is an RMS norm, of x it is none.
+    self.assertFalse(_find(f, X)[0].word.centered)
 
   def test_an_rms_norm_of_what_is_centered_before(self):
     # The norm of x - mean(x) would be of float32, and something reads x - mean(x).
