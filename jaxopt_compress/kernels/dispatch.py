@@ -137,6 +137,11 @@ def _in_one_call(x, weights, epilogue_of) -> bool:
   return (
     panels
     and all(kind(leaf) == kind(weights[0]) for leaf in weights)
+    # Else rows are rounded before the call, for each weight by its own range.
+    and all(
+      leaf.plan.act is None or operands.suits(leaf.plan.act, leaf)
+      for leaf in weights
+    )
     and all(
       epilogue is None or _is_ours(leaf, epilogue)
       for leaf, epilogue in zip(weights, epilogue_of, strict=True)

@@ -139,12 +139,20 @@ class ProductsTest(parameterized.TestCase):
     self._check(x, mixed, norm, True, 3e-3)
     self._check(x, _weights('int8, int8 tensor'), norm, True, 3e-3)
 
-  @parameterized.parameters((0.02, 0.03), (0.02, 0.02))
-  def test_given_ranges(self, *ranges):
+  @parameterized.product(
+    scheme=(
+      'int8, int8 tensor static',
+      # Rows of these are rounded before the library has them.
+      'int8, e4m3 tensor static',
+      'nf4, int8 tensor static',
+    ),
+    ranges=((0.02, 0.03), (0.02, 0.02)),
+  )
+  def test_given_ranges(self, scheme, ranges):
     """Codes are made for each range."""
     weights = [
       dataclasses.replace(w, act_scale=jnp.full((1, 1), r))
-      for w, r in zip(_weights('int8, int8 tensor static')[:2], ranges)
+      for w, r in zip(_weights(scheme)[:2], ranges)
     ]
     self._check(X[0], weights, NORMS['rms'], True, 2e-2)
     self._check(X[0], weights, None, False, 2e-6)
