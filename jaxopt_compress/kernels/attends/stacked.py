@@ -21,12 +21,13 @@ class Layer:
   Attributes:
     whole: the cache; its layout is that of a layer.
     index: which layer: a number, or an integer variable.
-    meant: the number or variable that the index is made of.
+    meant: what the index is: (number or variable, whether negative ones count from
+      the end, what is added to those).
   """
 
   whole: traced.Seen
   index: Any
-  meant: Any
+  meant: tuple[Any, bool, int]
 
 
 def find(trace: traced.Trace, seen: traced.Seen) -> Layer | None:
@@ -42,19 +43,25 @@ def find(trace: traced.Trace, seen: traced.Seen) -> Layer | None:
   whole = traced.Seen(cache, seen.layout[1:])
   if name == 'slice':
     index = int(eqn.params['start_indices'][0])
-    return Layer(whole, index, index)
+    return Layer(whole, index, (index, False, 0))
   if (number := trace.constant(starts[0])) is not None:
     index = min(max(int(number), 0), shape[0] - 1)
-    return Layer(whole, index, index)
-  return Layer(whole, starts[0], _from_the_end(trace, starts[0]))
+    return Layer(whole, index, (index, False, 0))
+  return Layer(whole, starts[0], _meant(trace, starts[0], shape[0]))
 
 
-def _from_the_end(trace, v) -> Any:
-  """i of where(i < 0, i + n, i), which each indexing computes anew."""
+def _meant(trace, v, count) -> tuple[Any, bool, int]:
+  """(i, True, n) of where(i < 0, i + n, i), which each indexing computes anew.
+
+  Args:
+    trace: of the body.
+    v: the index.
+    count: n, the number of layers.
+  """
   v = trace.back(traced.Seen(v, ())).v
   eqn = trace.maker(v)
   if eqn is None or eqn.primitive.name != 'select_n' or len(eqn.invars) != 3:
-    return v
+    return v, False, 0
   negative, i, later = eqn.invars
   test, more = trace.maker(negative), trace.maker(later)
   is_that = (
@@ -66,6 +73,7 @@ def _from_the_end(trace, v) -> Any:
     and more is not None
     and more.primitive.name == 'add'
     and more.invars[0] is i
-    and trace.constant(more.invars[1]) is not None
+    and trace.constant(more.invars[1]) == count
   )
-  return i if is_that else v
+  # An index that counts from the end is another layer than its number is, cut off.
+  return (i, True, count) if is_that else (v, False, 0)

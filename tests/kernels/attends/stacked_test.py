@@ -35,7 +35,27 @@ class StackedTest(parameterized.TestCase):
   def test_by_an_index(self):
     found, (cache, index), _ = _found(lambda c, i: c[i])
     self.assertIs(found.whole.v, cache)
-    self.assertIs(found.meant, index)
+    self.assertEqual(found.meant, (index, True, 3))
+
+  def test_by_an_index_as_it_is(self):
+    found, (_, index), _ = _found(
+      lambda c, i: lax.dynamic_index_in_dim(
+        c, i, keepdims=False, allow_negative_indices=False
+      )
+    )
+    self.assertEqual(found.meant, (index, False, 0))
+
+  def test_by_an_index_that_counts_otherwise(self):
+    found, (_, index), _ = _found(
+      lambda c, i: lax.dynamic_index_in_dim(
+        c,
+        jnp.where(i < 0, i + 2, i),
+        keepdims=False,
+        allow_negative_indices=False,
+      )
+    )
+    self.assertIsNot(found.meant[0], index)
+    self.assertFalse(found.meant[1])
 
   @parameterized.named_parameters(
     ('all layers', lambda c, i: c),
