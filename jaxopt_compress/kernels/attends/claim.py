@@ -132,7 +132,7 @@ def _by_kernel(found: match.Attention, values):
     more = _beside(found, seen, x if yes else ~x)
     mask = more if mask is None else mask & more
   for seen, more in found.visible.lengths:
-    here = _lengths(found, seen, read(seen)) + more
+    here = _lengths(found, seen, read(seen), more)
     lengths = here if lengths is None else jnp.minimum(lengths, here)
   word = r.order('out', parts.flat(found.out.layout)) or 'bthd'
   form = attention.Form(
@@ -156,13 +156,17 @@ def _beside(found, seen, x):
   return roles_lib.as_scores(x, flat, found.roles, found.parts)
 
 
-def _lengths(found, seen, x):
-  """The largest of a value for each batch: [batch] int32."""
+def _lengths(found, seen, x, more):
+  """The largest of a value for each batch, plus a number: [batch] int32."""
   r, parts = found.roles, found.parts
   x = roles_lib.as_scores(x, parts.flat(seen.layout), r, parts)
   size = parts.size(r.batch)
   # Of what differs along places, the last place sees most.
-  return jnp.broadcast_to(x.max((1, 2, 3)), (size,)).astype(jnp.int32)
+  x = x.max((1, 2, 3))
+  # Of numbers far beyond all keys none is to wrap in the cast or the addition.
+  most, known = parts.size(r.keys) + abs(more), jnp.iinfo(x.dtype)
+  x = jnp.clip(x, max(-most, known.min), min(most, known.max))
+  return jnp.broadcast_to(x, (size,)).astype(jnp.int32) + more
 
 
 def _bounds(found):

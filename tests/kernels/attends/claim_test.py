@@ -159,6 +159,45 @@ class MaskedTest(parameterized.TestCase):
     got, _ = jax.jit(jc.lift(f))(leaf, _Q, _K, _V)
     _assert_close(got, run(_Q, _K, _V), 2e-6)
 
+  @parameterized.parameters('int32', 'uint32', 'int8')
+  def test_lengths_far_beyond_all_keys(self, dtype):
+    # By the axis of the batch: the largest number there is, and a small one.
+    last = jnp.array([jnp.iinfo(dtype).max, 3], dtype)[:, None, None, None]
+
+    def run(q, k, v, last):
+      s = jnp.einsum('bqhd,bkhd->bhqk', q, k)
+      s = jnp.where(
+        jnp.arange(7, dtype=dtype)[None, None, None] <= last, s, -1e9
+      )
+      return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(s), v)
+
+    args = _Q, _K, _V, last
+    (a,) = match.find(flow.Flow(_flat(run, *args)))
+    self.assertLen(a.visible.lengths, 1)
+    f, leaf = _beside_a_leaf(run)
+    got, _ = jax.jit(jc.lift(f))(leaf, *args)
+    _assert_close(got, run(*args), 2e-6)
+
+
+class LayersTest(parameterized.TestCase):
+  def test_keys_and_values_of_different_layers(self):
+    # The raw index is cut off at the first layer, the other counts from the end.
+    caches = jnp.stack([_K, _K + 1]), jnp.stack([_V, 2 - _V])
+
+    def run(q, keys, values, i):
+      k = jax.lax.dynamic_slice(
+        keys, (i, 0, 0, 0, 0), (1, *_K.shape), allow_negative_indices=False
+      )[0]
+      weights = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+      return jnp.einsum('bhqk,bkhd->bqhd', weights, values[i])
+
+    args = _Q, *caches, jnp.int32(-1)
+    (a,) = match.find(flow.Flow(_flat(run, *args)))
+    self.assertIsNone(a.layer)
+    f, leaf = _beside_a_leaf(run)
+    got, _ = jax.jit(jc.lift(f))(leaf, *args)
+    _assert_close(got, run(*args), 2e-6)
+
 
 if __name__ == '__main__':
   absltest.main()
