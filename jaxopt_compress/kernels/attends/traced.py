@@ -74,7 +74,8 @@ class Trace:
 
     Args:
       seen: the value.
-      casts: 'all', or 'wider': those that keep every number.
+      casts: 'all', or 'wider': those that keep every number, of types that kernels
+        compute with.
     """
     while (eqn := self.maker(seen.v)) is not None:
       if eqn.primitive.name == 'convert_element_type':
@@ -119,4 +120,5 @@ def _passes(eqn, casts) -> bool:
   old, new = eqn.invars[0].aval.dtype, jnp.dtype(eqn.params['new_dtype'])
   if not all(jnp.issubdtype(t, jnp.floating) for t in (old, new)):
     return False
-  return casts == 'all' or jnp.promote_types(old, new) == new
+  wider = old.itemsize > 1 and flow_lib.keeps_numbers(old, new)
+  return casts == 'all' or wider

@@ -277,6 +277,10 @@ PROGRAMS = {
   'bfloat16': Program(
     _halves, tuple(x.astype(jnp.bfloat16) for x in (Q, K, V)), within=2e-2
   ),
+  'keys in float8': Program(
+    lambda q, k, v: _einsum()(q, k.astype(q.dtype), v.astype(q.dtype)),
+    (Q, *(x.astype(jnp.float8_e4m3fn) for x in (K, V))),
+  ),
   'our own': Program(_own(0), (Q, *(x.swapaxes(1, 2) for x in FEW)), right=0),
   'our own, later': Program(
     _own(2), (Q, *(x.swapaxes(1, 2) for x in FEW)), right=2
