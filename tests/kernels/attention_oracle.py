@@ -81,6 +81,9 @@ class Draw:
     mask = None
     if 'mask' in has:
       mask = self.rng.random(self._batch(self._some(b, n, t, s))) < 0.7
+    if 'mask of keys' in has:
+      mask = self.rng.random(self._batch((1, 1, 1, s))) < 0.7
+      mask[..., 0] = False
     self.operands = attention.Operands(
       query.astype(types[0]),
       key[0],

@@ -77,6 +77,26 @@ class AttentionTest(parameterized.TestCase):
       y, expected = _run(p, form, path), oracle.expected(p, form)
       np.testing.assert_allclose(y, expected, atol=1e-5)
 
+  @parameterized.parameters(*PATHS)
+  def test_one_key_in_the_last_run(self, path):
+    mask = np.ones((1, 1, 1, 994), bool)
+    mask[..., 0] = False
+    p = _operands(16, 994, heads=1, d=128, b=1, mask=mask)
+    p.key[:, -1] = 3 * p.query[:, 3]
+    form = attention.Form(scale=128**-0.5)
+    y, expected = _run(p, form, path), oracle.expected(p, form)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+  @parameterized.product(places=sorted(PLACES.values()), path=PATHS)
+  def test_nan_of_a_query_and_of_values_not_read(self, places, path):
+    t, s = places
+    p = _operands(t, s, b=1, key_lengths=np.int32([s - 9]))
+    expected = oracle.expected(p, attention.Form(scale=32**-0.5))
+    expected[:, t // 2] = np.nan
+    p.value[:, -9:] = np.nan
+    p.query[:, t // 2] = np.nan
+    np.testing.assert_allclose(_run(p, path=path), expected, atol=1e-5)
+
   def test_additive_mask_of_the_least_number(self):
     bias = np.zeros((1, 1, 40, 70), np.float32)
     bias[:, :, 7:9] = np.finfo(np.float32).min

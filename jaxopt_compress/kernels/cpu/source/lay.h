@@ -207,7 +207,8 @@ inline void hide(const Heads& a, const Head& h, const Queries& q, int64_t from,
   const int64_t first = a.mask_key == 0 ? 0 : from;
   if (a.mask_query == 0 && a.mask_head == 0) {
     for (int64_t i = 0; i < n; ++i) {
-      if (h.mask[keys == 1 ? 0 : from + i]) continue;
+      // A run of one key, the last one, is not at 0.
+      if (h.mask[keys == 1 ? first : from + i]) continue;
       for (int j = 0; j < kColumns; ++j) scores[i * kColumns + j] = a.masked;
     }
     return;
