@@ -88,7 +88,7 @@ class Operands:
       size one broadcasts; that of the features is one. What codes stand for is
       codes * scale.
     layer: int32 scalar. `key` and `value` have an axis of layers first of all (their
-      scales, too), and this is the one to read.
+      scales, too, as long), and this is the one to read.
   """
 
   query: jax.Array

@@ -128,6 +128,19 @@ class AttentionTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(Exception, 'shapes of attention'):
         _run(dataclasses.replace(p, **wrong))
+    layers = attention.Operands(
+      p.query,
+      *np.zeros((2, 3, 2, 12, 2, 32), np.int8),
+      key_scale=np.ones((3, 1, 1, 1, 1), np.float32),
+      value_scale=np.ones((3, 1, 1, 1, 1), np.float32),
+      layer=np.int32(2),
+    )
+    _run(layers)
+    for name in ('key', 'value', 'key_scale', 'value_scale'):
+      for n in (1, 2):
+        less = {name: getattr(layers, name)[:n]}
+        with self.assertRaisesRegex(Exception, 'shapes of attention'):
+          _run(dataclasses.replace(layers, **less))
     for wrong in (
       dict(query=p.query.astype(np.int8)),
       dict(mask=np.ones((1, 1, 1, 12), np.int8)),

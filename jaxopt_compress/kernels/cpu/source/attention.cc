@@ -204,10 +204,15 @@ ffi::Error check(const Call& c, bool masks) {
     return !p.there() || (p.has_own() && p.is(Type::kS32) &&
                           (p.axis(0) == 1 || p.axis(0) == q.b));
   };
+  // Each is read at the same layer.
+  const auto layers = [&](const Part& p) {
+    return !p.there() || p.own() < 5 || p.axis(0) == c.key.axis(0);
+  };
   if (!sizes || !broadcasts(c.bias, c.of_bias, c) || !broadcasts(c.mask, c.of_mask, c) ||
       !scales(c.key_scale, c.of_key_scale, k) ||
       !scales(c.value_scale, c.of_value_scale, v) || !lengths(c.wanted) ||
-      !lengths(c.known)) {
+      !lengths(c.known) || !layers(c.value) || !layers(c.key_scale) ||
+      !layers(c.value_scale)) {
     return wrong("shapes of attention do not fit each other");
   }
   const auto floating = [](const Part& p) {
