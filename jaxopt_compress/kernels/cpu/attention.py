@@ -116,7 +116,9 @@ def attention(
   """Attention on the library; no derivative.
 
   A key that none of a block of queries may attend to is not read, so nothing comes of
-  a NaN there.
+  a NaN there; unless a query of the block may attend to no key, or only to such that
+  score hardly more than `masked`: its result is of all values then, and a NaN among
+  them makes the block NaN. A query that is NaN does nothing to others.
 
   Args:
     p: what it reads.

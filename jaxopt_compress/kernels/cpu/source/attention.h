@@ -246,9 +246,11 @@ inline void ask_results(const Heads& a, const Head& h, const Queries& q) {
 }
 
 // Whether what is masked counts for a row, too: it sees nothing, or nothing that scores
-// so much more that the rest weighs 0. All keys are to be read then.
-inline bool sees_all(const Heads& a, const Head& h, int64_t row, float most) {
-  return !(most - a.masked > 128.0f) && a.masked >= kLeast &&
+// so much more that the rest weighs 0. All keys are to be read then; but not for a row
+// that is NaN already, which would take the others of its block along.
+inline bool sees_all(const Heads& a, const Head& h, int64_t row, float most,
+                     float sum) {
+  return !(most - a.masked > 128.0f) && sum == sum && a.masked >= kLeast &&
          row % a.queries < h.wanted;
 }
 
@@ -317,10 +319,11 @@ inline bool attend_keys(const Heads& a, const Head& h, int64_t first, int64_t la
     }
   }
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t j = 0; !all && j < queries[b].count; ++j) {
-      if (sees_all(a, h, queries[b].first + j, queries[b].most[j])) return false;
+    const Queries& q = queries[b];
+    for (int64_t j = 0; !all && j < q.count; ++j) {
+      if (sees_all(a, h, q.first + j, q.most[j], q.sum[j])) return false;
     }
-    store_rows(a, h, queries[b].first, queries[b].count, queries[b].o, queries[b].sum);
+    store_rows(a, h, q.first, q.count, q.o, q.sum);
   }
   return true;
 }

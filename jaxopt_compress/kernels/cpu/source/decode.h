@@ -327,7 +327,7 @@ void merge(const Heads& a, const Head& h, int64_t count, const float* found,
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    if (!sees_all(a, h, r, to.most[r])) continue;
+    if (!sees_all(a, h, r, to.most[r], to.sum[r])) continue;
     find(a, h, {0, a.keys}, all, workspace);
     break;
   }
