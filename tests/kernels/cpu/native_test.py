@@ -217,6 +217,19 @@ class MatmulTest(parameterized.TestCase):
       y = case.run(Act.FLOAT, x=case.x * np.float32(size)) / size
       self.assertLess(_distance(y, case.x @ case.w), 2e-6)
 
+  @parameterized.parameters(*[(path,) for path in EACH])
+  def test_huge_on_both_sides_asymmetric(self, path):
+    case = Case('int8', (2, 64, 40, 64))
+    case.scale = case.scale * np.float32(2**-20)
+    case.x[:, :2] = 3, -3
+    x = np.clip(case.x, -3, 3)
+    totals = case.w.sum(0, keepdims=True) * 2.0**-20
+    how = dict(symmetric=False, totals=jnp.asarray(totals, jnp.float32))
+    y = case.run(Act.DYNAMIC, path, x=x, **how)
+    # 5e38, from the least to the largest, is not a float32.
+    huge = case.run(Act.DYNAMIC, path, x=x * np.float32(2.0**126), **how)
+    np.testing.assert_allclose(huge * 2.0**-126, y, rtol=1e-6)
+
   def test_sums_near_the_end_of_int32(self):
     # 100,000 products of -128 and -128 are 1.6e9.
     k, n = 100_000, 2

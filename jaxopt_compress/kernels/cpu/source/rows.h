@@ -124,8 +124,10 @@ inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   }
   float reach = m, center = 0.0f;
   if (!job.symmetric) {
-    reach = (extent.high - extent.low) * 0.5f;
-    center = (extent.high + extent.low) * 0.5f;
+    // Halves first: the difference of two large numbers is infinite.
+    const float low = extent.low * 0.5f, high = extent.high * 0.5f;
+    reach = high - low;
+    center = high + low;
   }
   float scale = reach * (1.0f / job.bound);
   scale = scale > kTiny ? scale : kTiny;
