@@ -277,10 +277,17 @@ def matmuls(
 
   Raises:
     RuntimeError: the library was not built.
+    ValueError: what is static of a `rounding` differs, or `totals` are missing.
   """
   _check_library()
+  rounding = weights[0].rounding.attributes()
   for weight in weights:
     check_totals(weight.rounding)
+    if weight.rounding.attributes() != rounding:
+      raise ValueError(
+        f'Weights round the rows they share differently: {rounding} and'
+        f' {weight.rounding.attributes()}.'
+      )
   operands = calls.Operands([(x, 2)])
   vectors = (None, None) if norm is None else (norm.scale, norm.shift)
   vectors = [None if p is None else p.astype(jnp.float32) for p in vectors]
@@ -309,7 +316,7 @@ def matmuls(
     n=np.int64([weight.n for weight in weights]),
     norm=_attributes(norm, in_norm, keep),
     path=path,
-    rounding=weights[0].rounding.attributes(),
+    rounding=rounding,
     skips=skips,
     sparse=sparse,
     times=np.int32([finish.times for finish in finishes]),

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels import norms
 from jaxopt_compress.kernels.cpu import native
 
 Act = native.Act
@@ -306,6 +307,39 @@ class TransformTest(parameterized.TestCase):
       case.run(Act.FLOAT, x=np.ones((3, 63), np.float32))
     with self.assertRaisesRegex(Exception, 'no instruction path'):
       case.run(Act.FLOAT, path='avx-9000')
+
+  def test_weights_that_round_differently_are_refused(self):
+    case = Case('int8', (3, 64, 40, 64))
+    one, other = (
+      native.Weight(
+        case.payload,
+        jnp.asarray(case.scale),
+        case.n,
+        rounding=native.Rounding(act=Act.DYNAMIC, bound=bound),
+      )
+      for bound in (127.0, 127.5)
+    )
+    how = dict(format='int8', k=64, group=64)
+    native.matmuls(jnp.asarray(case.x), [one, one], **how)
+    with self.assertRaisesRegex(ValueError, 'differently'):
+      native.matmuls(jnp.asarray(case.x), [one, other], **how)
+
+  def test_a_norm_is_not_kept_by_matmuls_of_no_columns(self):
+    case = Case('int8', (3, 64, 40, 64))
+    none = native.Weight(case.payload[:0], jnp.zeros((1, 0)), 0)
+    norm = norms.Norm(jnp.ones(64), None, 1e-6)
+    with self.assertRaisesRegex(Exception, 'no product to keep the norm of'):
+      jax.block_until_ready(
+        native.matmuls(
+          jnp.asarray(case.x),
+          [none],
+          norm,
+          format='int8',
+          k=64,
+          group=64,
+          keep=True,
+        )
+      )
 
   def test_results_that_cannot_be_finished(self):
     case = Case('int8', (3, 64, 40, 64))

@@ -317,7 +317,11 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   call.items.clear();
   const ffi::Error read =
       read_weights(x, &rest, outs, options, *format, &call.weights);
-  if (read.failure() || call.weights.empty()) return read;
+  if (read.failure()) return read;
+  if (call.weights.empty()) {
+    // Norms are computed on the way to a product.
+    return normed.there() ? wrong("there is no product to keep the norm of") : read;
+  }
   return run_products(pool, id, {scale, shift, normed}, options, &call);
 }
 
