@@ -155,6 +155,22 @@ class MatmulTest(parameterized.TestCase):
     x = (codes + 7) * 0.03
     self.assertLess(_distance(y, x @ case.w + bias), 1e-5)
 
+  @parameterized.parameters(*[(path,) for path in EACH])
+  def test_a_static_zero_that_is_no_code(self, path):
+    case = Case('int8', (9, 64, 40, 64))
+    totals = jnp.asarray(case.w.sum(0, keepdims=True), jnp.float32)
+    for zero in (np.nan, np.inf, -129.0, 128.0, 1e20, 0.5, 127.0):
+      y = case.run(
+        Act.STATIC,
+        path,
+        scale=jnp.full((1, 1), 0.03),
+        zero=jnp.full((1, 1), zero),
+        symmetric=False,
+        totals=totals,
+      )
+      self.assertEqual(np.isnan(y).all(), zero != 127.0, zero)
+      self.assertEqual(np.isnan(y).any(), zero != 127.0, zero)
+
   @parameterized.parameters(
     (jnp.bfloat16,),
     (jnp.float8_e8m0fnu,),

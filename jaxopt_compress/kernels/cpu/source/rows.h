@@ -106,14 +106,18 @@ inline void extend(const Job& job, const float* x, int64_t n, Extent& extent) {
 
 struct Range {
   float scale, zero;
-  bool bad;  // there is a NaN or an infinity, so all products are NaN
+  bool bad;  // all products are NaN: an entry is, or infinite, or no code stands for 0
 };
 
 // The same as jaxopt_compress/quantization/scales.py computes.
 inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   const float m = extent.most;
   if (job.act == Act::kStatic) {
-    if (!finite(item.act_zero)) return {1.0f, 0.0f, true};
+    // What is not a code does not convert to one, and each path would do otherwise.
+    const float zero = item.act_zero;
+    const bool code = zero >= job.low && zero <= job.high &&
+                      zero == __builtin_nearbyintf(zero);
+    if (!code) return {1.0f, 0.0f, true};
     return {item.act_scale, item.act_zero, m != m};
   }
   if (!finite(m)) return {1.0f, 0.0f, true};
