@@ -30,8 +30,6 @@ class _OnnxRuntime:
     options = ort.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3
-    # It spins inside a run, as for its users, and not after.
-    options.add_session_config_entry('session.force_spinning_stop', '1')
     self._session = ort.InferenceSession(
       path, options, ['CPUExecutionProvider']
     )
