@@ -8,10 +8,12 @@ class Bars:
     self._lines, self._missed = [], 0
 
   def add(self, what: str, measured: float, wanted: float, note: str = ''):
-    missed = measured < wanted
+    # No number is none that was met.
+    missed = not measured >= wanted
     self._missed += missed
     word = 'MISSED' if missed else 'MET'
-    line = f'  {what:58s} {measured:8.4f} of {wanted:.4f}  {word:6s}  {note}'
+    word = 'NOT MEASURED' if measured != measured or wanted != wanted else word
+    line = f'  {what:58s} {measured:8.4f} of {wanted:.4f}  {word:12s}  {note}'
     self._lines.append(line.rstrip())
 
   def show(self):

@@ -230,7 +230,8 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
     print(f'    {name:36s}{line}', flush=True)
   for word, least in model.bars.items():
     others = [words[name][word] for name, kind in seen.items() if kind == INT8]
-    least = max(others, default=0.0) if least is None else least
+    # Of no rival there is no number, and what is compared with none is missed.
+    least = max(others, default=np.nan) if least is None else least
     for form in model.forms:
       if form.kind == INT8 and form.name in words:
         what = f'{model.name}: {form.name}, {word}'
@@ -306,6 +307,9 @@ def show(model: Model, cell: str, rows: list[Row], bars):
     words = []
     for kinds in ((INT8,), (FLOAT,)) if not row.rival else ():
       rival = best(rows, row.path, kinds)
+      if rival is None and row.kind == INT8:
+        what = f'{model.name} {cell} {row.path or "auto"}: {row.name}'
+        bars.add(f'{what} over {kinds[0]}', np.nan, 1.0)
       if rival is not None:
         ratio = np.median(rival.seconds / row.seconds)
         words.append(f'{ratio:.2f}x {rival.name}')

@@ -75,6 +75,17 @@ def _printed(f, *args, **how):
   return found, out.getvalue()
 
 
+class BarsTest(absltest.TestCase):
+  def test_no_number_is_not_met(self):
+    bars = bars_lib.Bars()
+    bars.add('measured', 2.0, 1.0)
+    bars.add('not run', float('nan'), 1.0)
+    bars.add('no rival', 1.0, float('nan'))
+    _, out = _printed(bars.show)
+    self.assertIn('1 met, 2 missed', out)
+    self.assertEqual(out.count('NOT MEASURED'), 2)
+
+
 class RealTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
