@@ -19,6 +19,9 @@ then how near to float everybody comes; then a table a cell:
   fastest float one. Those that meet the path avx512-vnni run in a process that may not
   use AMX.
 
+The original of MiniLM is torch's; what stands for it here is written anew with
+onnxruntime's operators, from the same file of weights.
+
 One core: --cores=0. Leave the cores alone meanwhile.
 """
 
@@ -105,6 +108,12 @@ def main(_):
     return 'The CPU kernels were not built, so there is nothing to measure.'
   if not _RIVALS.value:
     return "--rivals names a python that has the models' wheels."
+  for path in _PATHS.value:
+    if path not in ('auto', cells.VNNI):
+      return (
+        f'--paths has {path!r}; it may have auto and {cells.VNNI}, the ones that'
+        ' rivals can be kept to.'
+      )
   cores = ','.join(map(str, sorted(os.sched_getaffinity(0))))
   print(
     f'cores {cores}, jax {jax.__version__}, kernels {" ".join(native.paths())}'
