@@ -8,7 +8,7 @@ Sentences: batch x tokens x heads x features in float32, the time of a call of
 interpreter of --rivals. Decoding: one query over a cache of 2,048 places, its bytes a
 second as a share of what the cores read from a buffer of as many bytes. All in turns on
 the same cores, medians of --rounds. `error` is the largest difference from float64 over
-the largest value.
+the largest of |v|.
 
 Leave the cores alone meanwhile.
 """
@@ -29,6 +29,7 @@ import numpy as np
 from jaxopt_compress import kernels
 from jaxopt_compress.kernels import scores
 from jaxopt_compress.kernels.cpu import attention
+from jaxopt_compress.kernels.cpu import native
 from launch.bench.kernels import turns
 
 _RIVALS = flags.DEFINE_string('rivals', '', 'A python that has torch.')
@@ -57,7 +58,7 @@ def _normal(seed, shape):
 
 
 def _error(y, q, k, v):
-  """The largest difference from float64, over the largest value."""
+  """The largest difference from float64, over the largest of |v|."""
   q, k, v = (np.float64(a) for a in (q, k, v))
   x = np.einsum('bthd,bshd->bhts', q, k) / q.shape[-1] ** 0.5
   w = np.exp(x - x.max(-1, keepdims=True))
@@ -66,11 +67,13 @@ def _error(y, q, k, v):
   return np.abs(np.float64(y) - exact).max() / np.abs(v).max()
 
 
-def _players(found, worker, name, query, key, dtype):
+def _players(found, worker, name, query, key, heads_first=False):
   """Those of torch, if there is an interpreter that has it."""
   if worker is None:
     return
-  worker.ask_json(do='prepare', name=name, query=query, key=key, dtype=dtype)
+  worker.ask_json(
+    do='prepare', name=name, query=query, key=key, heads_first=heads_first
+  )
   found['torch'] = turns.Contestant(
     lambda calls: worker.ask_json(do='turn', name=name, calls=calls), worker.pid
   )
@@ -90,7 +93,7 @@ def _sentences(worker):
       'ours': turns.here(ours, q, k, v),
       'XLA': turns.here(jax.jit(jax.nn.dot_product_attention), q, k, v),
     }
-    _players(players, worker, text, shape, shape, 'float32')
+    _players(players, worker, text, shape, shape)
     took = _run(players)
     ratio = {name: np.median(t / took['ours']) for name, t in took.items()} | (
       {} if worker else {'torch': np.nan}
@@ -113,7 +116,9 @@ def _cache(shape, kind):
 
 
 def _decoding(worker, ceiling):
-  print('decoding          cache      ours, ms   GB/s  share   XLA   torch')
+  print(
+    'decoding          cache      ours, ms   GB/s  share   XLA   torch   error'
+  )
   for text in _CACHES.value:
     b, s, h, d = _sizes(text)
     form = attention.Form(scale=d**-0.5, key='bhtd', value='bhtd')
@@ -132,7 +137,10 @@ def _decoding(worker, ceiling):
         'XLA': turns.here(jax.jit(whole), operands),
       }
       if kind == 'float32':
-        _players(players, worker, text, (b, 1, h, d), (b, s, h, d), kind)
+        _players(players, worker, text, (b, 1, h, d), (b, h, s, d), True)
+      stored = np.float64(cache if scale is None else cache * scale)
+      stored = stored.swapaxes(1, 2)
+      error = _error(ours(operands), q, stored, stored)
       nbytes = sum(
         a.nbytes for a in (cache, cache, scale, scale) if a is not None
       )
@@ -151,7 +159,7 @@ def _decoding(worker, ceiling):
       print(
         f'{text:16}  {kind:9}  {1e3 * np.median(took["ours"]):8.3f}'
         f'  {np.median(rate):5.1f}  {np.median(rate / took.get("read", nan)):5.2f}'
-        f'  {ratio["XLA"]:4.1f}  {ratio["torch"]:6.2f}',
+        f'  {ratio["XLA"]:4.1f}  {ratio["torch"]:6.2f}   {error:.1e}',
         flush=True,
       )
 
@@ -159,6 +167,8 @@ def _decoding(worker, ceiling):
 def main(_):
   if _CORES.value:
     os.sched_setaffinity(0, {int(c) for c in _CORES.value})
+  if not native.available():
+    return 'The CPU kernels were not built, so there is nothing to measure.'
   worker = ceiling = None
   if _RIVALS.value:
     script = str(pathlib.Path(__file__).parent / 'attention_torch.py')

@@ -17,12 +17,16 @@ def main():
   torch.set_grad_enabled(False)
   contestants = {}
 
-  def prepare(name, query, key, dtype):
-    """Of shapes [batch, places, heads, features], as projections leave them."""
-    q, k, v = (
-      torch.randn(shape, dtype=getattr(torch, dtype)).transpose(1, 2)
-      for shape in (query, key, key)
-    )
+  def prepare(name, query, key, heads_first):
+    """Shapes [batch, places, heads, features], as projections leave them.
+
+    With `heads_first` keys and values are [batch, heads, places, features] in
+    memory, as caches are kept.
+    """
+    q, k, v = (torch.randn(shape) for shape in (query, key, key))
+    q = q.transpose(1, 2)
+    if not heads_first:
+      k, v = k.transpose(1, 2), v.transpose(1, 2)
     attend = torch.nn.functional.scaled_dot_product_attention
     contestants[name] = functools.partial(attend, q, k, v)
 
