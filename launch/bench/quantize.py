@@ -110,7 +110,9 @@ def _programs(name):
   uses = jc.uses(apply)(model.params, x)
   found = {}
   for original, gradients in ((False, 'rounded'), (True, 'original')):
-    comp = jc.fake_quantize(_rules('W8A8'), uses, original_residuals=original)
+    comp = jc.fake_quantize(
+      _rules('int8, int8 token'), uses, original_residuals=original
+    )
 
     def trained(params, x, comp=comp):
       return jc.lift(apply)(comp.apply(params, ()), x)
@@ -137,7 +139,9 @@ def _programs(name):
     'W4A16': dict(weight_qtype='int4', tile_size=128),
   }
   for scheme, options in kinds.items():
-    q = jc.quantize(model.params, _rules(scheme), uses)
+    # qwix's have no zero points.
+    stored = 'int8, int8 token' if scheme == 'W8A8' else scheme
+    q = jc.quantize(model.params, _rules(stored), uses)
     forward = {
       'ours': (jax.jit(jc.lift(apply)), (q, x)),
       'float': (jax.jit(apply), (model.params, x)),
