@@ -330,17 +330,7 @@ class QDotArray(array.CompressedArray):
     return self.weight.zero_codes()
 
   def describe(self):
-    return f'{self.weight.describe()}, {act_words(self.act)}'
-
-
-def act_words(act: spec_lib.Spec) -> str:
-  """How the other operand is rounded, as `describe` of a leaf says it.
-
-  >>> act_words(spec_lib.Spec('int8', 'token', symmetric=False))
-  'int8 asym activations'
-  """
-  asym = '' if act.symmetric else ' asym'
-  return f'{act.format}{asym}{" static" if act.static else ""} activations'
+    return f'{self.weight.describe()}, {spec_lib.act_words(self.act)}'
 
 
 def quantize_array(

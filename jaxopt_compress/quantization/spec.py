@@ -243,3 +243,13 @@ def _meaning(word: str, words: str) -> tuple[str, dict[str, Any]]:
   }
   choices.one_of(f'a word of {words!r}', word, (*known, 'g32', '32x32'))
   return known[word]
+
+
+def act_words(act: Spec) -> str:
+  """How the other operand is rounded, as `describe` of a leaf says it.
+
+  >>> act_words(Spec('int8', 'token', symmetric=False))
+  'int8 asym activations'
+  """
+  asym = '' if act.symmetric else ' asym'
+  return f'{act.format}{asym}{" static" if act.static else ""} activations'

@@ -21,7 +21,6 @@ from jaxopt_compress.analysis import storage
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.quantization import formats
-from jaxopt_compress.quantization import qarray
 from jaxopt_compress.quantization import spec as spec_lib
 
 # Types of scales that the kernels read.
@@ -171,5 +170,5 @@ def describe(leaf, laid_out: str, bits: int = 0) -> str:
   words += ['asym'] * (getattr(leaf, 'zero', None) is not None)
   said = ' '.join(words)
   if plan.act is not None:
-    said += f', {qarray.act_words(plan.act)}'
+    said += f', {spec_lib.act_words(plan.act)}'
   return f'{said}, {laid_out}'
