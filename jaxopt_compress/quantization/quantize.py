@@ -294,7 +294,7 @@ def quantize(
 
   Raises:
     ValueError: uncovered leaf, unused rule, unknown scheme, or a leaf that
-      cannot be quantised as its rule says. With `check`, results that are no numbers
+      cannot be quantised as its rule says; `apply` without `check`. With `check`, results that are no numbers
       any more, or whose mean cosine with the float ones is below 0.9.
 
   >>> q = quantize({'kernel': jnp.ones((4, 2))}, [(r'kernel', 'W8A16')])
@@ -305,6 +305,11 @@ def quantize(
   known_paths('ranges', ranges, chosen)
   known_paths('importance', importance, chosen)
   reference = None
+  if apply is not None and check is None:
+    raise ValueError(
+      'apply= is for check=, which is not given. Give check=batches, on which the'
+      ' network is compared, or leave apply out.'
+    )
   if check is not None:
     # Before arrays are deleted.
     reference = agreement.Reference(_called(apply, params), params, check)
