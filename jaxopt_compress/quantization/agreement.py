@@ -6,6 +6,10 @@
 
 A row is the last axis of a result: a sentence's embedding, the logits of an example or
 of a token. Results of one number, or none on the last axis, are one row together.
+
+Masks are left out: where both results are of one sign and 1e8 or more, as -1e9 and the
+least number of float32 are, or both the least or the largest number of their type. In
+no row are they compared, and rows that have nothing else are not counted.
 """
 
 from collections.abc import Callable
@@ -21,6 +25,9 @@ import jax.numpy as jnp
 from jaxopt_compress.analysis import batches as batches_lib
 from jaxopt_compress.core import lift
 
+# What is as large in both results is a mask.
+_MASK = 1e8
+
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
@@ -34,6 +41,7 @@ class Agreement:
       no result has rows of several numbers.
     rows: how many there were.
     lost: how many numbers are NaN or infinite that were not.
+    masked: how many are masks, and left out.
   """
 
   error: float
@@ -42,6 +50,7 @@ class Agreement:
   argmax: float | None
   rows: int
   lost: int = 0
+  masked: int = 0
 
   def __str__(self):
     if self.lost:
@@ -50,11 +59,12 @@ class Agreement:
     said += f' (least {self.least:.5f})'
     if self.argmax is not None:
       said += f', argmax the same in {self.argmax:.1%}'
-    return f'{said} of {self.rows:,} rows'
+    said += f' of {self.rows:,} rows'
+    return said + (f', without {self.masked:,} masks' if self.masked else '')
 
 
 class Sums(NamedTuple):
-  """What an `Agreement` is made of: sums over rows, and the least cosine."""
+  """What an `Agreement` is made of: sums over rows, two norms, the least cosine."""
 
   apart: Any = 0.0
   size: Any = 0.0
@@ -64,23 +74,44 @@ class Sums(NamedTuple):
   same: Any = 0
   ranked: Any = 0
   lost: Any = 0
+  masked: Any = 0
 
   def added(self, other: 'Sums') -> 'Sums':
     pairs = zip(self, other, strict=True)
     total = Sums(*(a + b for a, b in pairs))
-    return total._replace(least=jnp.minimum(self.least, other.least))
+    return total._replace(
+      apart=jnp.hypot(self.apart, other.apart),
+      size=jnp.hypot(self.size, other.size),
+      least=jnp.minimum(self.least, other.least),
+    )
 
   def agreement(self) -> Agreement:
     s = Sums(*(jax.device_get(tuple(self))))
-    rows = max(int(s.rows), 1)
-    return Agreement(
-      error=math.sqrt(float(s.apart) / float(s.size)) if s.size else 0.0,
-      cosine=float(s.cosine) / rows,
+    if not s.rows:
+      raise ValueError(
+        f'Nothing is left to compare: {int(s.masked):,} numbers of the results are'
+        f' {_MASK:.0e} or more in both networks and taken for masks, and the float'
+        ' one has no others. If they are none, let apply divide its results.'
+      )
+    size, apart = float(s.size), float(s.apart)
+    found = Agreement(
+      error=apart / size if size else math.inf if apart else 0.0,
+      cosine=float(s.cosine) / int(s.rows),
       least=float(s.least),
       argmax=int(s.same) / int(s.ranked) if s.ranked else None,
       rows=int(s.rows),
       lost=int(s.lost),
+      masked=int(s.masked),
     )
+    measures = found.error, found.cosine, found.least
+    if not found.lost and not all(map(math.isfinite, measures)):
+      raise ValueError(
+        f'The results cannot be compared: {found}, where all were to be finite.'
+        f" The norm of the float network's is {size:.3g}, of the difference"
+        f' {apart:.3g}. Look at the numbers that apply returns, or let it return'
+        ' fewer.'
+      )
+    return found
 
 
 def floats_of(out: Any) -> list[jax.Array]:
@@ -100,34 +131,58 @@ def sums(got: list[jax.Array], want: list[jax.Array]) -> Sums:
   for y, y_hat in zip(want, got, strict=True):
     if not y.size:
       continue
+    limits = jnp.finfo(y.dtype)
+    mask = (y == y_hat) & ((y == limits.min) | (y == limits.max))
     y, y_hat = (x.astype(jnp.float32) for x in (y, y_hat))
+    for sign in (-1, 1):
+      mask |= (sign * y >= _MASK) & (sign * y_hat >= _MASK)
     lost = jnp.isfinite(y) & ~jnp.isfinite(y_hat)
     # What the float network itself has no number for is not compared.
-    y_hat, y = (jnp.where(jnp.isfinite(y), x, 0.0) for x in (y_hat, y))
+    mask &= jnp.isfinite(y) & jnp.isfinite(y_hat)
+    kept = jnp.isfinite(y) & ~mask
     several = y.ndim > 0 and y.shape[-1] > 1
-    y, y_hat = (
-      x.reshape(-1, x.shape[-1] if several else x.size) for x in (y, y_hat)
+    y, y_hat, kept = (
+      x.reshape(-1, x.shape[-1] if several else x.size)
+      for x in (y, y_hat, kept)
     )
+    count = jnp.sum(kept.any(-1))
+    # Left out, they are never the largest.
+    first, second = (
+      jnp.argmax(jnp.where(kept, x, -jnp.inf), -1) for x in (y, y_hat)
+    )
+    y, y_hat = (jnp.where(kept, x, 0.0) for x in (y, y_hat))
     cosine = _cosine(y, y_hat)
     total = total.added(
       Sums(
-        apart=jnp.sum(jnp.square(y - y_hat)),
-        size=jnp.sum(jnp.square(y)),
-        cosine=jnp.sum(cosine),
-        least=jnp.min(cosine),
-        rows=y.shape[0],
-        same=jnp.sum(jnp.argmax(y, -1) == jnp.argmax(y_hat, -1)) * several,
-        ranked=y.shape[0] * several,
+        apart=_norm(y - y_hat),
+        size=_norm(y),
+        cosine=jnp.sum(jnp.where(kept.any(-1), cosine, 0.0)),
+        least=jnp.min(jnp.where(kept.any(-1), cosine, jnp.inf)),
+        rows=count,
+        same=jnp.sum((first == second) & kept.any(-1)) * several,
+        ranked=count * several,
         lost=jnp.sum(lost),
+        masked=jnp.sum(mask),
       )
     )
   return total
 
 
+def _scaled(x, axis=None):
+  """(largest magnitude, entries over it): squares neither vanish nor overflow."""
+  largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+  return largest, x / jnp.where(largest > 0, largest, 1)
+
+
+def _norm(x):
+  largest, x = _scaled(x)
+  return largest[0, 0] * jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
 def _cosine(a, b):
   """[rows] of [rows, n]: 1 where both are zero, 0 where one is."""
+  (_, a), (_, b) = (_scaled(x, -1) for x in (a, b))
   sizes = [jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b)]
-  # Brought to length one first: squares of small numbers vanish.
   a, b = (
     x / jnp.where(n > 0, n, 1) for x, n in zip((a, b), sizes, strict=True)
   )
@@ -149,8 +204,8 @@ def compare(
       arguments.
 
   Raises:
-    ValueError: no batches, nothing floating in what is returned, arrays that are
-      traced.
+    ValueError: no batches, nothing floating in what is returned, nothing but masks,
+      a measure that is not finite though no number is lost, arrays that are traced.
 
   >>> f = lambda w, x: x @ w
   >>> w = jnp.array([[3.0, 0.0], [0.0, 4.0]])

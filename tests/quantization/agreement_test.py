@@ -43,9 +43,59 @@ class AgreementTest(parameterized.TestCase):
     self.assertEqual(found.least, 0)
 
   def test_very_small_and_large_rows(self):
-    wanted = jnp.array([[1e-30, 2e-30], [1e18, 2e18]])
+    wanted = jnp.array([[1e-30, 2e-30], [1e7, 2e7]])
     found = _compared(wanted * 2, wanted=wanted)
     self.assertAlmostEqual(found.cosine, 1, places=5)
+    # Squares of neither are float32.
+    wanted = jnp.array([[1e-25, 2e-25], [0.0, 3e-25]])
+    found = _compared(wanted * 2, wanted=wanted)
+    self.assertAlmostEqual(found.error, 1, places=5)
+    found = _compared(EYE * 1e30)
+    self.assertAlmostEqual(found.error / 1e30, 1, places=5)
+    self.assertAlmostEqual(found.cosine, 1, places=5)
+
+  @parameterized.product(
+    mask=(float(jnp.finfo(jnp.float32).min), -1e9, 1e9, -jnp.inf),
+    sign=(1, -1),
+  )
+  def test_masks_are_left_out(self, mask, sign):
+    wanted = -jnp.arange(1.0, 13.0).reshape(3, 4)
+    masked = wanted.at[:, 1].set(mask).at[0].set(mask)
+    got = (sign * wanted).at[:, 1].set(mask).at[0].set(mask)
+    found = _compared(got, wanted=masked)
+    self.assertAlmostEqual(found.cosine, sign, places=5)
+    self.assertAlmostEqual(found.error, 1 - sign, places=5)
+    self.assertEqual((found.argmax, found.rows), (sign == 1, 2))
+    masks = 0 if math.isinf(mask) else 6
+    self.assertEqual((found.masked, found.lost), (masks, 0))
+    self.assertEqual('without 6 masks' in str(found), bool(masks))
+
+  def test_masks_of_half_precision(self):
+    least = jnp.finfo(jnp.float16).min
+    wanted = jnp.float16(EYE).at[0, 1].set(least)
+    found = _compared(jnp.float16(-EYE).at[0, 1].set(least), wanted=wanted)
+    self.assertEqual((found.masked, found.cosine), (1, -1))
+
+  @parameterized.parameters(-1e9, 1e9)
+  def test_a_mask_in_one_of_both_counts(self, mask):
+    wanted = EYE.at[0, 1].set(mask)
+    self.assertGreater(_compared(EYE, wanted=wanted).error, 0.99)
+    self.assertGreater(_compared(wanted).error, 1e8)
+    found = _compared(EYE.at[0, 1].set(-mask), wanted=wanted)
+    self.assertEqual((found.masked, found.least), (0, -1))
+
+  def test_an_array_with_itself(self):
+    x = jax.random.normal(jax.random.key(0), (8, 5))
+    for wanted in (x, x.at[:, 2].set(-1e9), 1e7 * x, 1e-30 * x):
+      found = _compared(wanted, wanted=wanted)
+      self.assertEqual((found.error, found.argmax), (0, 1))
+      self.assertAlmostEqual(found.least, 1, places=5)
+
+  def test_nothing_that_can_be_compared(self):
+    with self.assertRaisesRegex(ValueError, '9 numbers.*masks'):
+      _compared(jnp.full((3, 3), -1e9), wanted=jnp.full((3, 3), -1e9))
+    with self.assertRaisesRegex(ValueError, 'error inf.*norm.* is 0,'):
+      _compared(EYE, wanted=0 * EYE)
 
   def test_results_of_one_number_are_one_row(self):
     wanted = jnp.arange(1.0, 5.0)[:, None]
@@ -137,6 +187,10 @@ class CheckTest(absltest.TestCase):
       jc.quantize(params, [('kernel', 'W8A8')], check=[x], apply=apply)
     with self.assertRaisesRegex(ValueError, 'Give the function.*apply=apply'):
       jc.quantize(params, [('kernel', 'W8A8')], check=[x])
+
+  def test_what_is_checked_without_batches(self):
+    with self.assertRaisesRegex(ValueError, 'apply= is for check='):
+      jc.quantize({'kernel': EYE}, [('kernel', 'W8A8')], apply=lambda p, x: x)
 
 
 if __name__ == '__main__':
