@@ -294,8 +294,9 @@ def quantize(
 
   Raises:
     ValueError: uncovered leaf, unused rule, unknown scheme, or a leaf that
-      cannot be quantised as its rule says; `apply` without `check`. With `check`, results that are no numbers
-      any more, or whose mean cosine with the float ones is below 0.9.
+      cannot be quantised as its rule says; `apply` without `check`. With `check`,
+      results that are no numbers any more, or whose mean cosine with the float ones
+      is below 0.9.
 
   >>> q = quantize({'kernel': jnp.ones((4, 2))}, [(r'kernel', 'W8A16')])
   >>> q['kernel'].describe(), storage.nbytes(q)
@@ -304,16 +305,9 @@ def quantize(
   chosen = schemes_lib.by_leaf(rules, params)
   known_paths('ranges', ranges, chosen)
   known_paths('importance', importance, chosen)
-  reference = None
-  if apply is not None and check is None:
-    raise ValueError(
-      'apply= is for check=, which is not given. Give check=batches, on which the'
-      ' network is compared, or leave apply out.'
-    )
-  if check is not None:
-    # Before arrays are deleted.
-    reference = agreement.Reference(_called(apply, params), params, check)
-    before = storage.nbytes(params)
+  # Before arrays are deleted.
+  reference = _reference(apply, params, check)
+  before = storage.nbytes(params) if reference is not None else 0
   # Of arrays that are there twice, the last to be quantised deletes them.
   left = collections.Counter(
     id(part)
@@ -361,6 +355,18 @@ def _delete(x, left: collections.Counter) -> None:
     # Numpy's have no memory on the device.
     if not left[id(part)] and isinstance(part, jax.Array):
       part.delete()
+
+
+def _reference(apply, params, check) -> agreement.Reference | None:
+  """What is compared with; None where no batches are given."""
+  if check is not None:
+    return agreement.Reference(_called(apply, params), params, check)
+  if apply is not None:
+    raise ValueError(
+      'apply= is for check=, which is not given. Give check=batches, on which the'
+      ' network is compared, or leave apply out.'
+    )
+  return None
 
 
 def _called(apply, params) -> Callable:

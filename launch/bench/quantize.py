@@ -56,6 +56,8 @@ NETWORKS = {
 # Layers that both libraries quantise; stems stay float.
 LAYERS = r'(blocks|layers|head).*kernel'
 _DEFAULT = "qwix's default"
+# qwix's activations have no zero points.
+_SYMMETRIC = {'W8A8': 'int8, int8 token'}
 SCHEMES = ('int8', 'W4A16', 'NF4', 'MXFP4')
 
 
@@ -111,7 +113,7 @@ def _programs(name):
   found = {}
   for original, gradients in ((False, 'rounded'), (True, 'original')):
     comp = jc.fake_quantize(
-      _rules('int8, int8 token'), uses, original_residuals=original
+      _rules(_SYMMETRIC['W8A8']), uses, original_residuals=original
     )
 
     def trained(params, x, comp=comp):
@@ -139,9 +141,7 @@ def _programs(name):
     'W4A16': dict(weight_qtype='int4', tile_size=128),
   }
   for scheme, options in kinds.items():
-    # qwix's have no zero points.
-    stored = 'int8, int8 token' if scheme == 'W8A8' else scheme
-    q = jc.quantize(model.params, _rules(stored), uses)
+    q = jc.quantize(model.params, _rules(_SYMMETRIC.get(scheme, scheme)), uses)
     forward = {
       'ours': (jax.jit(jc.lift(apply)), (q, x)),
       'float': (jax.jit(apply), (model.params, x)),
