@@ -357,18 +357,10 @@ def sparse_matmul(
   row of x with a NaN or an infinity gives what it gives with the dense matrix.
 
   Args:
-    x: [..., m, k] float32 or bfloat16; int8 codes for Act.CODES.
     stream, offsets: [..., bytes] and [..., panels + 1], as
-      `sparse_layout.to_streams` makes them.
-    scale: [..., groups, n], as for `matmul`; None for codes and weights of floats.
-    zero, rounding, finish: as for `matmul`; weights of floats have no zero points,
-      and x stays as it is (Act.FLOAT).
-    how: what `sparse_layout.to_streams` says of the stream.
-    k, n, group: as for `matmul`; k for weights of floats.
-    out_dtype, path: as for `matmul`.
-
-  Returns:
-    [..., m, n].
+      `sparse_layout.to_streams` makes them; `how` is what it says of them.
+    scale, zero: None for weights of floats, whose rounding is Act.FLOAT.
+    x, rounding, finish, k, n, group, out_dtype, path: as for `matmul`.
   """
   weight = Weight(
     stream, scale, n, zero, rounding, finish, out_dtype, offsets, how.constant
