@@ -147,7 +147,8 @@ class Lines {
   // Where the first entry of a line lies; padding is below it.
   const float* of(int64_t y) {
     const int64_t low = s_.columns.low * s_.pitch(job_.stride);
-    if (y < 0 || y >= s_.y.size) return zeros_ + low;
+    // An image without columns has no memory to read.
+    if (y < 0 || y >= s_.y.size || s_.x.size == 0) return zeros_ + low;
     const int64_t row = image_ * s_.y.size + y;
     const int64_t n = s_.x.size * s_.channels;
     if (s_.direct) return static_cast<const float*>(x_) + row * n;
