@@ -43,7 +43,7 @@ class WithoutZerosTest(parameterized.TestCase):
     (
       'int8, int8 token asym',
       0.95,
-      'int8 channel, int8 activations, packed without zeros',
+      'int8 channel, int8 asym activations, packed without zeros',
     ),
     ('int4 g32', 0.5, 'int4 g32, packed'),
     (None, 0.5, 'float32, packed without zeros'),
