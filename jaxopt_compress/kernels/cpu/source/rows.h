@@ -113,10 +113,11 @@ struct Range {
 inline Range range_of(const Job& job, const Item& item, const Extent& extent) {
   const float m = extent.most;
   if (job.act == Act::kStatic) {
-    // What is not a code does not convert to one, and each path would do otherwise.
+    // What is no whole number of eight bits does not convert to a code, and each path
+    // would do otherwise. It may lie outside of the codes that are used.
     const float zero = item.act_zero;
-    const bool code = zero >= job.low && zero <= job.high &&
-                      zero == __builtin_nearbyintf(zero);
+    const bool code =
+        zero >= -128.0f && zero <= 127.0f && zero == __builtin_nearbyintf(zero);
     if (!code) return {1.0f, 0.0f, true};
     return {item.act_scale, item.act_zero, m != m};
   }
