@@ -3,8 +3,8 @@
     payload  [stack..., panels, k, 16]     layout.to_float_panels
              [stack..., taps, columns]     layout.to_float_taps, channels kept apart
 
-XLA multiplies them several times slower, most of all where channels come before pixels,
-or are kept apart, or where the image is dilated.
+XLA multiplies those that keep channels apart, or have few of them, several times slower;
+large ones take it about as long.
 """
 
 import dataclasses
