@@ -77,8 +77,9 @@ def pack(
       True for less memory.
     floats: lay the kernels of convolutions that are arrays of float32 out, too, if
       `uses` tells of them and nothing else reads them. Their convolutions are the
-      same up to the order of sums. None for where there is
-      the library: few channels, or channels kept apart, are faster, others are not slower.
+      same up to the order of sums. None for where there
+      is the library: few channels, or channels kept apart, are faster, others not
+      slower.
     skipped: called with (path, why) for each compressed leaf that stays as it is.
       Where all do, a warning says why.
 
