@@ -24,7 +24,8 @@ class Claim:
   Attributes:
     equation: what is recorded as met: one of them, or one inside it.
     indices: their positions in the body, in order.
-    reads: variables and literals that they read and do not make.
+    reads: variables and literals that `run` reads: what the equations read and do not
+      make, or what that was made of.
     outs: variables that they make and others read, in order.
     run: read -> the values of `outs`, where `read` gives the value of each of
       `reads`; `NotImplemented` or `Dense` where the equations are left to run one
@@ -73,10 +74,13 @@ def in_order(jaxpr, claims: Sequence[Claim]) -> list[tuple[Claim | None, list]]:
 def _order(eqns, claims) -> tuple[list[int], list[int]]:
   """(steps by the positions of their first equations, a circle that forbids that)."""
   first = {i: claim.indices[0] for claim in claims for i in claim.indices}
+  # What is behind operands is made before the last equation.
+  reads = {claim.indices[-1]: claim.reads for claim in claims}
   needs, makers, last_effect = {}, {}, None
   for i, eqn in enumerate(eqns):
     step = first.get(i, i)
-    needed = {makers[v] for v in eqn.invars if jaxprs.is_var(v) and v in makers}
+    read = filter(jaxprs.is_var, (*eqn.invars, *reads.get(i, ())))
+    needed = {makers[v] for v in read if v in makers}
     if eqn.effects:  # these stay in their order
       needed |= set() if last_effect is None else {last_effect}
       last_effect = step

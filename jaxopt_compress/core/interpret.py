@@ -165,8 +165,10 @@ def _before_casts(jaxpr) -> dict[Any, Any]:
 def _last_use(steps, outvars, before) -> dict[Any, int]:
   """The step that reads each variable last."""
   last = {}
-  for i, (_, eqns) in enumerate(steps):
-    for v in (v for eqn in eqns for v in eqn.invars):
+  for i, (claim, eqns) in enumerate(steps):
+    # A claim may read what is behind an operand, as a bias before it is broadcast.
+    reads = claim.reads if claim else ()
+    for v in (*reads, *(v for eqn in eqns for v in eqn.invars)):
       if jaxprs.is_var(v):
         last[v] = last[before.get(v, v)] = i
   # Results are read behind the last step.

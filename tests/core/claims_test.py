@@ -74,6 +74,14 @@ class InOrderTest(parameterized.TestCase):
         first = [both[0]] if most else [inner, other]
         self.assertEqual(found, first)
 
+  def test_it_waits_for_all_that_it_reads(self):
+    jaxpr = jax.make_jaxpr(_chain)(1.0, 2.0).jaxpr
+    (c,) = jaxpr.eqns[2].outvars
+    claim = claims.Claim(None, (0, 4), (c,), (), print)
+    steps = claims.in_order(jaxpr, [claim])
+    self.assertIs(steps[0][1][0], jaxpr.eqns[2])
+    self.assertIs(steps[1][0], claim)
+
   def test_of_two_that_need_each_other_the_first_stays(self):
     f = lambda x, y: (jnp.cos(jnp.sin(x)), jnp.tanh(jnp.exp(y)))
     self.assertEqual(_order(f, (0, 3), (1, 2))[1], [(0, 3)])

@@ -52,6 +52,10 @@ def sums(jaxpr, leaves):
     return []
   product, total = jaxpr.eqns[i], jaxpr.eqns[j]
   (other,) = (v for v in total.invars if v is not product.outvars[0])
+  # What is broadcast is read before it is, whoever else reads it as well.
+  for eqn in jaxpr.eqns:
+    if other is eqn.outvars[0] and eqn.primitive is lax.broadcast_in_dim_p:
+      (other,) = eqn.invars
 
   def run(read):
     x, leaf = map(read, product.invars)
@@ -59,7 +63,8 @@ def sums(jaxpr, leaves):
       return NotImplemented
     if isinstance(read(other), Doubled):
       return NotImplemented
-    return [x @ (leaf.x + leaf.x) + read(other) + 1000]  # seen in results
+    total = x @ (leaf.x + leaf.x) + jnp.atleast_2d(read(other))
+    return [total + 1000]  # seen in results
 
   reads = *product.invars, other
   return [lift.Claim(product, (i, j), reads, tuple(total.outvars), run)]
@@ -101,6 +106,14 @@ CLAIMED = {
   'what is added comes later': (lambda w, x, b: x @ w + jnp.sin(b), 1000),
   'what it reads is read later': (
     lambda w, x, b: (x @ w + b) * x[0, 0] - b,
+    1000,
+  ),
+  'what it reads is behind an operand': (
+    lambda w, x, b: x @ w + jnp.sin(b[0])[None],
+    1000,
+  ),
+  'what is behind it comes later': (
+    lambda w, x, b: x @ w + (y := jnp.sin(b[0])[None]) + jnp.cos(y),
     1000,
   ),
   'in a jit': (jax.jit(lambda w, x, b: x @ w + b), 1000),
