@@ -169,13 +169,13 @@ TRANSFORMS = {
 # Public functions that make no tree of parameters, or take apart what is no longer
 # one. `device_put` says in its name where to.
 OTHERS = """
-  rules_for
-  absmax activations at_scopes biases check_seen config_delta data_mesh
-  data_parallel device_put explain feature_names features gram hoisted importance
-  is_compressed lift load_plan match merge_stats minmax moments
-  named_leaves nbytes observe output_error packable quantize_activations readers
-  rescalings rule save save_shrunk select sort sparse sparsity split_learned
-  structure sum_abs sum_squares sums total trim_vocabulary uses widen
+  rules_for absmax activations at_scopes attention biases check_seen compare
+  config_delta data_mesh data_parallel device_put explain feature_names features
+  gram hoisted importance is_compressed lift load_plan match merge_stats minmax
+  moments named_leaves nbytes observe output_error packable quantize_activations
+  readers rescalings rule save save_shrunk select sensitivity sort sparse
+  sparsity split_learned structure sum_abs sum_squares sums total
+  trim_vocabulary uses widen
 """.split()
 
 

@@ -276,6 +276,13 @@ COUNTS = {
     for name in jc.methods.__all__
     if name != 'gradual'  # prune itself
   },
+  'quantization.agreement.compare': lambda t: dataclasses.astuple(
+    jc.quantization.compare(apply, t, jax.tree.map(lambda x: x / 2, DENSE), [X])
+  ),
+  'quantization.sensitivity.sensitivity': lambda t: [
+    (row.path, row.part, row.error)
+    for row in jc.sensitivity(apply, t, rules('int4'), [X], uses=USES).rows
+  ],
   'quantization.quantize.quantize': lambda t: jc.quantize(
     t, rules('int4'), USES
   ),

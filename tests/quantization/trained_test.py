@@ -82,8 +82,12 @@ class GradientTest(parameterized.TestCase):
       return (jc.lift(lambda p, x: x @ p['w'])(comp.apply(p, ()), x) * g).sum()
 
     dw, dx = jax.jit(jax.grad(total, (0, 1)))({'w': w}, x)
-    scale = np.abs(np.asarray(x)).max(1, keepdims=True) * np.float32(2 / 255)
-    x_hat = np.clip(np.rint(x * (np.float32(1) / scale)), -128, 127) * scale
+    low = np.minimum(np.min(x, 1, keepdims=True), 0)
+    high = np.maximum(np.max(x, 1, keepdims=True), 0)
+    scale = (high - low) * np.float32(1 / 255)
+    zero = np.clip(np.rint(-0.5 - (high + low) / 2 / scale), -128, 127)
+    codes = np.clip(np.rint(x / scale) + zero, -128, 127)
+    x_hat = (codes - zero) * scale
     w_hat = jc.quantize({'w': w}, [('w', jc.W8A16)], uses=in_out.IN_OUT)[
       'w'
     ].materialize()
