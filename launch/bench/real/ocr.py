@@ -89,8 +89,11 @@ def pages(count: int) -> np.ndarray:
   return np.stack([drawn(p, _PAGE, 18, i) for i, p in enumerate(parts)])
 
 
-def load(name, folder, make, x, cells, judge, bars) -> measure.Model:
-  """A model of the package in `folder`, judged by `x` [batches, batch, ...]."""
+def load(name, folder, make, x, cells, judge, **rest) -> measure.Model:
+  """A model of the package in `folder`, judged by `x` [batches, batch, ...].
+
+  `rest` is what else a `Model` has.
+  """
   source = pathlib.Path(folder) / 'models' / f'ch_PP-OCRv4_{name}_infer.onnx'
   run, params, weights = onnx_program.load(
     make('onnx_dump', f'ocr_{name}.npz', source=str(source))
@@ -111,5 +114,5 @@ def load(name, folder, make, x, cells, judge, bars) -> measure.Model:
     judge=judge,
     files=lambda cell: files.onnx_files(make, str(source), f'ocr_{name}', made),
     judged_cell=f'{cells[0]}x{"x".join(map(str, x.shape[3:]))}',
-    bars=bars,
+    **rest,
   )
