@@ -22,6 +22,18 @@ PARTS = ('both', 'weight', 'activations')
 _HELPS = 0.8
 # Lines of the table.
 _MOST_LINES = 60
+_HEADERS = (
+  'weight',
+  'rounded to',
+  'bytes',
+  'error',
+  'share',
+  'of weight',
+  'of input',
+  'cosine',
+  'argmax',
+  'what helps',
+)
 # How often rules are measured, with a budget that is so much smaller each time.
 _TRIES = 6
 _TIGHTER = 0.7
@@ -77,6 +89,7 @@ class Costs:
     better: rows of alternatives, all layers of a stack at once.
     given: the rules.
     measure: rules -> the `Agreement` of the network that they make.
+    parts: {'weight', 'activations': all weights alone, and all that they meet}.
   """
 
   rows: tuple[Row, ...]
@@ -85,6 +98,9 @@ class Costs:
   better: tuple[Row, ...] = ()
   given: tuple[tuple[str, Any], ...] = ()
   measure: Callable[[Any], agreement_lib.Agreement] | None = None
+  parts: dict[str, agreement_lib.Agreement] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __str__(self):
     return _table(self)
@@ -101,8 +117,10 @@ class Costs:
     """{part: row} of a weight, or of a layer."""
     return {row.part: row for row in self.rows if row.path == path}
 
-  def square(self, weight: str, part: str) -> float:
-    """The squared error of one part of a weight, its layers' added up."""
+  def square(self, weight: str, part: str | None = None) -> float:
+    """The squared error of a part, or of all that is rounded; layers' added up."""
+    if part is None:
+      part = 'both' if self.weights[weight].scheme.act else 'weight'
     rows = [r for r in self.rows if (r.weight, r.part) == (weight, part)]
     return sum(r.error**2 for r in rows)
 
@@ -151,49 +169,49 @@ def sorted_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _table(found: Costs) -> str:
   paths = list(dict.fromkeys(row.path for row in found.rows))
-  lines = [_line(found, path) for path in paths[:_MOST_LINES]]
-  total = Row.of(
-    found.together,
-    path='all together',
-    part='both',
-    format='',
-    bytes=found.bytes,
-    weight='',
-  )
-  lines.append(_cells(total, {'both': total}, ''))
-  headers = ('weight', 'rounded to', 'bytes')
-  headers += (
-    'error',
-    'of weight',
-    'of input',
-    'cosine',
-    'argmax',
-    'what helps',
-  )
-  said = _aligned([headers, *lines])
+  everything = sum(_whole(found.of(path)).error ** 2 for path in paths)
+  lines = [_line(found, path, everything) for path in paths[:_MOST_LINES]]
+  lines.append(_total(found))
+  said = _aligned([_HEADERS, *lines])
   if len(paths) > _MOST_LINES:
     said += f'\n{len(paths) - _MOST_LINES} cheaper ones are in `rows`.'
   return said
 
 
-def _line(found, path):
+def _line(found, path, everything):
   parts = found.of(path)
-  whole = parts.get('both') or parts['weight']
-  return _cells(whole, parts, _what_helps(found, path))
+  square = _whole(parts).error ** 2
+  # Of several that are lost none is a part.
+  known = math.isfinite(everything) and everything
+  share = f'{square / everything:.1%}' if known else '-'
+  return _cells(parts, share, _what_helps(found, path))
 
 
-def _cells(whole, parts, helps):
-  def number(row):
-    return '-' if row is None else f'{row.error:.2g}'
+def _whole(parts: dict[str, Row]) -> Row:
+  return parts.get('both') or parts['weight']
 
+
+def _total(found):
+  """The last line: everything rounded, all weights, all that they meet."""
+  how = dict(path='all together', format='', bytes=found.bytes, weight='')
+  measured = {'both': found.together, **found.parts}
+  rows = {k: Row.of(v, part=k, **how) for k, v in measured.items()}
+  return _cells(rows, '', '')
+
+
+def _cells(parts, share, helps):
+  def number(part):
+    return f'{parts[part].error:.2g}' if part in parts else '-'
+
+  whole = _whole(parts)
   argmax = '-' if whole.argmax is None else f'{whole.argmax:.1%}'
-  numbers = [number(parts.get(part)) for part in PARTS[1:]]
   return (
     whole.path,
     whole.format,
     f'{whole.bytes:,}',
-    number(whole),
-    *numbers,
+    f'{whole.error:.2g}',
+    share,
+    *map(number, PARTS[1:]),
     f'{whole.cosine:.5f}',
     argmax,
     helps,
@@ -201,18 +219,28 @@ def _cells(whole, parts, helps):
 
 
 def _what_helps(found, path) -> str:
-  """The best alternative of each part, where it is much better."""
+  """The best alternative of each part, where the weight is much better with it."""
   weight, said = found.of(path)['weight'].weight, []
   layers = dict.fromkeys(r.path for r in found.rows if r.weight == weight)
-  if path != next(iter(layers)):
+  tried = [r for r in found.better if r.weight == weight]
+  if path != next(iter(layers)) or not tried:
     return ''  # said beside the costliest layer, as all have one rule
+  whole = math.sqrt(found.square(weight))
   for part in PARTS:
-    mine = [r for r in found.better if (r.weight, r.part) == (weight, part)]
+    mine = [r for r in tried if r.part == part]
     best = min(mine, key=lambda r: r.error, default=None)
     own = math.sqrt(found.square(weight, part))
-    if best and best.error < _HELPS * own:
-      said.append(f'{part} {best.format}: {best.error:.2g}')
-  return ('all layers: ' if weight != path and said else '') + '; '.join(said)
+    if best is None or not math.isfinite(best.error):
+      continue
+    # Of one part the other one stays, and squares add up.
+    left = best.error
+    if part != 'both' and math.isfinite(whole):
+      left = math.sqrt(max(whole**2 - own**2, 0.0) + best.error**2)
+    if left < _HELPS * whole:
+      said.append(f'{part} {best.format}: {own:.2g} -> {best.error:.2g}')
+  if not said:
+    return 'nothing that was tried'
+  return ('all layers: ' if weight != path else '') + '; '.join(said)
 
 
 def _aligned(lines) -> str:
@@ -253,8 +281,7 @@ def _search(found, cosine, error):
     return list(found.given)
   own, options = {}, {}
   for path, weight in found.weights.items():
-    square = found.square(path, 'both' if weight.scheme.act else 'weight')
-    own[path] = _Option(weight.scheme, square, weight.bytes)
+    own[path] = _Option(weight.scheme, found.square(path), weight.bytes)
     options[path] = _options(found, path)
   # The budget of squared errors follows from what they are together.
   measured = found.together.error**2, error and error**2

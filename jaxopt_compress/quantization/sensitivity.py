@@ -54,7 +54,8 @@ def sensitivity(
 
   One program is compiled for all weights, and another one for what might be better
   for the costliest. The first runs three times a weight on all batches, the second
-  once an alternative. Layers of a stack count one by one.
+  once an alternative, so time goes with the batches: give few. Layers of a stack count
+  one by one.
 
   Args:
     apply: a function of parameters and the arguments that a batch is; all floating
@@ -104,6 +105,7 @@ def sensitivity(
   found = costs.Costs(
     rows=costs.sorted_rows(list(_rows(program))),
     together=program.together(),
+    parts={part: program.together(part) for part in costs.PARTS[1:]},
     weights={path: _weight(program, path, s) for path, s in schemes.items()},
     given=tuple(rules_lib.pairs(rules)),
     measure=lambda rules: program_of(_rounded(rules, params)).together(),
@@ -169,9 +171,9 @@ class _Program:
     got = (self._run(numbers, batch) for batch in self.reference.batches)
     return agreement.total(got, self.reference.wanted)
 
-  def together(self):
-    """The `Agreement` where every slot has its first form."""
-    return self.measured(dict.fromkeys(self.slots, (1, 1)))
+  def together(self, part: str = 'both'):
+    """The `Agreement` where every slot has its first form, or one part of it."""
+    return self.measured(dict.fromkeys(self.slots, _CHOICES[part]))
 
   def bytes(self, path: str, form: int) -> int:
     """Of a weight in a form, from 1; 0 is float."""
@@ -268,13 +270,14 @@ def _words(scheme, part) -> str:
 def _to_try(found, others, examine) -> dict[str, list[tuple[str, Any]]]:
   """(part, scheme) to try on the costliest weights, by path."""
   others = [schemes_lib.scheme(words) for words in others]
-  squares = {path: _square(found, path) for path in found.weights}
-  everything = left = sum(squares.values())
+  squares = {path: found.square(path) for path in found.weights}
+  costliest = sorted(squares, key=squares.get, reverse=True)
+  # Those whose results are lost are tried first, and are no measure of the others.
+  known = sum(filter(math.isfinite, squares.values()))
   tried = {}
-  for path in sorted(squares, key=squares.get, reverse=True)[:examine]:
-    if left <= _SMALL * everything:
+  for i, path in enumerate(costliest[:examine]):
+    if sum(squares[p] for p in costliest[i:]) <= _SMALL * known:
       break
-    left -= squares[path]
     scheme = found.weights[path].scheme
     mine = [('both', s) for s in others if s not in (None, scheme)]
     for part, specs, make in (
@@ -285,16 +288,11 @@ def _to_try(found, others, examine) -> dict[str, list[tuple[str, Any]]]:
         functools.partial(schemes_lib.Scheme, scheme.weight),
       ),
     ):
-      if found.square(path, part) > _SMALL * squares[path]:
+      if found.square(path, part) >= _SMALL * squares[path]:
         mine += [(part, make(spec)) for spec in specs]
     if mine:
       tried[path] = mine
   return tried
-
-
-def _square(found, path) -> float:
-  part = 'both' if found.weights[path].scheme.act else 'weight'
-  return found.square(path, part)
 
 
 def _weights(spec: spec_lib.Spec) -> list[spec_lib.Spec]:

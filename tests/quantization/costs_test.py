@@ -32,6 +32,7 @@ def _agreement(error, lost=0):
   return agreement.Agreement(error, 1 - error**2, 0.5, 0.9, 8, lost)
 
 
+PARTS = {'weight': _agreement(0.2), 'activations': _agreement(0.45)}
 ROWS = [
   *_all('a', 0.03, 0.4),
   *_all('b', 0.3, 0.01),
@@ -65,20 +66,26 @@ def _costs(measure=None, **changed):
 class TableTest(absltest.TestCase):
   def test_drawn(self):
     self.assertEqual(
-      str(_costs()),
+      str(_costs(parts=PARTS)),
       '\n'.join(
         """\
-weight        rounded to                bytes  error  of weight  of input   cosine  argmax  what helps
-------------  ------------------------  -----  -----  ---------  --------  -------  ------  ---------------------------------
-a             int4 channel, int8 token    100    0.4       0.03       0.4  0.83910   50.0%  activations int8 token asym: 0.02
-b             int4 channel, int8 token    100    0.3        0.3      0.01  0.90990   50.0%  weight int8 channel: 0.02
-c[1]          int4 channel, int8 token    100  0.022       0.02      0.01  0.99950   50.0%
-c[0]          int4 channel, int8 token    100  0.014       0.01      0.01  0.99980   50.0%
-all together                              400    0.5          -         -  0.75000   90.0%""".split(
+weight        rounded to                bytes  error  share  of weight  of input   cosine  argmax  what helps
+------------  ------------------------  -----  -----  -----  ---------  --------  -------  ------  ----------------------------------------
+a             int4 channel, int8 token    100    0.4  63.9%       0.03       0.4  0.83910   50.0%  activations int8 token asym: 0.4 -> 0.02
+b             int4 channel, int8 token    100    0.3  35.8%        0.3      0.01  0.90990   50.0%  weight int8 channel: 0.3 -> 0.02
+c[1]          int4 channel, int8 token    100  0.022   0.2%       0.02      0.01  0.99950   50.0%
+c[0]          int4 channel, int8 token    100  0.014   0.1%       0.01      0.01  0.99980   50.0%
+all together                              400    0.5               0.2      0.45  0.75000   90.0%""".split(
           '\n'
         )
       ),
     )
+
+  def test_what_helps_the_cheaper_part_alone_is_no_help(self):
+    """Of 0.4, 0.03 are the weight's: without them 0.3995 are left."""
+    better = (_row('a', 'weight', 0.001, 200, 'int8 channel'), *BETTER[1:])
+    line = str(_costs(better=better)).splitlines()[2]
+    self.assertTrue(line.endswith('nothing that was tried'), line)
 
   def test_lost_numbers_come_first(self):
     bad = costs.Row.of(

@@ -1,5 +1,6 @@
 """What rounding costs: each row against the network that it is about."""
 
+import dataclasses
 import math
 
 from absl.testing import absltest
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from jaxopt_compress.quantization import agreement
+from jaxopt_compress.quantization import sensitivity
 
 _KEYS = [jax.random.key(i) for i in range(6)]
 X = jax.random.normal(_KEYS[0], (24, 32))
@@ -72,6 +74,22 @@ class SensitivityTest(parameterized.TestCase):
     self.assertEqual(got.format, 'int4 channel')
     whole = agreement.compare(_apply, PARAMS, q, [X])
     self.assertAlmostEqual(found.together.error, whole.error, delta=1e-3)
+    weights = {k: w.weight if k != 'bias' else w for k, w in q.items()}
+    alone = agreement.compare(_apply, PARAMS, weights, [X])
+    self.assertAlmostEqual(found.parts['weight'].error, alone.error, delta=1e-3)
+    apart = math.hypot(alone.error, found.parts['activations'].error)
+    self.assertAlmostEqual(whole.error / apart, 1, delta=0.1)
+
+  def test_a_weight_whose_results_are_lost_is_no_measure_of_others(self):
+    rules = [('first|last', 'int4'), REST]
+    found = _found(rules, examine=0)
+    rows = [
+      dataclasses.replace(row, error=math.inf) if row.path == 'last' else row
+      for row in found.rows
+    ]
+    lost = dataclasses.replace(found, rows=tuple(rows))
+    tried = sensitivity._to_try(lost, (), 8)
+    self.assertEqual(list(tried), ['last', 'first'])
 
   def test_points_to_what_is_not_centred(self):
     """What the weights behind the shift meet is to blame, and a zero point helps."""
