@@ -32,6 +32,9 @@ CASES = {
   'a hundred': ((1, 4, 5, 100), (2, 3), 9, dict(padding=((1, 0), (2, 1)))),
   'one tap': ((2, 5, 3, 24), (1, 1), 70, {}),
   'one row': ((2, 1, 19, 6), (1, 4), 8, dict(padding=((0, 0), (3, 0)))),
+  'one column': ((2, 70, 1, 6), (4, 1), 40, dict(padding=((3, 0), (0, 0)))),
+  'long, of whole steps': ((2, 1, 300, 1), (1, 64), 20, dict(strides=(1, 32))),
+  'long, no whole steps': ((1, 1, 90, 5), (1, 7), 70, {}),
   'taps apart': (
     (1, 9, 8, 5),
     (3, 2),
@@ -274,9 +277,15 @@ class ConvTest(parameterized.TestCase):
     y = it.run(Act.DYNAMIC, x=np.zeros((2, 4, 6, 16), np.float32))
     self.assertEqual(y.shape, (2, 0, 1, 12))
 
-  def test_many_tasks(self):
+  @parameterized.named_parameters(
+    ('squares', (3, 30, 31, 16), (3, 3), 100),
+    ('a_column', (1, 501, 1, 24), (5, 1), 64),
+    ('a_row', (2, 1, 1000, 9), (1, 3), 128),
+  )
+  def test_many_tasks(self, image, window, n):
     # Large enough to be shared between threads and to take several rounds of tiles.
-    case = ((3, 30, 31, 16), (3, 3), 100, dict(padding=((1, 1), (1, 1))))
+    padding = tuple((i // 2, i // 2) for i in window)
+    case = (image, window, n, dict(padding=padding))
     it = Case('int8', case)
     x = np.random.default_rng(1).integers(-128, 128, case[0]).astype(np.int8)
     w = _filters(it.codes.astype(np.int64) - 128, it.window)

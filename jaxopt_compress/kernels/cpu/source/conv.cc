@@ -53,11 +53,12 @@ struct Call {
   const Path* path;
   std::vector<Stack> stacks;
   std::vector<Item> items;  // [stacks][features]
-  int64_t panels_each, tiles_each;  // of a task; lines instead of tiles if it slides
+  int64_t panels_each, tiles_each;  // of a task; parts of lines if it slides
   int64_t panel_tasks, tile_tasks;  // of an item
 
-  // Rows of pixels of all images of a stack.
+  // Rows of pixels of all images of a stack, and their parts.
   int64_t lines() const { return scene.images * scene.y.out(); }
+  int64_t parts() const { return lines() * scene.cuts; }
 
   // Bytes of results from a pixel to the next.
   int64_t pixel_bytes() const { return job.stride * bytes_of(job.out_type); }
@@ -84,7 +85,7 @@ struct Call {
     const Stack& stack = stacks[i / of_item / scene.features];
     if (slides) {
       path->slide(job, scene, stack, items[i / of_item], features, panel, panels,
-                  first, std::min(first + tiles_each, lines()),
+                  first, std::min(first + tiles_each, parts()),
                   room.of(rounded(scales_workspace(job)) +
                           job.steps() * kColumns * kSteps +
                           scene.taps() * scene.pitch * kColumns));
@@ -120,6 +121,9 @@ struct Call {
 
 // Finds the runs of entries of a window that lie together, each within a group of rows.
 void find_pieces(const Job& job, Scene* s) {
+  s->pieces.clear();
+  s->ends.clear();
+  s->parts.clear();
   const int64_t own = s->own_pitch(), all = s->taps() * own;
   const bool joined = s->x.dilation == 1 && s->features == 1;
   const int64_t run = joined ? s->x.taps * own : own;
@@ -159,11 +163,12 @@ void find_pieces(const Job& job, Scene* s) {
 }
 
 // Whether windows can be multiplied where they lie: they are whole steps, and the sums of
-// their codes are known.
+// their codes are known. What is read past the last piece meets zeros of the weight.
 bool can_slide(const Job& job, const Scene& s) {
   if (job.in_floats() || s.cell == 0) return false;
   for (const Piece& piece : s.pieces) {
-    if (piece.to % kSteps != 0 || piece.bytes % kSteps != 0) return false;
+    const bool last = &piece == &s.pieces.back() && job.groups == 1;
+    if (piece.to % kSteps != 0 || (piece.bytes % kSteps != 0 && !last)) return false;
   }
   return true;
 }
@@ -185,6 +190,10 @@ ffi::Error describe(const Operands& p, const Options& options, Call* call) {
       p.w.there() && out_fits(p, scene, job.stride) &&
       p.w.is({scene.features, job.panels, job.units, job.format.bytes});
   if (!sizes) return wrong("shapes do not fit each other");
+  // An image of one column is one row, whose windows are computed side by side.
+  if (scene.x.size == 1 && scene.x.taps == 1 && scene.x.plain()) {
+    std::swap(scene.y, scene.x);
+  }
   const ffi::Error finish = set_finish(p, options.finish, &job);
   if (finish.failure()) return finish;
   if (!p.w.is(Type::kU8)) return wrong("types do not fit each other");
@@ -212,11 +221,14 @@ ffi::Error choose(std::string_view path, Call* call) {
   // With many columns and long rows, wide tiles are worth the copies that they need.
   const bool wide =
       t.chunk > kSteps && job.n > kColumns && job.k > 4 * int64_t{t.chunk};
-  if (!wide && !job.in_floats() && job.groups == 1 && scene.features == 1) {
-    scene.pitch = (scene.channels + kSteps - 1) / kSteps * kSteps;
-  }
   find_pieces(job, &scene);
   call->slides = !wide && can_slide(job, scene);
+  if (!wide && !call->slides && !job.in_floats() && job.groups == 1 &&
+      scene.features == 1) {
+    scene.pitch = (scene.channels + kSteps - 1) / kSteps * kSteps;
+    find_pieces(job, &scene);
+    call->slides = can_slide(job, scene);
+  }
   return ffi::Error::Success();
 }
 
@@ -255,7 +267,11 @@ void fill(const Operands& p, Dims lead, int64_t stacks, Call* call) {
 void plan(int64_t workers, int64_t products, Call* call) {
   const Job& job = call->job;
   const int64_t runs = std::max<int64_t>(tasks_for(workers) / products, 1);
-  const int64_t count = call->slides ? call->lines() : call->tiles.count;
+  // Parts of lines are as long as the windows that a path computes at once, or longer.
+  constexpr int64_t kShortest = 28;
+  const int64_t most = std::max<int64_t>(call->scene.x.out() / kShortest, 1);
+  call->scene.cuts = std::clamp<int64_t>(ceil_div(runs, call->lines()), 1, most);
+  const int64_t count = call->slides ? call->parts() : call->tiles.count;
   call->tiles_each = ceil_div(count, std::min(runs, count));
   call->tile_tasks = ceil_div(count, call->tiles_each);
   const int64_t panel_runs =

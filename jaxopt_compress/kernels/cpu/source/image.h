@@ -55,6 +55,7 @@ struct Scene {
   int64_t cell;
   bool of_windows;  // whether sums are those of whole windows, not of cells
   std::vector<Piece> pieces;  // of the first group of features
+  int64_t cuts = 1;  // parts of a row of pixels that are computed apart
   // Where the sum of each group of rows is, relative to the sums of the window.
   std::vector<int64_t> parts;
   std::vector<int64_t> ends;  // for each group of rows, the pieces up to its last

@@ -163,8 +163,8 @@ struct Path {
   // through all images and is where the first window lies.
   void (*gather)(const Job&, const Tiles&, const Scene&, const Stack&,
                  int64_t features, int64_t pixel, const Item&, int64_t tile);
-  // Multiplies windows where they lie, if conv.cc finds that they can be: rows of
-  // pixels `first` to `last`, counted through all images, by some panels.
+  // Multiplies windows where they lie, if conv.cc finds that they can be: parts of rows
+  // of pixels `first` to `last`, counted through all images, by some panels.
   void (*slide)(const Job&, const Scene&, const Stack&, const Item&,
                 int64_t features, int64_t panel, int64_t panels, int64_t first,
                 int64_t last, char* workspace);

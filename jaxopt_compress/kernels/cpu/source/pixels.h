@@ -16,17 +16,28 @@ inline void add_fours(const int8_t* p, int64_t fours, int32_t* out) {
   }
 }
 
+// The sum of some bytes.
+inline int32_t total_of(const int8_t* p, int64_t n) {
+  const typename V::I ones = V::integers(0x01010101);
+  typename V::I sums = V::integers(0);
+  const int8_t* const end = p + n;
+  for (; end - p >= V::kLanes * kSteps; p += V::kLanes * kSteps) {
+    sums = V::dot(sums, ones, V::load(p));
+  }
+  int32_t all[V::kLanes], sum = 0;
+  V::save(all, sums);
+  for (int32_t x : all) sum += x;
+  for (; p < end; ++p) sum += *p;
+  return sum;
+}
+
 // Sums of every `n` bytes.
 inline void add_up(const int8_t* p, int64_t count, int64_t n, int32_t* out) {
   constexpr int64_t kMost = 1024;
   int32_t fours[kMost];
   const int64_t each = n / kSteps;
   if (n % kSteps != 0 || each > kMost) {
-    for (int64_t i = 0; i < count; ++i) {
-      int32_t sum = 0;
-      for (int64_t j = 0; j < n; ++j) sum += p[i * n + j];
-      out[i] = sum;
-    }
+    for (int64_t i = 0; i < count; ++i) out[i] = total_of(p + i * n, n);
     return;
   }
   const int64_t most = kMost / each;
@@ -77,6 +88,16 @@ inline void add_windows(const Scene& s, int32_t* cells, int32_t* room,
     }
     for (int64_t x = 0; x < s.x.out(); ++x) {
       std::memcpy(out + x * n, from + x * each, n * 4);
+    }
+  }
+}
+
+// The same of windows that are one run of bytes, which may be long: from these.
+inline void add_runs(const Scene& s, const int8_t* codes, int32_t* out) {
+  for (int64_t y = 0; y < s.y.out(); ++y) {
+    const int8_t* from = codes + y * s.y.stride * s.wide() * s.pitch;
+    for (int64_t x = 0; x < s.x.out(); ++x, ++out, from += s.x.stride * s.pitch) {
+      *out = total_of(from, s.pieces[0].bytes);
     }
   }
 }
@@ -192,8 +213,12 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
   if (s.cell == 0) return;
   for (int64_t d = 0; d < s.planes; ++d) {
     int32_t* sums = stack.sums + (image * s.planes + d) * s.plane_sums();
-    add_up(reinterpret_cast<const int8_t*>(codes + d * plane), cells, s.cell,
-           s.of_windows ? of_cells : sums);
+    const int8_t* of_plane = reinterpret_cast<const int8_t*>(codes + d * plane);
+    if (s.of_windows && s.pieces.size() == 1) {
+      add_runs(s, of_plane, sums);
+      continue;
+    }
+    add_up(of_plane, cells, s.cell, s.of_windows ? of_cells : sums);
     if (s.of_windows) add_windows(s, of_cells, of_cells + cells, sums);
   }
 }

@@ -197,14 +197,17 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
     constexpr int kHalf = kRegs / 2;
     const bool half = columns_of(job, p) <= kHalf * V::kLanes;
     const int most = half ? most_windows<kHalf>() : most_windows<kRegs>();
-    // Runs are of about the same size: 15 windows are 8 and 7, not 14 and 1.
-    const int64_t count = (out_x + most - 1) / most;
-    const int64_t even = (out_x + count - 1) / count;
     for (int64_t i = first; i < last; ++i) {
-      const int64_t image = i / out_y, oy = i % out_y;
-      const int64_t at = oy * s.y.stride * s.wide();
-      const int64_t of_sums = s.of_windows ? oy * out_x * s.features + features
-                                           : at * s.cells() + own_cell;
+      const int64_t row = i / s.cuts, image = row / out_y, oy = row % out_y;
+      const int64_t begin = i % s.cuts * out_x / s.cuts;
+      const int64_t end = (i % s.cuts + 1) * out_x / s.cuts;
+      // Runs are of about the same size: 15 windows are 8 and 7, not 14 and 1.
+      const int64_t count = (end - begin + most - 1) / most;
+      const int64_t even = (end - begin + count - 1) / count;
+      const int64_t at = oy * s.y.stride * s.wide() + begin * s.x.stride;
+      const int64_t of_sums =
+          s.of_windows ? (oy * out_x + begin) * s.features + features
+                       : at * s.cells() + own_cell;
       Line line;
       line.plane = plane;
       line.sum_plane = s.plane_sums();
@@ -215,9 +218,9 @@ void slide(const Job& job, const Scene& s, const Stack& stack, const Item& item,
       line.sum_step = s.of_windows ? s.features : s.x.stride * s.cells();
       line.scale = stack.scales[image];
       line.zero = stack.zeros[image];
-      line.row = i * out_x;
-      for (int64_t x = 0; x < out_x; x += even) {
-        const int rows = static_cast<int>(out_x - x < even ? out_x - x : even);
+      line.row = row * out_x + begin;
+      for (int64_t x = begin; x < end; x += even) {
+        const int rows = static_cast<int>(end - x < even ? end - x : even);
         const Windows f = half ? windows_of<kHalf>(rows, straight)
                                : windows_of<kRegs>(rows, straight);
         f(job, s, item, p, w, scales, line);
