@@ -39,6 +39,12 @@ def _inner_half(x):
   return x * (1 + lax.erf(x / math.sqrt(2))) * 0.5
 
 
+def _cube_by_products(x):
+  """The tanh form, as exported programs have it: x first, then half of the sum."""
+  cubic = x + x * (x * (0.044715 * x))
+  return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * cubic)))
+
+
 def _clip_sixth(x):
   return x * jnp.clip(x / 6 + 0.5, 0.0, 1.0)
 
@@ -61,6 +67,7 @@ def _relu6_times(x):
 
 CURVES = {
   'gelu': jax.nn.gelu,
+  'gelu, cube by products': _cube_by_products,
   'exact_gelu': functools.partial(jax.nn.gelu, approximate=False),
   'exact_gelu, half x first': _half_times_erf,
   'exact_gelu, x half first': _times_half_erf,

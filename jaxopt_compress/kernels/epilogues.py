@@ -81,6 +81,8 @@ class Chain:
     other: the variable that is added to the curve of that or, with `times`, a
       factor of it; or None.
     curve, times, relu: as in `Epilogue`.
+    places: for each axis of what comes last, that of the results that it is; None
+      for one of size one that was added.
   """
 
   product: int
@@ -88,6 +90,7 @@ class Chain:
   operands: tuple[Any, ...]
   shape: tuple[int, ...]
   columns: tuple[int, ...]
+  places: tuple[int | None, ...]
   indices: tuple[int, ...] = ()
   steps: tuple[tuple[str, Any, tuple[int, ...]], ...] = ()
   other: Any = None
@@ -119,6 +122,7 @@ class Chain:
         value = -value if name == 'sub' else value
         shift = value if shift is None else shift + value
     other = None if self.other is None else read(self.other)
+    other = None if other is None else other.reshape(self.shape)
     return Epilogue(scale, shift, other, self.curve, self.times, self.relu)
 
   def _of_columns(self, value, axes):
@@ -184,7 +188,8 @@ def alone(at: int, jaxpr) -> Chain:
   eqn = jaxpr.eqns[at]
   equation, operands = product(eqn)
   shape = eqn.outvars[0].aval.shape
-  return Chain(at, equation, operands, shape, _columns(equation))
+  places = tuple(range(len(shape)))
+  return Chain(at, equation, operands, shape, _columns(equation), places)
 
 
 def following(
@@ -203,10 +208,11 @@ def following(
   """
   jaxpr, readers = flow.jaxpr, flow.readers
   (v,) = jaxpr.eqns[at].outvars
-  chain = alone(at, jaxpr)
+  # What ends with axes that are dropped ends before.
+  chain = whole = alone(at, jaxpr)
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
     return chain
-  while chain.relu is None:
+  while whole.relu is None:
     read = [i for i in readers.get(v, ()) if i not in taken]
     if not read or len(read) < len(readers[v]) or None in read:
       break
@@ -216,13 +222,16 @@ def following(
       name, indices = curves.find(v, jaxpr, readers)
       if name and not any(i in taken for i in indices):
         step = dict(curve=name, indices=chain.indices + indices)
+    moved = None
     if step is None and len(read) == 1:
       step = _step(chain, read[0], v, flow, later)
-    if step is None:
+      moved = None if step else _moved(chain, read[0], v, flow)
+    if not step and not moved:
       break
-    chain = dataclasses.replace(chain, **step)
+    chain = dataclasses.replace(chain, **(step or moved))
+    whole = whole if moved else chain
     (v,) = jaxpr.eqns[chain.last].outvars
-  return chain
+  return whole
 
 
 def _columns(eqn) -> tuple[int, ...]:
@@ -235,6 +244,24 @@ def _columns(eqn) -> tuple[int, ...]:
   return tuple(range(out.aval.ndim - free, out.aval.ndim))
 
 
+def _moved(chain, i, v, flow) -> dict[str, Any] | None:
+  """A chain with an equation more that only adds and drops axes of size one."""
+  eqn = flow.jaxpr.eqns[i]
+  name = eqn.primitive.name
+  if name not in ('reshape', 'squeeze', 'broadcast_in_dim'):
+    return None
+  if len(eqn.invars) > 1 or (name == 'reshape' and eqn.params['dimensions']):
+    return None
+  (out,) = eqn.outvars
+  both = zip(v.aval.shape, chain.places, strict=True)
+  long = [(n, place) for n, place in both if n > 1]
+  if [n for n in out.aval.shape if n > 1] != [n for n, _ in long]:
+    return None
+  left = iter([place for _, place in long])
+  places = tuple(next(left) if n > 1 else None for n in out.aval.shape)
+  return dict(indices=(*chain.indices, i), places=places)
+
+
 def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
   eqn, more = flow.jaxpr.eqns[i], dict(indices=(*chain.indices, i))
@@ -244,7 +271,7 @@ def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   if chain.other is not None:
     return None
   name = eqn.primitive.name
-  value = None if chain.curve else _affine(eqn, v, chain.columns, flow)
+  value = None if chain.curve else _affine(eqn, v, chain, flow)
   if value is not None:
     if not formulas.is_literal(value[0]) and value[0] in later:
       return None
@@ -264,10 +291,11 @@ def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   return more | dict(other=other[0], times=name == 'mul')
 
 
-def _affine(eqn, v, columns, flow):
+def _affine(eqn, v, chain, flow):
   """What is added to, taken off or multiplied with `v` along its columns.
 
-  Returns (variable or literal, the axis of `v` that each of its axes lies along).
+  Returns (variable or literal, the axis of the results of the product that each of
+  its axes lies along).
   """
   name = eqn.primitive.name
   if name not in ('add', 'sub', 'mul') or (
@@ -283,9 +311,9 @@ def _affine(eqn, v, columns, flow):
     # What is spread over rows is read as it is before.
     if made.params['shape'] == v.aval.shape:
       source, axes = made.invars[0], made.params['broadcast_dimensions']
-  sizes = source.aval.shape
+  axes, sizes = tuple(chain.places[a] for a in axes), source.aval.shape
   along = {a for a, n in zip(axes, sizes, strict=True) if n > 1}
-  return (source, axes) if along.issubset(columns) else None
+  return (source, axes) if along.issubset(chain.columns) else None
 
 
 def _relu(eqn, v) -> Callable | None:

@@ -227,12 +227,14 @@ def _with_epilogue(jaxpr, chain):
       return NotImplemented
     rule = _PRODUCTS[product.primitive]
     y = rule(*operands, **product.params, epilogue=chain.epilogue(read))
-    return y if y is NotImplemented or isinstance(y, lift.Dense) else (y,)
+    if y is NotImplemented or isinstance(y, lift.Dense):
+      return y
+    return (y.reshape(out.aval.shape),)
 
   indices = chain.product, *chain.indices
   reads = *chain.operands, *chain.reads
-  last = jaxpr.eqns[chain.last]
-  return lift.Claim(product, indices, reads, tuple(last.outvars), run)
+  (out,) = jaxpr.eqns[chain.last].outvars
+  return lift.Claim(product, indices, reads, (out,), run)
 
 
 # ------------------------------------------------------------------------- table

@@ -178,10 +178,10 @@ def claim(jaxpr, group: Group) -> lift.Claim:
       norm and norm.norm(read),
       bool(group.keeps),
     )
-    if outs is NotImplemented or not group.keeps:
+    if outs is NotImplemented:
       return outs
-    *ys, normed = outs
-    return [*ys, *(normed.reshape(v.aval.shape) for v in group.keeps)]
+    ys = [y.reshape(v.aval.shape) for y, v in zip(outs, ends, strict=False)]
+    return [*ys, *(outs[-1].reshape(v.aval.shape) for v in group.keeps)]
 
   ends = [jaxpr.eqns[chain.last].outvars[0] for chain in group.chains]
   reads = *dense, *(m.weight for m in members)

@@ -136,6 +136,33 @@ class ConvTest(parameterized.TestCase):
       self.assertIn('curve = "silu"', program)
       self.assertNotIn('stablehlo.maximum', program)
 
+  @parameterized.product(words=(None, 'W8A8'), side=(-2, -1))
+  def test_what_follows_where_an_axis_was_dropped(self, words, side):
+    """A convolution of one axis, as programs write it that have those of two alone."""
+    numbers = 'NCHW', 'OIHW', 'NCHW'
+    conv = _conv(padding='VALID', numbers=numbers)
+    x = jax.random.normal(_KEYS[0], (2, 8, 30)) + 0.3
+    params = {
+      'w': jnp.expand_dims(jax.random.normal(_KEYS[1], (12, 8, 5)), side),
+      'shift': jnp.linspace(-1.0, 1.0, 12)[None, :, None],
+    }
+    other = jax.random.normal(_KEYS[2], (2, 12, 26))
+
+    def f(p, x):
+      y = conv(p, jnp.expand_dims(x, side)).squeeze(side) + p['shift']
+      return jax.nn.relu(jax.nn.silu(y) + other)
+
+    uses = jc.uses(f)(params, x)
+    q = jc.quantize(params, [('w', words), ('.*', None)], uses)
+    p = pack(q, uses, floats=True)
+    g = jax.jit(jc.lift(f))
+    bound = 2e-6 if words is None else 2e-2
+    self.assertLess(_distance(g(p, x), g(q, x)), bound)
+    if native.available():
+      program = g.lower(p, x).as_text()
+      self.assertIn('curve = "silu"', program)
+      self.assertNotIn('stablehlo.maximum', program)
+
   @parameterized.product(words=(None, 'W8A8', 'int4, int8'), groups=(1, 2, 8))
   def test_a_transposed_convolution_turns_its_windows(self, words, groups):
     def f(p, x):

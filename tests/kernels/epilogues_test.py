@@ -96,6 +96,21 @@ FOUND = {  # function, steps, what follows them
     ['mul', 'add'],
     'silu other relu',
   ),
+  'axes dropped': (
+    lambda x, w, b: jax.nn.relu((x[None] @ w)[0] + b + C),
+    ['add'],
+    'other relu',
+  ),
+  'axes added': (
+    lambda x, w, b: (x @ w)[:, None, :, None] + b[:, None, :, None],
+    ['add'],
+    '',
+  ),
+  'up to axes that are dropped': (
+    lambda x, w, b: (x[None] @ w + b[None])[0],
+    ['add'],
+    '',
+  ),
   'up to another curve': (
     lambda x, w, b: jax.nn.gelu(jax.nn.gelu(x @ w)),
     [],
@@ -117,6 +132,11 @@ NOT_FOUND = {
   'read twice': lambda x, w, b: (y := x @ w) + b + y,
   'returned': lambda x, w, b: ((y := x @ w), y + b),
   'taken from': lambda x, w, b: b - x @ w,
+  'axes dropped alone': lambda x, w, b: (x[None] @ w)[0],
+  'in another order': lambda x, w, b: (x @ w).T + b.T,
+  'along rows, axes added': (
+    lambda x, w, b: (x @ w)[:, None] + jnp.arange(3.0)[:, None, None]
+  ),
   'along rows': lambda x, w, b: x @ w + jnp.arange(3.0)[:, None],
   'part of gelu': lambda x, w, b: (y := x @ w) * 0.5 * (1 + jnp.tanh(y)),
   'silu and more': lambda x, w, b: BOTH(x @ w)[0],
