@@ -18,8 +18,15 @@ _TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
 
 
 def _ranked(xp, *inputs):
-  """Of one rank: axes of size 1 in front, as broadcasting adds them."""
+  """Of one rank: axes of size 1 in front, as broadcasting adds them.
+
+  A constant of one entry is a number, beside an array that has the rank.
+  """
   rank = max(np.ndim(x) for x in inputs)
+  single = [isinstance(x, np.ndarray) and x.size == 1 for x in inputs]
+  pairs = list(zip(inputs, single, strict=True))
+  if any(np.ndim(x) == rank and not one for x, one in pairs):
+    inputs = [x.reshape(()) if one else x for x, one in pairs]
   return [
     x if np.ndim(x) in (0, rank) else xp.expand_dims(x, _axes_in_front(x, rank))
     for x in inputs
