@@ -140,7 +140,7 @@ class Runtimes:
 
 
 class Row(NamedTuple):
-  """One contestant in one cell: `seconds` [rounds], processor's least."""
+  """One contestant in one cell: `seconds` [rounds], processor's median."""
 
   name: str
   path: str
