@@ -55,6 +55,8 @@ class CompressedArray:
   dtype: Any
   # Whether programs write to it: loops then carry and return it as a leaf.
   writable = False
+  # Whether a scan over its first axis leaves it whole, and asks for `entry`.
+  indexed = False
 
   @property
   def ndim(self) -> int:
@@ -66,6 +68,14 @@ class CompressedArray:
 
   def materialize(self) -> jax.Array:
     """The array that this leaf stands for: `shape`, `dtype`."""
+    raise NotImplementedError
+
+  def entry(self, index: jax.Array) -> 'CompressedArray':
+    """The leaf of one entry of the first axis, if `indexed`: what is large stays whole.
+
+    Args:
+      index: int32 scalar.
+    """
     raise NotImplementedError
 
   def can_cut(self, axis: int, size: int) -> bool:

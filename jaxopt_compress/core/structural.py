@@ -12,6 +12,7 @@ that is not in `RULES` gets dense arrays.
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.core import bodies
@@ -119,14 +120,16 @@ def _scan(ctx, eqn, operands):
   run = bodies.apart(ctx, eqn, closed, names, results)
   init, rebuild = bodies.carried(carry, written)
 
+  turns, cut = _entries(xs, p['length'])
+
   def body(state, xs):
-    outs, found = run(*consts, *rebuild(state), *xs)
+    outs, found = run(*consts, *rebuild(state), *cut(xs))
     return {i: outs[i] for i in init}, (outs[n_carry:], found)
 
   state, (ys, found) = lax.scan(
     body,
     init,
-    xs,
+    turns,
     # A length that is left open in an export is that of what the loop cuts.
     length=None if xs else p['length'],
     reverse=p['reverse'],
@@ -142,6 +145,24 @@ def _scan(ctx, eqn, operands):
   )
   last = zip(rebuild(state), names[n_consts:n_whole], strict=True)
   return [*last, *((y, None) for y in ys)]
+
+
+def _entries(xs, length):
+  """What a scan loops over, and a function from one turn's to the entries of `xs`.
+
+  Leaves that can be read where they lie stay outside; the loop counts for them.
+  """
+  whole = {i: x for i, x in enumerate(xs) if getattr(x, 'indexed', False)}
+  if not whole or not isinstance(length, int):
+    return xs, lambda xs: xs
+  others = [None if i in whole else x for i, x in enumerate(xs)]
+
+  def cut(turn):
+    index, xs = turn
+    entries = {i: x.entry(index) for i, x in whole.items()}
+    return [entries.get(i, x) for i, x in enumerate(xs)]
+
+  return (lax.iota(jnp.int32, length), others), cut
 
 
 def scan_counts(params):

@@ -25,6 +25,7 @@ from jaxopt_compress.kernels import operands
 from jaxopt_compress.kernels.cpu import conv
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import floats
+from jaxopt_compress.kernels.leaves import layers
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
@@ -223,8 +224,13 @@ def _conv(x, leaf, epilogue, **how):
   plan = leaf.plan
   groups, n = plan.feature_groups, plan.matrix.n // plan.feature_groups
   columns = (groups, 1, n) if groups > 1 else (1, n)
+  x, payload, *others = operands.of(
+    x, leaf, epilogue, (1, 2, 3), columns, jnp.float32
+  )
   return conv.conv(
-    *operands.of(x, leaf, epilogue, (1, 2, 3), columns, jnp.float32),
+    x,
+    layers.cut(payload),
+    *others,
     format=numbers.LAYOUT[plan.format].name,
     n=n,
     group=plan.group,
@@ -276,14 +282,14 @@ def _matmuls(x, weights, epilogue_of, norm, *, out_dtypes, keep):
     rows, payload, scale, zero, rounding, finish = operands.of(
       x, leaf, epilogue, (x.ndim - 1,), (1, n), out_dtype
     )
-    of_stream = (
-      (plan_lib.part(leaf, 'offsets'), sparse.constant) if sparse else ()
+    payload, layer = layers.parts(payload)
+    weight = native.Weight(
+      payload, scale, n, zero, rounding, finish, out_dtype, layer=layer
     )
-    passed.append(
-      native.Weight(
-        payload, scale, n, zero, rounding, finish, out_dtype, *of_stream
-      )
-    )
+    if sparse:
+      offsets = plan_lib.part(leaf, 'offsets')
+      weight = weight._replace(offsets=offsets, constant=sparse.constant)
+    passed.append(weight)
   sparse = plan.sparse
   return native.matmuls(
     rows,

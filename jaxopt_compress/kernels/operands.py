@@ -23,6 +23,8 @@ from jaxopt_compress.quantization import scales
 def of(x, leaf, epilogue, summed, columns, out_dtype):
   """(x, payload, scale, zero, rounding, finish) of a call of the library.
 
+  A payload that is one layer of a stack is a `Layer`.
+
   Args:
     x: the other operand.
     leaf: for CPUs.
@@ -42,7 +44,7 @@ def of(x, leaf, epilogue, summed, columns, out_dtype):
   if epilogue is not None:
     scale, rounding = _rescaled(scale, rounding, epilogue, columns)
   finish = finish_of(epilogue, columns, out_dtype)
-  return x, plan_lib.part(leaf, 'payload'), scale, zero, rounding, finish
+  return x, plan_lib.lying(leaf, 'payload'), scale, zero, rounding, finish
 
 
 def _rescaled(scale, rounding, epilogue, shape):

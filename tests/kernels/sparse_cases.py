@@ -2,7 +2,10 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
+
+from jaxopt_compress.kernels.cpu import native
 
 
 def _random(rng, sparsity, shape):
@@ -53,3 +56,42 @@ def cases():
     for kept in KEPT:
       yield dtype, kept, *SIZES[i % len(SIZES)]
       i += 5
+
+
+def sparse_matmul(
+  x,
+  stream,
+  offsets,
+  scale,
+  zero=None,
+  rounding=native.Rounding(),
+  finish=native.Finish(),
+  *,
+  how,
+  k,
+  n,
+  group,
+  out_dtype=jnp.float32,
+  path='',
+):
+  """A product of the library with one weight whose zeros are left out.
+
+  Args:
+    stream, offsets: as `sparse_layout.to_streams` makes them; `how` is what it says.
+    scale, zero: None for weights of floats.
+    x, rounding, finish, how, k, n, group, out_dtype, path: as for `native.matmul`.
+  """
+  weight = native.Weight(
+    stream, scale, n, zero, rounding, finish, out_dtype, offsets, how.constant
+  )
+  (y,) = native.matmuls(
+    x,
+    [weight],
+    format=how.type,
+    k=k,
+    group=group,
+    sparse=True,
+    skips=how.skips,
+    path=path,
+  )
+  return y

@@ -28,13 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.kernels import norms
-from jaxopt_compress.kernels import sparse_layout
 from jaxopt_compress.kernels.cpu import calls
 
 _TARGETS = ('matmul', 'conv', 'depthwise', 'float_conv', 'attention')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
 # operands or attributes of a call change.
-_INTERFACE = 6
+_INTERFACE = 7
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
@@ -190,7 +189,8 @@ class Weight(NamedTuple):
 
   Attributes:
     payload: [..., panels, units, bytes] as `layout.to_panels` makes them; streams of
-      `sparse_layout.to_streams` if `offsets` are there.
+      `sparse_layout.to_streams` if `offsets` are there; [..., layers, panels, units,
+      bytes] with `layer`.
     scale: [..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn; None
       for codes and streams of floats.
     n: columns of the matrix.
@@ -200,6 +200,8 @@ class Weight(NamedTuple):
     out_dtype: float32 or bfloat16; int32 for codes.
     offsets: None, or [..., panels + 1] of the runs of a stream.
     constant: of a stream, `Sparse.constant`.
+    layer: None, or [...] int32: which of the layers of panels it is, read where it
+      lies.
   """
 
   payload: jax.Array
@@ -211,6 +213,7 @@ class Weight(NamedTuple):
   out_dtype: Any = jnp.float32
   offsets: jax.Array | None = None
   constant: int = 0
+  layer: jax.Array | None = None
 
 
 def matmul(
@@ -296,10 +299,10 @@ def matmuls(
   for weight in weights:
     how, finish = weight.rounding, weight.finish
     streams = [(weight.offsets, 1)] if sparse else []
-    operands.add([(weight.payload, 1 if sparse else 3), *streams])
-    given.append(
-      operands.add(_others((weight.scale, weight.zero), 2, how, finish, 2))
-    )
+    own = 1 if sparse else 3 if weight.layer is None else 4
+    operands.add([(weight.payload, own), *streams])
+    others = _others((weight.scale, weight.zero), 2, how, finish, 2)
+    given.append(operands.add([*others, (weight.layer, 0)]))
   results = [((x.shape[-2], w.n), w.out_dtype) for w in weights]
   results += [(x.shape[-2:], x.dtype)] * keep
   finishes = [weight.finish for weight in weights]
@@ -333,49 +336,6 @@ def _attributes(norm, given, keep) -> dict[str, Any]:
     keep=keep,
     there=there,
   )
-
-
-def sparse_matmul(
-  x: jax.Array,
-  stream: jax.Array,
-  offsets: jax.Array,
-  scale: jax.Array | None,
-  zero: jax.Array | None = None,
-  rounding: Rounding = Rounding(),
-  finish: Finish = Finish(),
-  *,
-  how: sparse_layout.Sparse,
-  k: int,
-  n: int,
-  group: int,
-  out_dtype=jnp.float32,
-  path: str = '',
-) -> jax.Array:
-  """`matmul` with matrices whose zeros are left out.
-
-  If the weight is of floats, sums are of float32, and products with zeros count: a
-  row of x with a NaN or an infinity gives what it gives with the dense matrix.
-
-  Args:
-    stream, offsets: [..., bytes] and [..., panels + 1], as
-      `sparse_layout.to_streams` makes them; `how` is what it says of them.
-    scale, zero: None for weights of floats, whose rounding is Act.FLOAT.
-    x, rounding, finish, k, n, group, out_dtype, path: as for `matmul`.
-  """
-  weight = Weight(
-    stream, scale, n, zero, rounding, finish, out_dtype, offsets, how.constant
-  )
-  (y,) = matmuls(
-    x,
-    [weight],
-    format=how.type,
-    k=k,
-    group=group,
-    sparse=True,
-    skips=how.skips,
-    path=path,
-  )
-  return y
 
 
 def _check_library():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.core import array
 from jaxopt_compress.kernels import layout
+from jaxopt_compress.kernels.leaves import layers
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable as portable_lib
@@ -33,7 +34,7 @@ class PanelArray(array.CompressedArray):
   of these groups after those of the stack.
 
   Attributes:
-    payload: [stack..., panels, units, bytes] uint8.
+    payload: [stack..., panels, units, bytes] uint8; or a `layers.Layer` of a stack.
     scale: [stack..., groups, n] float32, bfloat16, float8_e8m0fnu or float8_e4m3fn.
     zero: None; or the shape of `scale`, int8 or float32.
     totals: None; or [stack..., 1, n] float32, the sums of the columns, for codes of
@@ -44,7 +45,7 @@ class PanelArray(array.CompressedArray):
     plan: what is static.
   """
 
-  payload: jax.Array
+  payload: jax.Array | layers.Layer
   scale: jax.Array
   zero: jax.Array | None
   totals: jax.Array | None
@@ -58,6 +59,8 @@ class PanelArray(array.CompressedArray):
   stored = jnp.uint8  # the payload's own
   dtypes = plan_lib.dtypes
   can_cut = plan_lib.can_cut
+  indexed = property(plan_lib.indexed)
+  entry = plan_lib.entry
   materialize = portable_lib.materialize
   portable = portable_lib.portable
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxopt_compress.analysis import storage
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import sparse_layout
+from jaxopt_compress.kernels.leaves import layers
 from jaxopt_compress.quantization import formats
 from jaxopt_compress.quantization import spec as spec_lib
 
@@ -92,6 +93,11 @@ def shape(leaf) -> tuple[int, ...]:
 
 def part(leaf, name: str) -> jax.Array | None:
   """A part without the axes of size one: [stack..., axes of the part]."""
+  return layers.cut(lying(leaf, name))
+
+
+def lying(leaf, name: str) -> jax.Array | layers.Layer | None:
+  """The same, but one layer of a stack stays inside the stack."""
   x, own = getattr(leaf, name), leaf.axes(leaf.plan)[name]
   if x is None:
     return None
@@ -99,8 +105,10 @@ def part(leaf, name: str) -> jax.Array | None:
 
 
 def full(
-  x: jax.Array | None, stack: tuple[int, ...], matrix: matrix_lib.Matrix
-) -> jax.Array | None:
+  x: jax.Array | layers.Layer | None,
+  stack: tuple[int, ...],
+  matrix: matrix_lib.Matrix,
+) -> jax.Array | layers.Layer | None:
   """A part as leaves hold it: no part has fewer axes than the array.
 
   Transformations that slice the stack count axes of the array; axes of size one
@@ -121,7 +129,7 @@ def full(
 def seen_as(leaf, matrix: matrix_lib.Matrix, dtype: Any = None):
   """The same matrices, seen with other axes, or in another dtype."""
   parts = {
-    name: full(part(leaf, name), stack(leaf), matrix)
+    name: full(lying(leaf, name), stack(leaf), matrix)
     for name in leaf.axes(leaf.plan)
   }
   plan = leaf.plan._replace(matrix=matrix, dtype=dtype or leaf.plan.dtype)
@@ -132,6 +140,23 @@ def as_matrices(leaf):
   """The leaf that stands for [stack..., k, n]."""
   m = leaf.plan.matrix
   return seen_as(leaf, matrix_lib.Matrix((m.k,), (m.n,), (0, 1)))
+
+
+def indexed(leaf) -> bool:
+  """Whether loops leave it whole: the CPU's kernels read a layer where it lies."""
+  return leaf.plan.target == 'cpu' and len(stack(leaf)) == 1 and leaf.size > 0
+
+
+def entry(leaf, index: jax.Array):
+  """The leaf of one layer; its payload stays where it lies, the rest is cut."""
+  first, *others = leaf.axes(leaf.plan)
+  cut = {
+    name: layers.cut(layers.Layer(x, index))
+    for name in others
+    if (x := getattr(leaf, name)) is not None
+  }
+  cut[first] = layers.Layer(getattr(leaf, first), index)
+  return dataclasses.replace(leaf, **cut)
 
 
 def with_paths(leaf, paths: Iterable[tuple[int, str]]):
@@ -154,11 +179,18 @@ def dtypes(leaf) -> dict[str, jnp.dtype]:
   return {name: jnp.dtype(leaf.stored), 'scale': wanted}
 
 
+def _bits_taken(leaf) -> float:
+  """Bits of the payload for each entry of the array."""
+  whole, index = layers.parts(leaf.payload)
+  entries = leaf.size * (1 if index is None else len(whole))
+  return 8 * storage.nbytes(whole) / max(entries, 1)
+
+
 def describe(leaf, laid_out: str, bits: int = 0) -> str:
   """The format in a few words, and how it is laid out: if wider, in how many bits."""
   plan = leaf.plan
   # Kernels fill columns up to 32, and groups up to whole units of rows.
-  taken = 8 * storage.nbytes(leaf.payload) / max(leaf.size, 1) if bits else 0
+  taken = _bits_taken(leaf) if bits else 0
   bits = round(taken) if taken >= 2 * bits else bits
   if bits and bits > formats.FORMATS[plan.format].bits:
     laid_out += f' in {bits} bits'

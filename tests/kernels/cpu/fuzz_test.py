@@ -14,6 +14,7 @@ import hypothesis
 from hypothesis import strategies as st
 import kernel_oracle
 import numpy as np
+import sparse_cases
 
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import sparse_layout
@@ -112,7 +113,7 @@ class FuzzTest(absltest.TestCase):
       p.update(scale=None, zero=None, totals=None)
     out = fuzz_draws.result_of(draws, how)
     call = functools.partial(
-      native.sparse_matmul,
+      sparse_cases.sparse_matmul,
       how=of,
       k=k,
       n=n,

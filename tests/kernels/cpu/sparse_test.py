@@ -61,7 +61,7 @@ class SparseMatmulTest(parameterized.TestCase):
     @jax.jit
     def run(xs):
       def call(x, stream, offsets, how, path):
-        return native.sparse_matmul(
+        return sparse_cases.sparse_matmul(
           x,
           stream,
           offsets,
@@ -116,7 +116,7 @@ class SparseMatmulTest(parameterized.TestCase):
     @jax.jit
     def run(x):
       call = functools.partial(
-        native.sparse_matmul,
+        sparse_cases.sparse_matmul,
         x,
         stream,
         offsets,
@@ -164,7 +164,7 @@ class SparseMatmulTest(parameterized.TestCase):
       return [
         _on_paths(
           functools.partial(
-            native.sparse_matmul,
+            sparse_cases.sparse_matmul,
             rows,
             *streams[skips][:2],
             scale,
@@ -204,7 +204,7 @@ class SparseMatmulTest(parameterized.TestCase):
     stream, offsets, how = sparse_layout.to_streams(w, k)
 
     def call(x, stream, offsets):
-      return native.sparse_matmul(
+      return sparse_cases.sparse_matmul(
         x, stream, offsets, None, how=how, k=k, n=n, group=k
       )
 
@@ -234,7 +234,7 @@ class SparseMatmulTest(parameterized.TestCase):
 
     def call(stream, offsets, m=1, how=how, **other):
       x = jnp.zeros((m, k))
-      return native.sparse_matmul(
+      return sparse_cases.sparse_matmul(
         x, stream, offsets, None, how=how, k=k, n=n, group=k, **other
       )
 

@@ -113,7 +113,8 @@ struct Call {
       return std::clamp<int64_t>(n, 0, all);
     };
     // Of a stack of layers, the one that is asked for.
-    const int64_t of_layer = layer_of(s);
+    const int64_t of_layer =
+        layer.there() ? layer_at(layer, lead, s, key.axis(0)) : 0;
     const auto cached = [&](const Part& p, const Axes& a, int64_t entries) {
       const int64_t n = p.there() && p.own() == 5 ? a.b * a.t * a.h * a.d : 0;
       return at(p, of_layer * n + entries);
@@ -132,15 +133,6 @@ struct Call {
     found.wanted = length(wanted, heads.queries);
     found.known = length(known, heads.keys);
     return found;
-  }
-
-  // As JAX indexes: from the end if negative, and the nearest one that there is.
-  int64_t layer_of(int64_t s) const {
-    if (!layer.there()) return 0;
-    int32_t i;
-    std::memcpy(&i, layer.at(lead, s), 4);
-    const int64_t layers = key.axis(0);
-    return std::clamp<int64_t>(i < 0 ? i + layers : i, 0, layers - 1);
   }
 
   static void task(const void* context, int round, int64_t i) {

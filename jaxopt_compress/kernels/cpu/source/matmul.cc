@@ -66,9 +66,12 @@ JAXOPT_COMPRESS_DECODE(
 namespace jaxopt_compress {
 namespace {
 
-// A weight is panels [..., panels, units, bytes]; or streams [..., bytes] without zeros,
-// with the offsets [..., panels + 1] of their runs.
-constexpr Own kDense = {2, 3, 2, 2}, kSparse = {2, 1, 2, 2};
+// A weight is panels [..., panels, units, bytes]; or one layer of panels [..., layers,
+// panels, units, bytes]; or streams [..., bytes] without zeros, with the offsets
+// [..., panels + 1] of their runs.
+constexpr Own kDense = {2, 3, 2, 2}, kLayers = {2, 4, 2, 2}, kSparse = {2, 1, 2, 2};
+// Says in `given` that the number of the layer is there, after all other operands.
+constexpr int kLayer = 7;
 
 // Whether the runs of a stream lie one after the other inside it, each as long as the
 // kernels assume without checking.
@@ -95,7 +98,10 @@ ffi::Error describe(const Options& options, size_t i, const Finish& finish,
   const int64_t m = p.out.axis(0);
   bool sizes = p.x.there() && p.x.is({m, job->k}) && p.w.there() &&
                p.out.is({m, job->n});
-  if (!options.sparse) {
+  if (weight->layer.there()) {
+    sizes = sizes && !options.sparse && weight->layer.is(Type::kS32) &&
+            p.w.is({weight->layers(), job->panels, job->units, job->format.bytes});
+  } else if (!options.sparse) {
     sizes = sizes && p.w.is({job->panels, job->units, job->format.bytes});
   } else {
     job->sparse = true;
@@ -135,15 +141,17 @@ std::string_view next_name(std::string_view* names) {
 ffi::Error read_weights(ffi::AnyBuffer x, Passed* rest, const ffi::RemainingRets& outs,
                         const Options& options, const Format& format,
                         std::vector<Weight>* weights) {
-  const Own own = options.sparse ? kSparse : kDense;
   std::string_view curves = options.curve;
   for (size_t i = 0; i < options.weights(); ++i) {
     if (!rest->has(options.sparse ? 2 : 1)) return wrong("weights are missing");
     const ffi::AnyBuffer w = rest->take();
     Part offsets = rest->take(options.sparse, 1);
-    const auto p = Operands::of(x, w, rest, options.given[i],
+    const bool layered = options.given[i] >> kLayer & 1;
+    const Own own = options.sparse ? kSparse : layered ? kLayers : kDense;
+    const auto p = Operands::of(x, w, rest, options.given[i] & ((1 << kLayer) - 1),
                                 **outs.get<ffi::AnyBuffer>(i), own);
-    if (!p) return wrong("operands are missing");
+    if (!p || !rest->has(layered)) return wrong("operands are missing");
+    const Part layer = rest->take(layered, 0);
     if (options.sparse && !offsets.is(Type::kS32)) {
       return wrong("a stream is of bytes, its offsets are int32");
     }
@@ -153,7 +161,7 @@ ffi::Error read_weights(ffi::AnyBuffer x, Passed* rest, const ffi::RemainingRets
     if (!p->out.has_own() || !p->x.has_own() || !p->w.has_own()) {
       return wrong("x and w must be stacks of matrices");
     }
-    weights->push_back({*p, offsets, job_of(*p, options.rounding, format)});
+    weights->push_back({*p, offsets, layer, job_of(*p, options.rounding, format)});
     const ffi::Error described = describe(options, i, finish, &weights->back());
     if (described.failure()) return described;
   }
@@ -219,6 +227,10 @@ ffi::Error fill(const Front& front, Dims lead, Call* call) {
   for (int64_t i = 0; i < call->products; ++i) {
     for (const Weight& weight : call->weights) {
       Item item = item_of(weight.p, weight.job, lead, i);
+      if (weight.layer.there()) {
+        item.w += layer_at(weight.layer, lead, i, weight.layers()) *
+                  weight_bytes(weight.job);
+      }
       item.norm_scale = front.scale.floats(lead, i);
       item.norm_shift = front.shift.floats(lead, i);
       // The first set of codes is made with the norms that are kept.
@@ -241,7 +253,8 @@ bool can_merge(const std::vector<Weight>& weights, const Front& front, Dims lead
                int64_t rows) {
   if (!front.scale.single() || !front.shift.single()) return false;
   return std::all_of(weights.begin(), weights.end(), [&](const Weight& each) {
-    return each.p.share_weight(lead) && each.p.x.entries() == rows * each.job.k;
+    return each.p.share_weight(lead) && each.layer.single() &&
+           each.p.x.entries() == rows * each.job.k;
   });
 }
 
@@ -252,8 +265,8 @@ ffi::Error run_products(ffi::ThreadPool pool, ffi::RunId id, const Front& front,
   const Dims lead = p.lead();
   for (const Weight& each : weights) {
     const Dims other = each.p.lead();
-    if (!each.p.fit(lead) || !std::equal(lead.begin(), lead.end(), other.begin(),
-                                         other.end())) {
+    if (!each.p.fit(lead) || !each.layer.fits(lead) ||
+        !std::equal(lead.begin(), lead.end(), other.begin(), other.end())) {
       return wrong("leading axes do not fit those of the result");
     }
   }
@@ -285,7 +298,7 @@ ffi::Error run_products(ffi::ThreadPool pool, ffi::RunId id, const Front& front,
   const ffi::Error filled = fill(front, lead, call);
   if (filled.failure()) return filled;
   call->plan(workers);
-  const Site site = {p.w.data(), id.run_id};
+  const Site site = {call->items[0].w, id.run_id};
   const bool done = run(pool, site, workers - 1, &Call::task, call,
                         call->first_tasks(), call->second_tasks());
   if (!done) return wrong("there is no memory for a product of this size");
@@ -341,7 +354,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
 }  // namespace jaxopt_compress
 
 // Which operands and attributes calls have: `_INTERFACE` in `native.py`.
-JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 6; }
+JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 7; }
 
 // Names of the instruction paths that this machine has, best first.
 JAXOPT_COMPRESS_SHOWN const char* jaxopt_compress_paths() {

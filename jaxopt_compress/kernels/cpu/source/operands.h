@@ -134,6 +134,16 @@ class Part {
   Type type_;
 };
 
+// Which of `count` layers is asked for, as JAX indexes: from the end if negative, and the
+// nearest one that there is. The first where no number says.
+inline int64_t layer_at(const Part& layer, Dims lead, int64_t i, int64_t count) {
+  const char* p = layer.at(lead, i);
+  if (p == nullptr) return 0;
+  int32_t number;
+  std::memcpy(&number, p, 4);
+  return std::clamp<int64_t>(number < 0 ? number + count : number, 0, count - 1);
+}
+
 // How many axes operands have of their own.
 struct Own {
   size_t x, w;

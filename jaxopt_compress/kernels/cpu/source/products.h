@@ -43,12 +43,14 @@ inline int64_t panels_of_task(const Job& job, const Tiles& t, int64_t wanted) {
 struct Weight {
   Operands p;
   Part offsets;  // of a stream
+  Part layer;    // which of a stack of matrices it is, if w has an axis of layers
   Job job;
   int set = 0;  // which of the codes of x it meets
   int64_t panels_each = 0, tiles_each = 0;  // of a task
   int64_t panel_tasks = 0, tile_tasks = 0;  // of an item
 
   int64_t tasks() const { return panel_tasks * tile_tasks; }
+  int64_t layers() const { return layer.there() ? p.w.axis(0) : 1; }
 
   // Cuts each product into about `wanted` tasks of some panels and some tiles.
   void cut(int64_t wanted, const Tiles& t) {
