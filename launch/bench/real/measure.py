@@ -6,6 +6,7 @@ seconds of each contestant, in turns         wall, and of the processor
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 import functools
 import os
 import pathlib
@@ -24,6 +25,10 @@ from launch.bench.kernels import turns
 
 XLA = 'XLA float32'
 FLOAT, INT8, INT4 = 'float', 'int8', 'int4'
+# One that is nearer to chance than this to float is another network: nobody's time
+# is compared with its.
+HOLDS = 0.8
+COLLAPSED = 'collapsed, not counted'
 
 
 class File(NamedTuple):
@@ -43,17 +48,25 @@ class File(NamedTuple):
 
 
 class Form(NamedTuple):
-  """One of ours: weights rounded by `scheme`."""
+  """One of ours.
+
+  Attributes:
+    name: of the table.
+    scheme: by which weights are rounded.
+    kind: INT8 or INT4.
+    barred: whether bars are for it; others are printed beside it.
+  """
 
   name: str
   scheme: Any
   kind: str
+  barred: bool = True
 
 
 FORMS = (
   Form('int8', jc.W8A8, INT8),
-  Form('int8 sym', 'int8, int8 token', INT8),
-  Form('int4 g128', jc.W4A8, INT4),
+  Form('int8 sym', 'int8, int8 token', INT8, barred=False),
+  Form('int4 g128', jc.W4A8, INT4, barred=False),
 )
 
 
@@ -75,7 +88,8 @@ class Model(NamedTuple):
     judged_cell: the cell whose files are judged.
     forms: of ours.
     bars: {word: the least of it that an int8 form must have}; None is what the
-      best int8 rival has.
+      best int8 rival has. Of each word 1 is float's, and who is below `HOLDS` has
+      collapsed.
     parity: how far from the original runtime float results may be, of the
       largest of them.
   """
@@ -192,7 +206,9 @@ def results(model: Model, params: Any) -> np.ndarray:
   return np.stack(found)
 
 
-def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
+def accuracy(
+  model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars
+) -> set[str]:
   """Prints how near to float everybody is; the floats must agree first.
 
   Args:
@@ -200,6 +216,9 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
     forms: {name: parameters}, `XLA` the float ones.
     rivals: workers.
     bars: told of what is claimed.
+
+  Returns:
+    The names of those that have collapsed.
 
   Raises:
     RuntimeError: ours is not what the original runtime computes.
@@ -226,16 +245,29 @@ def accuracy(model: Model, forms: dict[str, Any], rivals: list[Runtimes], bars):
           )
       else:
         words[file.name], seen[file.name] = model.judge(found, want), file.kind
+  lost = {
+    name
+    for name, found in words.items()
+    if any(found[word] < HOLDS for word in model.bars)
+  }
   for name, found in words.items():
     line = '  '.join(f'{word} {x:.5f}' for word, x in found.items())
+    line += f'  {COLLAPSED}' * (name in lost)
     print(f'    {name:36s}{line}', flush=True)
-  for word, least in model.bars.items():
+  _tell(model, words, seen, bars)
+  return lost
+
+
+def _tell(model, words, seen, bars):
+  """Tells the bars how near to float forms are, `seen` {rival: kind}."""
+  for word, given in model.bars.items():
     others = [words[name][word] for name, kind in seen.items() if kind == INT8]
     # Of no rival there is no number, and what is compared with none is missed.
-    least = max(others, default=np.nan) if least is None else least
+    best_int8 = max(others, default=np.nan) if given is None else given
     for form in model.forms:
-      if form.kind == INT8 and form.name in words:
+      if form.barred and form.name in words:
         what = f'{model.name}: {form.name}, {word}'
+        least = best_int8 if form.kind == INT8 else HOLDS
         bars.add(what, words[form.name][word], least)
 
 
@@ -296,28 +328,43 @@ def best(rows: list[Row], path: str, kinds: tuple[str, ...]) -> Row | None:
   return min(able, key=lambda r: np.median(r.seconds), default=None)
 
 
-def show(model: Model, cell: str, rows: list[Row], bars):
-  """Prints the table of a cell, and tells the bars."""
+def show(
+  model: Model,
+  cell: str,
+  rows: list[Row],
+  bars,
+  collapsed: Collection[str] = (),
+):
+  """Prints the table of a cell, and tells the bars.
+
+  Args:
+    model: what was timed.
+    cell: where.
+    rows: of everybody.
+    bars: told of what is claimed.
+    collapsed: names of those that are printed and compared with nobody.
+  """
   plain = next(r for r in rows if r.name == XLA)
+  counted = [r for r in rows if r.name not in collapsed]
+  barred = {form.name for form in model.forms if form.barred}
   print(
     f'\n  {model.name} {cell}\n    {"":36s}{"path":12s}{"ms":>9s}'
     f' {"quartiles":>19s}{"cpu ms":>9s}{"x XLA":>8s}  against'
   )
   for row in rows:
+    words = [COLLAPSED] if row.name in collapsed else []
+    for kind in (INT8, FLOAT) if not row.rival else ():
+      rival = best(counted, row.path, (kind,))
+      ratio, other = np.nan, kind
+      if rival is not None and row in counted:
+        ratio, other = np.median(rival.seconds / row.seconds), rival.name
+        words.append(f'{ratio:.2f}x {other}')
+      if row.kind == INT8 and row.name in barred:
+        what = f'{model.name} {cell} {row.path or "auto"}: {row.name}'
+        if rival is not None or kind == INT8:
+          bars.add(f'{what} over {other}', ratio, 1.0)
     low, middle, high = 1e3 * np.percentile(row.seconds, [25, 50, 75])
     times = np.median(plain.seconds / row.seconds)
-    words = []
-    for kinds in ((INT8,), (FLOAT,)) if not row.rival else ():
-      rival = best(rows, row.path, kinds)
-      if rival is None and row.kind == INT8:
-        what = f'{model.name} {cell} {row.path or "auto"}: {row.name}'
-        bars.add(f'{what} over {kinds[0]}', np.nan, 1.0)
-      if rival is not None:
-        ratio = np.median(rival.seconds / row.seconds)
-        words.append(f'{ratio:.2f}x {rival.name}')
-        if row.kind == INT8:
-          what = f'{model.name} {cell} {row.path or "auto"}: {row.name}'
-          bars.add(f'{what} over {rival.name}', ratio, 1.0)
     print(
       f'    {row.name:36s}{row.path:12s}{middle:9.3f} [{low:8.3f},{high:8.3f}]'
       f'{1e3 * row.processor:9.3f}{times:8.2f}  {", ".join(words)}',

@@ -141,6 +141,33 @@ class RealTest(absltest.TestCase):
     _, out = _printed(bars.show)
     self.assertIn('0 met, 2 missed', out)
 
+  def test_who_has_collapsed_is_printed_and_compared_with_nobody(self):
+    model, bars = _model(), bars_lib.Bars()
+    forms = {measure.XLA: measure.ours(model, None)}
+    forms |= {f.name: measure.ours(model, f) for f in model.forms[:1]}
+    exact = lambda x: x @ model.params['kernel']
+    # The first file is the original, the second another network.
+    found = iter([exact, lambda x: jnp.roll(exact(x), 1, -1)])
+    other = _Runtime(lambda x: next(found)(x))
+    lost, out = _printed(measure.accuracy, model, forms, [other], bars)
+    self.assertEqual(lost, {'rounded'})
+    self.assertRegex(out, r'rounded +cosine .*  collapsed, not counted')
+    args = model, '8', forms, [''], [_Runtime(None)]
+    rows, _ = _printed(measure.timed, *args, rounds=2, budget=1e-4)
+    _, out = _printed(measure.show, model, '8', rows, bars, lost)
+    self.assertRegex(out, r'rounded .* collapsed, not counted')
+    self.assertNotIn('x rounded', out)
+    _, out = _printed(bars.show)
+    # No int8 rival is left, and the original is faster.
+    self.assertRegex(out, r'int8 over int8 .*NOT MEASURED')
+    self.assertIn('1 met, 2 missed', out)
+    # So it is with ours.
+    bars = bars_lib.Bars()
+    _, out = _printed(measure.show, model, '8', rows, bars, {'int8'})
+    self.assertRegex(out, r'int8 .* collapsed, not counted')
+    _, out = _printed(bars.show)
+    self.assertEqual(out.count('NOT MEASURED'), 2)
+
 
 if __name__ == '__main__':
   absltest.main()
