@@ -17,6 +17,7 @@ from jaxopt_compress.kernels import dots
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels import lookups
 from jaxopt_compress.kernels import matrix as matrix_lib
 from jaxopt_compress.kernels import shared
 from jaxopt_compress.kernels.attends import claim
@@ -199,17 +200,20 @@ _PRODUCTS = {
 
 
 def claims(jaxpr, leaves) -> list[lift.Claim]:
-  """Attention, products of the same rows, and the others with what follows them.
+  """Attention, one-hot products, those of the same rows, others with what follows.
 
   Each leaves alone what is taken by those before.
   """
   attention = claim.find(jaxpr, leaves)
   taken = {i for found in attention for i in found.indices}
+  looked_up = lookups.find(jaxpr, leaves, taken)
+  taken.update(i for found in looked_up for i in found.indices)
   groups = shared.find(jaxpr, leaves, taken)
   taken.update(i for group in groups for i in group.indices)
   chains = epilogues.find(jaxpr, leaves, taken).values()
   return [
     *attention,
+    *looked_up,
     *(shared.claim(jaxpr, group) for group in groups),
     *(_with_epilogue(jaxpr, chain) for chain in chains),
   ]
