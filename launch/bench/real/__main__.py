@@ -28,7 +28,8 @@ The original of MiniLM is torch's; what stands for it here is written anew with
 onnxruntime's operators, from the same file of weights.
 
 Programs of ours and of XLA hold their weights, as the files of other runtimes do: of a
-small network, passing 173 arrays takes a tenth of a call.
+small network, passing 173 arrays takes a tenth of a call. JAX runs them in the calling
+thread, `jax_cpu_enable_async_dispatch=False`: each call is waited for.
 
 One core: --cores=0. Leave the cores alone meanwhile.
 """
@@ -113,6 +114,9 @@ def _run(name, folder, made, paths, bars):
 
 
 def main(_):
+  # Another thread would be woken for each call, which takes longer than the smallest of
+  # these networks.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   here = sorted(os.sched_getaffinity(0))
   os.sched_setaffinity(0, [int(c) for c in _CORES.value] or here[:2])
   if not native.available():
