@@ -15,9 +15,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from jaxopt_compress.kernels import flow as flow_lib
 from jaxopt_compress.kernels import formulas
 
 _ENTER = (*formulas.JIT, 'custom_jvp_call')
+_SPREAD = 'broadcast_in_dim', 'convert_element_type'
 _MOST_EQUATIONS = 16  # that a curve is looked for in
 
 
@@ -100,29 +102,32 @@ def kernel(name: str) -> str:
   return name.partition(',')[0]
 
 
-def find(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
+def find(v, flow: flow_lib.Flow) -> tuple[str | None, tuple[int, ...]]:
   """The longest curve that a variable of a body goes through.
 
   Args:
     v: the variable.
-    jaxpr: the body.
-    readers: indices of the equations that read a variable; None for a result.
+    flow: of the body.
 
   Returns:
     (name in `CURVES`, indices of its equations); (None, ()) where it goes through none.
   """
+  eqns, readers = flow.jaxpr.eqns, flow.readers
   waiting, inside, indices = set(readers[v]), {v}, []
+  numbers = []  # equations that spread a number, or convert it
   best = None, ()
   while waiting and len(indices) < _MOST_EQUATIONS:
     i = min(waiting)
     waiting.discard(i)
-    eqn = jaxpr.eqns[i]
-    known = all(formulas.is_literal(o) or o in inside for o in eqn.invars)
-    if not known or len(eqn.outvars) != 1:
+    eqn = eqns[i]
+    others = [o for o in eqn.invars if not formulas.is_literal(o)]
+    makers = [_of_number(o, flow) for o in others if o not in inside]
+    if None in makers or len(eqn.outvars) != 1:
       break
+    numbers.extend(made for some in makers for made in some)
     indices.append(i)
     if not waiting:  # so far, nothing else reads what is inside
-      name = _named([jaxpr.eqns[j] for j in indices], v, eqn.outvars[0])
+      name = _named([*numbers, *(eqns[j] for j in indices)], v, eqn.outvars[0])
       best = (name, tuple(indices)) if name else best
     more = [j for o in eqn.outvars for j in readers.get(o, ())]
     if None in more:
@@ -130,6 +135,18 @@ def find(v, jaxpr, readers) -> tuple[str | None, tuple[int, ...]]:
     inside.update(eqn.outvars)
     waiting.update(more)
   return best
+
+
+def _of_number(v, flow) -> list[Any] | None:
+  """Equations that convert a number or spread it; None for what is no number."""
+  eqns = []
+  while not formulas.is_literal(v):
+    made = flow.maker(v)
+    if made is None or made.primitive.name not in _SPREAD or made.invars[1:]:
+      return None
+    eqns.insert(0, made)
+    v = made.invars[0]
+  return eqns
 
 
 def _named(eqns: Sequence[Any], v, out) -> str | None:

@@ -174,8 +174,11 @@ class Arranged:
       rows = range(len(self.x_free))
       last = [len(self.x_free) + i for i in order]
       other = lax.transpose(other, (*rows, *last)).reshape(self.count, -1)
-    scale, shift = of_columns(e.scale), of_columns(e.shift)
-    return dataclasses.replace(e, scale=scale, shift=shift, other=other)
+    numbers = {
+      name: of_columns(getattr(e, name))
+      for name in ('scale', 'shift', 'gain', 'offset')
+    }
+    return dataclasses.replace(e, other=other, **numbers)
 
 
 def arranged(

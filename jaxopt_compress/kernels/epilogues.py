@@ -1,10 +1,10 @@
 """What follows a product and can be done where its results are written.
 
-    y -> relu(curve(y * scale + shift) + other),  or times other
+    y -> relu(gain * curve(y * scale + shift) + offset + other),  or times other
 
-each of which may be missing; with one scale and shift for each column,
+each of which may be missing; with numbers for each column,
 one of `curves.CURVES`, and `other` as large as y: a bias, a normalisation with known
-moments, an activation, a residual sum, a gate. XLA would read and write all of y again
+moments, an activation with learned scales around it, a residual sum, a gate. XLA would read and write all of y again
 for it.
 """
 
@@ -39,6 +39,7 @@ class Epilogue:
     curve: None, or in `curves.CURVES`: before `other`.
     times: whether `other` is a factor.
     relu: None, or what computes it, with its own derivative at zero: at the end.
+    gain, offset: as scale and shift, behind the curve.
   """
 
   scale: jax.Array | None = None
@@ -49,16 +50,20 @@ class Epilogue:
   relu: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
     default=None, metadata={'static': True}
   )
+  gain: jax.Array | None = None
+  offset: jax.Array | None = None
 
   def __call__(self, y: jax.Array) -> jax.Array:
     """The same in XLA."""
-    along_columns = (1,) * (y.ndim - 1) + (-1,)
-    out = y
-    if self.scale is not None:
-      out = out * self.scale.reshape(along_columns)
-    if self.shift is not None:
-      out = out + self.shift.reshape(along_columns)
+
+    def affine(y, scale, shift):
+      along_columns = (1,) * (y.ndim - 1) + (-1,)
+      y = y if scale is None else y * scale.reshape(along_columns)
+      return y if shift is None else y + shift.reshape(along_columns)
+
+    out = affine(y, self.scale, self.shift)
     out = out if self.curve is None else curves.CURVES[self.curve](out)
+    out = affine(out, self.gain, self.offset)
     if self.other is not None:
       out = out * self.other if self.times else out + self.other
     out = out if self.relu is None else self.relu(out)
@@ -78,6 +83,7 @@ class Chain:
     indices: of what follows it, in order.
     steps: ('add', 'sub' or 'mul', variable or literal, the axis of the results that
       each of its axes lies along) of the affine ones.
+    after: the same, behind the curve.
     other: the variable that is added to the curve of that or, with `times`, a
       factor of it; or None.
     curve, times, relu: as in `Epilogue`.
@@ -93,6 +99,7 @@ class Chain:
   places: tuple[int | None, ...]
   indices: tuple[int, ...] = ()
   steps: tuple[tuple[str, Any, tuple[int, ...]], ...] = ()
+  after: tuple[tuple[str, Any, tuple[int, ...]], ...] = ()
   other: Any = None
   curve: str | None = None
   times: bool = False
@@ -106,14 +113,27 @@ class Chain:
   def reads(self) -> list[Any]:
     """What it needs besides the operands."""
     others = [] if self.other is None else [self.other]
-    return [v for _, v, _ in self.steps] + others
+    return [v for _, v, _ in (*self.steps, *self.after)] + others
 
   def epilogue(self, read: Callable[[Any], jax.Array]) -> Epilogue | None:
     """With the values that `read` has of variables and literals; None for nothing."""
     if not self.indices:
       return None
+    other = None if self.other is None else read(self.other)
+    other = None if other is None else other.reshape(self.shape)
+    return Epilogue(
+      *self._affine(self.steps, read),
+      other,
+      self.curve,
+      self.times,
+      self.relu,
+      *self._affine(self.after, read),
+    )
+
+  def _affine(self, steps, read):
+    """(scale, shift) of steps one after the other, each None where there is none."""
     scale = shift = None
-    for name, v, axes in self.steps:
+    for name, v, axes in steps:
       value = self._of_columns(jnp.asarray(read(v), jnp.float32), axes)
       if name == 'mul':
         scale = value if scale is None else scale * value
@@ -121,9 +141,7 @@ class Chain:
       else:
         value = -value if name == 'sub' else value
         shift = value if shift is None else shift + value
-    other = None if self.other is None else read(self.other)
-    other = None if other is None else other.reshape(self.shape)
-    return Epilogue(scale, shift, other, self.curve, self.times, self.relu)
+    return scale, shift
 
   def _of_columns(self, value, axes):
     """What lies along some of the columns, for each: [n]; [1] of one number."""
@@ -219,7 +237,7 @@ def following(
     step = None
     if chain.curve is None and chain.other is None:
       # First, as curves begin with what is a step by itself: a relu, a sum.
-      name, indices = curves.find(v, jaxpr, readers)
+      name, indices = curves.find(v, flow)
       if name and not any(i in taken for i in indices):
         step = dict(curve=name, indices=chain.indices + indices)
     moved = None
@@ -271,11 +289,12 @@ def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   if chain.other is not None:
     return None
   name = eqn.primitive.name
-  value = None if chain.curve else _affine(eqn, v, chain, flow)
+  value = _affine(eqn, v, chain, flow)
   if value is not None:
     if not formulas.is_literal(value[0]) and value[0] in later:
       return None
-    return more | dict(steps=(*chain.steps, (name, *value)))
+    where = 'after' if chain.curve else 'steps'
+    return more | {where: (*getattr(chain, where), (name, *value))}
   other = [o for o in eqn.invars if o is not v]
   if (
     name not in ('add', 'mul')

@@ -76,7 +76,19 @@ def finish_of(epilogue, shape, out_dtype) -> native.Finish:
     curve=curves.kernel(epilogue.curve or ''),
     times=epilogue.times,
     floor=-np.inf if epilogue.relu is None else 0.0,
+    after=_after(epilogue, shape),
   )
+
+
+def _after(epilogue, shape):
+  """Gain and offset of columns, one below the other; None where both are missing."""
+  gain, offset = epilogue.gain, epilogue.offset
+  if gain is None and offset is None:
+    return None
+  gain = np.float32(1) if gain is None else gain
+  offset = np.float32(0) if offset is None else offset
+  both = of_columns(gain, shape), of_columns(offset, shape)
+  return jnp.concatenate(both, axis=-2)
 
 
 def of_columns(p, shape):

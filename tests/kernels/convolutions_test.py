@@ -122,7 +122,8 @@ class ConvTest(parameterized.TestCase):
 
     def f(p, x):
       y = conv(p, x) * p['scale'] + p['shift']
-      return jax.nn.relu(jax.nn.silu(y) + other)
+      y = jax.nn.silu(y) * p['scale'] - p['shift']
+      return jax.nn.relu(y + other)
 
     uses = jc.uses(f)(params, x)
     q = jc.quantize(params, [('w', words), ('.*', None)], uses)

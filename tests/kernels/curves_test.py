@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels import curves
+from jaxopt_compress.kernels import flow
 
 
 def _found(f):
   """What `f` of an array is found to be, which is a whole body."""
   jaxpr = jax.make_jaxpr(f)(jnp.zeros((2, 3))).jaxpr
-  readers = {}
-  for i, eqn in enumerate(jaxpr.eqns):
-    for v in eqn.invars:
-      if not hasattr(v, 'val'):
-        readers.setdefault(v, []).append(i)
-  for v in jaxpr.outvars:
-    readers.setdefault(v, []).append(None)
-  name, indices = curves.find(jaxpr.invars[0], jaxpr, readers)
+  name, indices = curves.find(jaxpr.invars[0], flow.Flow(jaxpr))
   return name, len(indices) == len(jaxpr.eqns)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.kernels.leaves import plan
 
@@ -122,6 +123,17 @@ class EpilogueTest(parameterized.TestCase):
     )(C, X)
     for g, w in zip(grad(p), grad(q), strict=True):
       self.assertLessEqual(jnp.abs(g - w).max(), 1e-4 * jnp.abs(w).max())
+
+  @parameterized.parameters(*curves.CURVES)
+  def test_ways_of_writing_a_curve(self, name):
+    f = lambda p, x: curves.CURVES[name](x @ p['w']) * p['a'] + p['b']
+    q, p = _packed(f, _tree(W), X, 'W8A8')
+    run = jax.jit(jc.lift(f))
+    self.assertLess(_distance(run(p, X), run(q, X)), 2e-5)
+    program = run.lower(p, X).as_text()
+    self.assertIn(f'curve = "{curves.kernel(name)}"', program)
+    for op in ('maximum', 'clamp', 'add', 'logistic'):
+      self.assertNotIn(f'stablehlo.{op}', program)
 
   @parameterized.product(path=native.paths(), kind=list(KINDS))
   def test_curves_on_every_path(self, path, kind):

@@ -111,6 +111,11 @@ FOUND = {  # function, steps, what follows them
     ['add'],
     '',
   ),
+  'a curve between scales': (
+    lambda x, w, b: 2.0 * jax.nn.silu((x @ w) * b) - b + C,
+    ['mul'],
+    'silu mul sub other',
+  ),
   'up to another curve': (
     lambda x, w, b: jax.nn.gelu(jax.nn.gelu(x @ w)),
     [],
@@ -198,7 +203,8 @@ class FindTest(parameterized.TestCase):
     closed = jax.make_jaxpr(f)(X, W, B)
     chain = next(iter(epilogues.find(closed.jaxpr).values()))
     self.assertEqual([name for name, _, _ in chain.steps], steps)
-    words = [chain.curve or '', 'times' if chain.times else '']
+    words = [chain.curve or '', *(name for name, _, _ in chain.after)]
+    words.append('times' if chain.times else '')
     words.append('' if chain.other is None else 'other')
     words.append('relu' if chain.relu else '')
     self.assertEqual(' '.join(filter(None, words)), rest)

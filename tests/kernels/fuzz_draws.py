@@ -170,8 +170,11 @@ def stacked(f, p, inner):
   return np.stack(flat).reshape(*lead, *flat[0].shape)
 
 
-def records(how, finish, p):
+def records(how, finish, p, features=1):
   """What a call is given of operands `p`, besides x, the weight and its scales."""
+  after = finish.after
+  if after is not None and features > 1:
+    after = np.stack(np.split(after, features, -1), -3)
   return dict(
     zero=p['zero'],
     rounding=native.Rounding(
@@ -185,7 +188,7 @@ def records(how, finish, p):
       how.symmetric,
     ),
     finish=native.Finish(
-      p['bias'], finish.other, finish.curve, finish.times, how.floor
+      p['bias'], finish.other, finish.curve, finish.times, how.floor, after
     ),
   )
 
@@ -196,10 +199,13 @@ def finish_of(draws, how, shape, out) -> oracle.Finish:
     return oracle.Finish()
   rng = draws.rng
   other = draws.numbers((*draws.some(), *shape)) * rng.choice([0, 1, 1e3])
+  after = draws.numbers((*draws.some(), 2, shape[-1]))
   return oracle.Finish(
     curve=str(rng.choice(['', '', *oracle.CURVES])),
     other=other.astype(out) if rng.random() < 0.5 else None,
     times=bool(rng.integers(2)),
+    after=after if rng.random() < 0.4 else None,
+    inner=len(shape),
   )
 
 

@@ -64,6 +64,8 @@ class Finish(NamedTuple):
   curve: str = ''
   other: np.ndarray | None = None
   times: bool = False
+  after: np.ndarray | None = None  # [..., 2, n]
+  inner: int = 2  # axes of results that are not a stack's
 
   def __call__(self, y, bound):
     """(results, bounds) from those of a product."""
@@ -73,6 +75,17 @@ class Finish(NamedTuple):
         steep = 2 * np.abs(y) + bound if self.curve == 'squared_relu' else 1.2
         y = CURVES[self.curve](y)
         bound = steep * bound + 1e-5 * np.abs(y)
+    if self.after is not None:
+      after = np.float64(self.after)
+      *some, _, n = after.shape
+      ones = [1] * (self.inner - 1)
+      gain, shift = (
+        after[..., i, :].reshape(*some, *ones, n) for i in range(2)
+      )
+      with np.errstate(invalid='ignore'):
+        y = y * gain
+        bound = bound * np.abs(gain) + 2 * _EPS * (np.abs(y) + np.abs(shift))
+        y = y + shift
     if self.other is None:
       return y, bound
     other = np.float64(self.other)

@@ -95,7 +95,7 @@ def conv(
   """A stack of convolutions; no derivative.
 
   Leading axes broadcast. The axis of `feature_groups` below is there only if there
-  are several; `rounding.totals` and `finish.bias` have it, too.
+  are several; `rounding.totals`, `finish.bias` and `finish.after` have it, too.
 
   Args:
     x: [..., images, height, width, channels] float32 or bfloat16; int8 codes for
@@ -126,7 +126,13 @@ def conv(
   """
   # C++ always has an axis of groups of features, so that of one group is added.
   native.check_totals(rounding)
-  parts = dict(scale=scale, zero=zero, totals=rounding.totals, bias=finish.bias)
+  parts = dict(
+    scale=scale,
+    zero=zero,
+    totals=rounding.totals,
+    bias=finish.bias,
+    after=finish.after,
+  )
   parts = {
     name: None if p is None else _grouped(p, feature_groups, 2)
     for name, p in parts.items()
@@ -136,7 +142,7 @@ def conv(
     [(x, 4), (_grouped(w, feature_groups, 3), 4)],
     [(parts['scale'], 3), (parts['zero'], 3)],
     dataclasses.replace(rounding, totals=parts['totals']),
-    dataclasses.replace(finish, bias=parts['bias']),
+    dataclasses.replace(finish, bias=parts['bias'], after=parts['after']),
     (x.shape[-4], *windows.count(*x.shape[-3:-1]), feature_groups * n),
     out_dtype,
     format=format,
@@ -169,7 +175,7 @@ def depthwise(
     scale: [..., 1, n] of the types of `native.matmul`; None for codes.
     zero: [..., 1, n] float32 or int8; None for Act.CODES.
     rounding: as for `conv`.
-    finish: what is done with results; its bias is [..., 1, n].
+    finish: what is done with results; its bias is [..., 1, n], `after` [..., 2, n].
     windows: where they are.
     n: features, a multiple of the channels.
     out_dtype, path: as for `conv`.
@@ -212,7 +218,7 @@ def float_conv(
     w: [..., feature_groups, panels, height * width * channels, 16] float32,
       `layout.to_float_panels` of the kernel of each group; or [..., height * width,
       columns], `layout.to_float_taps`, where channels are kept apart.
-    finish: what is done with results; its bias as for `conv`.
+    finish: what is done with results; numbers of columns as for `conv`.
     windows: where they are.
     n: features of one of their groups; all, where channels are kept apart.
     feature_groups: how many groups of features; 0 where channels are kept apart.
@@ -228,9 +234,11 @@ def float_conv(
   of_columns = 2 if apart else 3
   if not apart:
     w = _grouped(w, feature_groups, 3)
-    if finish.bias is not None:
-      bias = _grouped(finish.bias, feature_groups, 2)
-      finish = dataclasses.replace(finish, bias=bias)
+    bias, after = (
+      None if p is None else _grouped(p, feature_groups, 2)
+      for p in (finish.bias, finish.after)
+    )
+    finish = dataclasses.replace(finish, bias=bias, after=after)
   return native.call(
     'float_conv',
     [(x, 4), (w, 2 if apart else 4)],

@@ -1,7 +1,7 @@
 """The library of C++ kernels, and its products of matrices.
 
     y = a (sum_g s_g sum_{k in g} (w - z_g) x - b t) + bias
-    y -> max(floor, curve(y) + other), or times other
+    y -> max(floor, gain curve(y) + shift + other), or times other
 
 with x the int8 codes of a row, a its scale and b its zero point, w the codes of the
 weight, s and z its scales and zero points, t = sum_g s_g sum w - z the sums of its
@@ -33,7 +33,7 @@ from jaxopt_compress.kernels.cpu import calls
 _TARGETS = ('matmul', 'conv', 'depthwise', 'float_conv', 'attention')
 # What `jaxopt_compress_interface` in `source/matmul.cc` says, too: one more whenever
 # operands or attributes of a call change.
-_INTERFACE = 7
+_INTERFACE = 8
 
 # An environment variable: the path of a library built elsewhere, with other flags.
 _ELSEWHERE = 'JAXOPT_COMPRESS_KERNELS'
@@ -158,7 +158,7 @@ class Rounding:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finish:
-  """What is done with results: bias, curve, other, floor, in this order.
+  """What is done with results: bias, curve, after, other, floor, in this order.
 
   Results of Act.CODES are sums of codes and stay what they are.
 
@@ -169,6 +169,7 @@ class Finish:
       `source/curves.h`; '' for none.
     times: whether `other` is a factor.
     floor: the least that a result may be: 0 for relu.
+    after: [..., 2, n] float32, a factor for each column and what is added then.
   """
 
   bias: jax.Array | None = None
@@ -176,6 +177,7 @@ class Finish:
   curve: str = _static('')
   times: bool = _static(False)
   floor: float = _static(-np.inf)
+  after: jax.Array | None = None
 
   def attributes(self) -> dict[str, Any]:
     """What C++ decodes: `Finish` of `source/call.h`."""
@@ -406,4 +408,5 @@ def _others(scales, of_columns, rounding, finish, inner):
     (rounding.scale, 2),
     (rounding.zero, 2),
     (finish.other, inner),
+    (finish.after, of_columns),
   ]

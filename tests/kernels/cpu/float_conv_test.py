@@ -42,7 +42,7 @@ class FloatConvTest(absltest.TestCase):
     rhs_dilation=_DILATIONS,
     padding=st.tuples(_two(0, 3), _two(0, 3)),
     x_type=st.sampled_from(('float32', jnp.bfloat16)),
-    finish=st.sampled_from(('', 'bias', 'floor', 'other', 'curve')),
+    finish=st.sampled_from(('', 'bias', 'floor', 'other', 'curve', 'after')),
   )
   def test_fuzz(
     self,
@@ -74,6 +74,7 @@ class FloatConvTest(absltest.TestCase):
       other=jnp.asarray(other) if finish == 'other' else None,
       curve='silu' if finish == 'curve' else '',
       floor=0.0 if finish == 'floor' else -np.inf,
+      after=_after(bias, groups) if finish == 'after' else None,
     )
     got = {
       path: conv.float_conv(
@@ -98,6 +99,8 @@ class FloatConvTest(absltest.TestCase):
       y = y + (bias if finish == 'bias' else other)
     elif finish == 'curve':
       y = y / (1 + np.exp(-y))
+    elif finish == 'after':
+      y, size = y * bias + bias, size * np.abs(bias)
     elif finish == 'floor':
       y = np.maximum(y, 0)
     for path, found in got.items():
@@ -153,6 +156,10 @@ class FloatConvTest(absltest.TestCase):
 
 def _bias(bias, groups):
   return jnp.asarray(bias.reshape((groups, 1, -1) if groups > 1 else (1, -1)))
+
+
+def _after(p, groups):
+  return jnp.repeat(_bias(p, groups), 2, -2)
 
 
 def _laid_out(w, groups):

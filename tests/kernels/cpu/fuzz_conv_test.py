@@ -90,7 +90,7 @@ class FuzzConvTest(absltest.TestCase):
     )
     shape = (images, *windows.count(*sizes), features * n)
     finish = fuzz_draws.finish_of(draws, how, shape, out)
-    known = fuzz_draws.records(how, finish, p)
+    known = fuzz_draws.records(how, finish, p, features)
     got = fuzz_draws.on_paths(call, (x, w, p['scale']), known)
     for y in got.values():
       self.assertEqual(y.shape, (*draws.lead, *shape))

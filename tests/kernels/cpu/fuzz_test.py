@@ -132,7 +132,7 @@ class FuzzTest(absltest.TestCase):
   @fuzz_draws.examples
   @hypothesis.given(
     which=st.sampled_from(
-      ('x', 'w', 'scale', 'zero', 'totals', 'bias', 'other')
+      ('x', 'w', 'scale', 'zero', 'totals', 'bias', 'other', 'after')
     ),
     axis=st.integers(1, 3),
     more=st.sampled_from((-1, 1)),
@@ -150,6 +150,7 @@ class FuzzTest(absltest.TestCase):
       totals=draws.numbers((1, n)),
       bias=draws.numbers((1, n)),
       other=draws.numbers((m, n)),
+      after=draws.numbers((2, n)),
     )
     shape = list(arrays[which].shape)
     axis = -min(axis, len(shape))
@@ -166,7 +167,7 @@ class FuzzTest(absltest.TestCase):
           arrays['scale'],
           arrays['zero'],
           native.Rounding(totals=arrays['totals']),
-          native.Finish(arrays['bias'], arrays['other']),
+          native.Finish(arrays['bias'], arrays['other'], after=arrays['after']),
           format='int4',
           k=k,
           n=n,

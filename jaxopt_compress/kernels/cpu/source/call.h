@@ -93,6 +93,7 @@ inline void set_matrix(int64_t k, int64_t n, int64_t group, Job* job) {
 inline ffi::Error set_finish(const Operands& p, const Finish& finish, Job* job) {
   job->floor = finish.floor;
   job->curve = curve_of(finish.curve);
+  job->after = p.after.there();
   job->joins = p.other.there();
   job->times = finish.times;
   if (job->curve == kNoCurve && !finish.curve.empty()) {
@@ -119,6 +120,7 @@ inline bool types_fit(const Operands& p, const Job& job, bool scaled) {
   const bool zeros = job.zero_type == Type::kNone || job.zero_type == Type::kF32 ||
                      job.zero_type == Type::kS8;
   const bool floats = p.totals.is(Type::kF32) && p.bias.is(Type::kF32) &&
+                      p.after.is(Type::kF32) &&
                       p.act_scale.is(Type::kF32) && p.act_zero.is(Type::kF32);
   return results && scales && zeros && floats &&
          !(codes && (job.groups > 1 || p.zero.there())) &&
@@ -133,7 +135,7 @@ inline bool scales_fit(const Operands& p, const Job& job, int64_t features = 1) 
     return part.own() == 3 ? part.is({features, rows, job.n}) : part.is({rows, job.n});
   };
   return fits(p.scale, job.groups) && fits(p.zero, job.groups) && fits(p.totals, 1) &&
-         fits(p.bias, 1) && p.act_scale.is({1, 1}) && p.act_zero.is({1, 1});
+         fits(p.bias, 1) && fits(p.after, 2) && p.act_scale.is({1, 1}) && p.act_zero.is({1, 1});
 }
 
 // What is the same of all operands, once a job is described.
@@ -162,6 +164,7 @@ inline Item item_of(const Operands& p, const Job& job, Dims lead, int64_t i) {
   item.zero = p.zero.at(lead, i);
   item.totals = p.totals.floats(lead, i);
   item.bias = p.bias.floats(lead, i);
+  item.after = p.after.floats(lead, i);
   item.act_scale = p.act_scale.number(lead, i, 1.0f);
   item.act_zero = p.act_zero.number(lead, i, 0.0f);
   // Where x has no range that is given, the operand is that of the scales.

@@ -255,6 +255,7 @@ void fill(const Operands& p, Dims lead, int64_t stacks, Call* call) {
       item.zero = moved(item.zero, scale * bytes_of(job.zero_type));
       item.totals = item.totals == nullptr ? nullptr : item.totals + column;
       item.bias = item.bias == nullptr ? nullptr : item.bias + column;
+      item.after = item.after == nullptr ? nullptr : item.after + 2 * column;
       item.out = static_cast<char*>(item.out) + result;
       item.other = moved(item.other, result);
       call->items.push_back(item);

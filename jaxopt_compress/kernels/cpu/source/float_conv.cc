@@ -219,6 +219,7 @@ ffi::Error float_conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
       Item item = first;
       item.w += f * depth_columns(job.n) * job.k * 4;
       item.bias = item.bias == nullptr ? nullptr : item.bias + f * job.n;
+      item.after = item.after == nullptr ? nullptr : item.after + 2 * f * job.n;
       item.out = static_cast<float*>(item.out) + f * job.n;
       if (job.joins) item.other = static_cast<const float*>(item.other) + f * job.n;
       call->items.push_back(item);

@@ -6,7 +6,7 @@
 //
 // followed by
 //
-//   y -> max(floor, curve(y) + other[r, n])    or times other[r, n]
+//   y -> max(floor, gain[n] curve(y) + shift[n] + other[r, n])    or times other[r, n]
 //
 // with x int8 codes of a row, or of its norm (norm.h), a its scale and b its zero point;
 // w codes of the weight, s and z its scales and zero points, t the sums of its columns.
@@ -54,6 +54,7 @@ struct Item {
   const void* zero;     // [groups, n] or null
   const float* totals;  // [n] or null
   const float* bias;    // [n] or null
+  const float* after;   // [2, n] or null: gain and shift
   float act_scale, act_zero;  // where they are given
   float global_scale;  // a factor of all s
   const float *norm_scale, *norm_shift;  // [k] or null
@@ -87,6 +88,7 @@ struct Job : Rounding {
   Type x_type, scale_type, zero_type, out_type;
   float floor;             // the least that a result may be
   int curve;               // in kCurves
+  bool after;              // whether a gain and a shift follow the curve
   bool joins, times;       // whether there is another operand; whether it is a factor
   int digits;              // rows of codes that a row of x becomes
   int64_t rows, k, n;
@@ -100,7 +102,7 @@ struct Job : Rounding {
   int64_t stream = 0;    // bytes
 
   // Whether anything but a floor follows the bias.
-  bool finishes() const { return joins || curve != kNoCurve; }
+  bool finishes() const { return joins || after || curve != kNoCurve; }
   bool in_floats() const { return format.numbers != nullptr || format.bits > 8; }
   int64_t group_units() const {
     return groups > 1 ? (group + format.rows - 1) / format.rows : units;

@@ -71,7 +71,7 @@ namespace {
 // [..., panels + 1] of their runs.
 constexpr Own kDense = {2, 3, 2, 2}, kLayers = {2, 4, 2, 2}, kSparse = {2, 1, 2, 2};
 // Says in `given` that the number of the layer is there, after all other operands.
-constexpr int kLayer = 7;
+constexpr int kLayer = 8;
 
 // Whether the runs of a stream lie one after the other inside it, each as long as the
 // kernels assume without checking.
@@ -354,7 +354,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxopt_compress_matmul, matmul,
 }  // namespace jaxopt_compress
 
 // Which operands and attributes calls have: `_INTERFACE` in `native.py`.
-JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 7; }
+JAXOPT_COMPRESS_SHOWN int jaxopt_compress_interface() { return 8; }
 
 // Names of the instruction paths that this machine has, best first.
 JAXOPT_COMPRESS_SHOWN const char* jaxopt_compress_paths() {

@@ -179,7 +179,7 @@ class Passed {
 };
 
 struct Operands {
-  Part x, w, scale, zero, totals, bias, act_scale, act_zero, other, out;
+  Part x, w, scale, zero, totals, bias, act_scale, act_zero, other, after, out;
 
   // Those after x and the weight are passed if they are there: bit i of `given` says
   // whether the i-th is.
@@ -199,6 +199,7 @@ struct Operands {
                     operand(4, 2),
                     operand(5, 2),
                     operand(6, own.out),
+                    operand(7, own.columns),
                     {out, own.out}};
   }
 
@@ -218,7 +219,7 @@ struct Operands {
 
   bool fit(Dims lead) const {
     for (const Part* each : {&x, &w, &scale, &zero, &totals, &bias, &act_scale,
-                             &act_zero, &other}) {
+                             &act_zero, &other, &after}) {
       if (!each->fits(lead)) return false;
     }
     return true;
@@ -227,7 +228,8 @@ struct Operands {
   // Whether entries of the stack differ in x and what is joined with results only: they
   // may be computed as one, with the rows of all.
   bool share_weight(Dims lead) const {
-    for (const Part* each : {&w, &scale, &zero, &totals, &bias, &act_scale, &act_zero}) {
+    for (const Part* each :
+         {&w, &scale, &zero, &totals, &bias, &act_scale, &act_zero, &after}) {
       if (!each->single()) return false;
     }
     return other.full(lead);

@@ -200,16 +200,21 @@ inline typename V::F other_of(const Job& job, const void* other, int64_t at, int
 
 using Bend = typename V::F (*)(typename V::F);
 
-// Finishes rows of `n` results each, from the one at place `at` of all: curve, other,
-// floor. They are read and written at y, `stride` from one row to the next.
+// Finishes rows of `n` results each, from the one at place `at` of all: curve, gain and
+// shift, other, floor. They are read and written at y, `stride` from one row to the next.
 template <Bend kBend>
 void finish_by(const Job& job, const Item& item, int64_t at, int rows, int n,
                int64_t stride, float* y) {
   const typename V::F floor = V::all(job.floor);
+  // Rows begin at the same column.
+  const float* gain = job.after ? item.after + at % job.stride : nullptr;
   for (int r = 0; r < rows; ++r, at += job.stride, y += stride) {
     for (int c = 0; c < n; c += V::kLanes) {
       typename V::F v = V::get(y + c, n - c);
       if constexpr (kBend != nullptr) v = kBend(v);
+      if (gain != nullptr) {
+        v = V::fma(v, V::get(gain + c, n - c), V::get(gain + job.n + c, n - c));
+      }
       if (job.joins) {
         const typename V::F other = other_of(job, item.other, at + c, n - c);
         v = job.times ? V::mul(v, other) : V::add(v, other);
