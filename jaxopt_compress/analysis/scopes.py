@@ -14,6 +14,7 @@ of a backward pass have the name of those they come from.
 
 from collections.abc import Callable
 import functools
+import re
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ import numpy as np
 from jaxopt_compress.analysis import walk
 from jaxopt_compress.core import array
 from jaxopt_compress.core import interpret
+from jaxopt_compress.core import jaxprs
 from jaxopt_compress.core import lift
 from jaxopt_compress.core import rules as rules_lib
 
@@ -48,7 +50,7 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
     A function with the same arguments.
 
   Raises:
-    ValueError: a rule that takes no operation.
+    ValueError: a rule that takes no operation, or one that a kernel computes.
 
   >>> import jax.numpy as jnp
   >>> def f(q, k):
@@ -75,6 +77,7 @@ def at_scopes(fun: Callable, rules: Any) -> Callable:
     closed, out_tree = lift.trace(fun, refill, *values)
     ctx = lift.context(handler_at=handler_at)
     _check_used(compiled, rule_at, _paths(closed))
+    _check_reached(closed, handler_at)
     outs = interpret.evaluate(ctx, closed, values, [None] * len(values))
     return jax.tree.unflatten(out_tree, array.materialize(outs))[1]
 
@@ -101,6 +104,29 @@ def paths(fun: Callable) -> Callable[..., list[str]]:
 def _paths(jaxpr) -> list[str]:
   """The paths of all first-order equations, each once, in program order."""
   return list(dict.fromkeys(at.path for at in walk.places(jaxpr)))
+
+
+def _check_reached(closed, handler_at):
+  """Raises ValueError where a rule would take an operation on other platforms only."""
+  for at in walk.places(closed):
+    if handler_at(at.path) is None:
+      continue
+    for outer, _ in at.around:
+      if _by_kernel(outer.eqn):
+        raise ValueError(
+          f'{at.path}, at {at.source}, is computed by a kernel on some platform, and a'
+          ' rule reaches only what the others run. Put rules inside of lift,'
+          ' jc.lift(quantize_activations(apply, rules)), or leave it to the kernel:'
+          f' a rule (r"{re.escape(at.path)}", None) before the others.'
+        )
+
+
+def _by_kernel(eqn) -> bool:
+  """Whether an equation chooses by platform, and a kernel is one of the choices."""
+  if eqn.params.get('branches_platforms') is None:
+    return False
+  inside = [at for body in jaxprs.inside(eqn) for at in walk.places(body)]
+  return any(at.eqn.primitive.name == 'ffi_call' for at in inside)
 
 
 def _check_used(compiled, rule_at, paths):

@@ -30,6 +30,8 @@ class Claim:
     run: read -> the values of `outs`, where `read` gives the value of each of
       `reads`; `NotImplemented` or `Dense` where the equations are left to run one
       by one.
+    told: what `explain` calls that which no leaf takes part in, attention say; then it
+      also tells the reason of a `Dense`.
   """
 
   equation: Any
@@ -37,6 +39,7 @@ class Claim:
   reads: tuple[Any, ...]
   outs: tuple[Any, ...]
   run: Callable[[Callable[[Any], Any]], Any]
+  told: str = ''
 
 
 def in_order(jaxpr, claims: Sequence[Claim]) -> list[tuple[Claim | None, list]]:

@@ -32,12 +32,15 @@ class Dense:
 class Met:
   """One meeting of a compressed leaf with an operation of the model.
 
+  Or what a kernel computes, or does not, without a leaf: attention, a norm.
+
   Attributes:
-    path: name of the leaf in the arguments.
-    primitive: name of the JAX primitive.
-    native: whether it ran on the compressed form.
+    path: name of the leaf in the arguments, '' where there is none.
+    primitive: name of the JAX primitive, or of what several of them compute.
+    native: whether it ran on the compressed form, or in a kernel.
     reason: why it did not, or ''.
     source: file, line and function of the model.
+    together: names of the leaves that one call computes with, if they are several.
   """
 
   path: str
@@ -45,6 +48,7 @@ class Met:
   native: bool
   reason: str
   source: str
+  together: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +196,12 @@ class Context:
 
     return both
 
-  def note(self, eqn, name, native, reason='') -> None:
+  def note(self, eqn, name, native, reason='', **more) -> None:
     """Records that the leaf of a name met an equation."""
     if self.record is not None:
-      primitive, source = eqn.primitive.name, self._source(eqn)
-      self.record(Met(name, primitive, native, reason, source))
+      primitive = more.pop('primitive', eqn.primitive.name)
+      source = self._source(eqn)
+      self.record(Met(name, primitive, native, reason, source, **more))
 
   def _source(self, eqn) -> str:
     # Bodies of JAX's own jitted functions have no line of the user's; the call

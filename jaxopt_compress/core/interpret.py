@@ -138,17 +138,34 @@ class _Evaluation:
     operands = self._read(claim.reads)
     with jaxprs.within(claim.equation):
       outs = claim.run(lambda v: self._read([v])[0][0])
-    if outs is NotImplemented or isinstance(outs, context.Dense):
+    declined = isinstance(outs, context.Dense)
+    if claim.told and outs is not NotImplemented:
+      reason = outs.reason if declined else ''
+      self.ctx.note(
+        claim.equation, '', not declined, reason, primitive=claim.told
+      )
+    if outs is NotImplemented or declined:
       return False
     for v, y in zip(claim.outs, outs, strict=True):
       _check(claim.equation, [v], [y])
       self.env[v] = y, None
-    for v, (x, name) in zip(claim.reads, operands, strict=True):
-      if array.is_compressed(x):
-        # A leaf has met the equation that reads it, if that is no call.
-        met = (e for e in eqns if v in e.invars and not jaxprs.inside(e))
-        self.ctx.note(next(met, claim.equation), name, native=True)
+    self._note_leaves(claim, eqns, operands)
     return True
+
+  def _note_leaves(self, claim, eqns, operands):
+    """Records what leaves a claim has computed with."""
+    leaves = [
+      (v, name)
+      for v, (x, name) in zip(claim.reads, operands, strict=True)
+      if array.is_compressed(x)
+    ]
+    names = tuple(str(name) for _, name in leaves)
+    together = names if len(names) > 1 else ()
+    for v, name in leaves:
+      # A leaf has met the equation that reads it, if that is no call.
+      met = (e for e in eqns if v in e.invars and not jaxprs.inside(e))
+      eqn = next(met, claim.equation)
+      self.ctx.note(eqn, name, native=True, together=together)
 
 
 def _before_casts(jaxpr) -> dict[Any, Any]:

@@ -140,7 +140,8 @@ def lift(fun: Callable, *, strict=False, keep=False) -> Callable:
 
 
 def _refuse(met: context_lib.Met):
-  if not met.native:
+  # What no leaf takes part in, as attention, makes none dense.
+  if not met.native and met.path:
     raise ValueError(
       f'{met.path} would become dense: {met.primitive} at {met.source}'
       f' ({met.reason}). Leave this leaf dense, use a format that has a rule'

@@ -186,4 +186,5 @@ def claim(jaxpr, group: Group) -> lift.Claim:
   ends = [jaxpr.eqns[chain.last].outvars[0] for chain in group.chains]
   reads = *dense, *(m.weight for m in members)
   outs = *ends, *group.keeps
-  return lift.Claim(equations[0], group.indices, reads, outs, run)
+  told = 'norm' if norm else ''
+  return lift.Claim(equations[0], group.indices, reads, outs, run, told)

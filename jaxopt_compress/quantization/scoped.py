@@ -31,7 +31,9 @@ def quantize_activations(
 ) -> Callable:
   """Rounds activations where the model computes them.
 
-  Composes with compressed weights: `jc.lift(quantize_activations(apply, rules))`.
+  Composes with compressed weights: `jc.lift(quantize_activations(apply, rules))`, and
+  not the other way round. XLA multiplies what is rounded so: of attention whose
+  products are taken, the kernel for CPUs, which multiplies floats, is not called.
 
   Args:
     fun: a function of pytrees of arrays.
@@ -44,7 +46,8 @@ def quantize_activations(
 
   Raises:
     ValueError: a rule that takes no operation (lists the scopes that have
-      products), or a spec with a static range.
+      products), or one that a kernel computes, as in a program that is lifted already;
+      or a spec with a static range.
 
   >>> f = lambda q, k: q @ k.T
   >>> g = quantize_activations(f, [(r'dot_general', 'int8')])

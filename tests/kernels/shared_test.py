@@ -245,9 +245,18 @@ class ValuesTest(parameterized.TestCase):
       [(m.path, m.primitive, m.native) for m in met],
       [(n, 'dot_general', True) for n in 'qkv'],
     )
+    self.assertEqual([m.together for m in met], [('q', 'k', 'v')] * 3)
     lines = [m.source.split(' ')[0] for m in met]
     self.assertRegex(lines[0], r'shared_test\.py:\d+')
     jax.jit(jc.lift(alike, strict=True))(packed, X)
+
+  def test_a_norm_in_front_is_told(self):
+    _, packed = _packed(after_a_norm, PARAMS, X)
+    first, *others = jc.explain(after_a_norm)(packed, X)
+    self.assertEqual(
+      (first.path, first.primitive, first.native), ('', 'norm', True)
+    )
+    self.assertEqual([m.path for m in others], [*'qkv'])
 
 
 def _block(norm_of, dtype):

@@ -23,28 +23,51 @@ from jaxopt_compress.kernels.cpu import attention
 from jaxopt_compress.kernels.cpu import native
 from jaxopt_compress.quantization import straight
 
+# What `explain` calls it.
+_TOLD = 'attention'
+
 
 def find(jaxpr, leaves) -> list[lift.Claim]:
-  """The claims of attention in a body."""
-  del leaves  # a program with leaves is worth a look everywhere
+  """The claims of attention in a body, and of what is told to be none for the kernel."""
   if not native.available():
     return []
   flow = flow_lib.Flow(jaxpr)
-  claims = [_claim(flow, found) for found in match.find(flow)]
-  return [c for c in claims if c is not None]
+  near = flow.perhaps_leaves(leaves)
+  claims = []
+  for found in match.find(flow):
+    if isinstance(found, match.Attention):
+      claims.append(_claim(flow, found))
+    elif near.isdisjoint(filter(jaxprs.is_var, found.product.invars)):
+      # Products of leaves are for their rules, which tell what they do.
+      claims.append(_declined(flow, found.product, found.reason))
+  return claims
 
 
-def _claim(flow, found: match.Attention) -> lift.Claim | None:
-  """The claim of attention; None where others read what is in between."""
+def _declined(flow, product, reason) -> lift.Claim:
+  """What leaves a product as it is, and tells why."""
+  at = flow.makers[product.outvars[0]]
+  reads = tuple(filter(jaxprs.is_var, product.invars))
+  outs = tuple(product.outvars)
+
+  def run(read):
+    del read
+    return lift.Dense(reason)
+
+  return lift.Claim(product, (at,), reads, outs, run, _TOLD)
+
+
+def _claim(flow, found: match.Attention) -> lift.Claim:
+  """The claim of attention, which declines where others read what is in between."""
   eqns = flow.jaxpr.eqns
   path = _slice(flow, found.out.v, set(found.sources))
   members = _alone(flow, path, found.out.v)
-  if not {flow.makers[found.scores.product.outvars[0]], path[-1]} <= {*members}:
-    return None
+  first = found.scores.product
+  if not {flow.makers[first.outvars[0]], path[-1]} <= {*members}:
+    why = 'scores or weights are also read elsewhere, so they have to be stored'
+    return _declined(flow, first, why)
   made = {v for i in path for v in eqns[i].outvars}
   inputs = [v for i in path for v in eqns[i].invars if jaxprs.is_var(v)]
   reads = [v for v in dict.fromkeys([*found.sources, *inputs]) if v not in made]
-  equation = found.scores.product
 
   def dense(*values):
     known = dict(zip(reads, array.materialize(list(values)), strict=True))
@@ -54,13 +77,15 @@ def _claim(flow, found: match.Attention) -> lift.Claim | None:
     values = [read(v) for v in reads]
     for v, x in zip(reads, values, strict=True):
       if array.is_compressed(x) and not operands.readable(found, v, x):
-        return NotImplemented
+        return lift.Dense(
+          'of compressed operands it reads a cache in int8, a scale for each row'
+        )
     return (_compute(found, dense, dict(zip(reads, values, strict=True))),)
 
   outside = [v for i in members for v in eqns[i].invars if jaxprs.is_var(v)]
   mine = {v for i in members for v in eqns[i].outvars}
   outside = [v for v in dict.fromkeys([*reads, *outside]) if v not in mine]
-  return lift.Claim(equation, members, tuple(outside), (found.out.v,), run)
+  return lift.Claim(first, members, tuple(outside), (found.out.v,), run, _TOLD)
 
 
 def _slice(flow, out, sources) -> tuple[int, ...]:

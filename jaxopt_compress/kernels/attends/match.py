@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from jax import lax
+import jax.numpy as jnp
 
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.kernels import flow as flow_lib
@@ -26,6 +27,16 @@ from jaxopt_compress.quantization import product
 # Masked scores count as nothing beside others; a program may say so with any
 # number that is as small.
 _MASKED = -1e4
+# What makes numbers of codes, besides moves: a cast and a scale.
+_UNROUNDS = (
+  'convert_element_type',
+  'mul',
+  'sub',
+  'reshape',
+  'transpose',
+  'broadcast_in_dim',
+  'squeeze',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +75,34 @@ class Attention:
     return found if not hasattr(self.layer, 'aval') else [*found, self.layer]
 
 
-def find(flow: flow_lib.Flow) -> list[Attention]:
+@dataclasses.dataclass(frozen=True)
+class Other:
+  """A product of a softmax that the kernel does not compute, and why."""
+
+  product: Any
+  reason: str
+
+
+def find(flow: flow_lib.Flow) -> list[Attention | Other]:
   """All attention of a body, by its second products, in order."""
   found = []
   for eqn in flow.jaxpr.eqns:
     if eqn.primitive is lax.dot_general_p:
       # The softmax is either operand. What other attention makes is its result.
-      ends = {a.out.v for a in found}
-      sides = (_with_weights(flow, eqn, side, ends) for side in (0, 1))
-      found += [a for a in sides if a is not None][:1]
+      ends = {a.out.v for a in found if isinstance(a, Attention)}
+      sides = [_with_weights(flow, eqn, side, ends) for side in (0, 1)]
+      ours = [a for a in sides if isinstance(a, Attention)]
+      reasons = [a for a in sides if isinstance(a, str)]
+      reasons += _of_codes(flow, eqn) + _of_others(flow, eqn)
+      found += ours[:1] or [Other(eqn, reason) for reason in reasons[:1]]
   return found
 
 
-def _with_weights(flow, eqn, side, ends) -> Attention | None:
-  """The attention that ends in a product, one operand of which is the softmax."""
+def _with_weights(flow, eqn, side, ends) -> Attention | str | None:
+  """The attention that ends in a product, one operand of which is the softmax.
+
+  What has a softmax there and is none of ours is the reason why.
+  """
   trace = traced.Trace(flow, ends=ends)
   out = traced.Seen(eqn.outvars[0], trace.parts.new(eqn.outvars[0].aval.shape))
   both, summed = _operands(trace, eqn, out.layout)
@@ -91,11 +116,58 @@ def _with_weights(flow, eqn, side, ends) -> Attention | None:
   out = _result(trace, out, rest)
   if out is None:
     return None
+  why = 'scores are something else than a product, scaled, biased and masked'
   for scores in logits_lib.find(trace, soft.x):
     if scores.masks and scores.masked > _MASKED:
+      why = f'masked scores are {scores.masked:g}, which counts beside others'
       continue
-    if found := _attention(trace, scores, soft, value, out):
+    found = _attention(trace, scores, soft, value, out)
+    if isinstance(found, Attention):
       return found
+    why = found
+  return why
+
+
+def _of_codes(flow, eqn) -> list[str]:
+  """Why a product of rounded activations is no attention for the kernel."""
+  kinds = [_codes_behind(flow, v) for v in eqn.invars]
+  if None in kinds:
+    return []
+  words = ' and '.join(dict.fromkeys(map(str, kinds)))
+  return [f'both operands are rounded to {words}: the kernel multiplies floats']
+
+
+def _of_others(flow, eqn) -> list[str]:
+  """Why a product whose operand is made of a softmax is no attention for the kernel."""
+  if not any(_softmax_behind(flow, v) for v in eqn.invars):
+    return []
+  return ['its weights are something else than a softmax over the keys']
+
+
+def _softmax_behind(flow, v) -> bool:
+  """Whether there are powers and their sum between a value and products before it."""
+  due, names = [v], set()
+  seen = set()
+  while due:
+    eqn = flow.maker(v) if jaxprs.is_var(v := due.pop()) else None
+    if eqn is None or id(eqn) in seen or eqn.primitive is lax.dot_general_p:
+      continue
+    seen.add(id(eqn))
+    bodies = [eqn, *(e for body in jaxprs.inside(eqn) for e in body.eqns)]
+    names.update(e.primitive.name for e in bodies)
+    due += eqn.invars
+  return {'exp', 'reduce_sum'} <= names
+
+
+def _codes_behind(flow, v):
+  """The type of the codes that a value is, or is made of by scales; else None."""
+  while jaxprs.is_var(v):
+    if v.aval.dtype.itemsize == 1 and v.aval.dtype != bool:
+      return v.aval.dtype
+    eqn = flow.maker(v)
+    if eqn is None or eqn.primitive.name not in _UNROUNDS:
+      return None
+    v = eqn.invars[0]
   return None
 
 
@@ -146,23 +218,28 @@ def _if_divided(trace, eqn, out, rest):
   return out.layout if fits else None
 
 
-def _attention(trace, scores, soft, value, out) -> Attention | None:
-  """What scores are part of, if it all fits together."""
+def _attention(trace, scores, soft, value, out) -> Attention | str:
+  """What scores are part of, if it all fits together; else why it does not."""
   parts = trace.parts
   both, summed = _operands(trace, scores.product, scores.layout)
   keys = {*parts.known(soft.keys)}
   with_keys = [bool(keys & {*parts.flat(x.layout)}) for x in both]
   if sum(with_keys) != 1:
-    return None
+    return 'scores are no product of queries and keys'
   key, query = both[with_keys.index(True)], both[with_keys.index(False)]
   query, key, value = (
     logits_lib.operand(trace, x) for x in (query, key, value)
   )
   operands = query, key, value
-  if value.scale != 1 or not all(logits_lib.floats(x.seen.v) for x in operands):
-    return None
-  if not logits_lib.floats(out.v) or 0 in out.v.aval.shape:
-    return None
+  if value.scale != 1:
+    return 'values are scaled where they are read'
+  for v in (*(x.seen.v for x in operands), out.v):
+    if not logits_lib.floats(v):
+      return f'the kernel has no {v.aval.dtype}'
+  if out.v.aval.dtype == jnp.float16:
+    return 'the kernel writes no float16'
+  if 0 in out.v.aval.shape:
+    return 'its result is empty'
   scores = dataclasses.replace(
     scores,
     scale=scores.scale * query.scale * key.scale,
@@ -176,7 +253,7 @@ def _attention(trace, scores, soft, value, out) -> Attention | None:
   ]
   roles = _roles(trace, scores, conditions, operands, out, keys, summed)
   if roles is None:
-    return None
+    return 'its axes are not those of attention'
   visible = visible_lib.resolve(conditions, parts, roles.batch, roles.places)
   key, value, layer = _whole(trace, roles, key, value)
   return Attention(scores, visible, query, key, value, out, roles, parts, layer)

@@ -120,5 +120,7 @@ def _passes(eqn, casts) -> bool:
   old, new = eqn.invars[0].aval.dtype, jnp.dtype(eqn.params['new_dtype'])
   if not all(jnp.issubdtype(t, jnp.floating) for t in (old, new)):
     return False
-  wider = old.itemsize > 1 and flow_lib.keeps_numbers(old, new)
-  return casts == 'all' or wider
+  # Who casts to eight bits or fewer rounds on purpose.
+  if min(old.itemsize, new.itemsize) == 1:
+    return False
+  return casts == 'all' or flow_lib.keeps_numbers(old, new)

@@ -53,8 +53,9 @@ class ClaimTest(parameterized.TestCase):
     p = programs.PROGRAMS[name]
     jaxpr = _flat(p.run, *p.args)
     claims = claim.find(jaxpr, {})
-    self.assertLen(claims, p.found)
-    if not p.found:
+    self.assertLen(claims, 1)
+    if p.why:
+      self.assertIn(p.why, claims[0].run(None).reason)
       return
     (a,) = match.find(flow.Flow(jaxpr))
     v = a.visible
@@ -72,8 +73,74 @@ class ClaimTest(parameterized.TestCase):
     got, _ = jax.jit(jc.lift(f))(leaf, *p.args)
     _assert_close(got, jax.jit(p.run)(*p.args), p.within)
 
+  @parameterized.parameters(*programs.PROGRAMS)
+  def test_is_told(self, name):
+    p = programs.PROGRAMS[name]
+    f, leaf = _beside_a_leaf(p.run)
+    (met,) = [m for m in jc.explain(f)(leaf, *p.args) if not m.path]
+    self.assertEqual((met.primitive, met.native), ('attention', not p.why))
+    self.assertIn(p.why, met.reason)
+    self.assertNotEmpty(met.source)
+    # Nothing becomes dense by it.
+    jax.eval_shape(jc.lift(f, strict=True), leaf, *p.args)
+
+
+class RoundedTest(parameterized.TestCase):
+  """Products that `quantize_activations` rounds are left to XLA, and that is told."""
+
+  @parameterized.product(
+    words=['int8', 'int8 tensor', 'int4', 'e4m3', 'e2m1 g4 nv'],
+    scope=['.*', '.*hqk/', '.*qhd/'],
+  )
+  def test_is_what_is_multiplied(self, words, scope):
+    run = jc.quantization.quantize_activations(
+      _scoped, [(f'{scope}dot_general', words)]
+    )
+    f, leaf = _beside_a_leaf(run)
+    args = _Q, _K, _V
+    got, _ = jax.jit(jc.lift(f))(leaf, *args)
+    want = jax.jit(run)(*args)
+    _assert_close(got, want, 1e-6)
+    far = float(jnp.abs(want - _scoped(*args)).max())
+    self.assertGreater(far, 1e-4)
+    met = [m for m in jc.explain(f)(leaf, *args) if not m.path]
+    self.assertNotEmpty(met)
+    self.assertFalse(any(m.native for m in met))
+
+  def test_int8_is_told_by_name(self):
+    run = jc.quantization.quantize_activations(
+      _scoped, [('.*dot_general', 'int8')]
+    )
+    f, leaf = _beside_a_leaf(run)
+    met = [m for m in jc.explain(f)(leaf, _Q, _K, _V) if not m.path]
+    self.assertLen(met, 2)
+    for m in met:
+      self.assertIn('both operands are rounded to int8', m.reason)
+
+  def test_rules_around_a_lifted_program_are_refused(self):
+    f, leaf = _beside_a_leaf(_scoped)
+    for rule in ('.*dot_general', '.*hqk.*dot_general'):
+      run = jc.quantization.quantize_activations(jc.lift(f), [(rule, 'int8')])
+      with self.assertRaisesRegex(ValueError, 'Put rules inside of lift'):
+        run(leaf, _Q, _K, _V)
+
+  def test_what_a_program_casts_to_eight_bits_stays_rounded(self):
+    def run(q, k, v):
+      weights = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+      weights = weights.astype(jnp.float8_e4m3fn).astype(jnp.float32)
+      return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+
+    f, leaf = _beside_a_leaf(run)
+    got, _ = jax.jit(jc.lift(f))(leaf, _Q, _K, _V)
+    _assert_close(got, jax.jit(run)(_Q, _K, _V), 1e-6)
+
 
 _Q, _K, _V = programs.Q, programs.K, programs.V
+
+
+def _scoped(q, k, v):
+  weights = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+  return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
 
 
 def _causal(q, k, v):

@@ -39,7 +39,7 @@ class Program:
     right, left: of the places that a causal mask or a window leaves; or None.
     masks: the shapes of the masks that are left.
     lengths: how many values say how many keys there are.
-    found: how many times there is attention.
+    why: in words, the kernel does not compute it; '' where it does.
     within: how far the kernel may be from the program.
   """
 
@@ -50,7 +50,7 @@ class Program:
   left: int | None = None
   masks: tuple[tuple[int, ...], ...] = ()
   lengths: int = 0
-  found: int = 1
+  why: str = ''
   within: float = 2e-6
 
 
@@ -304,27 +304,37 @@ PROGRAMS = {
   'equinox': Program(*_equinox(), moved=_ALL),
   # What is none.
   'dropout': Program(
-    _einsum(weights=lambda x: _dropped(jax.nn.softmax(x))), (Q, K, V), found=0
+    _einsum(weights=lambda x: _dropped(jax.nn.softmax(x))),
+    (Q, K, V),
+    why='something else than a softmax',
   ),
-  'weights are a result': Program(_returned, (Q, K, V), found=0),
+  'weights are a result': Program(
+    _returned, (Q, K, V), why='also read elsewhere'
+  ),
   'soft cap': Program(
-    _einsum(lambda s: jnp.tanh(s / 50) * 50), (Q, K, V), found=0
+    _einsum(lambda s: jnp.tanh(s / 50) * 50),
+    (Q, K, V),
+    why='something else than a product',
   ),
   'softmax over heads': Program(
-    _einsum(weights=lambda x: jax.nn.softmax(x, 1)), (Q, K, V), found=0
+    _einsum(weights=lambda x: jax.nn.softmax(x, 1)),
+    (Q, K, V),
+    why='something else than a softmax',
   ),
   'the sum of another axis': Program(
-    _einsum(weights=_other_sum), _SQUARE, found=0
+    _einsum(weights=_other_sum), _SQUARE, why='something else than a softmax'
   ),
-  'no maximum': Program(_einsum(weights=_unshifted), (Q, K, V), found=0),
+  'no maximum': Program(
+    _einsum(weights=_unshifted), (Q, K, V), why='something else than a softmax'
+  ),
   'a small number for masked': Program(
     _einsum(lambda s: jnp.where(PADDED[:, None, None], s, -1.0)),
     (Q, K, V),
-    found=0,
+    why='masked scores are -1,',
   ),
   'masked, and then scaled per head': Program(
     lambda q, k, v, a: _einsum(lambda s: s * a[None, :, None, None])(q, k, v),
     (Q, K, V, normal(8, H)),
-    found=0,
+    why='something else than a product',
   ),
 }
