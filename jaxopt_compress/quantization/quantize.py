@@ -35,6 +35,8 @@ from jaxopt_compress.quantization import spec as spec_lib
 _PRUNED = 0.2  # so many zeros are no accident
 # Rows of results below this cosine with the float ones, on average, are others.
 _COLLAPSED = 0.9
+# Below this one, who wants to know what it is lost by is told whom to ask.
+_NEAR = 0.99
 
 
 def layout(path: str, leaf: Any, spec: spec_lib.Spec, uses: dict | None):
@@ -284,8 +286,9 @@ def quantize(
     donate: delete each array of `params` once it is quantised, so that no more
       than one leaf is held twice.
     check: batches, as in `jc.calibrate`, on which the float network is compared with
-      the quantised one: cosine and agreement are printed, and a network that has
-      collapsed is an error. None for no check.
+      the quantised one: cosine and agreement are printed, below a cosine of .99 also
+      the call of `jc.sensitivity` that says which weights are to blame, and a network
+      that has collapsed is an error. None for no check.
     apply: the function of parameters and a batch that is checked; None where `params`
       is called itself, as NNX modules are.
 
@@ -344,7 +347,7 @@ def quantize(
 
   out = modules.dress(rules_lib.map_named(quantized, params), params)
   if reference is not None:
-    _judge(reference, out, before)
+    _judge(reference, out, before, _question(apply, uses, ranges))
   return out
 
 
@@ -381,19 +384,35 @@ def _called(apply, params) -> Callable:
   return lambda module, *args, **kwargs: module(*args, **kwargs)
 
 
-def _judge(reference, tree, before) -> None:
-  """Prints how near a quantised network is; raises where it is another one."""
+def _question(apply, uses, ranges) -> str:
+  """The call that tells which weight costs how much, of a network that is checked."""
+  called = 'apply' if apply is not None else 'lambda model, *x: model(*x)'
+  given = dict(uses=uses, ranges=ranges)
+  more = ''.join(f', {k}={k}' for k, v in given.items() if v is not None)
+  return f'jc.sensitivity({called}, params, rules, batches{more})'
+
+
+def _judge(reference, tree, before, question) -> None:
+  """Prints how near a quantised network is; raises where it is another one.
+
+  Args:
+    reference: the float network.
+    tree: the quantised one.
+    before: bytes of the float one.
+    question: the call that tells more.
+  """
   found = reference.compare(tree)
   if not found.lost and found.cosine >= _COLLAPSED:
     after = storage.nbytes(tree)
     print(f'jc.quantize: {found}; {before:,} bytes are {after:,}')
+    if found.cosine < _NEAR:
+      print(f'Which weight costs how much, and what helps: {question}')
     return
   weights = reference.compare(array.map_leaves(_weight_alone, tree))
   raise ValueError(
     f'The quantised network is another one: {found}, and {_COLLAPSED} is the least'
     f' cosine. Of the weights alone, without what they meet: {weights}.'
-    ' jc.sensitivity(apply, params, rules, batches, uses=uses) tells which weight'
-    ' costs how much, and makes rules that hold.'
+    f' {question} tells which weight costs how much, and makes rules that hold.'
     ' To measure it anyway: jc.quantization.compare.'
   )
 

@@ -174,6 +174,24 @@ class CheckTest(absltest.TestCase):
     self.assertIn('cosine 0.9999', said.getvalue())
     self.assertEqual(q(x).shape, (16, 32))
 
+  def test_one_that_is_not_near_is_told_whom_to_ask(self):
+    x = jax.random.normal(jax.random.key(1), (16, 64))
+    w = jax.random.normal(jax.random.key(0), (64, 32))
+    apply = lambda p, x: x @ p['kernel']
+    params, rules = {'kernel': w}, [('kernel', 'int3, int8 token')]
+    uses = jc.uses(apply)(params, x)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+      jc.quantize(params, rules, uses, check=[x], apply=apply)
+    first, second = said.getvalue().splitlines()
+    self.assertRegex(first, r'cosine 0\.9[0-8]')
+    question = 'jc.sensitivity(apply, params, rules, batches, uses=uses)'
+    self.assertTrue(second.endswith(question), second)
+    batches = [x]
+    names = dict(apply=apply, params=params, rules=rules, batches=batches)
+    found = eval(question, dict(jc=jc, uses=uses, **names))
+    self.assertEqual(found.rows[0].path, 'kernel')
+
   def test_a_network_that_has_collapsed(self):
     w = jax.random.normal(jax.random.key(0), (64, 32))
     # One entry of a token is so large that the others have no steps left.
