@@ -100,6 +100,7 @@ def products(
       out.append(y if epilogue is None else epilogue(y))
     return (*out, rows) if keep else tuple(out)
 
+  # The library takes no empty operand; XLA makes an empty result for nothing.
   sizes = *x.shape, *(n for leaf in weights for n in leaf.shape)
   if _in_one_call(x, weights, epilogue_of) and 0 not in sizes:
     if norm is not None and not operands.rounds_rows(x, weights[0]):
@@ -128,6 +129,7 @@ def _in_one_call(x, weights, epilogue_of) -> bool:
     plan, sparse = leaf.plan, leaf.plan.sparse
     skips = sparse and (sparse.type, sparse.skips)
     path = plan.path_for(x.shape[-2])
+    # Weights of one call differ in columns alone: one kernel runs through all of them.
     how = plan.format, plan.group, plan.act, skips, path
     return type(leaf), plan.matrix.k, *how, plan_lib.stack(leaf)
 
@@ -168,6 +170,7 @@ def _where_there_are(kernels, whole, *args):
   """By the kernel of the platform, if any; with the derivative of `whole`."""
   if not kernels:
     return whole(*args)
+  # A call of the library has no derivative; `as_if` has that of `whole`.
   fixed = jax.tree.map(lax.stop_gradient, args)
   out = lax.platform_dependent(*fixed, **kernels, default=whole)
   return straight.as_if(whole, out, *args)
@@ -223,6 +226,7 @@ def _conv(x, leaf, epilogue, **how):
   """A convolution of a leaf in panels, on the library."""
   plan = leaf.plan
   groups, n = plan.feature_groups, plan.matrix.n // plan.feature_groups
+  # Vectors of columns lie as the kernel reads them: group by group, if there are any.
   columns = (groups, 1, n) if groups > 1 else (1, n)
   x, payload, *others = operands.of(
     x, leaf, epilogue, (1, 2, 3), columns, jnp.float32
@@ -314,6 +318,7 @@ def _tiled(x, leaf, epilogue, *, out_dtype):
 def _in_xla(x, leaf, *, out_dtype):
   """By the rules of the leaf that it was packed from."""
   q = portable.unpack(plan_lib.as_matrices(leaf))
+  # [stack..., m, k] times [stack..., k, n]: stacked axes go side by side.
   batch = tuple(range(x.ndim - 2))
   options = dict(
     dimension_numbers=(((x.ndim - 1,), (q.ndim - 2,)), (batch, batch)),

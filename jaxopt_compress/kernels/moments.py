@@ -95,6 +95,7 @@ class Found:
 def find(flow: flow_lib.Flow, ys: Sequence[Any]) -> Found | None:
   """The norm whose results variables are, in any shape; None where they are of none."""
   before = _before(flow, ys)
+  # A quick no for nearly all products: without a root there is no norm.
   names = {flow.jaxpr.eqns[i].primitive.name for i in before}
   if names.isdisjoint({'rsqrt', 'sqrt', 'pow'}):
     return None
@@ -116,6 +117,7 @@ def _before(flow, ys) -> list[int]:
     at = flow.makers.get(v) if jaxprs.is_var(v) else None
     if at is not None and at not in queued:
       queued.add(at)
+      # The latest is popped first, so what is found is a run back from the results.
       heapq.heappush(waiting, -at)
 
   for y in ys:
@@ -174,6 +176,7 @@ def _followed(flow, x, ys, before) -> Found | None:
   if word is None or word.name != 'norm':
     return None
   equals = [v for v, known in words.items() if known == word]
+  # The kernel writes the norm in the type of x; in another type it is another value.
   equals = frozenset(v for v in equals if v.aval.dtype == x.aval.dtype)
   if not equals.issuperset(ys):
     return None
@@ -184,6 +187,7 @@ def _followed(flow, x, ys, before) -> Found | None:
 def _inside(flow, ys, used, words, equals) -> tuple[int, ...] | None:
   """The equations of a norm; None where what is inside is read from outside."""
   needed, inside = {*ys}, []
+  # Backwards, so that only what the results need is inside.
   for i in reversed(used):
     eqn = flow.jaxpr.eqns[i]
     (out,) = eqn.outvars
@@ -217,6 +221,7 @@ def _word(eqn, words, x, flow) -> Word | None:
     fits = out.shape[-1:] == x.shape[-1:] and out.size == x.size
   elif word.name in _OF_ROWS:
     rows = x.shape[:-1]
+    # A number for each row, with or without an axis of one, or spread along the row.
     fits = out.shape in (rows, (*rows, 1), x.shape)
   else:
     fits = out.shape == x.shape
@@ -253,6 +258,7 @@ def _same(eqn, operands, x, flow):
     return word if keeps or new == x.dtype else None
   if name == 'broadcast_in_dim':
     axes = tuple(eqn.params['broadcast_dimensions'])
+    # Rows keep their places if the axes of the operand stay the first ones.
     aligned = axes == tuple(range(len(axes)))
     return word if aligned and out.aval.ndim == x.ndim else None
   # A reshape: rows stay rows, and only those of the result are counted anew.
@@ -312,6 +318,8 @@ def _mul(eqn, operands, x, flow):
       if a.centered != b.centered:
         return None
       return b._replace(name='norm', scales=b.scales + a.scales)
+    # Scales may come before the inverse root, on it, or on the norm: as they are for each
+    # column, they commute with what is for each row. A shift does not.
     scaled = {'part': 'part', 'inverse': 'factor', 'factor': 'factor'}
     scaled['norm'] = 'norm'
     if a is not None and a.name in scaled and a.shift is None:
@@ -400,6 +408,7 @@ def _column(v, word, out, flow):
     return None
   source, axes = made.invars[0], made.params['broadcast_dimensions']
   sizes = zip(axes, source.aval.shape, strict=True)
+  # Along axes of size one it repeats: what runs along the last one alone is a vector.
   along = {a for a, n in sizes if n > 1}
   return source if along <= {out.ndim - 1} else None
 

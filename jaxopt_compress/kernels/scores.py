@@ -60,6 +60,7 @@ def in_xla(p: cpu.Operands, form: cpu.Form, out_dtype) -> jax.Array:
   key, value = _ordered(key, form.key), _ordered(value, form.value)
   b, h, t, d = query.shape
   heads, s = key.shape[1:3]
+  # Head i of the queries reads head i // share of the keys.
   query = query.reshape(b, heads, h // heads, t, d)
   kind = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum(
@@ -71,6 +72,7 @@ def in_xla(p: cpu.Operands, form: cpu.Form, out_dtype) -> jax.Array:
   if allowed is not None:
     allowed = _by_share(allowed, heads)
     scores = jnp.where(allowed, scores, jnp.asarray(form.masked, kind))
+  # As the kernel has them, whatever type the products are of.
   weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
   out = jnp.einsum('bhgts,bhsd->bhgtd', weights.astype(value.dtype), value)
   out = out.reshape(b, h, t, -1)
@@ -111,6 +113,7 @@ def _allowed(p, form, t, s):
     fixed &= key <= query
   if form.window is not None:
     left, right = form.window
+    # query - left <= key <= query + right.
     fixed &= (query <= key + left) & (query >= key - right)
   found = [] if fixed.all() else [jnp.asarray(fixed[None, None])]
   if p.mask is not None:
@@ -230,6 +233,7 @@ def _full(x, shape, name):
   if x is None:
     return None
   x = jnp.asarray(x)
+  # Missing axes are the first ones, as in numpy.
   wide = x.reshape((1,) * (4 - x.ndim) + x.shape)
   if wide.ndim > 4 or any(n not in (1, m) for n, m in zip(wide.shape, shape)):
     raise ValueError(

@@ -98,6 +98,7 @@ def _by_operand(flow, leaves) -> list[list[Member]]:
     summed, batch = equation.params['dimension_numbers']
     x = operands[1 - side]
     if not any(batch):
+      # Reshapes of one value count as one, if rows are summed over the same axes.
       key = first.get(x, x), tuple(summed[1 - side])
       member = Member(at, x, operands[side], side)
       found.setdefault(key, []).append(member)
@@ -112,6 +113,7 @@ def _group(flow, members, taken) -> Group | None:
   if norm is None and len(members) == 1:
     return None
   inside = {m.at for m in members}.union(norm.indices if norm else ())
+  # A chain may not take what another one has: the first product chooses first.
   chains, taken = [], taken | inside
   for member in members:
     chains.append(_chain(flow, member, inside, taken))
@@ -119,6 +121,8 @@ def _group(flow, members, taken) -> Group | None:
   indices = inside.union(*(chain.indices for chain in chains))
   keeps = ()
   if norm is not None:
+    # Several variables may be the norm, in other shapes; who is not of the group and
+    # reads one of them gets it as a further result.
     alike = sorted(norm.equals, key=flow.makers.__getitem__)
     keeps = [v for v in alike if not indices.issuperset(flow.readers[v])]
   ordered = tuple(sorted(indices))
@@ -130,6 +134,7 @@ def _norm(flow, members) -> moments.Found | None:
   for m in members:
     equation, _ = epilogues.product(flow.jaxpr.eqns[m.at])
     (summed, _) = equation.params['dimension_numbers']
+    # The kernel norms rows, which is what a product reads if its last axis is summed.
     if tuple(summed[1 - m.side]) != (m.x.aval.ndim - 1,):
       return None
   return moments.find(flow, [m.x for m in members])
@@ -139,6 +144,7 @@ def _chain(flow, member, inside, taken) -> epilogues.Chain:
   """What follows a product and needs nothing that is computed with it."""
   if member.side == 0:  # its columns are not the last axes of results
     return epilogues.alone(member.at, flow.jaxpr)
+  # What is made with the group cannot be read by it: the chain ends before that.
   later = set()
   while True:
     chain = epilogues.following(member.at, flow, taken, later)

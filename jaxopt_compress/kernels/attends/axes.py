@@ -70,6 +70,7 @@ class Parts:
     return None if parts else tuple(axes)
 
   def _split(self, part, outer):
+    # Layouts that were given out name the part still: `known` says what it became.
     inside = self._part(outer) + self._part(self._sizes[part] // outer)
     self._made_of[part] = inside
     return inside
@@ -92,6 +93,7 @@ class Parts:
         continue
       if a[0] not in self.known(free):
         return False
+      # A free part may be split to become the next part of the other, outermost first.
       size, other = self._sizes[a[0]], self._sizes[b[0]]
       if size % other:
         return False
@@ -112,6 +114,7 @@ def before(parts: Parts, eqn, layout: Layout) -> Layout | None:
   p, shape = eqn.params, eqn.invars[0].aval.shape
   match eqn.primitive.name:
     case 'transpose':
+      # Axis i of the result is axis permutation[i] of the operand.
       found = dict(zip(p['permutation'], layout, strict=True))
       return tuple(found[i] for i in range(len(shape)))
     case 'reshape' if p['dimensions'] is None and len(eqn.invars) == 1:

@@ -82,6 +82,7 @@ def _claim(flow, found: match.Attention) -> lift.Claim:
         )
     return (_compute(found, dense, dict(zip(reads, values, strict=True))),)
 
+  # Members that nothing reads are no part of the path, and may read more than it does.
   outside = [v for i in members for v in eqns[i].invars if jaxprs.is_var(v)]
   mine = {v for i in members for v in eqns[i].outvars}
   outside = [v for v in dict.fromkeys([*reads, *outside]) if v not in mine]
@@ -109,6 +110,7 @@ def _alone(flow, path, out) -> tuple[int, ...]:
     for i, eqn in enumerate(eqns)
     if not eqn.effects and not any(flow.readers.get(v) for v in eqn.outvars)
   }
+  # From the end, as an equation can only stay if all that reads it stays.
   for i in reversed(path):
     readers = {
       j
@@ -133,6 +135,7 @@ def _compute(found: match.Attention, dense, values):
     return _by_kernel(found, dict(zip(values, args, strict=True)))
 
   args = tuple(values.values())
+  # The kernel has no derivative: `as_if` takes that of the program.
   fixed = jax.tree.map(lax.stop_gradient, args)
   out = lax.platform_dependent(*fixed, cpu=on_cpu, default=dense)
   return straight.as_if(dense, out, *args)
@@ -197,6 +200,7 @@ def _lengths(found, seen, x, more):
 def _bounds(found):
   """`causal` and `window` of a form."""
   right, left = found.visible.right, found.visible.left
+  # A side without a bound is a window that is wider than there are places and keys.
   most = found.parts.size(found.roles.places) + found.parts.size(
     found.roles.keys
   )

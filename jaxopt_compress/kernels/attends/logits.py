@@ -55,6 +55,7 @@ def find(trace: traced.Trace, seen: traced.Seen) -> Iterator[Scores]:
     case 'div':
       yield from _scaled(trace, *operands, -1)
     case 'add':
+      # Either side may be the scores: the other one is tried where that is none.
       for x, bias in (operands, operands[::-1]):
         yield from _shifted(trace, x, bias, 1.0)
     case 'sub':
@@ -73,6 +74,7 @@ def _scaled(trace, seen, factor, power) -> Iterator[Scores]:
       if power == 1 and not s.biases and not s.masks:
         yield dataclasses.replace(s, factors=(*s.factors, factor))
     elif number > 0:
+      # What was added or masked before is scaled with them.
       number = float(number**power)
       yield dataclasses.replace(
         s,

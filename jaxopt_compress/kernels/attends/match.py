@@ -146,6 +146,7 @@ def _of_others(flow, eqn) -> list[str]:
 
 def _softmax_behind(flow, v) -> bool:
   """Whether there are powers and their sum between a value and products before it."""
+  # As far back as the products before: what they read is none of this softmax.
   due, names = [v], set()
   seen = set()
   while due:
@@ -176,6 +177,8 @@ def _operands(trace, eqn, layout):
   d = product.dims(eqn.params['dimension_numbers'])
   shapes = [v.aval.shape for v in eqn.invars]
   summed = trace.parts.new([shapes[0][i] for i in d.contracting[0]])
+  # A product's result has batch axes first, then those of lhs, then those of rhs that
+  # are left: walking through them in order gives each operand its axes back.
   rest, found = iter(layout[len(d.batch[0]) :]), []
   for side, v in enumerate(eqn.invars):
     known = dict(zip(d.batch[side], layout, strict=False))
@@ -221,6 +224,7 @@ def _if_divided(trace, eqn, out, rest):
 def _attention(trace, scores, soft, value, out) -> Attention | str:
   """What scores are part of, if it all fits together; else why it does not."""
   parts = trace.parts
+  # The keys tell which operand is which: queries have none of their parts.
   both, summed = _operands(trace, scores.product, scores.layout)
   keys = {*parts.known(soft.keys)}
   with_keys = [bool(keys & {*parts.flat(x.layout)}) for x in both]
@@ -245,6 +249,7 @@ def _attention(trace, scores, soft, value, out) -> Attention | str:
     scale=scores.scale * query.scale * key.scale,
     biases=tuple((trace.back(x), f) for x, f in scores.biases),
   )
+  # A key's number counts its parts in the order in which the keys lie.
   in_order = tuple(p for p in parts.flat(key.seen.layout) if p in keys)
   conditions = [
     c
@@ -267,6 +272,7 @@ def _whole(trace, roles, key, value):
     axes_of = cut and tuple(map(trace.parts.known, cut.whole.layout))
     found.append(cut if cut and roles.as_it_is(name, axes_of) else None)
   k, v = found
+  # The kernel takes one number of a layer for both.
   if k is None or v is None or k.meant != v.meant:
     return key, value, None
   if k.whole.v.aval.shape[0] != v.whole.v.aval.shape[0]:

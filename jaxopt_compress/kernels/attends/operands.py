@@ -44,6 +44,7 @@ def _rows(found, name, shape) -> bool:
   """Whether a scale has one entry along the features, and the operand lies well."""
   layout = getattr(found, name).seen.layout
   flat = found.parts.flat(layout)
+  # One scale for a row is one that is the same along the features, and only there.
   features = {*found.roles.axes_of(name)['d']}
   own = shape[-len(layout) :]
   alone = all(
@@ -63,9 +64,11 @@ def of(found: match.Attention, values) -> tuple[dict, dict[str, str]]:
   arrays = {name: read(values, getattr(found, name).seen) for name in _NAMES}
   for factor in found.scores.factors:
     q = arrays['query']
+    # A factor of one entry is the same for all scores, so queries may have it.
     arrays['query'] = q * read(values, factor).reshape((1,) * q.ndim)
   kind = dtype(x for x in arrays.values() if not array.is_compressed(x))
   layer, placed, orders = found.layer, {}, {}
+  # What has to be cast would be cast for all layers: then the one is cut out.
   stays = layer is not None and all(
     array.is_compressed(arrays[n]) or arrays[n].dtype == kind
     for n in ('key', 'value')
@@ -95,6 +98,7 @@ def of(found: match.Attention, values) -> tuple[dict, dict[str, str]]:
     flat = found.parts.flat(getattr(found, name).seen.layout)
     orders[name] = found.roles.order(name, flat) or roles_lib.ORDERS[name][0]
   if stays:
+    # As a dynamic slice cuts off an index that is outside.
     count = placed['key'].shape[0] - 1
     placed['layer'] = jnp.clip(jnp.asarray(layer, jnp.int32), 0, count)
   return placed, orders

@@ -106,6 +106,8 @@ def choose(s: Shapes, keys: Iterable[int], contracted: Iterable[int]):
     contracted: parts that scores are summed over.
   """
   keys, contracted = {*keys}, {*contracted}
+  # Axes that keys or values have are batches and heads; the queries' own are places,
+  # and heads that share a key.
   shared = {p for p in s.index if p in s.key or p in s.value}
   alone = [p for p in s.index if p not in shared]
   results = [p for p in s.value if p not in keys and p not in shared]
@@ -169,6 +171,7 @@ def _cost(s: Shapes, r: Roles):
     cost += s.parts.size(sum(_present(r, flat), ()))
   if s.diagonal is not None and s.diagonal != r.places:
     cost += s.parts.size((*r.places, *r.keys))
+  # One shared axis is a batch; of several, one is usually heads.
   usual = min(1, max(len(r.batch) + len(r.heads) - 1, 0))
   seen = sum(
     not r.as_it_is(name, layout)
@@ -207,6 +210,8 @@ def _moved(x, flat, groups, parts):
   wanted = [p for group in groups for p in group]
   x = x.reshape([parts.size((p,)) for p in flat])
   here = [p for p in wanted if p in flat]
+  # The parts it has are put in the order wanted first; those it lacks are axes of one,
+  # spread, and last the parts of each group become one axis.
   x = lax.transpose(x, [flat.index(p) for p in here])
   # Parts that it does not have are those along which it is the same.
   absent = [i for i, p in enumerate(wanted) if p not in flat]
@@ -220,6 +225,8 @@ def from_result(
 ) -> jax.Array:
   """A result in an order as an array with an axis for each part of `flat`."""
   letters = r.axes_of('out')
+  # The kernel's four axes come apart into their parts, which go where the program
+  # has them.
   lies = sum((letters[c] for c in word), ())
   y = y.reshape([parts.size((p,)) for p in lies])
   return lax.transpose(y, [lies.index(p) for p in flat])

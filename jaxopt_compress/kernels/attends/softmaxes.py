@@ -83,6 +83,7 @@ def _within(trace, eqn, seen) -> Softmax | None:
   body = jaxprs.inside(eqn)[0]
   if len(body.outvars) != 1 or len(body.invars) != 1 or body.constvars:
     return None
+  # The body is looked at with the parts outside, so that its axes are theirs.
   inside = traced.Trace(flow_lib.Flow(body), trace.parts)
   found = find(inside, traced.Seen(body.outvars[0], seen.layout))
   x = found and inside.back(found.x)
@@ -116,6 +117,7 @@ def _normal(trace, seen) -> Softmax | None:
     found, fresh = _of_sum(trace, total[0]) if name == 'log' else (None, ())
     if found and _same(trace, found.x, x, fresh):
       keys = trace.parts.known(found.keys)
+      # log sum exp(x - m) + m: the shift must be the maximum along the same keys.
       if {*keys} == {*_maximum_along(trace, shift, x)}:
         return dataclasses.replace(found, x=x, keys=keys)
   return None
@@ -147,6 +149,7 @@ def _unless_infinite(trace, eqn):
     which, other, m = eqn.invars
     finite = trace.maker(which)
     if finite is not None and finite.primitive.name == 'is_finite':
+      # Rows of -inf alone have a maximum of 0, so that x - m is no NaN.
       if finite.invars[0] is m and trace.constant(other) == 0:
         return m
   return None
@@ -155,6 +158,7 @@ def _unless_infinite(trace, eqn):
 def _is_sum(trace, seen, found: Softmax) -> bool:
   """Whether a value is the sum of the powers along the keys."""
   name, inside = trace.made(seen)
+  # As `jax.nn.logsumexp` writes the sum.
   while name == 'abs':  # of what is positive
     seen = inside[0]
     name, inside = trace.made(seen)
@@ -196,6 +200,7 @@ def _reduced(trace, seen) -> tuple[traced.Seen, tuple[int, ...]]:
   """What a reduction reads, and the parts of the axes that it goes over."""
   eqn = trace.maker(seen.v)
   (x,), over = eqn.invars, eqn.params['axes']
+  # Axes that are summed over are new; the others are those of the result, in order.
   fresh = trace.parts.new([x.aval.shape[i] for i in over])
   of_axis = {int(i): axis for i, axis in zip(over, fresh, strict=True)}
   rest = iter(seen.layout)

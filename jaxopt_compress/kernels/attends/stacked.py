@@ -40,11 +40,13 @@ def find(trace: traced.Trace, seen: traced.Seen) -> Layer | None:
   shape = cache.aval.shape
   if eqn.outvars[0].aval.shape != (1, *shape[1:]):
     return None
+  # The first axis, of size one, is the layer's.
   whole = traced.Seen(cache, seen.layout[1:])
   if name == 'slice':
     index = int(eqn.params['start_indices'][0])
     return Layer(whole, index, (index, False, 0))
   if (number := trace.constant(starts[0])) is not None:
+    # A dynamic slice cuts off an index that is outside.
     index = min(max(int(number), 0), shape[0] - 1)
     return Layer(whole, index, (index, False, 0))
   return Layer(whole, starts[0], _meant(trace, starts[0], shape[0]))

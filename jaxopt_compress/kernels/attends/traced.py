@@ -99,6 +99,7 @@ class Trace:
     if eqn is None or jaxprs.inside(eqn) or len(eqn.outvars) != 1:
       return None
     name = eqn.primitive.name
+    # Of one number everywhere, where it lies is of no account.
     moved = name in ('broadcast_in_dim', 'reshape', 'squeeze', 'copy')
     if not (moved or name == 'convert_element_type' or name in _FOLDED):
       return None

@@ -113,17 +113,20 @@ def _compared(trace, name, inside, yes, keys):
   name = name if yes else _OPPOSITE[name]
   first, second = (_number(trace, x) for x in inside)
   if second.parts == keys and first.parts != keys:
+    # Keys are the left side from here on.
     first, second, name = second, first, _TURNED[name]
   if first.parts != keys or first.value or not keys:
     return {}
   # s + a (<=, <, >=, >) t + b
   shift = second.offset - first.offset
   if name in ('lt', 'le'):
+    # s + a <= t + b  is  s <= t + (b - a); s < t is s <= t - 1.
     right = shift - (name == 'lt')
     if second.value is not None:
       return dict(right=right, last=second.value)
     fits = second.parts and right >= 0
     return dict(places=second.parts, right=right) if fits else {}
+  # s > t + shift  is  s >= t + shift + 1, and s >= t - left is asked for.
   left = -(shift + (name == 'gt'))
   fits = second.parts and second.value is None and left >= 0
   return dict(places=second.parts, left=left) if fits else {}
@@ -200,6 +203,8 @@ def resolve(
       continue
     here = parts.flat(c.last.layout) if c.last is not None else ()
     if c.last is not None and {*here} <= {*batch, *places}:
+      # Of several places of a batch the last sees most, so no key behind is read; which
+      # place sees which key, the mask still says.
       lengths.append((c.last, c.right + 1))
       if {*here} <= {*batch}:
         continue  # the length says it all
