@@ -70,7 +70,7 @@ def _compared(flow, x) -> tuple[Any, Any] | None:
 
   The columns are None where they are known to be 0 to k - 1; else a constant.
   """
-  made = flow.maker(x)
+  made, k = flow.maker(x), x.aval.shape[-1]
   if made is None or made.primitive is not lax.convert_element_type_p:
     return None
   equal = flow.maker(made.invars[0])
@@ -78,18 +78,26 @@ def _compared(flow, x) -> tuple[Any, Any] | None:
     return None
   for numbers, columns in (equal.invars, equal.invars[::-1]):
     whole = jnp.issubdtype(numbers.aval.dtype, jnp.integer)
-    if not whole or numbers.aval.shape != (*x.aval.shape[:-1], 1):
+    # Numbers of few bits begin again where there are more columns.
+    if not whole or jnp.iinfo(numbers.aval.dtype).max < k:
       continue
-    if columns.aval.size != x.aval.shape[-1] or not jaxprs.is_var(columns):
+    if numbers.aval.shape != (*x.aval.shape[:-1], 1) or columns.aval.size != k:
       continue
-    source = flow.maker(columns)
-    if source is not None and source.primitive is lax.broadcast_in_dim_p:
-      source = flow.maker(source.invars[0])
-    if source is not None and source.primitive is lax.iota_p:
+    if _counts(flow, columns, k):
       return numbers, None
-    if columns in flow.jaxpr.constvars:
+    if jaxprs.is_var(columns) and columns in flow.jaxpr.constvars:
       return numbers, columns
   return None
+
+
+def _counts(flow, columns, k) -> bool:
+  """Whether a variable of k entries is 0 to k - 1 by the equations that make it."""
+  source = flow.maker(columns)
+  if source is not None and source.primitive is lax.broadcast_in_dim_p:
+    source = flow.maker(source.invars[0])
+  if source is None or source.primitive is not lax.iota_p:
+    return False
+  return source.params['shape'][source.params['dimension']] == k
 
 
 def _claim(jaxpr, chain, numbers, columns) -> lift.Claim:

@@ -46,6 +46,10 @@ NOT_FOUND = {
   'an axis in front': lambda i: (
     jax.nn.one_hot(i, 3, axis=0)[0][..., None] * jnp.ones(K)[None, None]
   ),
+  'zeros': lambda i: _compared(i, lax.broadcasted_iota(i.dtype, (1, 1, K), 0)),
+  'zeros, spread': lambda i: _compared(
+    i, jnp.broadcast_to(jnp.arange(1)[None, None], (1, 1, K))
+  ),
   'hidden': lambda i: _hidden(jax.nn.one_hot(i, K)),
 }
 
@@ -94,6 +98,17 @@ class LookupsTest(parameterized.TestCase):
     g, p, q = _both(_product(NOT_FOUND[name]), 'int8')
     self.assertNotIn('gather', g.lower(p, PLACES).as_text())
     np.testing.assert_allclose(g(p, PLACES), g(q, PLACES), rtol=1e-5, atol=1e-5)
+
+  def test_numbers_of_few_bits(self):
+    """Column 256 of them is the first one again."""
+    places = jnp.arange(6 * 256, dtype=jnp.uint8).reshape(6, 256)
+    w = jax.random.normal(jax.random.key(3), (257, 8))
+    f = lambda p, i: jax.nn.one_hot(i, 257) @ p['w']
+    uses = jc.uses(f)({'w': w}, places)
+    q = jc.quantize({'w': w}, [('w', 'int8')], uses)
+    g = jax.jit(jc.lift(f))
+    got, want = g(pack(q, uses), places), g(q, places)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
   def test_other_columns_are_multiplied(self):
     other = COLUMNS[..., ::-1].copy()
