@@ -361,5 +361,67 @@ class TransformTest(parameterized.TestCase):
     self.assertLess(oracle.distance(run(x), it.expected(it.x)), 2e-6)
 
 
+# Images that are large enough to be cut into strips where they are few.
+STRIPS = {
+  'padded': ((1, 41, 40, 16), (3, 3), 32, dict(padding=((1, 1), (1, 1)))),
+  'in groups': (
+    (1, 40, 40, 16),
+    (3, 3),
+    64,
+    dict(padding=((2, 0), (0, 2)), feature_groups=2),
+  ),
+  'one tap': ((1, 40, 43, 16), (1, 1), 64, {}),
+  'every other': ((1, 40, 40, 24), (5, 2), 70, dict(strides=(2, 2))),
+  'rows of taps': ((1, 64, 64, 8), (1, 4), 40, dict(padding=((0, 0), (2, 1)))),
+  'apart': ((1, 40, 30, 20), (4, 3), 16, dict(lhs_dilation=(2, 2))),
+}
+
+
+class StripsTest(parameterized.TestCase):
+  @parameterized.product(
+    name=list(STRIPS), how=('int8', 'float', 'codes', 'int4'), path=PATHS
+  )
+  def test_one_image_is_as_among_many(self, name, how, path):
+    (_, *sizes), window, n, geometry = STRIPS[name]
+    geometry = dict(geometry)
+    groups = geometry.pop('feature_groups', 1)
+    format = 'int4' if how == 'int4' else 'int8'
+    act = {'float': Act.FLOAT, 'codes': Act.CODES}.get(how, Act.DYNAMIC)
+    own, n = sizes[-1] // groups, n // groups
+    k = window[0] * window[1] * own
+    group = own if how == 'int4' else k
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (groups, k, n), np.uint8)
+    x = rng.normal(0.5, 1, (16, *sizes)).astype(np.float32)
+    x[3, -1, -1, -1] = np.nan
+    x = jnp.asarray(np.int8(9 * np.nan_to_num(x)) if how == 'codes' else x)
+
+    def mine(p):
+      return p if groups > 1 else p[0]
+
+    scale = mine(jnp.ones((groups, -(-k // group), n)))
+    call = functools.partial(
+      conv.conv,
+      w=mine(_panels(codes, format, group)),
+      scale=None if how == 'codes' else scale,
+      rounding=native.Rounding(
+        totals=mine(jnp.ones((groups, 1, n))),
+        act=act,
+        symmetric=act != Act.DYNAMIC,
+      ),
+      windows=conv.Windows(window, **geometry),
+      format=format,
+      n=n,
+      group=group,
+      feature_groups=groups,
+      out_dtype=jnp.int32 if how == 'codes' else jnp.float32,
+      path=path,
+    )
+    many = np.asarray(call(x))
+    for i in (0, 3):
+      one = np.asarray(call(x[i : i + 1]))
+      np.testing.assert_array_equal(one[0], many[i])
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -117,6 +117,20 @@ class DepthwiseTest(parameterized.TestCase):
     self.assertTrue(np.isnan(y[0]).all())
     self.assertTrue(np.isfinite(y[1]).all())
 
+  @parameterized.parameters(*PATHS)
+  def test_one_image_is_as_among_many(self, path):
+    """It is cut into strips, its columns into runs; others are not."""
+    case = (16, 64, 33, 70), (5, 3), 1, dict(padding=((2, 2), (0, 1)))
+    x, _, quads, _ = _apart(case)
+    x[3, -1, -1, -1] = np.nan
+    how = dict(scales=np.ones((1, 70), np.float32), case=case, path=path)
+    many = _depthwise(x, quads, act=Act.DYNAMIC, symmetric=False, **how)
+    for i in (0, 3):
+      one = _depthwise(
+        x[i : i + 1], quads, act=Act.DYNAMIC, symmetric=False, **how
+      )
+      np.testing.assert_array_equal(one[0], many[i])
+
   def test_what_follows(self):
     case = APART['seven']
     x, w, quads, options = _apart(case)

@@ -66,11 +66,10 @@ struct Call {
   static void task(const void* context, int round, int64_t i) {
     const Call& call = *static_cast<const Call*>(context);
     thread_local Room room;
-    if (round == 0) {
-      const Stack& stack = call.stacks[i / call.scene.images];
-      call.path->image(call.image_job, call.scene, stack,
-                       i % call.scene.images,
-                       room.of(image_workspace(call.scene)));
+    if (round < 3) {
+      const int64_t strips = call.scene.images * call.scene.strips;
+      call.path->image(call.image_job, call.scene, call.stacks[i / strips], i % strips,
+                       round, room.of(image_workspace(call.scene)));
       return;
     }
     call.multiply(i, room);
@@ -318,17 +317,19 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   job.rows = scene.images * scene.pixels();
   const ffi::Error chosen = choose(options.path, call.get());
   if (chosen.failure()) return chosen;
-  fill(*p, lead, stacks, call.get());
-
   const int64_t products = stacks * scene.features;
   // Counted in products of codes; a result and an entry of an image count as 64.
   const double work = 1.0 * products * job.rows * job.n * (job.digits * job.k + 64) +
                       64.0 * stacks * scene.images * entries;
   const int64_t workers = workers_for(pool, work < (1 << 22));
+  const int64_t images = stacks * scene.images;
+  scene.strips = strips_for(scene, images, workers);
+  fill(*p, lead, stacks, call.get());
   plan(workers, products, call.get());
   const Site site = {w.untyped_data(), id.run_id};
+  const ImageTasks tasks(job, scene, images);
   const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
-                        stacks * scene.images,
+                        tasks.extents, tasks.codes, tasks.sums,
                         products * call->panel_tasks * call->tile_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();

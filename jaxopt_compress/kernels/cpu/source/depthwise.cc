@@ -41,22 +41,27 @@ struct Call {
   std::vector<Stack> stacks;
   std::vector<Item> items;      // of each stack
   int64_t rows_each, row_tasks;  // of an image
+  int64_t columns_each, column_tasks;
 
   static void task(const void* context, int round, int64_t i) {
     const Call& call = *static_cast<const Call*>(context);
     const Scene& s = call.scene;
     thread_local Room room;
-    if (round == 0) {
-      call.path->image(call.image_job, s, call.stacks[i / s.images],
-                       i % s.images, room.of(image_workspace(s)));
+    if (round < 3) {
+      const int64_t strips = s.images * s.strips;
+      call.path->image(call.image_job, s, call.stacks[i / strips], i % strips, round,
+                       room.of(image_workspace(s)));
       return;
     }
+    const int64_t column = i % call.column_tasks * call.columns_each;
+    i /= call.column_tasks;
     const int64_t image = i / call.row_tasks;
     const int64_t first = i % call.row_tasks * call.rows_each;
     call.path->depthwise(call.job, s, call.stacks[image / s.images],
                          call.items[image / s.images], image % s.images, first,
-                         std::min(first + call.rows_each, s.y.out()),
-                         room.of(depthwise_workspace(s, call.job.n)));
+                         std::min(first + call.rows_each, s.y.out()), column,
+                         std::min(column + call.columns_each, call.job.n),
+                         room.of(depthwise_workspace(s)));
   }
 };
 
@@ -115,6 +120,10 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
   }
 
   const int64_t stacks = count_of(lead);
+  const int64_t images = stacks * scene.images;
+  const double work = 1.0 * stacks * job.rows * job.digits * job.k * job.n;
+  const int64_t workers = workers_for(pool, work < (1 << 19));
+  scene.strips = strips_for(scene, images, workers);
   thread_local Room room;
   char* memory = room.of(stacks * stack_bytes(scene));
   for (int64_t i = 0; i < stacks; ++i) {
@@ -123,15 +132,18 @@ ffi::Error depthwise(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer x,
     call->items.push_back(item_of(*p, call->job, lead, i));
   }
 
-  const int64_t images = stacks * scene.images;
-  const double work = 1.0 * stacks * job.rows * job.digits * job.k * job.n;
-  const int64_t workers = workers_for(pool, work < (1 << 19));
   const int64_t runs = std::max<int64_t>(tasks_for(workers) / images, 1);
   call->rows_each = ceil_div(scene.y.out(), runs);
   call->row_tasks = ceil_div(scene.y.out(), call->rows_each);
+  const int64_t blocks = ceil_div(job.n, kDepthColumns);
+  const int64_t cut = std::clamp<int64_t>(runs / call->row_tasks, 1, blocks);
+  call->columns_each = ceil_div(blocks, cut) * kDepthColumns;
+  call->column_tasks = ceil_div(job.n, call->columns_each);
   const Site site = {w.untyped_data(), id.run_id};
-  const bool done = run(pool, site, workers - 1, &Call::task, call.get(), images,
-                        images * call->row_tasks);
+  const ImageTasks tasks(job, scene, images);
+  const bool done = run(pool, site, workers - 1, &Call::task, call.get(),
+                        tasks.extents, tasks.codes, tasks.sums,
+                        images * call->row_tasks * call->column_tasks);
   if (!done) return wrong("there is no memory for a product of this size");
   return ffi::Error::Success();
 }

@@ -119,8 +119,6 @@ FloatTiles float_tile_of(int rows) {
   }
 }
 
-constexpr int kDepthPixels = V::kMost < 6 ? 6 : 8;
-
 template <int kMost = kDepthPixels>
 FloatTiles depth_tile_of(int rows) {
   if constexpr (kMost == 0) {

@@ -56,6 +56,7 @@ struct Scene {
   bool of_windows;  // whether sums are those of whole windows, not of cells
   std::vector<Piece> pieces;  // of the first group of features
   int64_t cuts = 1;  // parts of a row of pixels that are computed apart
+  int64_t strips = 1;  // runs of rows of an image whose codes are made apart
   // Where the sum of each group of rows is, relative to the sums of the window.
   std::vector<int64_t> parts;
   std::vector<int64_t> ends;  // for each group of rows, the pieces up to its last
@@ -68,6 +69,13 @@ struct Scene {
   int64_t pixels() const { return y.out() * x.out(); }   // of an image
   int64_t taps() const { return y.taps * x.taps; }
   int64_t cells() const { return cell == 0 ? 0 : pitch / cell; }
+  int64_t plane_cells() const { return positions() * cells(); }
+  // Sums of windows are made from windows that are one run of codes of several taps,
+  // or from sums of cells, unless these are the same.
+  bool of_runs() const { return of_windows && pieces.size() == 1 && taps() > 1; }
+  bool of_cells() const {
+    return of_windows && !of_runs() && (taps() > 1 || pixels() != positions());
+  }
   // Bytes of the codes of a stack of images, and how many sums go with them.
   int64_t bytes() const {
     return images * planes * positions() * pitch * entry;
@@ -76,6 +84,11 @@ struct Scene {
     return of_windows ? pixels() * features : positions() * cells();
   }
   int64_t sums() const { return images * planes * plane_sums(); }
+  // Sums of cells that strips of an image leave to each other, and extents.
+  int64_t shared_cells() const {
+    return strips > 1 && of_cells() ? images * planes * plane_cells() : 0;
+  }
+  int64_t extents() const { return strips > 1 ? 3 * images * strips : 0; }
 };
 
 // A stack of images.
@@ -88,6 +101,9 @@ struct Stack {
   int32_t* sums;  // [images][planes], [out y][out x][features] or [tall][wide][cells]
   float* scales;  // [images]
   float* zeros;   // [images]
+  // Only where images are several strips.
+  int32_t* cells;  // [images][planes][tall][wide][cells]
+  float* extents;  // [images][strips][3]
 };
 
 // Rows of codes in a tile, at most.
@@ -96,7 +112,7 @@ constexpr int kMostSlots = 64;
 // A row of floats, sums of channels, and three rows of codes.
 inline int64_t image_workspace(const Scene& s) {
   return (s.x.size * s.channels + 64) * (4 + 3) +
-         (s.of_windows ? 2 * s.positions() * s.cells() * 4 : 0);
+         (s.of_cells() ? 3 * s.plane_cells() * 4 : 0);
 }
 
 // Columns of a depthwise weight are filled up to multiples of this: layout.py.
@@ -106,12 +122,11 @@ inline int64_t depth_columns(int64_t n) {
   return (n + kDepthColumns - 1) / kDepthColumns * kDepthColumns;
 }
 
-// Bytes for four rows of an image side by side, for all taps; for scales, zero points,
-// bias and what sums begin with; and for the results of a pixel.
-inline int64_t depthwise_workspace(const Scene& s, int64_t n) {
+// Bytes for four rows of an image side by side, for all taps, and for a row of results, of
+// sixteen channels.
+inline int64_t depthwise_workspace(const Scene& s) {
   const int64_t quads = (s.y.taps + kSteps - 1) / kSteps;
-  return s.planes * quads * s.wide() * n * kSteps + 128 +
-         (n + 2 * kColumns) * 4 * 5;
+  return (s.planes * quads * s.wide() * kSteps + s.x.out() * 4) * kDepthColumns;
 }
 
 }  // namespace jaxopt_compress

@@ -158,8 +158,10 @@ struct Path {
   // Multiplies tiles `first` to `last` by some panels.
   void (*multiply)(const Job&, const Tiles&, const Item&, int64_t panel,
                    int64_t panels, int64_t first, int64_t last, char* workspace);
-  // Makes the codes of an image. The job's k is the length of a row of the image.
-  void (*image)(const Job&, const Scene&, const Stack&, int64_t image,
+  // Makes the codes of a strip of an image, of which `strip` counts all, in rounds: what
+  // its range is made from, codes, sums of windows. Where images are one strip, the
+  // second round is all. The job's k is the length of a row of the image.
+  void (*image)(const Job&, const Scene&, const Stack&, int64_t strip, int round,
                 char* workspace);
   // Copies windows into a tile of codes, for one group of features. `pixel` counts
   // through all images and is where the first window lies.
@@ -170,9 +172,11 @@ struct Path {
   void (*slide)(const Job&, const Scene&, const Stack&, const Item&,
                 int64_t features, int64_t panel, int64_t panels, int64_t first,
                 int64_t last, char* workspace);
-  // Rows `first` to `last` of the results for an image, each channel on its own.
+  // Rows `first` to `last` of the results for an image, each channel on its own, of the
+  // columns from one, a multiple of 16, to `end`.
   void (*depthwise)(const Job&, const Scene&, const Stack&, const Item&,
-                    int64_t image, int64_t first, int64_t last, char* workspace);
+                    int64_t image, int64_t first, int64_t last, int64_t column,
+                    int64_t end, char* workspace);
   // Some results of a convolution whose weight is of floats; null if the path leaves
   // those to another.
   void (*float_conv)(const Job&, const FloatScene&, const Item&, const FloatPart&,

@@ -51,12 +51,14 @@ struct V {
   static F get(const float* p) { return _mm512_loadu_ps(p); }
   // The first n columns of a register, or all; zeros for the rest.
   static F get(const float* p, int n) {
-    return _mm512_maskz_loadu_ps(n < 16 ? (1 << n) - 1 : 0xffff, p);
+    return n < 16 ? _mm512_maskz_loadu_ps((1 << n) - 1, p) : get(p);
   }
   static void put(float* p, F x) { _mm512_storeu_ps(p, x); }
-  // The first n columns of a register, or all.
+  // The first n columns of a register, or all. What is stored by a mask comes to a later
+  // load by way of the cache.
   static void put(float* p, F x, int n) {
-    _mm512_mask_storeu_ps(p, n < 16 ? (1 << n) - 1 : 0xffff, x);
+    if (n >= 16) return put(p, x);
+    _mm512_mask_storeu_ps(p, (1 << n) - 1, x);
   }
   static F floats(I x) { return _mm512_cvtepi32_ps(x); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }

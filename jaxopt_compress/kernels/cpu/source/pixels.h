@@ -71,17 +71,31 @@ inline int64_t add_taps(const int32_t* from, int64_t n, int64_t taps, int64_t st
   return count;
 }
 
-// Sums of windows from those of their cells, which are overwritten. Cells are added up
-// along rows, then along columns, for all positions as if they were one line; the sums
-// at positions where windows begin are then taken out.
-inline void add_windows(const Scene& s, int32_t* cells, int32_t* room,
-                        int32_t* out) {
-  const int64_t n = s.features, each = n * s.x.stride;
-  const int64_t along = add_taps(cells, s.positions() * n, s.x.taps,
-                                 s.x.dilation * n, room);
-  add_taps(room, along, s.y.taps, s.y.dilation * s.wide() * n, cells);
-  for (int64_t y = 0; y < s.y.out(); ++y, out += s.x.out() * n) {
-    const int32_t* from = cells + y * s.y.stride * s.wide() * n;
+// Some rows of an image, or of its windows: those of a strip.
+struct Strip {
+  int64_t first, last;
+};
+
+inline Strip strip_of(const Scene& s, int64_t rows, int64_t strip) {
+  return {rows * strip / s.strips, rows * (strip + 1) / s.strips};
+}
+
+// Sums of some rows of windows from those of their cells. Cells are added up along rows,
+// then along columns, for all positions as if they were one line; the sums at positions
+// where windows begin are then taken out.
+inline void add_windows(const Scene& s, Strip rows, const int32_t* cells,
+                        int32_t* room, int32_t* out) {
+  if (rows.last == rows.first) return;
+  const int64_t n = s.features, each = n * s.x.stride, line = s.wide() * n;
+  const int64_t begin = rows.first * s.y.stride;
+  const int64_t tall = (rows.last - 1) * s.y.stride + s.y.reach() - begin;
+  int32_t* const sums = room + tall * line;
+  const int64_t along =
+      add_taps(cells + begin * line, tall * line, s.x.taps, s.x.dilation * n, room);
+  add_taps(room, along, s.y.taps, s.y.dilation * line, sums);
+  out += rows.first * s.x.out() * n;
+  for (int64_t y = rows.first; y < rows.last; ++y, out += s.x.out() * n) {
+    const int32_t* from = sums + (y * s.y.stride - begin) * line;
     if (n == 1) {
       for (int64_t x = 0; x < s.x.out(); ++x) out[x] = from[x * each];
       continue;
@@ -93,8 +107,9 @@ inline void add_windows(const Scene& s, int32_t* cells, int32_t* room,
 }
 
 // The same of windows that are one run of bytes, which may be long: from these.
-inline void add_runs(const Scene& s, const int8_t* codes, int32_t* out) {
-  for (int64_t y = 0; y < s.y.out(); ++y) {
+inline void add_runs(const Scene& s, Strip rows, const int8_t* codes, int32_t* out) {
+  out += rows.first * s.x.out();
+  for (int64_t y = rows.first; y < rows.last; ++y) {
     const int8_t* from = codes + y * s.y.stride * s.wide() * s.pitch;
     for (int64_t x = 0; x < s.x.out(); ++x, ++out, from += s.x.stride * s.pitch) {
       *out = total_of(from, s.pieces[0].bytes);
@@ -136,56 +151,56 @@ inline void spread_row(const Scene& s, const char* row, char* out) {
   }
 }
 
-// Fills a plane with the code of a real zero.
-inline void fill(const Scene& s, int zero, char* plane, int64_t bytes) {
+// Fills some positions of a plane with the code of a real zero.
+inline void fill(const Scene& s, int zero, char* from, int64_t positions) {
   const bool all = zero == 0 || s.pitch == s.channels;
-  std::memset(plane, all ? zero : 0, bytes);
+  std::memset(from, all ? zero : 0, positions * s.pitch * s.entry);
   if (all) return;
-  for (int64_t i = 0; i < s.positions(); ++i) {
-    std::memset(plane + i * s.pitch, zero, s.channels);
+  for (int64_t i = 0; i < positions; ++i) {
+    std::memset(from + i * s.pitch, zero, s.channels);
   }
 }
 
-// Makes the codes of one image. `job.k` is the length of a row of the image.
-void prepare_image(const Job& job, const Scene& s, const Stack& stack,
-                   int64_t image, char* workspace) {
-  const int64_t n = job.k, height = n > 0 ? s.y.size : 0;
-  const int64_t first = image * height;
-  float* room = reinterpret_cast<float*>(workspace);
-  int32_t* of_cells = reinterpret_cast<int32_t*>(room + n + 64);
-  const int64_t cells = s.positions() * s.cells();
-  int8_t* made =
-      reinterpret_cast<int8_t*>(of_cells + (s.of_windows ? 2 * cells : 0));
-  Range range = {1.0f, 0.0f, false};
-  if (job.act != Act::kCodes && !job.in_floats()) {
-    Extent extent;
-    if (job.x_type == Type::kF32) {
-      extend(job, floats_of(job, stack.x, first, room), height * n, extent);
-    } else {
-      for (int64_t y = 0; y < height; ++y) {
-        extend(job, floats_of(job, stack.x, first + y, room), n, extent);
-      }
-    }
-    Item given = {};
-    given.act_scale = stack.act_scale;
-    given.act_zero = stack.act_zero;
-    range = range_of(job, given, extent);
+// What the range of an image is made from, of some of its rows.
+inline Extent extent_of(const Job& job, const Scene& s, const Stack& stack,
+                        int64_t image, Strip rows, float* room) {
+  Extent extent;
+  const int64_t first = image * s.y.size + rows.first, n = job.k;
+  const int64_t count = rows.last - rows.first;
+  if (job.x_type == Type::kF32) {
+    extend(job, floats_of(job, stack.x, first, room), count * n, extent);
+    return extent;
   }
-  stack.scales[image] = range.bad ? __builtin_nanf("") : range.scale;
-  stack.zeros[image] = range.zero;
+  for (int64_t y = 0; y < count; ++y) {
+    extend(job, floats_of(job, stack.x, first + y, room), n, extent);
+  }
+  return extent;
+}
 
-  const int64_t plane = s.positions() * s.pitch * s.entry;
-  char* codes = stack.codes + image * s.planes * plane;
-  if (!s.y.plain() || !s.x.plain()) {
-    // Zero is made of zero bytes, both as a float and as a digit.
-    for (int64_t d = 0; d < s.planes; ++d) {
-      fill(s, static_cast<int>(range.zero) & 255, codes + d * plane, plane);
-    }
+// That of an image from those of its strips.
+inline Extent joined(const float* extents, int64_t strips) {
+  Extent all;
+  for (int64_t i = 0; i < strips; ++i, extents += 3) {
+    // NaN stays.
+    if (all.most == all.most && !(extents[0] <= all.most)) all.most = extents[0];
+    all.low = extents[1] < all.low ? extents[1] : all.low;
+    all.high = extents[2] > all.high ? extents[2] : all.high;
   }
-  for (int64_t y = 0; y < height; ++y) {
+  return all;
+}
+
+// Makes the codes of some rows of an image. Of three rows of codes there is room at
+// `made`, of one of floats at `room`.
+inline void make_codes(const Job& job, const Scene& s, const Stack& stack,
+                       int64_t image, Strip rows, const Range& range, float* room,
+                       int8_t* made) {
+  const int64_t n = job.k, plane = s.positions() * s.pitch * s.entry;
+  char* const codes = stack.codes + image * s.planes * plane;
+  for (int64_t y = rows.first; y < rows.last; ++y) {
+    const int64_t row = image * s.y.size + y;
     char* out = codes + row_begins(s, y);
     if (job.act == Act::kCodes) {
-      const char* x = static_cast<const char*>(stack.x) + (first + y) * n;
+      const char* x = static_cast<const char*>(stack.x) + row * n;
       if (s.pitch != s.channels) {
         std::memcpy(made, x, n);  // which may be read past its end
         x = reinterpret_cast<const char*>(made);
@@ -193,7 +208,7 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
       spread_row(s, x, out);
       continue;
     }
-    const float* x = floats_of(job, stack.x, first + y, room);
+    const float* x = floats_of(job, stack.x, row, room);
     if (job.in_floats()) {
       spread_row(s, reinterpret_cast<const char*>(x), out);
       continue;
@@ -210,15 +225,71 @@ void prepare_image(const Job& job, const Scene& s, const Stack& stack,
       spread_row(s, reinterpret_cast<const char*>(digits[d]), out + d * plane);
     }
   }
+}
+
+// The positions of a plane that belong to a strip, padding included, as rows.
+inline Strip filled_by(const Scene& s, Strip rows, int64_t strip) {
+  return {strip == 0 ? 0 : s.y.low + rows.first * s.y.spread,
+          strip + 1 == s.strips ? s.tall() : s.y.low + rows.last * s.y.spread};
+}
+
+// Makes codes of a strip of an image: `image` of job.h. `job.k` is the length of a row.
+void prepare_image(const Job& job, const Scene& s, const Stack& stack, int64_t i,
+                   int round, char* workspace) {
+  const int64_t image = i / s.strips, strip = i % s.strips;
+  const Strip rows = strip_of(s, job.k > 0 ? s.y.size : 0, strip);
+  const int64_t cells = s.plane_cells(), plane = s.positions() * s.pitch * s.entry;
+  float* room = reinterpret_cast<float*>(workspace);
+  int32_t* of_cells = reinterpret_cast<int32_t*>(room + job.k + 64);
+  int8_t* made = reinterpret_cast<int8_t*>(of_cells + (s.of_cells() ? 3 * cells : 0));
+  char* codes = stack.codes + image * s.planes * plane;
+  int32_t* sums = stack.sums + image * s.planes * s.plane_sums();
+  if (round == 0) {
+    const Extent found = extent_of(job, s, stack, image, rows, room);
+    const float extent[] = {found.most, found.low, found.high};
+    std::memcpy(stack.extents + 3 * i, extent, sizeof(extent));
+    return;
+  }
+  const Strip filled = filled_by(s, rows, strip);
+  if (round == 1) {
+    Range range = {1.0f, 0.0f, false};
+    if (job.act != Act::kCodes && !job.in_floats()) {
+      const Extent extent =
+          s.strips > 1 ? joined(stack.extents + 3 * s.strips * image, s.strips)
+                       : extent_of(job, s, stack, image, rows, room);
+      Item given = {};
+      given.act_scale = stack.act_scale;
+      given.act_zero = stack.act_zero;
+      range = range_of(job, given, extent);
+    }
+    if (strip == 0) {
+      stack.scales[image] = range.bad ? __builtin_nanf("") : range.scale;
+      stack.zeros[image] = range.zero;
+    }
+    for (int64_t d = 0; d < s.planes && !(s.y.plain() && s.x.plain()); ++d) {
+      // Zero is made of zero bytes, both as a float and as a digit.
+      fill(s, static_cast<int>(range.zero) & 255,
+           codes + d * plane + filled.first * s.wide() * s.pitch * s.entry,
+           (filled.last - filled.first) * s.wide());
+    }
+    make_codes(job, s, stack, image, rows, range, room, made);
+  }
   if (s.cell == 0) return;
   for (int64_t d = 0; d < s.planes; ++d) {
-    int32_t* sums = stack.sums + (image * s.planes + d) * s.plane_sums();
     const int8_t* of_plane = reinterpret_cast<const int8_t*>(codes + d * plane);
-    if (s.of_windows && s.pieces.size() == 1) {
-      add_runs(s, of_plane, sums);
-      continue;
+    int32_t* of_sums = sums + d * s.plane_sums();
+    // Cells that windows of other strips see are kept for those.
+    int32_t* mine = !s.of_cells() ? of_sums
+                    : s.strips > 1 ? stack.cells + (image * s.planes + d) * cells
+                                   : of_cells;
+    if (round == 1 && !s.of_runs()) {
+      const int64_t first = filled.first * s.wide(), last = filled.last * s.wide();
+      add_up(of_plane + first * s.pitch, (last - first) * s.cells(), s.cell,
+             mine + first * s.cells());
     }
-    add_up(of_plane, cells, s.cell, s.of_windows ? of_cells : sums);
-    if (s.of_windows) add_windows(s, of_cells, of_cells + cells, sums);
+    if (round == 1 && s.strips > 1) continue;
+    const Strip windows = strip_of(s, s.y.out(), strip);
+    if (s.of_runs()) add_runs(s, windows, of_plane, of_sums);
+    if (s.of_cells()) add_windows(s, windows, mine, of_cells + cells, of_sums);
   }
 }

@@ -1,4 +1,4 @@
-// Two rounds of tasks shared between the calling thread and helpers.
+// Rounds of tasks shared between the calling thread and helpers.
 //
 // Threads that are awake claim tasks, the caller first of all. No thread waits for a task
 // that is not claimed, so helpers may be late, or busy for another caller. A helper that comes late finds nothing to claim and
@@ -30,16 +30,22 @@ class Region {
  public:
   using Task = void (*)(const void* context, int round, int64_t task);
 
-  Region(Task task, const void* context, int64_t first, int64_t second)
-      : task_(task), context_(context), sizes_{first, second} {}
+  static constexpr int kRounds = 4;
+  struct Sizes {
+    int64_t of[kRounds];
+  };
+
+  Region(Task task, const void* context, Sizes sizes)
+      : task_(task), context_(context), sizes_(sizes) {}
 
   // How long a helper waits for another region when it is done.
   std::chrono::microseconds patience{0};
   const int caller = processor();
 
   void work() {
-    for (int round = 0; round < 2; ++round) {
-      const int64_t n = sizes_[round];
+    for (int round = 0; round < kRounds; ++round) {
+      const int64_t n = sizes_.of[round];
+      if (n == 0) continue;
       while (true) {
         const int64_t i = claim(round, n);
         if (i == n) break;
@@ -97,9 +103,9 @@ class Region {
   std::atomic<bool> failed_{false};
   Task task_;
   const void* context_;
-  int64_t sizes_[2];
-  alignas(64) std::atomic<uint64_t> next_[2] = {{0}, {0}};
-  alignas(64) std::atomic<int64_t> done_[2] = {{0}, {0}};
+  Sizes sizes_;
+  alignas(64) std::atomic<uint64_t> next_[kRounds] = {};
+  alignas(64) std::atomic<int64_t> done_[kRounds] = {};
 };
 
 // A thread that helps callers. When it is done it waits a little for the next region
@@ -256,13 +262,15 @@ inline bool ends_program(const Site& site) {
   return place(site) == site.weight;
 }
 
-// Runs both rounds on this thread and up to `helpers` other ones. Returns whether all
+// Runs all rounds on this thread and up to `helpers` other ones. Returns whether all
 // tasks had the memory they needed.
 template <typename Pool>
 bool run(Pool&, const Site& site, int64_t helpers, Region::Task task,
-         const void* context, int64_t first, int64_t second) {
-  if (helpers == 0) return Region(task, context, first, second).done();
-  const auto region = std::make_shared<Region>(task, context, first, second);
+         const void* context, int64_t first, int64_t second, int64_t third = 0,
+         int64_t fourth = 0) {
+  const Region::Sizes sizes = {first, second, third, fourth};
+  if (helpers == 0) return Region(task, context, sizes).done();
+  const auto region = std::make_shared<Region>(task, context, sizes);
   region->patience = ends_program(site) ? Helper::kBetween : Helper::kWithin;
   // From here on a helper may be at work for this call, so nothing may end the call but
   // the end of all work. Where there is no memory for helpers, it does without them.

@@ -49,7 +49,8 @@ inline bool out_fits(const Operands& p, const Scene& s, int64_t features) {
 
 // Bytes of the codes of a stack of images, and of what goes with them.
 inline int64_t stack_bytes(const Scene& s) {
-  return rounded(s.bytes()) + rounded(s.sums() * 4) + 2 * rounded(s.images * 4);
+  return rounded(s.bytes()) + rounded(s.sums() * 4) + 2 * rounded(s.images * 4) +
+         rounded(s.shared_cells() * 4) + rounded(s.extents() * 4);
 }
 
 // The images of entry `i` of a stack, with room for what they become.
@@ -66,6 +67,10 @@ inline Stack stack_of(const Operands& p, const Scene& s, Dims lead, int64_t i,
   stack.scales = reinterpret_cast<float*>(memory);
   memory += rounded(s.images * 4);
   stack.zeros = reinterpret_cast<float*>(memory);
+  memory += rounded(s.images * 4);
+  stack.cells = reinterpret_cast<int32_t*>(memory);
+  memory += rounded(s.shared_cells() * 4);
+  stack.extents = reinterpret_cast<float*>(memory);
   return stack;
 }
 
@@ -75,5 +80,25 @@ inline Job image_job_of(const Job& job, const Scene& s) {
   of_images.k = s.x.size * s.channels;
   return of_images;
 }
+
+// How many strips an image is cut into while its codes are made: one, if there are images
+// for all workers.
+inline int64_t strips_for(const Scene& s, int64_t images, int64_t workers) {
+  constexpr int64_t kLeast = 4096;  // entries of a strip
+  const int64_t most = s.y.size * s.x.size * s.channels / kLeast;
+  if (images >= workers) return 1;
+  return std::max<int64_t>(std::min({2 * workers / images, s.y.size, most}), 1);
+}
+
+// How many tasks the rounds have in which codes of all images are made.
+struct ImageTasks {
+  int64_t extents, codes, sums;
+
+  ImageTasks(const Job& job, const Scene& s, int64_t images) : codes(images * s.strips) {
+    const bool measured = job.act != Act::kCodes && !job.in_floats();
+    extents = s.strips > 1 && measured ? codes : 0;
+    sums = s.strips > 1 && (s.of_runs() || s.of_cells()) ? codes : 0;
+  }
+};
 
 }  // namespace jaxopt_compress
