@@ -16,6 +16,7 @@ from jaxopt_compress.core import lift
 from jaxopt_compress.kernels import dispatch
 from jaxopt_compress.kernels import layout
 from jaxopt_compress.kernels import leaves
+from jaxopt_compress.kernels import phases as phases_lib
 from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 from jaxopt_compress.kernels.leaves import portable
@@ -36,6 +37,16 @@ def convolution(lhs, rhs, epilogue=None, **params):
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
   if declined:
     return declined
+  if phases := phases_lib.of(rhs, params):
+    spec = params['dimension_numbers'].out_spec
+    y = convolution(
+      lhs,
+      phases_lib.as_columns(rhs, phases),
+      phases_lib.epilogue_of(epilogue, phases, spec),
+      **phases_lib.ordinary(params, phases),
+    )
+    done = y is not NotImplemented and not isinstance(y, lift.Dense)
+    return phases_lib.together(y, phases, spec) if done else y
   images, feature, *space = params['dimension_numbers'].lhs_spec
   out_images, out_feature, *out_space = params['dimension_numbers'].out_spec
   # Kernels read [images, height, width, channels]; an image of one axis has height
