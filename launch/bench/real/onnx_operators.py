@@ -286,12 +286,23 @@ def Softmax(xp, x, axis=-1):
   return jax.nn.softmax(jnp.asarray(x), axis)
 
 
+def _channels_last(x):
+  """Convolutions leave channels last: XLA copies what is to be added up otherwise."""
+  return jnp.moveaxis(x, 1, -1)
+
+
+def _over_space(reduce, x):
+  rank = np.ndim(x)
+  y = reduce(_channels_last(x), axis=tuple(range(1, rank - 1)))
+  return jnp.expand_dims(y, tuple(range(2, rank)))
+
+
 def GlobalAveragePool(xp, x):
-  return xp.mean(x, axis=tuple(range(2, np.ndim(x))), keepdims=True)
+  return _over_space(jnp.mean, x)
 
 
 def GlobalMaxPool(xp, x):
-  return xp.max(x, axis=tuple(range(2, np.ndim(x))), keepdims=True)
+  return _over_space(jnp.max, x)
 
 
 def MaxPool(xp, x, kernel_shape, strides=None, pads=None, **how):
@@ -311,14 +322,15 @@ def _pooled(x, start, combine, window, strides, pads, ceil_mode=0):
   if ceil_mode:
     raise ValueError('Pooling with ceil_mode=1 is not known.')
   padding = _padding(pads, len(window))
-  return lax.reduce_window(
-    x,
+  y = lax.reduce_window(
+    _channels_last(x),
     np.float32(start),
     combine,
-    (1, 1, *window),
-    (1, 1, *(strides or [1] * len(window))),
-    [(0, 0), (0, 0), *padding],
+    (1, *window, 1),
+    (1, *(strides or [1] * len(window)), 1),
+    [(0, 0), *padding, (0, 0)],
   )
+  return jnp.moveaxis(y, -1, 1)
 
 
 # ----------------------------------------------------------------------- products
