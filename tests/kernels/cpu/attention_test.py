@@ -87,6 +87,17 @@ class AttentionTest(parameterized.TestCase):
     y, expected = _run(p, form, path), oracle.expected(p, form)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
+  @parameterized.parameters(*PATHS)
+  def test_many_equal_weights_beside_a_large_one(self, path):
+    # Added to a sum near 1 one by one, all are rounded to the same side.
+    p = _operands(16, 512, heads=1, b=1)
+    p.key[:] = 0.0
+    p.key[:, 0] = p.query[0, 0] * 12 / np.sum(p.query[0, 0] ** 2)
+    p.query[:] = p.query[0, 0]
+    form = attention.Form(scale=1.0)
+    off = np.abs(_run(p, form, path) - oracle.expected(p, form)).max()
+    self.assertLess(off / np.abs(p.value).max(), 2e-6)
+
   @parameterized.product(places=sorted(PLACES.values()), path=PATHS)
   def test_nan_of_a_query_and_of_values_not_read(self, places, path):
     t, s = places

@@ -168,12 +168,24 @@ inline void weigh(int64_t n, int registers, float* scores, float* most, float* s
     for (; i < n; ++i) m[0] = V::at_least(m[0], V::get(x + i * kColumns));
     const F now = V::at_least(V::at_least(m[0], m[1]), V::at_least(m[2], m[3]));
     const F shrunk = decay(V::sub(before, now));
-    F total = V::mul(V::get(sum + c * V::kLanes), shrunk);
-    for (i = 0; i < n; ++i) {
-      const F weight = decay(V::sub(V::get(x + i * kColumns), now));
-      V::put(x + i * kColumns, weight);
-      total = V::add(total, weight);
+    const auto weight = [&](int64_t i) {
+      const F w = decay(V::sub(V::get(x + i * kColumns), now));
+      V::put(x + i * kColumns, w);
+      return w;
+    };
+    // Eight are added up first: one by one, equal ones, as those of what is masked, would
+    // all be rounded to the same side by a sum near 1.
+    F total = V::all(0.0f);
+    for (i = 0; i + 8 <= n; i += 8) {
+      F w[8];
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) w[j] = weight(i + j);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) w[j] = V::add(w[j], w[j + 4]);
+      total = V::add(total, V::add(V::add(w[0], w[1]), V::add(w[2], w[3])));
     }
+    for (; i < n; ++i) total = V::add(total, weight(i));
+    total = V::fma(V::get(sum + c * V::kLanes), shrunk, total);
     V::put(most + c * V::kLanes, now);
     V::put(sum + c * V::kLanes, total);
     V::put(factor + c * V::kLanes, shrunk);
