@@ -22,6 +22,7 @@ import numpy as np
 import jaxopt_compress as jc
 from launch.bench.kernels import cells
 from launch.bench.kernels import turns
+from launch.bench.real import mixed
 
 XLA = 'XLA float32'
 FLOAT, INT8, INT4 = 'float', 'int8', 'int4'
@@ -55,18 +56,21 @@ class Form(NamedTuple):
     scheme: by which weights are rounded.
     kind: INT8 or INT4.
     barred: whether bars are for it; others are printed beside it.
+    mixed: whether weights that cost too much so are rounded otherwise: `mixed.rules`.
   """
 
   name: str
   scheme: Any
   kind: str
   barred: bool = True
+  mixed: bool = False
 
 
 FORMS = (
   Form('int8', jc.W8A8, INT8),
   Form('int8 sym', 'int8, int8 token', INT8, barred=False),
   Form('int4 g128', jc.W4A8, INT4, barred=False),
+  Form('int4 by sensitivity', mixed.BASE, INT4, mixed=True),
 )
 
 
@@ -92,6 +96,8 @@ class Model(NamedTuple):
       collapsed.
     parity: how far from the original runtime float results may be, of the
       largest of them.
+    seen: inputs, a batch of other data than what is judged, by which formats are
+      chosen; None where no form is.
   """
 
   name: str
@@ -108,6 +114,7 @@ class Model(NamedTuple):
   forms: tuple[Form, ...] = FORMS
   bars: dict[str, float | None] = {}
   parity: float = 1e-4
+  seen: tuple[np.ndarray, ...] | None = None
 
 
 class Runtimes:
@@ -176,6 +183,8 @@ def packed(model: Model, form: Form) -> tuple[Any, dict[str, str]]:
     if not found and re.fullmatch(model.where, path)
   ]
   rules = [*idle, (model.where, form.scheme), (r'.*', None)]
+  if form.mixed:
+    rules = mixed.rules(model, rules, uses)
   q = jc.quantize(params, rules, uses)
   skipped = {}
   leaves = jc.pack(q, uses, skipped=skipped.__setitem__)
@@ -190,6 +199,8 @@ def ours(model: Model, form: Form | None) -> Any:
   for why in sorted(set(skipped.values())):
     names = [name for name, w in skipped.items() if w == why]
     print(f'    {form.name}, not packed: {len(names)} ({names[0]}): {why}')
+  before, after = jc.nbytes(model.params), jc.nbytes(params)
+  print(f'    {form.name}: {after:,} bytes of {before:,}', flush=True)
   return params
 
 

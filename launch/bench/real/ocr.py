@@ -76,15 +76,15 @@ def overlap(found: np.ndarray, want: np.ndarray) -> dict[str, float]:
   }
 
 
-def lines(count: int) -> np.ndarray:
+def lines(count: int, split: str = 'test') -> np.ndarray:
   """[count, 3, 48, 320]: some sixteen letters each."""
-  texts = real_distill.paragraphs('test')[:count]
+  texts = real_distill.paragraphs(split)[:count]
   return np.stack([drawn([t[:16]], _LINE, 36, i) for i, t in enumerate(texts)])
 
 
-def pages(count: int) -> np.ndarray:
+def pages(count: int, split: str = 'test') -> np.ndarray:
   """[count, 3, 320, 320]: six lines each."""
-  texts = real_distill.paragraphs('test')[: 6 * count]
+  texts = real_distill.paragraphs(split)[: 6 * count]
   parts = [[t[:30] for t in texts[6 * i : 6 * i + 6]] for i in range(count)]
   return np.stack([drawn(p, _PAGE, 18, i) for i, p in enumerate(parts)])
 

@@ -141,6 +141,34 @@ class RealTest(absltest.TestCase):
     _, out = _printed(bars.show)
     self.assertIn('0 met, 2 missed', out)
 
+  def test_four_bits_where_they_hold(self):
+    # A row of each group is so large that the others have no steps of four bits left,
+    # and meets nothing.
+    a = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    a[::32] *= 8
+    x = np.random.default_rng(1).standard_normal((3, 8, 64)).astype(np.float32)
+    x[..., ::32] = 0
+    model = _model()
+    model = model._replace(
+      apply=lambda params, x: (
+        jnp.tanh(x @ params['a']['kernel'] / 8) @ params['b']['kernel'],
+      ),
+      params={'a': {'kernel': a}, 'b': model.params},
+      cells={'8': (x[0],)},
+      judged=(x[:1],),
+      seen=(x[1],),
+    )
+    (form,) = [f for f in model.forms if f.mixed]
+    params, out = _printed(measure.ours, model, form)
+    self.assertIn('int8', params['a']['kernel'].describe())
+    self.assertIn('int4', params['b']['kernel'].describe())
+    self.assertRegex(out, r'int4 by sensitivity: [\d,]+ bytes of 24,576')
+    got, want = (
+      measure.results(model, p) for p in (params, measure.ours(model, None))
+    )
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    self.assertLess(error, 0.25)
+
   def test_who_has_collapsed_is_printed_and_compared_with_nobody(self):
     model, bars = _model(), bars_lib.Bars()
     forms = {measure.XLA: measure.ours(model, None)}
