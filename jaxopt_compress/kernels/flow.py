@@ -15,6 +15,7 @@ MOVES = (
   'expand_dims',
   'broadcast_in_dim',
   'transpose',
+  'rev',
   'convert_element_type',
   'slice',
   'dynamic_slice',

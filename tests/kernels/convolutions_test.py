@@ -182,7 +182,7 @@ class ConvTest(parameterized.TestCase):
     self.assertLess(_distance(g(p, x), jax.jit(jc.lift(f))(q, x)), bound)
 
   @parameterized.product(
-    words=('W8A8', 'int8 asym, int8 asym', 'int4, int8 token', 'W4A16', 'NF4'),
+    words=('W8A8', 'int8 asym, int8 asym', 'int4, int8 token', 'W4A16', 'int8'),
     spec=(('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')),
     phases=((2, 2), (3, 1)),
   )
@@ -213,7 +213,8 @@ class ConvTest(parameterized.TestCase):
     p = pack(q, uses)
     g = jax.jit(jc.lift(f))
     self.assertLess(_distance(g(p, x, other), g(q, x, other)), 1e-5)
-    self.assertNotIn('logistic', g.lower(p, x, other).as_text())
+    if native.available():
+      self.assertIn('curve = "silu"', g.lower(p, x, other).as_text())
     loss = lambda p, x: jnp.sum(jc.lift(f)(p, x, other) ** 2)
     got, want = (jax.grad(loss, 1)(leaf, x) for leaf in (p, q))
     self.assertLess(_distance(got, want), 1e-5)
