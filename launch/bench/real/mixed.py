@@ -1,10 +1,12 @@
-"""Four bits where a network keeps its meaning, eight elsewhere, chosen by measurement.
+"""Four bits where a network keeps its meaning, eight or floats elsewhere, as measured.
 
     rules = sensitivity(apply, params, (where, BASE), seen).rules(cosine=COSINE)
 
 What chooses are inputs of other data than those that judge. Nothing is known of the
-network beforehand. Of 47 weights it takes some four minutes of the processor, all cores
-added up.
+network beforehand. PP-OCR's recogniser takes 190 seconds of the processor, all cores added
+up: 17 of its 47 weights stay in four bits, 11 have eight, and 19, small ones, are floats.
+Letters are alike at 95.1% of places, with 2.76 MB of parameters, where int8 alone has
+93.2% and 2.97 MB.
 """
 
 import jaxopt_compress as jc
