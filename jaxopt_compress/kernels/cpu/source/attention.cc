@@ -212,8 +212,8 @@ ffi::Error check(const Call& c, bool masks) {
   };
   const auto readable = [&](const Part& p) { return floating(p) || p.is(Type::kS8); };
   if (!floating(c.query) || !readable(c.key) || !readable(c.value) || !floating(c.out) ||
-      !floating(c.bias) || !masks || !c.layer.is(Type::kS32) || q.d_step > 1 || v.d_step > 1 ||
-      o.d_step > 1) {
+      !floating(c.bias) || !masks || !c.layer.is(Type::kS32) || q.d_step > 1 ||
+      v.d_step > 1 || o.d_step > 1) {
     return wrong("types or orders of attention do not fit each other");
   }
   for (const Part* p : {&c.query, &c.key, &c.value, &c.bias, &c.mask, &c.wanted, &c.known,
@@ -278,19 +278,12 @@ void plan(int64_t workers, Call* call) {
 ffi::Error attention(ffi::ThreadPool pool, ffi::RunId id, ffi::AnyBuffer query,
                      ffi::AnyBuffer key, ffi::AnyBuffer value, ffi::RemainingArgs rest,
                      ffi::Result<ffi::AnyBuffer> out, const Options& options) {
-  static int64_t no_entries = 0;
-  static XLA_FFI_Buffer missing = {
-      XLA_FFI_Buffer_STRUCT_SIZE, nullptr, XLA_FFI_DataType_F32, nullptr, 1,
-      &no_entries};
   if (static_cast<size_t>(__builtin_popcount(options.given)) != rest.size()) {
     return wrong("operands are missing");
   }
-  size_t next = 0;
-  const auto operand = [&](int i, size_t own) -> Part {
-    const bool is_there = options.given >> i & 1;
-    return {is_there ? rest.get<ffi::AnyBuffer>(next++).value()
-                     : ffi::AnyBuffer(&missing),
-            own};
+  Passed passed(rest);
+  const auto operand = [&](int i, size_t own) {
+    return passed.take(options.given >> i & 1, own);
   };
   const Form& form = options.form;
   // Bit 6 says whether there is a layer, and so an axis of layers.

@@ -27,15 +27,7 @@ inline typename V::F decay(typename V::F x) {
   // x log2(e) = f - n with a whole number n.
   const F n = V::nearest(V::mul(x, V::all(-kLog2e)));
   const F f = V::fma(x, V::all(kLog2e), n);
-  // The series of kGrowth in curves.h.
-  F p = V::all(1.5252734e-5f);
-  p = V::fma(p, f, V::all(1.5403530e-4f));
-  p = V::fma(p, f, V::all(1.3333558e-3f));
-  p = V::fma(p, f, V::all(9.6181291e-3f));
-  p = V::fma(p, f, V::all(5.5504109e-2f));
-  p = V::fma(p, f, V::all(2.4022651e-1f));
-  p = V::fma(p, f, V::all(6.9314718e-1f));
-  p = V::fma(p, f, V::all(1.0f));
+  const F p = V::fma(polynomial(kGrowth, f), f, V::all(1.0f));
   return V::mul(p, V::halved(n));
 }
 
@@ -194,19 +186,22 @@ inline void weigh(int64_t n, int registers, float* scores, float* most, float* s
 
 // -------------------------------------------------------------- rows of a head
 
-// How many keys are taken at a time.
+// How many keys, values and scores fit into kAtOnce bytes.
+inline int64_t keys_that_fit(const Heads& a) {
+  const int64_t most = kAtOnce / 4 / (a.d + padded(a.dv) + kColumns);
+  return most < 16 ? 16 : most > 512 ? 512 : most;
+}
+
+// How many of some keys are taken at a time.
 inline int64_t keys_at_once(const Heads& a, int64_t keys) {
-  int64_t most = kAtOnce / 4 / (a.d + padded(a.dv) + kColumns);
-  most = most < 16 ? 16 : most > 512 ? 512 : most;
+  const int64_t most = keys_that_fit(a);
   // A few more at once cost less than a second run.
   const int64_t runs = keys <= most + most / 4 ? 1 : (keys + most - 1) / most;
   return keys == 0 ? 1 : (keys + runs - 1) / runs;
 }
 
 inline int64_t most_at_once(const Heads& a) {
-  int64_t most = kAtOnce / 4 / (a.d + padded(a.dv) + kColumns);
-  most = most < 16 ? 16 : most > 512 ? 512 : most;
-  most += most / 4;
+  const int64_t most = keys_that_fit(a) * 5 / 4;
   return most < a.keys ? most : a.keys;
 }
 

@@ -1,8 +1,8 @@
 // Rounds of tasks shared between the calling thread and helpers.
 //
 // Threads that are awake claim tasks, the caller first of all. No thread waits for a task
-// that is not claimed, so helpers may be late, or busy for another caller. A helper that comes late finds nothing to claim and
-// touches nothing of the caller's.
+// that is not claimed, so helpers may be late, or busy for another caller. A helper that
+// comes late finds nothing to claim and touches nothing of the caller's.
 #pragma once
 
 #include <atomic>
