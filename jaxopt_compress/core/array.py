@@ -78,6 +78,10 @@ class CompressedArray:
     """
     raise NotImplementedError
 
+  def apart(self) -> 'CompressedArray':
+    """The same leaf without more than it needs, after `entry`."""
+    return self
+
   def can_cut(self, axis: int, size: int) -> bool:
     """Whether every part, cut each `size` entries along `axis`, is a cut leaf.
 

@@ -124,7 +124,8 @@ def _scan(ctx, eqn, operands):
 
   def body(state, xs):
     outs, found = run(*consts, *rebuild(state), *cut(xs))
-    return {i: outs[i] for i in init}, (outs[n_carry:], found)
+    ys = [y.apart() if array.is_compressed(y) else y for y in outs[n_carry:]]
+    return {i: outs[i] for i in init}, (ys, found)
 
   state, (ys, found) = lax.scan(
     body,

@@ -61,6 +61,7 @@ class PanelArray(array.CompressedArray):
   can_cut = plan_lib.can_cut
   indexed = property(plan_lib.indexed)
   entry = plan_lib.entry
+  apart = plan_lib.apart
   materialize = portable_lib.materialize
   portable = portable_lib.portable
 

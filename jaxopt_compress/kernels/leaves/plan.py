@@ -159,6 +159,12 @@ def entry(leaf, index: jax.Array):
   return dataclasses.replace(leaf, **cut)
 
 
+def apart(leaf):
+  """The leaf of one layer with a payload of its own."""
+  first = next(iter(leaf.axes(leaf.plan)))
+  return dataclasses.replace(leaf, **{first: layers.cut(getattr(leaf, first))})
+
+
 def with_paths(leaf, paths: Iterable[tuple[int, str]]):
   """The leaf told which instruction path to take for how many rows."""
   plan = leaf.plan._replace(paths=tuple(paths))

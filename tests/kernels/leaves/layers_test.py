@@ -107,6 +107,14 @@ class LayersTest(parameterized.TestCase):
     want = once(p, once(p, X))
     self.assert_equal(jax.jit(jc.lift(twice))(p, X), want)
 
+  def test_weights_that_a_loop_returns(self):
+    p = packed(jc.W8A8)
+    f = lambda p, x: jax.lax.scan(lambda h, p: (layer(h, p), p['up'].T), x, p)[
+      1
+    ]
+    got = jc.materialize(jax.jit(jc.lift(f))(p, X))
+    np.testing.assert_array_equal(got, jc.materialize(p['up']).swapaxes(1, 2))
+
   def test_no_weight_is_copied(self):
     if not native.available():
       self.skipTest('needs the CPU kernels')
