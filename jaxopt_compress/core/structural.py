@@ -288,7 +288,7 @@ def _shard_map(ctx, eqn, operands):
     operands, p['in_specs'], p['jaxpr'].invars, strict=True
   ):
     if array.is_compressed(x):
-      x = ctx.placed(x, spec)
+      x = ctx.placed(x.apart(), spec)
       leaf_spec = sharding.leaf_specs(x, spec, p['mesh'], v.aval.shape)
       if leaf_spec is None:
         reason = f'its parts cannot be cut as {spec} cuts the array'

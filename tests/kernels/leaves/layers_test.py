@@ -115,6 +115,17 @@ class LayersTest(parameterized.TestCase):
     got = jc.materialize(jax.jit(jc.lift(f))(p, X))
     np.testing.assert_array_equal(got, jc.materialize(p['up']).swapaxes(1, 2))
 
+  def test_shard_map_in_a_loop(self):
+    p = packed(jc.W8A8)
+    spec = jax.sharding.PartitionSpec()
+    mesh = jax.make_mesh(
+      (1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    each = jax.shard_map(layer, mesh=mesh, in_specs=spec, out_specs=spec)
+    f = lambda p, x: jax.lax.scan(lambda h, p: (each(h, p), None), x, p)[0]
+    want = jax.jit(jc.lift(unrolled))(p, X)[0]
+    self.assert_equal(jax.jit(jc.lift(f))(p, X), want)
+
   def test_no_weight_is_copied(self):
     if not native.available():
       self.skipTest('needs the CPU kernels')
