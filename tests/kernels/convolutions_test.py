@@ -181,44 +181,6 @@ class ConvTest(parameterized.TestCase):
     bound = 2e-6 if words is None else 2e-2
     self.assertLess(_distance(g(p, x), jax.jit(jc.lift(f))(q, x)), bound)
 
-  @parameterized.product(
-    words=('W8A8', 'int8 asym, int8 asym', 'int4, int8 token', 'W4A16', 'int8'),
-    spec=(('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')),
-    phases=((2, 2), (3, 1)),
-  )
-  def test_windows_side_by_side(self, words, spec, phases):
-    """Of a transposed convolution; what follows it is as ever."""
-    shapes = {'N': 2, 'H': 4, 'W': 5, 'C': 8, 'O': 6, 'I': 8}
-    window = {'H': phases[0], 'W': phases[1] if phases[1] > 1 else 3}
-    x = jax.random.normal(_KEYS[0], [shapes[a] for a in spec[0]]) + 0.3
-    kernel = [window.get(a, shapes[a]) for a in spec[1]]
-    axes = tuple(spec[1].index(a) for a in 'HW')
-    pads = tuple((p - 1, p - 1) if p > 1 else (1, 1) for p in phases)
-    of_columns = [6 if a == 'C' else 1 for a in spec[2]]
-    params = {
-      'w': jax.random.normal(_KEYS[1], kernel),
-      'scale': jnp.linspace(0.5, 1.5, 6).reshape(of_columns),
-    }
-
-    def f(p, x, other=0.0):
-      w = jax.lax.rev(p['w'], axes)
-      y = jax.lax.conv_general_dilated(
-        x, w, (1, 1), pads, phases, dimension_numbers=spec
-      )
-      return jax.nn.silu(y * p['scale']) * p['scale'] + other
-
-    other = jax.random.normal(_KEYS[2], jax.eval_shape(f, params, x).shape)
-    uses = jc.uses(f)(params, x, other)
-    q = jc.quantize(params, [('w', words), ('.*', None)], uses)
-    p = pack(q, uses)
-    g = jax.jit(jc.lift(f))
-    self.assertLess(_distance(g(p, x, other), g(q, x, other)), 1e-5)
-    if native.available():
-      self.assertIn('curve = "silu"', g.lower(p, x, other).as_text())
-    loss = lambda p, x: jnp.sum(jc.lift(f)(p, x, other) ** 2)
-    got, want = (jax.grad(loss, 1)(leaf, x) for leaf in (p, q))
-    self.assertLess(_distance(got, want), 1e-5)
-
   def test_vmap(self):
     f, image, kernel = CONVS['same']
     x = jax.random.normal(_KEYS[0], (3, *image))
