@@ -77,7 +77,8 @@ def in_order(jaxpr, claims: Sequence[Claim]) -> list[tuple[Claim | None, list]]:
 def _order(eqns, claims) -> tuple[list[int], list[int]]:
   """(steps by the positions of their first equations, a circle that forbids that)."""
   first = {i: claim.indices[0] for claim in claims for i in claim.indices}
-  # What is behind operands is made before the last equation.
+  # All that a claim reads is made before its last equation: an operand of that, or
+  # what an operand was made of.
   reads = {claim.indices[-1]: claim.reads for claim in claims}
   needs, makers, last_effect = {}, {}, None
   for i, eqn in enumerate(eqns):

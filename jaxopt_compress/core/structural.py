@@ -224,7 +224,8 @@ def _cond(ctx, eqn, operands):
   args, names = bodies.unzip(rest)
   kept = bodies.kept_by_all(ctx, eqn.params['branches'], args, names)
   branches = [
-    bodies.apart(ctx, eqn, b, names, kept) for b in eqn.params['branches']
+    _whole_results(bodies.apart(ctx, eqn, b, names, kept))
+    for b in eqn.params['branches']
   ]
   # All branches must return the same tree.
   branches = bodies.complete(ctx, branches, args)
@@ -238,6 +239,16 @@ def _cond(ctx, eqn, operands):
     outs, found = lax.switch(index, branches, *args)
   ctx.give(found)
   return [(x, kept.get(i)) for i, x in enumerate(outs)]
+
+
+def _whole_results(branch):
+  """A branch whose leaves hold no stack that they are a layer of: it would be copied."""
+
+  def run(*args):
+    outs, found = branch(*args)
+    return [y.apart() if array.is_compressed(y) else y for y in outs], found
+
+  return run
 
 
 def _custom_jvp(ctx, eqn, operands):

@@ -37,7 +37,7 @@ def convolution(lhs, rhs, epilogue=None, **params):
   declined = dot.refuses(lhs) or _not_its_windows(rhs, params)
   if declined:
     return declined
-  if phases := phases_lib.of(rhs, params):
+  if phases := phases_lib.of(rhs, params, lhs):
     spec = params['dimension_numbers'].out_spec
     y = convolution(
       lhs,

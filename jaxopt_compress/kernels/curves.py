@@ -151,6 +151,8 @@ def _of_number(v, flow) -> list[Any] | None:
 
 def _named(eqns: Sequence[Any], v, out) -> str | None:
   """The name of the curve that equations compute, derivatives included."""
+  if out.aval.shape != v.aval.shape:  # it is spread over what it meets
+    return None
   values = formulas.of_equations(eqns, v, out, enter=_ENTER)
   if values is None:
     return None

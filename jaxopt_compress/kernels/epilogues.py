@@ -2,10 +2,10 @@
 
     y -> relu(gain * curve(y * scale + shift) + offset + other),  or times other
 
-each of which may be missing; with numbers for each column,
-one of `curves.CURVES`, and `other` as large as y: a bias, a normalisation with known
-moments, an activation with learned scales around it, a residual sum, a gate. XLA would read and write all of y again
-for it.
+each of which may be missing; with numbers for each column, one of `curves.CURVES`, and
+`other` as large as y: a bias, a normalisation with known moments, an activation with
+learned scales around it, a residual sum, a gate. XLA would read and write all of y
+again for it.
 """
 
 from collections.abc import Callable
@@ -283,6 +283,10 @@ def _moved(chain, i, v, flow) -> dict[str, Any] | None:
 def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
   eqn, more = flow.jaxpr.eqns[i], dict(indices=(*chain.indices, i))
+  if (
+    eqn.outvars[0].aval.shape != v.aval.shape
+  ):  # it is spread over what it meets
+    return None
   relu = _relu(eqn, v)
   if relu is not None:
     return more | dict(relu=relu)

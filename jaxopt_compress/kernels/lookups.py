@@ -3,11 +3,12 @@
     f(one_hot(i) @ w)   =   table[i],   table = f([I; 0] @ w)
 
 with f what follows the product, column by column. Rows are rounded one by one, or all
-by the range that zeros and ones have, so each result is what it was. A number that is
-no column of the one-hot matrix meets the zeros.
+by the range that zeros and ones have, so each result is what it was, but for the order
+of sums. A number that is no column of the one-hot matrix meets the zeros.
 """
 
 from collections.abc import Iterable
+import math
 from typing import Any
 
 import jax
@@ -22,8 +23,8 @@ from jaxopt_compress.kernels import dots
 from jaxopt_compress.kernels import epilogues
 from jaxopt_compress.kernels import flow as flow_lib
 
-# A table pays where it has no more than this part of the rows.
-_LEAST = 2
+# A table pays where so many rows are read for each that it has.
+_ROWS_PER_ENTRY = 2
 
 
 def find(
@@ -60,9 +61,15 @@ def _one_hot_times(flow, near, product) -> tuple[Any, Any] | None:
   if not jaxprs.is_var(w) or w not in near or any(batch):
     return None
   *rows, k = x.aval.shape or (0,)
-  if tuple(summed[0]) != (len(rows),) or np.prod(rows) < _LEAST * (k + 1):
+  # How many rows there are is open in some exports.
+  known = all(isinstance(n, int) for n in (*rows, k))
+  if tuple(summed[0]) != (len(rows),) or not known:
     return None
-  return _compared(flow, x)
+  return _compared(flow, x) if _are_many(rows, k) else None
+
+
+def _are_many(rows, k) -> bool:
+  return math.prod(rows) >= _ROWS_PER_ENTRY * (k + 1)
 
 
 def _compared(flow, x) -> tuple[Any, Any] | None:

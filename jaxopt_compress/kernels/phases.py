@@ -20,9 +20,20 @@ from jaxopt_compress.kernels.leaves import numbers
 from jaxopt_compress.kernels.leaves import panels
 from jaxopt_compress.kernels.leaves import plan as plan_lib
 
+# Of fewer entries of x, laying out the kernel takes longer than multiplying zeros.
+_LEAST_ENTRIES = 128
 
-def of(leaf, params) -> tuple[int, ...] | None:
-  """Phases along each axis of space, if windows along axes of several do not overlap."""
+
+def of(leaf, params, images) -> tuple[int, ...] | None:
+  """Phases along each axis of space, or None where it stays a transposed convolution.
+
+  Windows may not overlap along axes that have several phases.
+  """
+  feature = params['dimension_numbers'].lhs_spec[1]
+  entries = [n for axis, n in enumerate(images.shape) if axis != feature]
+  known = all(isinstance(n, int) for n in entries)
+  if not known or math.prod(entries) < _LEAST_ENTRIES:
+    return None
   if not isinstance(leaf, leaves.PanelArray) or leaf.global_scale is not None:
     return None
   plan, phases = leaf.plan, params['lhs_dilation']
@@ -38,7 +49,7 @@ def of(leaf, params) -> tuple[int, ...] | None:
 def as_columns(leaf, phases) -> leaves.PanelArray:
   """The kernel with the taps along axes of several phases as columns.
 
-  The payload is laid out anew in each call, which takes little beside a convolution.
+  The payload is laid out anew in each call: see `_LEAST_ENTRIES`.
   """
   plan, m = leaf.plan, leaf.plan.matrix
   name = numbers.LAYOUT[plan.format].name

@@ -7,6 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxopt_compress as jc
 from jaxopt_compress.core import jaxprs
 from jaxopt_compress.kernels import curves
 from jaxopt_compress.kernels import epilogues
@@ -230,6 +231,28 @@ class FindTest(parameterized.TestCase):
   def test_not_found(self, name):
     closed = jax.make_jaxpr(NOT_FOUND[name])(X, W, B)
     self.assertEmpty(epilogues.find(closed.jaxpr))
+
+  @parameterized.parameters(
+    lambda y: jnp.clip(y, jnp.zeros((7, 8)), jnp.full((7, 8), 6.0)),
+    lambda y: jnp.minimum(jnp.maximum(y, jnp.zeros((7, 1))), 6.0) * 2 + 1,
+    lambda y: jnp.clip(y[:, None], jnp.zeros((1, 7, 1)), 6.0),
+    lambda y: jax.nn.silu(y[:, :1]) * jnp.full((1, 7), 2.0),
+    lambda y: y[:, :1] + jnp.arange(7.0)[None],
+    lambda y: jnp.maximum(y, jnp.zeros((7, 8))),
+    lambda y: jax.nn.silu(y) + jnp.ones((7, 8)),
+  )
+  def test_what_is_spread_over_more_is_left_to_xla(self, after):
+    for columns in (8, 1):
+      f = lambda p, x: after(jnp.tile(x @ p['w'], 8 // p['w'].shape[1]))
+      if columns == 1:
+        f = lambda p, x: after(x @ p['w'])
+      params = {'w': jax.random.normal(jax.random.key(0), (16, columns))}
+      x = jax.random.normal(jax.random.key(1), (1, 16))
+      uses = jc.uses(f)(params, x)
+      q = jc.quantize(params, [('w', jc.W8A8)], uses)
+      p = jc.pack(q, uses, target='cpu')
+      got, want = (jax.jit(jc.lift(f))(leaf, x) for leaf in (p, q))
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
   def test_a_sum_of_two_products_follows_one(self):
     f = lambda x, w, b: jax.nn.relu((x @ w + b) + (x @ (2 * w) + b))

@@ -78,6 +78,22 @@ class LookupsTest(parameterized.TestCase):
       g(p, PLACES), jax.jit(jc.lift(hidden))(p, PLACES), rtol=1e-6, atol=1e-6
     )
 
+  def test_how_many_rows_may_be_open(self):
+    p = {'w': W}
+    f = lambda p, x: jax.nn.silu(x @ p['w'] + 1.0)
+    x = jnp.ones((2, K))
+    q = pack(jc.quantize(p, [('w', jc.W8A8)], u := jc.uses(f)(p, x)), u)
+    leaves, tree = jax.tree.flatten(q)
+    (b,) = jax.export.symbolic_shape('b')
+    whose = jax.export.DisabledSafetyCheck.custom_call('jaxopt_compress_matmul')
+    program = jax.export.export(
+      jax.jit(lambda leaves, x: jc.lift(f)(tree.unflatten(leaves), x)),
+      disabled_checks=[whose],
+    )(leaves, jax.ShapeDtypeStruct((b, K), jnp.float32))
+    np.testing.assert_allclose(
+      program.call(leaves, x), jc.lift(f)(q, x), rtol=1e-6
+    )
+
   def test_transforms(self):
     g, p, q = _both(_product(FOUND['jax.nn']), 'int8')
     many = jnp.stack([PLACES, PLACES + 1, PLACES - 2])

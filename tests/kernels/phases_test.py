@@ -22,7 +22,7 @@ class PhasesTest(parameterized.TestCase):
     phases=((2, 2), (3, 1)),
   )
   def test_law(self, words, spec, phases):
-    shapes = {'N': 2, 'H': 4, 'W': 5, 'C': 8, 'O': 6, 'I': 8}
+    shapes = {'N': 2, 'H': 8, 'W': 9, 'C': 8, 'O': 6, 'I': 8}
     window = {'H': phases[0], 'W': phases[1] if phases[1] > 1 else 3}
     x = jax.random.normal(_KEYS[0], [shapes[a] for a in spec[0]]) + 0.3
     kernel = [window.get(a, shapes[a]) for a in spec[1]]
@@ -52,6 +52,26 @@ class PhasesTest(parameterized.TestCase):
     loss = lambda p, x: jnp.sum(jc.lift(f)(p, x, other) ** 2)
     got, want = (jax.grad(loss, 1)(leaf, x) for leaf in (p, q))
     self.assertLess(_distance(got, want), 1e-5)
+
+  @parameterized.parameters((0, 9), (2, 3), (8, 9))
+  def test_few_entries(self, *sizes):
+    f = lambda p, x: jax.lax.conv_general_dilated(
+      x,
+      p['w'],
+      (1, 1),
+      [(1, 1)] * 2,
+      (2, 2),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    x = jnp.ones((2, *sizes, 7))
+    params = {'w': jax.random.normal(_KEYS[0], (2, 2, 7, 5))}
+    uses = jc.uses(f)(params, x)
+    p = jc.pack(jc.quantize(params, [('w', 'int8')], uses), uses, target='cpu')
+    g = jax.jit(jc.lift(f))
+    self.assertEqual(g(p, x).shape, f(params, x).shape)
+    # Four phases of five features.
+    there = 'x20xf32' in g.lower(p, x).as_text()
+    self.assertEqual(there, sizes == (8, 9))
 
 
 if __name__ == '__main__':

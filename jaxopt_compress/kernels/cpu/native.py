@@ -129,7 +129,8 @@ class Rounding:
     act: CODES: x has int8 codes already. DYNAMIC: the range of each row is measured
       (of each image in a convolution). STATIC: the range is given. FLOAT: x is kept
       to 2^-23 of the largest entry of its row, to 2^-15 if it is bfloat16. A row
-      with a NaN or an infinity gives NaN, and so does a `zero` that is no whole number of eight bits.
+      with a NaN or an infinity gives NaN, and so does a `zero` that is no whole
+      number of eight bits.
     bound: the largest number of a row is so many steps.
     low, high: the smallest and the largest code.
     symmetric: whether codes have no zero point.

@@ -115,6 +115,21 @@ class LayersTest(parameterized.TestCase):
     got = jc.materialize(jax.jit(jc.lift(f))(p, X))
     np.testing.assert_array_equal(got, jc.materialize(p['up']).swapaxes(1, 2))
 
+  def test_a_branch_returns_one_layer(self):
+    p = packed(jc.W8A8)
+
+    def f(p, x):
+      def turn(h, p):
+        up = jax.lax.cond(h.sum() > 0, lambda w: w, lambda w: w, p['up'])
+        return layer(h, p | {'up': up}), None
+
+      return jax.lax.scan(turn, x, p)[0]
+
+    self.assert_equal(jax.jit(jc.lift(f))(p, X), jc.lift(looped)(p, X)[0])
+    stack = p['up'].payload.nbytes
+    run = jax.jit(jc.lift(f)).lower(p, X).compile()
+    self.assertLess(run.memory_analysis().temp_size_in_bytes, stack)
+
   def test_shard_map_in_a_loop(self):
     p = packed(jc.W8A8)
     spec = jax.sharding.PartitionSpec()
