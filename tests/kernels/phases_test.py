@@ -17,7 +17,14 @@ def _distance(y, expected):
 
 class PhasesTest(parameterized.TestCase):
   @parameterized.product(
-    words=('W8A8', 'int8 asym, int8 asym', 'int4, int8 token', 'W4A16', 'int8'),
+    words=(
+      'W8A8',
+      'int8 asym, int8 asym',
+      'int4, int8 token',
+      'W4A16',
+      'int8',
+      'NF4',
+    ),
     spec=(('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')),
     phases=((2, 2), (3, 1)),
   )
@@ -47,7 +54,8 @@ class PhasesTest(parameterized.TestCase):
     p = jc.pack(q, uses, target='cpu')
     g = jax.jit(jc.lift(f))
     self.assertLess(_distance(g(p, x, other), g(q, x, other)), 1e-5)
-    if native.available():
+    # Groups of rows, which NF4 has, are not turned around: it is dense by then.
+    if native.available() and words != 'NF4':
       self.assertIn('curve = "silu"', g.lower(p, x, other).as_text())
     loss = lambda p, x: jnp.sum(jc.lift(f)(p, x, other) ** 2)
     got, want = (jax.grad(loss, 1)(leaf, x) for leaf in (p, q))
