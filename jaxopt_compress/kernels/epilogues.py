@@ -226,7 +226,7 @@ def following(
   """
   jaxpr, readers = flow.jaxpr, flow.readers
   (v,) = jaxpr.eqns[at].outvars
-  # What ends with axes that are dropped ends before.
+  # `whole` is the chain up to its last step: a reshape counts if a step comes after it.
   chain = whole = alone(at, jaxpr)
   if not jnp.issubdtype(v.aval.dtype, jnp.floating):
     return chain
@@ -283,9 +283,8 @@ def _moved(chain, i, v, flow) -> dict[str, Any] | None:
 def _step(chain, i, v, flow, later) -> dict[str, Any] | None:
   """What a chain becomes with one more equation; None where it ends before."""
   eqn, more = flow.jaxpr.eqns[i], dict(indices=(*chain.indices, i))
-  if (
-    eqn.outvars[0].aval.shape != v.aval.shape
-  ):  # it is spread over what it meets
+  # Results that are spread over what they meet are not written by the product.
+  if eqn.outvars[0].aval.shape != v.aval.shape:
     return None
   relu = _relu(eqn, v)
   if relu is not None:
